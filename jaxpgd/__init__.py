@@ -1,0 +1,1 @@
+"""Policy-guided trajectory generation for offline reinforcement learning, in JAX."""

@@ -1,0 +1,96 @@
+"""The in-memory form of every dataset: flat transition arrays plus what is known about their origin."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Transition
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset says of itself. Hashable, so that it may be static in a compiled function."""
+
+    name: str
+    source: str  # "minari", "d4rl", "npz" or "builtin"
+    action_low: tuple[float, ...]  # bounds of the environment's actions, per dimension
+    action_high: tuple[float, ...]
+    env_id: str | None = None  # Gymnasium id, or the name of a built-in environment
+    env_spec: str | None = None  # Gymnasium EnvSpec as JSON, where stored
+    obs_keys: tuple[str, ...] = ()  # order in which dict observations were concatenated; empty for plain ones
+    obs_sizes: tuple[int, ...] = ()  # length of each of them
+    ref_min: float | None = None  # return that scores 0
+    ref_max: float | None = None  # return that scores 100
+    ref_source: str | None = None  # where the two come from: "minari metadata" or "D4RL table"
+
+
+@struct.dataclass
+class Dataset:
+    """M transitions in episode order.
+
+    `offsets[e]` is the index of the first step of episode e, and `offsets[E] = M`.
+    Actions are rescaled from `info`'s bounds to [-1, 1]. `discount` is 0 at terminals; `timeout` marks steps after which the
+    episode was cut without a terminal (so that value targets still bootstrap from `next_obs`).
+    """
+
+    obs: Array  # [M, O] float32
+    action: Array  # [M, A] float32, in [-1, 1]
+    reward: Array  # [M] float32
+    discount: Array  # [M] float32
+    next_obs: Array  # [M, O] float32
+    timeout: np.ndarray  # [M] bool, host
+    offsets: np.ndarray  # [E + 1] int64, host
+    info: DatasetInfo = struct.field(pytree_node=False)
+
+    @property
+    def size(self) -> int:
+        """Number of transitions M."""
+        return self.obs.shape[0]
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes E."""
+        return len(self.offsets) - 1
+
+    @property
+    def obs_dim(self) -> int:
+        """O."""
+        return self.obs.shape[-1]
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.action.shape[-1]
+
+    def transitions(self) -> Transition:
+        """All transitions, [M]."""
+        return Transition(obs=self.obs, action=self.action, reward=self.reward, discount=self.discount, next_obs=self.next_obs)
+
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of every episode, [E]."""
+        return np.add.reduceat(np.asarray(self.reward, np.float64), self.offsets[:-1])
+
+    def lengths(self) -> np.ndarray:
+        """Steps of every episode, [E]."""
+        return np.diff(self.offsets)
+
+
+def to_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
+    """Map actions [..., A] from [-1, 1] to the environment's bounds."""
+    low, high = np.asarray(info.action_low), np.asarray(info.action_high)
+    return low + (np.clip(action, -1.0, 1.0) + 1.0) * (high - low) / 2.0
+
+
+def from_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
+    """Map actions [..., A] from the environment's bounds to [-1, 1]."""
+    low, high = np.asarray(info.action_low), np.asarray(info.action_high)
+    return np.asarray(2.0 * (action - low) / (high - low) - 1.0)
+
+
+def to_device(dataset: Dataset) -> Dataset:
+    """The same dataset with its numeric arrays on the default device."""
+    arrays = {f: jnp.asarray(getattr(dataset, f), jnp.float32) for f in ("obs", "action", "reward", "discount", "next_obs")}
+    return dataclasses.replace(dataset, **arrays)

@@ -1,0 +1,183 @@
+"""The contracts that hold jaxpgd together: data containers and callables, with their shapes.
+
+Letters used everywhere: T steps, O observation dims, A action dims, D token dims, N trajectories, B batch, S seeds.
+
+Rules:
+- every callable that enters a compiled step is a pytree (a struct dataclass with static functions and array leaves), so that
+  new parameters never cause a new trace;
+- functions work on one example and are vmapped by their caller, unless they say that they take a batch;
+- random functions take their key first and consume it;
+- actions are in [-1, 1]^A inside jaxpgd; `data` rescales on load and `evaluation` scales back.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+from flax import struct
+from jax import Array
+
+PyTree = Any
+Metrics = dict[str, Array]
+State = TypeVar("State")
+
+
+@struct.dataclass
+class Transition:
+    """One step, or a batch of them with leading axes.
+
+    `discount` is 0 at a true terminal and 1 elsewhere (a timeout keeps 1); the hyperparameter is `gamma`.
+    """
+
+    obs: Array  # [..., O]
+    action: Array  # [..., A], in [-1, 1]
+    reward: Array  # [...]
+    discount: Array  # [...]
+    next_obs: Array  # [..., O]
+
+
+@struct.dataclass
+class Trajectory:
+    """T consecutive steps of one episode; step t leads to `obs[t + 1]`.
+
+    `mask[t]` marks a usable transition: its next observation is `obs[t + 1]`, or nothing is bootstrapped because
+    `discount[t]` is 0. The last step is therefore usable only at a terminal, and everything after a terminal is masked.
+    """
+
+    obs: Array  # [..., T, O]
+    action: Array  # [..., T, A]
+    reward: Array  # [..., T]
+    discount: Array  # [..., T]
+    mask: Array  # [..., T], bool
+
+
+class Denoise(Protocol):
+    """The estimate E[x0 | x = x0 + sigma * noise]. x [T, D], sigma [] -> [T, D]. Any such pytree callable can be sampled."""
+
+    def __call__(self, x: Array, sigma: Array) -> Array: ...
+
+
+@struct.dataclass
+class Stage:
+    """Where a sampler stands when it calls a hook."""
+
+    index: Array  # [] step i of `count`, from 0
+    count: int = struct.field(pytree_node=False)  # number of steps
+    sigma: Array  # [] noise level of the x that the hook receives
+    key: Array
+    denoise: Denoise
+
+
+class Hook(Protocol):
+    """Changes a sample between the stages of a sampler. x [T, D] -> [T, D]."""
+
+    def __call__(self, x: Array, stage: Stage) -> Array: ...
+
+
+class Sampler(Protocol):
+    """Turns noise at `sigmas[0]` into a sample. x [T, D], sigmas [n + 1] decreasing, the last 0 -> ([T, D], info)."""
+
+    def __call__(
+        self,
+        key: Array,
+        denoise: Denoise,
+        x: Array,
+        sigmas: Array,
+        *,
+        churn: Any = ...,
+        before_step: Hook | None = None,
+        after_stage: Hook | None = None,
+    ) -> tuple[Array, Metrics]: ...
+
+
+@struct.dataclass
+class Policy:
+    """A policy as data: parameters are leaves, functions static. All functions take one observation.
+
+    `log_prob_fn(params, obs [O], action [A], variance [A] or [])` is the log-density of the action in [-1, 1]^A under the
+    policy blurred by Gaussian noise of that variance (0: the policy itself). A deterministic policy gives a Gaussian around
+    its action, with the standard deviation that its maker documents.
+    """
+
+    params: PyTree
+    sample_fn: Callable[[PyTree, Array, Array], Array] = struct.field(pytree_node=False)
+    mode_fn: Callable[[PyTree, Array], Array] = struct.field(pytree_node=False)
+    log_prob_fn: Callable[[PyTree, Array, Array, Array | float], Array] | None = struct.field(pytree_node=False, default=None)
+
+    def sample(self, key: Array, obs: Array) -> Array:
+        """Draw an action [A] at obs [O]."""
+        return self.sample_fn(self.params, key, obs)
+
+    def mode(self, obs: Array) -> Array:
+        """The action [A] that evaluation uses at obs [O]."""
+        return self.mode_fn(self.params, obs)
+
+    def log_prob(self, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+        """Log-density [] of action [A] at obs [O]. Raises TypeError where the policy has none."""
+        if self.log_prob_fn is None:
+            raise TypeError("this policy has no log_prob: give it log_prob_fn to guide towards it or to score actions")
+        return self.log_prob_fn(self.params, obs, action, variance)
+
+
+class Synthesizer(Protocol):
+    """Makes trajectories for a policy. start [N, O] are real observations; those that do not start from them only use N."""
+
+    def __call__(self, key: Array, policy: Policy, start: Array) -> "Synthesis": ...
+
+
+@struct.dataclass
+class Synthesis:
+    """What a synthesizer returns. Weighted populations are resampled before they enter a replay."""
+
+    trajectory: Trajectory  # [N, T, ...]
+    log_weight: Array  # [N], zeros where samples are not weighted
+    info: Metrics
+
+
+@struct.dataclass
+class Agent(Generic[State]):
+    """An offline-RL algorithm as three pure functions. Numeric hyperparameters are leaves of the state.
+
+    `init_fn(key, hypers, example) -> state` (example: one Transition, unbatched, for shapes),
+    `update_fn(key, state, batch [B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
+    `hypers` passed to `init` is a struct dataclass of floats: any of them may be a traced or vmapped array.
+    """
+
+    name: str = struct.field(pytree_node=False)
+    init_fn: Callable[[Array, PyTree, Transition], State] = struct.field(pytree_node=False)
+    update_fn: Callable[[Array, State, Transition], tuple[State, Metrics]] = struct.field(pytree_node=False)
+    policy_fn: Callable[[State], Policy] = struct.field(pytree_node=False)
+    hypers: PyTree = None  # defaults, used where `init` is given none
+
+    def init(self, key: Array, example: Transition, hypers: PyTree = None) -> State:
+        """A fresh state for transitions shaped like `example` (no batch axis)."""
+        return self.init_fn(key, self.hypers if hypers is None else hypers, example)
+
+    def update(self, key: Array, state: State, batch: Transition) -> tuple[State, Metrics]:
+        """One update from a batch with one leading axis B."""
+        return self.update_fn(key, state, batch)
+
+    def policy(self, state: State) -> Policy:
+        """The policy of a state."""
+        return self.policy_fn(state)
+
+
+class Environment(Protocol):
+    """A pure-JAX environment for one episode; vmapped by its caller."""
+
+    obs_dim: int
+    action_dim: int
+    horizon: int
+
+    def reset(self, key: Array) -> Array:
+        """First observation [O]."""
+        ...
+
+    def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
+        """obs [O], action [A] -> next_obs [O], reward [], discount []."""
+        ...
+
+
+def tree_size(tree: PyTree) -> int:
+    """Number of scalars in the array leaves of a tree."""
+    return sum(x.size for x in jax.tree.leaves(tree))
