@@ -139,7 +139,7 @@ class Agent(Generic[State]):
     """An offline-RL algorithm as three pure functions. Numeric hyperparameters are leaves of the state.
 
     `init_fn(key, hypers, example) -> state` (example: one Transition, unbatched, for shapes),
-    `update_fn(key, state, batch [B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
+    `update_fn(key, state, batch [batches, B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
     `hypers` passed to `init` is a struct dataclass of floats: any of them may be a traced or vmapped array.
     """
 
@@ -148,13 +148,14 @@ class Agent(Generic[State]):
     update_fn: Callable[[Array, State, Transition], tuple[State, Metrics]] = struct.field(pytree_node=False)
     policy_fn: Callable[[State], Policy] = struct.field(pytree_node=False)
     hypers: PyTree = None  # defaults, used where `init` is given none
+    batches: int = struct.field(pytree_node=False, default=1)  # batches of B transitions that one update consumes
 
     def init(self, key: Array, example: Transition, hypers: PyTree = None) -> State:
         """A fresh state for transitions shaped like `example` (no batch axis)."""
         return self.init_fn(key, self.hypers if hypers is None else hypers, example)
 
     def update(self, key: Array, state: State, batch: Transition) -> tuple[State, Metrics]:
-        """One update from a batch with one leading axis B."""
+        """One update from transitions with leading axes [batches, B]."""
         return self.update_fn(key, state, batch)
 
     def policy(self, state: State) -> Policy:
