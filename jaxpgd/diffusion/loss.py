@@ -1,0 +1,26 @@
+"""EDM training loss (Karras et al. 2022, section 5 and table 1)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpgd.diffusion.precondition import EDMDenoise
+
+
+def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float) -> Array:
+    """Training noise level []: log sigma ~ Normal(p_mean, p_std)."""
+    return jnp.exp(p_mean + p_std * jax.random.normal(key))
+
+
+def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
+    """The weight lambda(sigma) that gives the network's own output unit loss at initialisation."""
+    return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
+
+
+def edm_loss(key: Array, denoise: EDMDenoise, x0: Array, p_mean: Array | float, p_std: Array | float) -> Array:
+    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level."""
+    key_sigma, key_noise = jax.random.split(key)
+    sigma = sample_sigma(key_sigma, p_mean, p_std)
+    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
+    error = jnp.square(denoise(noised, sigma) - x0).mean()
+    return loss_weight(sigma, denoise.sigma_data) * error

@@ -1,0 +1,143 @@
+"""Euler and Heun samplers with churn (EDM algorithm 2) as functions of `(key, denoise, x, sigmas)`.
+
+They know neither networks nor policies: any Denoise works, an analytic one included; guidance comes as a wrapped Denoise or
+as a hook.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Denoise, Hook, Metrics, Sampler, Stage
+
+Predictor = Literal["churned", "unchurned"]
+
+
+@struct.dataclass
+class Churn:
+    """Noise put back before each step (EDM algorithm 2: S_churn, S_tmin, S_tmax, S_noise). `total = 0`: none."""
+
+    total: Array | float = 0.0
+    low: Array | float = 0.0
+    high: Array | float = jnp.inf
+    noise: Array | float = 1.0
+
+    def gamma(self, sigma: Array, steps: int) -> Array:
+        """Relative increase [] of the noise level at sigma []."""
+        amount = jnp.minimum(self.total / steps, jnp.sqrt(2.0) - 1.0)
+        return jnp.where((sigma >= self.low) & (sigma <= self.high), amount, 0.0)
+
+
+@struct.dataclass
+class _Step:
+    """What one step needs besides the sample: fixed over the loop."""
+
+    denoise: Denoise
+    churn: Churn
+    before_step: Hook | None
+    after_stage: Hook | None
+    steps: int = struct.field(pytree_node=False)
+    predictor: Predictor = struct.field(pytree_node=False)
+
+    def stage(self, key: Array, index: Array, sigma: Array) -> Stage:
+        return Stage(index=index, count=self.steps, sigma=sigma, key=key, denoise=self.denoise)
+
+    def finish(self, key: Array, x: Array, index: Array, sigma: Array) -> Array:
+        return x if self.after_stage is None else self.after_stage(x, self.stage(key, index, sigma))
+
+    def __call__(self, key: Array, x: Array, index: Array, sigma: Array, sigma_next: Array, second_order: bool) -> Array:
+        key_before, key_churn, key_euler, key_heun = jax.random.split(key, 4)
+        if self.before_step is not None:
+            x = self.before_step(x, self.stage(key_before, index, sigma))
+        sigma_hat = sigma * (1.0 + self.churn.gamma(sigma, self.steps))
+        added = self.churn.noise * jnp.sqrt(jnp.maximum(sigma_hat**2 - sigma**2, 0.0))
+        x_hat = x + added * jax.random.normal(key_churn, x.shape)
+        slope = (x_hat - self.denoise(x_hat, sigma_hat)) / sigma_hat
+        start = x_hat if self.predictor == "churned" else x
+        x_next = self.finish(key_euler, start + (sigma_next - sigma_hat) * slope, index, sigma_next)
+        if not second_order:
+            return x_next
+        slope_next = (x_next - self.denoise(x_next, sigma_next)) / sigma_next
+        x_next = x_hat + (sigma_next - sigma_hat) * (slope + slope_next) / 2.0
+        return self.finish(key_heun, x_next, index, sigma_next)
+
+
+def _integrate(
+    key: Array,
+    denoise: Denoise,
+    x: Array,
+    sigmas: Array,
+    *,
+    churn: Churn | None = None,
+    before_step: Hook | None = None,
+    after_stage: Hook | None = None,
+    predictor: Predictor = "churned",
+    second_order: bool,
+) -> tuple[Array, Metrics]:
+    steps = sigmas.shape[0] - 1
+    step = _Step(denoise, churn or Churn(), before_step, after_stage, steps, predictor)
+    keys = jax.random.split(key, steps)
+
+    def body(x: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+        step_key, index, sigma, sigma_next = inputs
+        return step(step_key, x, index, sigma, sigma_next, second_order), None
+
+    inner = (keys[:-1], jnp.arange(steps - 1), sigmas[:-2], sigmas[1:-1])
+    x, _ = jax.lax.scan(body, x, inner)
+    # The last step ends at sigma 0, where no slope exists: Euler, so that a network is never evaluated there.
+    x = step(keys[-1], x, jnp.asarray(steps - 1), sigmas[-2], sigmas[-1], False)
+    return x, {"evaluations": jnp.asarray((2 if second_order else 1) * (steps - 1) + 1)}
+
+
+def euler(
+    key: Array,
+    denoise: Denoise,
+    x: Array,
+    sigmas: Array,
+    *,
+    churn: Churn | None = None,
+    before_step: Hook | None = None,
+    after_stage: Hook | None = None,
+    predictor: Predictor = "churned",
+) -> tuple[Array, Metrics]:
+    """First-order sampler: one evaluation a step.
+
+    x [T, D] is noise of standard deviation sigmas[0]; sigmas [n + 1] decrease to 0 at the end. Before step i `before_step`
+    changes x; `after_stage` changes the result of every stage (in-painting). `predictor = "unchurned"` starts the step at the
+    point before churn, as the published code of PGD does: it shrinks samples, and is there for comparison only.
+    Returns the sample [T, D] and {"evaluations": []}.
+    """
+    return _integrate(
+        key, denoise, x, sigmas, churn=churn, before_step=before_step, after_stage=after_stage,
+        predictor=predictor, second_order=False,
+    )  # fmt: skip
+
+
+def heun(
+    key: Array,
+    denoise: Denoise,
+    x: Array,
+    sigmas: Array,
+    *,
+    churn: Churn | None = None,
+    before_step: Hook | None = None,
+    after_stage: Hook | None = None,
+    predictor: Predictor = "churned",
+) -> tuple[Array, Metrics]:
+    """Second-order sampler (EDM algorithm 2): n steps cost 2n - 1 evaluations. Arguments as `euler`."""
+    return _integrate(
+        key, denoise, x, sigmas, churn=churn, before_step=before_step, after_stage=after_stage,
+        predictor=predictor, second_order=True,
+    )  # fmt: skip
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
+
+
+def make_sampler(kind: str, predictor: Predictor = "churned") -> Sampler:
+    """The sampler of a name ("euler" or "heun") with its structural settings fixed."""
+    return functools.partial(SAMPLERS[kind], predictor=predictor)  # type: ignore[call-arg]

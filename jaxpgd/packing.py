@@ -1,0 +1,105 @@
+"""Trajectories as normalised token arrays, by named slices: token = [obs, arctanh(action), reward, done] (PGD, appendix)."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Trajectory, Transition
+
+ACTION_CLIP = 0.999  # arctanh is infinite at 1
+
+
+@struct.dataclass
+class TokenCodec:
+    """Maps one Trajectory to tokens [T, D] of zero mean and unit variance per feature, and back. D = O + A + 2."""
+
+    mean: Array  # [D]
+    std: Array  # [D]
+    obs_dim: int = struct.field(pytree_node=False)
+    action_dim: int = struct.field(pytree_node=False)
+
+    @property
+    def token_dim(self) -> int:
+        """D."""
+        return self.obs_dim + self.action_dim + 2
+
+    @property
+    def obs(self) -> slice:
+        """Entries of a token that hold the observation."""
+        return slice(0, self.obs_dim)
+
+    @property
+    def action(self) -> slice:
+        """Entries of a token that hold the pre-tanh action."""
+        return slice(self.obs_dim, self.obs_dim + self.action_dim)
+
+    @property
+    def reward(self) -> int:
+        """Entry of a token that holds the reward."""
+        return self.obs_dim + self.action_dim
+
+    @property
+    def done(self) -> int:
+        """Entry of a token that is 1 at a terminal."""
+        return self.obs_dim + self.action_dim + 1
+
+    def encode(self, trajectory: Trajectory) -> Array:
+        """Tokens [..., T, D] of a trajectory."""
+        raw = pack(trajectory.obs, trajectory.action, trajectory.reward, trajectory.discount)
+        return (raw - self.mean) / self.std
+
+    def observation(self, tokens: Array) -> Array:
+        """Observations [..., T, O] of tokens."""
+        return tokens[..., self.obs] * self.std[self.obs] + self.mean[self.obs]
+
+    def pre_tanh(self, tokens: Array) -> Array:
+        """Pre-tanh actions [..., T, A] of tokens."""
+        return tokens[..., self.action] * self.std[self.action] + self.mean[self.action]
+
+    def decode(self, tokens: Array) -> Trajectory:
+        """Trajectory of tokens [..., T, D]. A done entry above one half is a terminal; what follows it is masked."""
+        raw = tokens * self.std + self.mean
+        discount = jnp.where(raw[..., self.done] > 0.5, 0.0, 1.0)
+        return Trajectory(
+            obs=raw[..., self.obs],
+            action=jnp.tanh(raw[..., self.action]),
+            reward=raw[..., self.reward],
+            discount=discount,
+            mask=usable_steps(discount),
+        )
+
+
+def pack(obs: Array, action: Array, reward: Array, discount: Array) -> Array:
+    """Raw tokens [..., D] of steps: [obs, arctanh(clip(action)), reward, 1 - discount]."""
+    squashed = jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
+    return jnp.concatenate([obs, squashed, reward[..., None], 1.0 - discount[..., None]], axis=-1)
+
+
+def usable_steps(discount: Array) -> Array:
+    """Mask [..., T] of usable transitions of trajectories with these discounts (contract of `types.Trajectory`)."""
+    alive = jnp.cumprod(discount, axis=-1)
+    before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
+    last = jnp.arange(discount.shape[-1]) == discount.shape[-1] - 1
+    return (before > 0) & (~last | (discount == 0))
+
+
+def fit_codec(transitions: Transition, starts: np.ndarray, length: int) -> TokenCodec:
+    """Codec whose statistics are those of the windows: each of M transitions counts as often as windows [W] cover it.
+
+    Constant features get a standard deviation of 1.
+    """
+    size = transitions.reward.shape[0]
+    steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
+    weight = np.cumsum(steps)[:size].astype(np.float64)
+    weight /= weight.sum()
+    raw = np.asarray(pack(transitions.obs, transitions.action, transitions.reward, transitions.discount), np.float64)
+    mean = weight @ raw
+    std = np.sqrt(weight @ (raw - mean) ** 2)
+    std = np.where(std < 1e-6 * np.maximum(1.0, np.abs(mean)), 1.0, std)
+    return TokenCodec(
+        mean=jnp.asarray(mean, jnp.float32),
+        std=jnp.asarray(std, jnp.float32),
+        obs_dim=transitions.obs.shape[-1],
+        action_dim=transitions.action.shape[-1],
+    )

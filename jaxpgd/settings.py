@@ -1,0 +1,166 @@
+"""Every hyperparameter, as nested frozen dataclasses that know no component: any module may take its section as a static argument.
+
+`jaxpgd.config` reads them from TOML files, knows the presets and checks values.
+"""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which dataset, and which windows of it train the denoiser."""
+
+    name: str = "point2d"  # Minari id, path of a D4RL .hdf5 or flat .npz file, or "point2d"
+    window: int = 16  # steps per training window, and of synthetic trajectories
+    stride: int = 1  # steps between window starts
+    add_episode_starts: bool = True  # add the window that starts each episode
+    add_terminals: bool = True  # add the window that ends in each terminal
+    allow_timeout_end: bool = False  # keep windows whose last step is a timeout
+    validation_fraction: float = 0.05  # share of episodes held out of denoiser training
+    episodes: int = 1000  # episodes generated, for built-in environments only
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserConfig:
+    """Network, EDM training distribution and optimiser (EDM table 1; PGD table of hyperparameters)."""
+
+    features: int = 64  # channels of the first U-Net block; doubled per block
+    blocks: int = 3
+    groups: int = 8  # group normalisation
+    norm: Literal["sequence", "step"] = "step"  # statistics over the whole sequence, or of each time step alone
+    sigma_data: float = 1.0
+    p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
+    p_std: float = 1.2
+    steps: int = 4000  # gradient steps; ignored where epochs > 0
+    epochs: int = 0  # passes over the windows
+    batch_size: int = 64
+    peak_lr: float = 2e-3
+    warmup_fraction: float = 0.1  # of all steps
+    initial_lr_fraction: float = 0.1  # of peak_lr, at step 0
+    ema: float = 0.995  # decay of the averaged weights
+    ema_every: int = 10  # steps between averages
+    gradient_clip: float = 0.0  # global norm; 0: none
+    validate_every: int = 1000  # steps between validation losses
+    validation_batches: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
+
+    kind: Literal["heun", "euler"] = "heun"
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    churn: float = 80.0  # S_churn: total of noise put back over all steps
+    churn_min: float = 0.05  # noise is put back for sigma in [churn_min, churn_max]
+    churn_max: float = 50.0
+    churn_noise: float = 1.003  # S_noise
+    predictor: Literal["churned", "unchurned"] = "churned"  # where the Euler step starts; "unchurned" as official code
+    batch_size: int = 512  # trajectories sampled at once
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """How samples are moved towards the policy (PGD section 4)."""
+
+    kind: Literal["published", "reconstruction"] = "reconstruction"
+    coefficient: float = 0.3  # lambda
+    at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
+    normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
+    sine: float = 0.3  # published: weight of the sine term in the schedule
+    hold_states: bool = False  # reconstruction: no gradient through the policy's observation
+    sigma_min: float = 0.0  # guide only for sigma in [sigma_min, sigma_max]
+    sigma_max: float = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class SynthesisConfig:
+    """How much synthetic data, and when it is made anew. The regime sets interval and share."""
+
+    regime: Literal["oneoff", "periodic", "continuous"] = "periodic"
+    trajectories: int = 1024  # capacity of the replay; all of them are made at the first refresh
+    interval: int = 2000  # agent updates between refreshes (periodic and continuous)
+    fraction: float = 0.1  # continuous: share of the replay that a refresh replaces, oldest first
+    length: int = 0  # steps per trajectory; 0: the training window
+    synthetic_ratio: float = 0.9375  # share of each batch drawn from synthetic data (PGD: 240 of 256)
+    first_unguided: bool = True  # the first refresh ignores the untrained policy
+
+
+@dataclasses.dataclass(frozen=True)
+class TD3BCConfig:
+    """TD3+BC (arXiv 2106.06860) with PGD's settings."""
+
+    lr: float = 3e-4
+    gamma: float = 0.99
+    polyak: float = 0.005  # target <- target + polyak * (online - target)
+    alpha: float = 2.5  # weight of Q against behaviour cloning
+    policy_noise: float = 0.2  # std of target policy smoothing
+    noise_clip: float = 0.5
+    adam_eps: float = 1e-5
+    critic_updates: int = 2  # per update, on the same batch size each
+    policy_std: float = 1.0  # std of the Gaussian that stands for the deterministic actor in guidance
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class IQLConfig:
+    """IQL (arXiv 2110.06169) with PGD's settings."""
+
+    lr: float = 3e-4
+    gamma: float = 0.99
+    polyak: float = 0.005
+    tau: float = 0.7  # expectile
+    beta: float = 3.0  # inverse temperature of the advantage weights
+    advantage_clip: float = 100.0  # upper bound of exp(beta * advantage)
+    adam_eps: float = 1e-5
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
+
+    kind: Literal["td3_bc", "iql"] = "td3_bc"
+    updates: int = 10_000
+    batch_size: int = 256
+    updates_per_chunk: int = 1000  # updates in one compiled call; logs and checkpoints come between chunks
+    normalise_obs: bool = True  # standardise observations with the dataset's statistics
+    td3_bc: TD3BCConfig = TD3BCConfig()
+    iql: IQLConfig = IQLConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Returns in the environment and quality of synthetic trajectories."""
+
+    episodes: int = 20  # per seed, at the end
+    every: int = 0  # updates between intermediate evaluations; 0: only at the end
+    intermediate_episodes: int = 5
+    trajectories: int = 512  # synthetic trajectories scored
+    coefficients: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # guidance coefficients of the sweep in the report
+    sampler_steps: int = 0  # sampler steps for the scored trajectories; 0: as in training
+    confidence: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run: dataset -> denoiser -> one agent per arm and seed -> evaluation -> report."""
+
+    preset: Literal["none", "paper", "official"] = "none"  # published settings that apply before the file's own values
+    out: str = "runs/point2d"  # run directory
+    seed: int = 0
+    seeds: int = 4  # agents per arm, trained as one vmapped program
+    arms: tuple[Literal["real", "unguided", "guided"], ...] = ("real", "unguided", "guided")
+    denoiser_from: str = ""  # run directory whose trained denoiser is used instead of training one
+    checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
+    wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
+    data: DataConfig = DataConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    synthesis: SynthesisConfig = SynthesisConfig()
+    agent: AgentConfig = AgentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
