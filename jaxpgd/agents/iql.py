@@ -1,0 +1,147 @@
+"""IQL (Kostrikov et al., arXiv 2110.06169): values by expectile regression on dataset actions, actor by weighted cloning.
+
+One update, in this order, on one batch: value (against the target critics), actor (advantages of the target critics over the
+new value), critics (against the new value), target critics move by `polyak`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.errors import check
+from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@struct.dataclass
+class IQLHypers:
+    """Numeric settings; any of them may be traced. Defaults are those of PGD (arXiv 2404.06356, appendix)."""
+
+    lr: Array | float = 3e-4
+    gamma: Array | float = 0.99
+    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
+    tau: Array | float = 0.7  # expectile
+    beta: Array | float = 3.0  # inverse temperature of the advantage weights
+    advantage_clip: Array | float = 100.0  # upper bound of exp(beta * advantage)
+    adam_eps: Array | float = 1e-5
+
+
+@struct.dataclass
+class IQLState:
+    """Parameters, the slow critics, optimiser states and hyperparameters."""
+
+    actor: PyTree
+    critic: PyTree  # stacked, leading axis 2
+    value: PyTree
+    target_critic: PyTree
+    actor_opt: PyTree
+    critic_opt: PyTree
+    value_opt: PyTree
+    hypers: IQLHypers
+
+
+def expectile_loss(error: Array, tau: Array | float) -> Array:
+    """|tau - 1(error < 0)| * error^2, elementwise (equation 5); tau 0.5 is half the squared error."""
+    return jnp.abs(tau - (error < 0)) * jnp.square(error)
+
+
+def advantage_weight(advantage: Array, beta: Array | float, clip: Array | float) -> Array:
+    """min(exp(beta * advantage), clip), elementwise (equation 7)."""
+    return jnp.minimum(jnp.exp(beta * advantage), clip)
+
+
+class _IQL:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+
+    def __init__(self, action_dim: int, hidden: tuple[int, ...]) -> None:
+        self.action_dim = action_dim
+        self.actor: Any = GaussianActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
+        self.critics: Any = CriticEnsemble(2, hidden, "orthogonal")
+        self.value: Any = ValueNetwork(hidden)
+
+    def init(self, key: Array, hypers: IQLHypers, example: Transition) -> IQLState:
+        common.check_example(example, self.action_dim)
+        actor_key, critic_key, value_key = jax.random.split(key, 3)
+        actor = self.actor.init(actor_key, example.obs)
+        critic = self.critics.init(critic_key, example.obs, example.action)
+        value = self.value.init(value_key, example.obs)
+        return IQLState(
+            actor=actor,
+            critic=critic,
+            value=value,
+            target_critic=common.copy(critic),
+            actor_opt=common.adam_init(actor),
+            critic_opt=common.adam_init(critic),
+            value_opt=common.adam_init(value),
+            hypers=common.as_arrays(hypers),
+        )
+
+    def update(self, key: Array, state: IQLState, batch: Transition) -> tuple[IQLState, Metrics]:
+        common.check_batch(batch, 1)
+        h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
+        q = self.critics.apply(state.target_critic, batch.obs, batch.action).min(axis=0)
+        value_loss, grads = jax.value_and_grad(self.value_loss)(state.value, batch, q, h.tau)
+        value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
+
+        advantage = q - self.value.apply(value, batch.obs)
+        weight = advantage_weight(advantage, h.beta, h.advantage_clip)
+        actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+
+        targets = batch.reward + h.gamma * batch.discount * self.value.apply(value, batch.next_obs)
+        critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
+        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
+
+        metrics = {"value_loss": value_loss, "actor_loss": actor_loss, "critic_loss": critic_loss, "q_mean": q.mean()}
+        metrics |= {"advantage_mean": advantage.mean(), "weight_mean": weight.mean(), "target_mean": targets.mean()}
+        target_critic = common.polyak(state.target_critic, critic, h.polyak)
+        return IQLState(actor, critic, value, target_critic, actor_opt, critic_opt, value_opt, h), metrics
+
+    def value_loss(self, params: PyTree, batch: Transition, q: Array, tau: Array | float) -> Array:
+        return expectile_loss(q - self.value.apply(params, batch.obs), tau).mean()
+
+    def critic_loss(self, params: PyTree, batch: Transition, targets: Array) -> Array:
+        """Squared error, averaged over the batch [B] and summed over the critics."""
+        q = self.critics.apply(params, batch.obs, batch.action)
+        return jnp.square(q - targets).mean(axis=-1).sum()
+
+    def actor_loss(self, params: PyTree, batch: Transition, weight: Array) -> Array:
+        mean, std = self.actor.apply(params, batch.obs)
+        return -(weight * common.gaussian_log_prob(batch.action, mean, jnp.square(std))).mean()
+
+    def policy(self, state: IQLState) -> Policy:
+        return Policy(state.actor, self.sample, self.mode, self.log_prob)
+
+    def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
+        mean, std = self.actor.apply(params, obs)
+        return jnp.clip(mean + std * jax.random.normal(key, mean.shape), -1.0, 1.0)
+
+    def mode(self, params: PyTree, obs: Array) -> Array:
+        return self.actor.apply(params, obs)[0]
+
+    def log_prob(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
+        mean, std = self.actor.apply(params, obs)
+        return common.gaussian_log_prob(action, mean, jnp.square(std) + variance)
+
+
+@functools.cache
+def _structure(action_dim: int, hidden: tuple[int, ...]) -> _IQL:
+    return _IQL(action_dim, hidden)
+
+
+def iql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> Agent[IQLState]:
+    """IQL as an Agent for actions [action_dim]; its `hypers` are IQLHypers.
+
+    `update` takes transitions with leading axes [1, B] and returns the metrics value_loss, actor_loss, critic_loss, q_mean,
+    advantage_mean, weight_mean, target_mean, all []. The policy is Normal(tanh mean, std): `sample` clips to [-1, 1], `mode` is
+    the mean, `log_prob` that of the unclipped normal with variance std^2 + variance.
+    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    """
+    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
+    s = _structure(action_dim, tuple(hidden))
+    return Agent("iql", s.init, s.update, s.policy, hypers=IQLHypers(), batches=1)

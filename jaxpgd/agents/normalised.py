@@ -1,0 +1,133 @@
+"""Standardised observations inside an agent, raw ones outside.
+
+The statistics travel as data: from `agent.hypers` into the state and the policy. They may therefore be traced or vmapped.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.errors import check
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+_STD_FLOOR = 1e-3  # added to the standard deviation, as TD3+BC (section 5); constant entries stay finite
+
+
+@struct.dataclass
+class ObservationStats:
+    """Mean and standard deviation of every observation entry."""
+
+    mean: Array  # [O]
+    std: Array  # [O]
+
+    def apply(self, obs: Array) -> Array:
+        """Raw to standardised observations, [..., O]."""
+        return (obs - self.mean) / (self.std + _STD_FLOOR)
+
+
+@struct.dataclass
+class NormalisedHypers:
+    """Hyperparameters of the wrapped agent, and the statistics. `replace_hypers` changes the former by name."""
+
+    inner: PyTree
+    stats: ObservationStats
+
+
+@struct.dataclass
+class NormalisedState:
+    """State of the wrapped agent, and the statistics."""
+
+    inner: PyTree
+    stats: ObservationStats
+
+
+@struct.dataclass
+class NormalisedPolicyParams:
+    """The policy on standardised observations, and the statistics."""
+
+    inner: Policy
+    stats: ObservationStats
+
+
+def _sample(params: NormalisedPolicyParams, key: Array, obs: Array) -> Array:
+    return params.inner.sample(key, params.stats.apply(obs))
+
+
+def _mode(params: NormalisedPolicyParams, obs: Array) -> Array:
+    return params.inner.mode(params.stats.apply(obs))
+
+
+def _log_prob(params: NormalisedPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+    return params.inner.log_prob(params.stats.apply(obs), action, variance)
+
+
+class _Normalised:
+    """The functions of a wrapped agent. One instance per agent structure: its methods then compare equal."""
+
+    def __init__(self, init_fn: Any, update_fn: Any, policy_fn: Any) -> None:
+        self.inner_init, self.inner_update, self.inner_policy = init_fn, update_fn, policy_fn
+
+    def init(self, key: Array, hypers: NormalisedHypers, example: Transition) -> NormalisedState:
+        check(isinstance(hypers, NormalisedHypers), "hypers", type(hypers).__name__, "NormalisedHypers",
+              "Use replace_hypers(agent.hypers, name=value).")  # fmt: skip
+        stats, expected = hypers.stats, jnp.shape(example.obs)
+        check(jnp.shape(stats.mean) == expected, "obs_mean shape", jnp.shape(stats.mean), f"{expected}, the observation's")
+        stats = common.copy(common.as_arrays(stats))  # the state may be donated, the agent's own statistics must survive it
+        return NormalisedState(self.inner_init(key, hypers.inner, _standardise(stats, example)), stats)
+
+    def update(self, key: Array, state: NormalisedState, batch: Transition) -> tuple[NormalisedState, Metrics]:
+        inner, metrics = self.inner_update(key, state.inner, _standardise(state.stats, batch))
+        return NormalisedState(inner, state.stats), metrics
+
+    def policy(self, state: NormalisedState) -> Policy:
+        inner = self.inner_policy(state.inner)
+        log_prob_fn = None if inner.log_prob_fn is None else _log_prob
+        return Policy(NormalisedPolicyParams(inner, state.stats), _sample, _mode, log_prob_fn)
+
+
+def _standardise(stats: ObservationStats, batch: Transition) -> Transition:
+    return batch.replace(obs=stats.apply(batch.obs), next_obs=stats.apply(batch.next_obs))  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _structure(init_fn: Any, update_fn: Any, policy_fn: Any) -> _Normalised:
+    return _Normalised(init_fn, update_fn, policy_fn)
+
+
+def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[NormalisedState]:
+    """`agent` with observations standardised inside: its `init`, `update` and policies take raw observations.
+
+    mean [O] and std [O] become leaves of `hypers` and of every state; standardised is (obs - mean) / (std + 1e-3).
+    Raises InputError where they differ in shape, are not finite, or std is negative (not checked while traced).
+    """
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    check(mean.ndim == 1, "obs_mean shape", mean.shape, "one axis, [O]")
+    check(mean.shape == std.shape, "obs_std shape", std.shape, f"{mean.shape}, as obs_mean")
+    for name, x in (("obs_mean", mean), ("obs_std", std)):
+        if not isinstance(x, jax.core.Tracer):
+            check(bool(np.isfinite(x).all()), name, np.asarray(x), "finite numbers", "Check the dataset for NaN.")
+    if not isinstance(std, jax.core.Tracer):
+        check(bool((np.asarray(std) >= 0).all()), "obs_std", np.asarray(std), "numbers not below 0")
+    s = _structure(agent.init_fn, agent.update_fn, agent.policy_fn)
+    hypers = NormalisedHypers(agent.hypers, ObservationStats(mean, std))
+    return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches)
+
+
+def replace_hypers(hypers: PyTree, **changes: Any) -> PyTree:
+    """Hyperparameters with some replaced by name, whether or not the agent is wrapped.
+
+    Values may be traced: `jax.vmap(lambda a: agent.init(key, example, replace_hypers(agent.hypers, alpha=a)))(alphas)`.
+    Raises InputError for an unknown name.
+    """
+    if isinstance(hypers, NormalisedHypers):
+        return NormalisedHypers(replace_hypers(hypers.inner, **changes), hypers.stats)
+    names = list(hypers.__dataclass_fields__)
+    for name in changes:
+        check(name in names, "hyperparameter", name, "one of " + ", ".join(names))
+    return hypers.replace(**changes)

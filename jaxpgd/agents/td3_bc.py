@@ -1,0 +1,153 @@
+"""TD3+BC (Fujimoto and Gu, arXiv 2106.06860): TD3 with a behaviour-cloning term in the actor's loss.
+
+One update, in this order:
+1. `critic_updates` critic steps, each on a batch of its own and with target noise of its own, all against the same targets;
+2. one actor step on the last of these batches (no delay: PGD trains the critic twice per update instead);
+3. both target networks move by `polyak`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.errors import check
+from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, member
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+_Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
+
+
+@struct.dataclass
+class TD3BCHypers:
+    """Numeric settings; any of them may be traced. Defaults are those of PGD (arXiv 2404.06356, appendix)."""
+
+    lr: Array | float = 3e-4
+    gamma: Array | float = 0.99
+    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
+    alpha: Array | float = 2.5  # weight of Q against behaviour cloning
+    policy_noise: Array | float = 0.2  # std of target policy smoothing
+    noise_clip: Array | float = 0.5
+    adam_eps: Array | float = 1e-5
+    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the action
+
+
+@struct.dataclass
+class TD3BCState:
+    """Parameters, their slow copies, optimiser states and hyperparameters."""
+
+    actor: PyTree
+    critic: PyTree  # stacked, leading axis 2
+    target_actor: PyTree
+    target_critic: PyTree
+    actor_opt: PyTree
+    critic_opt: PyTree
+    hypers: TD3BCHypers
+
+
+@struct.dataclass
+class TD3BCPolicyParams:
+    """Leaves of a TD3+BC policy."""
+
+    actor: PyTree
+    std: Array | float  # [] of the Gaussian that stands for the deterministic actor
+
+
+class _TD3BC:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], critic_updates: int) -> None:
+        self.batches = critic_updates
+        self.action_dim = action_dim
+        self.actor: Any = TanhActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
+        self.critics: Any = CriticEnsemble(2, hidden)
+        self.critic: Any = Critic(hidden)
+
+    def init(self, key: Array, hypers: TD3BCHypers, example: Transition) -> TD3BCState:
+        common.check_example(example, self.action_dim)
+        actor_key, critic_key = jax.random.split(key)
+        actor = self.actor.init(actor_key, example.obs)
+        critic = self.critics.init(critic_key, example.obs, example.action)
+        return TD3BCState(
+            actor=actor,
+            critic=critic,
+            target_actor=common.copy(actor),
+            target_critic=common.copy(critic),
+            actor_opt=common.adam_init(actor),
+            critic_opt=common.adam_init(critic),
+            hypers=common.as_arrays(hypers),
+        )
+
+    def update(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
+        common.check_batch(batch, self.batches)
+        h = state.hypers
+        critic, critic_opt, losses = state.critic, state.critic_opt, []
+        targets = self.targets(key, state, batch)  # the target networks rest during the update: one pass for all batches
+        for i in range(self.batches):
+            part = jax.tree.map(lambda x, i=i: x[i], batch)
+            loss, grads = jax.value_and_grad(self.critic_loss)(critic, part, targets[i])
+            critic, critic_opt = common.adam_step(grads, critic_opt, critic, h.lr, h.adam_eps)
+            losses.append(loss)
+        (loss, metrics), grads = jax.value_and_grad(self.actor_loss, has_aux=True)(state.actor, critic, part, h.alpha)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+        metrics |= {"critic_loss": jnp.stack(losses).mean(), "actor_loss": loss, "target_mean": targets.mean()}
+        target_actor = common.polyak(state.target_actor, actor, h.polyak)
+        target_critic = common.polyak(state.target_critic, critic, h.polyak)
+        return TD3BCState(actor, critic, target_actor, target_critic, actor_opt, critic_opt, h), metrics
+
+    def targets(self, key: Array, state: TD3BCState, batch: Transition) -> Array:
+        """r + gamma * discount * min Q'(s', clip(pi'(s') + noise)), same shape as `batch.reward`."""
+        h = state.hypers
+        noise = h.policy_noise * jax.random.normal(key, batch.action.shape)
+        action = self.actor.apply(state.target_actor, batch.next_obs) + jnp.clip(noise, -h.noise_clip, h.noise_clip)
+        q = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))
+        return batch.reward + h.gamma * batch.discount * q.min(axis=0)
+
+    def critic_loss(self, params: PyTree, batch: Transition, targets: Array) -> Array:
+        """Squared error, averaged over the batch [B] and summed over the critics."""
+        q = self.critics.apply(params, batch.obs, batch.action)
+        return jnp.square(q - targets).mean(axis=-1).sum()
+
+    def actor_loss(self, params: PyTree, critic: PyTree, batch: Transition, alpha: Array | float) -> tuple[Array, Metrics]:
+        """-weight * Q(s, pi(s)) + |pi(s) - a|^2 with weight = alpha / mean |Q| over the batch [B] (equations 4 and 5)."""
+        action = self.actor.apply(params, batch.obs)
+        q = self.critic.apply(member(critic, 0), batch.obs, action)  # the first critic only, as TD3
+        weight = alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), _Q_FLOOR)
+        cloning = jnp.square(action - batch.action).mean()
+        return cloning - weight * q.mean(), {"q_mean": q.mean(), "bc_loss": cloning, "q_weight": weight}
+
+    def policy(self, state: TD3BCState) -> Policy:
+        params = TD3BCPolicyParams(state.actor, state.hypers.policy_std)
+        return Policy(params, self.sample, self.mode, self.log_prob)
+
+    def sample(self, params: TD3BCPolicyParams, key: Array, obs: Array) -> Array:
+        return self.mode(params, obs)
+
+    def mode(self, params: TD3BCPolicyParams, obs: Array) -> Array:
+        return self.actor.apply(params.actor, obs)
+
+    def log_prob(self, params: TD3BCPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+        return common.gaussian_log_prob(action, self.mode(params, obs), jnp.square(params.std) + variance)
+
+
+@functools.cache
+def _structure(action_dim: int, hidden: tuple[int, ...], critic_updates: int) -> _TD3BC:
+    return _TD3BC(action_dim, hidden, critic_updates)
+
+
+def td3_bc(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), critic_updates: int = 2) -> Agent[TD3BCState]:
+    """TD3+BC as an Agent for actions [action_dim]; its `hypers` are TD3BCHypers.
+
+    `update` takes transitions with leading axes [critic_updates, B] and returns the metrics critic_loss, actor_loss, bc_loss,
+    q_mean, q_weight, target_mean, all []. The policy is deterministic: `sample` ignores its key; `log_prob` is that of a
+    Gaussian of standard deviation `policy_std` (variance policy_std^2 + variance) around its action.
+    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    """
+    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
+    check(critic_updates > 0, "critic_updates", critic_updates, "a number above 0")
+    s = _structure(action_dim, tuple(hidden), critic_updates)
+    return Agent("td3_bc", s.init, s.update, s.policy, hypers=TD3BCHypers(), batches=critic_updates)

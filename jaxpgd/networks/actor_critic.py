@@ -1,0 +1,90 @@
+"""Actors, critics and value networks of the offline agents.
+
+All accept any leading axes: obs [..., O], action [..., A].
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpgd.networks.mlp import MLP, Init
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+class TanhActor(nn.Module):
+    """Deterministic actor. obs [..., O] -> action [..., A] in [-1, 1] (TD3, arXiv 1802.09477)."""
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "uniform"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        return jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind)(obs))
+
+
+class GaussianActor(nn.Module):
+    """Normal with tanh mean and state-independent spread (IQL, arXiv 2110.06169, appendix B).
+
+    obs [..., O] -> (mean [..., A] in [-1, 1], std [A] in [exp(-20), exp(2)]). The samples themselves are not squashed.
+    """
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "orthogonal"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        mean = jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind)(obs))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+
+
+class Critic(nn.Module):
+    """One action-value network. (obs [..., O], action [..., A]) -> [...]."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "uniform"
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        x = jnp.concatenate([obs, action], axis=-1)
+        return MLP((*self.hidden, 1), self.init_kind)(x)[..., 0]
+
+
+class CriticEnsemble(nn.Module):
+    """`members` independent critics with stacked parameters, so that they run as batched matrix products.
+
+    (obs [..., O], action [..., A]) -> [members, ...].
+    """
+
+    members: int = 2
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "uniform"
+
+    @nn.compact
+    def __call__(self, obs: Array, action: Array) -> Array:
+        stacked = nn.vmap(
+            Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=self.members
+        )
+        return stacked(self.hidden, self.init_kind, name="members")(obs, action)
+
+
+def member(params: Any, index: int) -> Any:
+    """Parameters of one critic of a CriticEnsemble, for `Critic.apply`."""
+    return {"params": jax.tree.map(lambda p: p[index], params["params"]["members"])}
+
+
+class ValueNetwork(nn.Module):
+    """State-value network. obs [..., O] -> [...]."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "orthogonal"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        return MLP((*self.hidden, 1), self.init_kind)(obs)[..., 0]
