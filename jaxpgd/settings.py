@@ -1,4 +1,4 @@
-"""Every hyperparameter, as nested frozen dataclasses that know no component: any module may take its section as a static argument.
+"""Every hyperparameter, as nested frozen dataclasses. They know no component: any module may take its section.
 
 `jaxpgd.config` reads them from TOML files, knows the presets and checks values.
 """
@@ -38,8 +38,8 @@ class DenoiserConfig:
     peak_lr: float = 2e-3
     warmup_fraction: float = 0.1  # of all steps
     initial_lr_fraction: float = 0.1  # of peak_lr, at step 0
-    ema: float = 0.995  # decay of the averaged weights
-    ema_every: int = 10  # steps between averages
+    ema: float = 0.999  # decay of the averaged weights
+    ema_every: int = 1  # steps between averages
     gradient_clip: float = 0.0  # global norm; 0: none
     validate_every: int = 1000  # steps between validation losses
     validation_batches: int = 8

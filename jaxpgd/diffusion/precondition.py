@@ -40,4 +40,5 @@ class EDMDenoise:
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Estimate of the clean sample."""
         c = coefficients(sigma, self.sigma_data)
-        return c.skip * x + c.out * self.network.apply(self.params, c.into * x, c.noise)
+        output: Array = self.network.apply(self.params, c.into * x, c.noise)  # type: ignore[assignment]
+        return c.skip * x + c.out * output

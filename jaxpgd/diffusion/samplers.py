@@ -138,6 +138,7 @@ def heun(
 SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
 
 
+@functools.cache
 def make_sampler(kind: str, predictor: Predictor = "churned") -> Sampler:
-    """The sampler of a name ("euler" or "heun") with its structural settings fixed."""
+    """The sampler of a name ("euler" or "heun") with its structural settings fixed. Equal arguments give the same object."""
     return functools.partial(SAMPLERS[kind], predictor=predictor)  # type: ignore[call-arg]

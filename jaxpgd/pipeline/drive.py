@@ -1,0 +1,89 @@
+"""Running a training program from Python: compiled chunks with progress, logs and checkpoints in between."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.training.progress import StageProgress
+from jaxpgd.training.program import Program
+from jaxpgd.types import Metrics, PyTree
+
+State = TypeVar("State")
+
+
+def over_seeds(program: Program[State], seeds: int) -> Program[State]:
+    """The same program for `seeds` independent states at once: its key is split, its data shared."""
+
+    def init(key: Array, data: PyTree) -> Any:
+        return jax.vmap(program.init, in_axes=(0, None))(jax.random.split(key, seeds), data)
+
+    return Program(
+        init=init,
+        chunk=jax.vmap(program.chunk, in_axes=(0, None, None)),
+        chunks=program.chunks,
+        steps_per_chunk=program.steps_per_chunk,
+    )
+
+
+def drive(
+    run: RunDirectory,
+    stage: str,
+    key: Array,
+    program: Program[State],
+    data: PyTree,
+    *,
+    unit: str = "steps",
+    note: str = "loss",
+    after_chunk: Callable[[int, State], dict[str, Any]] | None = None,
+) -> State:
+    """Run or resume `program` as `stage` of a run; returns its final state.
+
+    After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations). The state is
+    checkpointed at least `checkpoint_seconds` apart, and at the end.
+    """
+    store = run.checkpoints(stage)
+    init = jax.jit(program.init)
+    found = store.restore(jax.eval_shape(init, key, data))
+    began = time.monotonic()
+    if found is None:
+        with StageProgress(f"{stage}: start", 1, "state") as progress:
+            state, done = jax.block_until_ready(init(key, data)), 0
+            progress.advance(1)
+        store.save(0, state)
+    else:
+        state, done = found
+    run.log.rewind(stage, done)
+    chunk = jax.jit(program.chunk, donate_argnums=0)
+    total = program.chunks * program.steps_per_chunk
+    saved = time.monotonic()
+    with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
+        while done < program.chunks:
+            state, metrics = chunk(state, data, jnp.asarray(done))
+            done += 1
+            row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics)}
+            if after_chunk is not None:
+                row |= after_chunk(done, state)
+            run.log.write(stage, done, row)
+            progress.advance(program.steps_per_chunk, _note(metrics, note))
+            if done == program.chunks or time.monotonic() - saved >= run.config.checkpoint_seconds:
+                store.save(done, state)
+                saved = time.monotonic()
+    run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
+    return state
+
+
+def finished_state(run: RunDirectory, stage: str, key: Array, program: Program[State], data: PyTree) -> State:
+    """The state that a finished stage left."""
+    found = run.checkpoints(stage).restore(jax.eval_shape(program.init, key, data))
+    assert found is not None, f"stage {stage} is marked as done but has no checkpoint"
+    return found[0]
+
+
+def _note(metrics: Metrics, name: str) -> str:
+    return f"{name} {float(np.mean(metrics[name])):.4g}" if name in metrics else ""

@@ -1,0 +1,136 @@
+"""A run directory: resolved config, versions, metrics, checkpoints, results, figures. Stages leave a marker when done."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpgd.config import load_config, to_toml
+from jaxpgd.errors import InputError
+from jaxpgd.settings import Config
+from jaxpgd.training.checkpoints import CheckpointStore
+from jaxpgd.training.logs import MetricsLog, plain
+
+_PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "minari", "gymnasium", "mujoco")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that readers see the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Python, platform, device and package versions."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "device": jax.devices()[0].device_kind}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path, config: Config):
+        self.path, self.config = path, config
+        self.log = MetricsLog(path / "metrics.jsonl", config.wandb_project, path.name)
+
+    def checkpoints(self, stage: str) -> CheckpointStore:
+        """The checkpoints of a stage."""
+        return CheckpointStore(self.path / "checkpoints" / stage)
+
+    def figure(self, name: str) -> Path:
+        """Where a figure goes."""
+        (self.path / "figures").mkdir(exist_ok=True)
+        return self.path / "figures" / f"{name}.png"
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has been completed."""
+        return (self.path / "stages" / f"{stage}.json").exists()
+
+    def finish(self, stage: str, facts: dict[str, Any]) -> None:
+        """Mark a stage as done, with what is worth keeping about it (seconds, counts)."""
+        write_atomic(self.path / "stages" / f"{stage}.json", json.dumps(plain(facts), indent=1))
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What `finish` stored."""
+        found: dict[str, Any] = json.loads((self.path / "stages" / f"{stage}.json").read_text())
+        return found
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write values (arrays allowed) to `name`."""
+        write_atomic(self.path / name, json.dumps(plain(values), indent=1))
+
+    def read_json(self, name: str) -> Any:
+        """Read `name`; an empty dict where it does not exist."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def require(self, stage: str, command: str) -> None:
+        """Raise InputError unless `stage` is done; `command` is what does it."""
+        if not self.is_done(stage):
+            raise InputError(f"run = {str(self.path)!r}: its stage {stage!r} is not finished. Run `{command}` first.")
+
+
+def create_run(config: Config, *, resume: bool) -> RunDirectory:
+    """Open `config.out` for a run: new, or an earlier one of the same config.
+
+    Raises InputError where the directory is not writable, holds something else or another run, or an unfinished run of this
+    config and `resume` is not set.
+    """
+    path = Path(config.out)
+    stored = path / "config.toml"
+    if stored.exists():
+        _check_same(load_config(stored), config, path)
+        if not resume and not (path / "stages" / "report.json").exists():
+            raise InputError(
+                f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
+                "or choose another directory with --out."
+            )
+        return RunDirectory(path, config)
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "stages").mkdir(exist_ok=True)
+        write_atomic(path / "versions.json", json.dumps(versions(), indent=1))
+        write_atomic(stored, to_toml(config))
+    except OSError as error:
+        raise InputError(
+            f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
+        ) from error
+    return RunDirectory(path, config)
+
+
+def open_run(path: str | os.PathLike[str]) -> RunDirectory:
+    """An existing run directory with its own config. Raises InputError where there is none."""
+    directory = Path(path)
+    if not (directory / "config.toml").exists():
+        raise InputError(f"run = {str(path)!r}: expected a run directory made by `jaxpgd run` (it holds config.toml).")
+    return RunDirectory(directory, load_config(directory / "config.toml"))
+
+
+def _check_same(stored: Config, config: Config, path: Path) -> None:
+    old, new = _flat(stored), _flat(config)
+    for name in old:
+        if old[name] != new[name] and name not in ("out", "checkpoint_seconds", "wandb_project"):
+            raise InputError(
+                f"out = {str(path)!r}: holds another run ({name} = {old[name]!r} there, {new[name]!r} here). "
+                "Choose another directory with --out."
+            )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        found |= _flat(value, f"{prefix}{name}.") if hasattr(value, "__dataclass_fields__") else {prefix + name: value}
+    return found

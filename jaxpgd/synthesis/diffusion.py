@@ -1,0 +1,113 @@
+"""Trajectories from a denoiser, unguided (SynthER-style) or guided towards a policy (PGD): one Synthesizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.guidance import Guidance
+from jaxpgd.diffusion.samplers import Churn, make_sampler
+from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.packing import TokenCodec
+from jaxpgd.settings import GuidanceConfig, SamplerConfig
+from jaxpgd.types import Denoise, Policy, Sampler, Synthesis
+
+
+@struct.dataclass
+class TrajectoryDenoiser:
+    """A trained denoiser with the codec of its tokens: everything that sampling needs."""
+
+    denoise: Denoise
+    codec: TokenCodec
+    length: int = struct.field(pytree_node=False)  # T of training
+
+
+@struct.dataclass
+class DiffusionSynthesizer:
+    """Samples whole trajectories of `length` steps; with `guidance`, towards the policy it is called with.
+
+    Start observations only say how many: the model generates its own first states.
+    """
+
+    denoiser: TrajectoryDenoiser
+    sigmas: Array  # [n + 1]
+    churn: Churn
+    guidance: Guidance | None
+    sampler: Sampler = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)
+    batch_size: int = struct.field(pytree_node=False)  # trajectories sampled at once
+
+    def sample_tokens(self, key: Array, policy: Policy | None) -> tuple[Array, Array]:
+        """One trajectory's tokens [T, D] and the number of denoiser evaluations []."""
+        key_noise, key_sampler = jax.random.split(key)
+        codec, denoise, hook = self.denoiser.codec, self.denoiser.denoise, None
+        if self.guidance is not None and policy is not None:
+            denoise, hook = self.guidance.attach(denoise, policy, codec)
+        x = self.sigmas[0] * jax.random.normal(key_noise, (self.length, codec.token_dim))
+        x, info = self.sampler(key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=hook)
+        return x, info["evaluations"]
+
+    def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
+        """start [N, O] -> N trajectories, weights zero. `policy` may be None where there is no guidance."""
+        count = start.shape[0]
+        keys = jax.random.split(key, count)
+        tokens, evaluations = jax.lax.map(lambda k: self.sample_tokens(k, policy), keys, batch_size=min(self.batch_size, count))
+        trajectory = self.denoiser.codec.decode(tokens)
+        info = {
+            "evaluations": evaluations[0],
+            "terminal_rate": (trajectory.discount == 0).any(-1).mean(),
+            "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(),
+        }
+        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(count), info=info)
+
+    def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":
+        """The same synthesizer with another guidance coefficient. Raises ValueError where it has no guidance."""
+        if self.guidance is None:
+            raise ValueError("this synthesizer has no guidance whose coefficient could be set")
+        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient))
+
+    def unguided(self) -> "DiffusionSynthesizer":
+        """The same synthesizer without guidance."""
+        return dataclasses.replace(self, guidance=None)
+
+
+def make_synthesizer(
+    denoiser: TrajectoryDenoiser,
+    sampler: SamplerConfig | None = None,
+    guidance: GuidanceConfig | None = None,
+    *,
+    length: int = 0,
+) -> DiffusionSynthesizer:
+    """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
+
+    `length` is the number of steps per trajectory (0: as in training).
+    """
+    sampler = sampler or SamplerConfig()
+    return DiffusionSynthesizer(
+        denoiser=denoiser,
+        sigmas=karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
+        churn=Churn(
+            jnp.asarray(sampler.churn), jnp.asarray(sampler.churn_min), jnp.asarray(sampler.churn_max),
+            jnp.asarray(sampler.churn_noise),
+        ),
+        guidance=None if guidance is None else make_guidance(guidance),
+        sampler=make_sampler(sampler.kind, sampler.predictor),
+        length=length or denoiser.length,
+        batch_size=sampler.batch_size,
+    )  # fmt: skip
+
+
+def make_guidance(config: GuidanceConfig) -> Guidance:
+    """Guidance with the numbers of its section as leaves."""
+    return Guidance(
+        coefficient=jnp.asarray(config.coefficient),
+        sine=jnp.asarray(config.sine),
+        sigma_min=jnp.asarray(config.sigma_min),
+        sigma_max=jnp.asarray(config.sigma_max),
+        kind=config.kind,
+        at=config.at,
+        normalise=config.normalise,
+        hold_states=config.hold_states,
+    )

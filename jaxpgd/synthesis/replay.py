@@ -1,0 +1,78 @@
+"""Experience on the device: real transitions shared by all seeds, synthetic trajectories per seed, mixed batches of both."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Trajectory, Transition
+
+
+@struct.dataclass
+class Replay:
+    """C synthetic trajectories in a ring: inserting replaces the oldest, so retention is capacity.
+
+    Inserting C trajectories replaces everything (PGD); inserting fewer keeps the newest C (FIFO, DyDiff).
+    """
+
+    trajectory: Trajectory  # [C, T, ...]
+    usable: Array  # [C * T] flat indices of usable steps, the first `count` of them valid
+    count: Array  # [] number of usable steps
+    position: Array  # [] row that the next insertion overwrites
+
+
+def init_replay(trajectory: Trajectory) -> Replay:
+    """A replay filled with C trajectories [C, T, ...]: its capacity."""
+    usable, count = _usable(trajectory.mask)
+    return Replay(trajectory=trajectory, usable=usable, count=count, position=jnp.asarray(0))
+
+
+def _usable(mask: Array) -> tuple[Array, Array]:
+    flat = mask.reshape(-1)
+    return jnp.nonzero(flat, size=flat.size, fill_value=0)[0], flat.sum()
+
+
+def insert(replay: Replay, trajectory: Trajectory) -> Replay:
+    """Overwrite the oldest N <= C rows with N trajectories [N, T, ...]."""
+    capacity, count = replay.trajectory.reward.shape[0], trajectory.reward.shape[0]
+    if count > capacity:
+        raise ValueError(f"insert: {count} trajectories do not fit into a replay of {capacity}")
+    rows = (replay.position + jnp.arange(count)) % capacity
+    stored = jax.tree.map(lambda old, new: old.at[rows].set(new), replay.trajectory, trajectory)
+    usable, size = _usable(stored.mask)
+    return Replay(trajectory=stored, usable=usable, count=size, position=(replay.position + count) % capacity)
+
+
+def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
+    """`batch` usable transitions, uniformly and with replacement."""
+    drawn = jax.random.randint(key, (batch,), 0, jnp.maximum(replay.count, 1))
+    length = replay.trajectory.reward.shape[1]
+    row, step = jnp.divmod(replay.usable[drawn], length)
+    steps = replay.trajectory
+    # The last step is usable only at a terminal, where its next observation is never looked at.
+    following = jnp.minimum(step + 1, length - 1)
+    return Transition(
+        obs=steps.obs[row, step],
+        action=steps.action[row, step],
+        reward=steps.reward[row, step],
+        discount=steps.discount[row, step],
+        next_obs=steps.obs[row, following],
+    )
+
+
+def sample_real(key: Array, real: Transition, batch: int) -> Transition:
+    """`batch` of M transitions, uniformly and with replacement (drawing without would sort the dataset)."""
+    index = jax.random.randint(key, (batch,), 0, real.reward.shape[0])
+    return jax.tree.map(lambda x: x[index], real)
+
+
+def sample_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Transition:
+    """A batch [batch] of which the last `synthetic` come from the replay and the others from real data."""
+    key_real, key_synthetic = jax.random.split(key)
+    if replay is None or synthetic == 0:
+        return sample_real(key_real, real, batch)
+    made = sample_synthetic(key_synthetic, replay, synthetic)
+    if synthetic == batch:
+        return made
+    drawn = sample_real(key_real, real, batch - synthetic)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, made)

@@ -1,0 +1,153 @@
+"""Training an agent on real, unguided or policy-guided experience that is made anew as it learns.
+
+The regimes are one axis: how many trajectories a refresh makes (all of the replay, or a fraction) and how often.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.settings import AgentConfig, SynthesisConfig
+from jaxpgd.synthesis.replay import Replay, init_replay, insert, sample_mixed, sample_real
+from jaxpgd.training.program import Program, fit, mean_metrics
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Transition
+
+
+@struct.dataclass
+class Experience:
+    """Where batches come from: real transitions [M], and a synthesizer for the synthetic part (None: real only).
+
+    `first` makes the first content of the replay, before any update; None: the synthesizer itself.
+    """
+
+    real: Transition
+    synthesizer: Synthesizer | None = None
+    first: Synthesizer | None = None
+
+
+@struct.dataclass
+class AgentState:
+    """State of agent training: the agent's own, its replay, its key."""
+
+    agent: PyTree
+    replay: Replay | None
+    key: Array
+
+
+@struct.dataclass
+class Schedule:
+    """A regime in numbers. All static."""
+
+    chunk_updates: int = struct.field(pytree_node=False)
+    chunks: int = struct.field(pytree_node=False)
+    capacity: int = struct.field(pytree_node=False)  # trajectories in the replay
+    refresh_chunks: int = struct.field(pytree_node=False)  # chunks between refreshes; 0: never
+    refresh_count: int = struct.field(pytree_node=False)  # trajectories per refresh
+
+
+def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
+    """Regimes as numbers: `oneoff` never refreshes, `periodic` replaces all, `continuous` the oldest fraction."""
+    every = 0 if synthesis.regime == "oneoff" else synthesis.interval // config.updates_per_chunk
+    share = synthesis.fraction if synthesis.regime == "continuous" else 1.0
+    return Schedule(
+        chunk_updates=config.updates_per_chunk,
+        chunks=config.updates // config.updates_per_chunk,
+        capacity=synthesis.trajectories,
+        refresh_chunks=every,
+        refresh_count=max(1, round(share * synthesis.trajectories)),
+    )
+
+
+def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, real: Transition, count: int) -> tuple:
+    key_start, key_sample = jax.random.split(key)
+    start = sample_real(key_start, real, count).obs
+    made = synthesizer(key_sample, policy, start)
+    return made.trajectory, made.info
+
+
+def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, hypers: PyTree = None) -> AgentState:
+    """Fresh agent, and a full replay where there is a synthesizer."""
+    key, key_agent, key_replay = jax.random.split(key, 3)
+    example = jax.tree.map(lambda x: x[0], data.real)
+    state = agent.init(key_agent, example, hypers)
+    replay = None
+    first = data.synthesizer if data.first is None else data.first
+    if first is not None:
+        trajectory, _ = _synthesize(key_replay, first, agent.policy(state), data.real, schedule.capacity)
+        replay = init_replay(trajectory)
+    return AgentState(agent=state, replay=replay, key=key)
+
+
+def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedule) -> AgentState:
+    """Replace the oldest trajectories of the replay by new ones for the present policy."""
+    assert data.synthesizer is not None and state.replay is not None
+    key, key_refresh = jax.random.split(state.key)
+    policy = agent.policy(state.agent)
+    made, _ = _synthesize(key_refresh, data.synthesizer, policy, data.real, schedule.refresh_count)
+    return state.replace(replay=insert(state.replay, made), key=key)  # type: ignore[attr-defined]
+
+
+def update_many(
+    state: AgentState, data: Experience, agent: Agent, batch: int, synthetic: int, updates: int
+) -> tuple[AgentState, Metrics]:
+    """`updates` agent updates in one scan, each on fresh batches of which `synthetic` entries are synthetic."""
+
+    def draw(key: Array) -> Transition:
+        return sample_mixed(key, data.real, state.replay, batch, synthetic)
+
+    def step(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], Metrics]:
+        inner, key = carry
+        key, key_batch, key_update = jax.random.split(key, 3)
+        batches = jax.vmap(draw)(jax.random.split(key_batch, agent.batches))
+        inner, metrics = agent.update(key_update, inner, batches)
+        return (inner, key), metrics
+
+    (inner, key), metrics = jax.lax.scan(step, (state.agent, state.key), None, length=updates)
+    return state.replace(agent=inner, key=key), mean_metrics(metrics)  # type: ignore[attr-defined]
+
+
+def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig, hypers: PyTree = None) -> Program[AgentState]:
+    """Agent training in chunks of `updates_per_chunk`. A refresh that is due comes before the chunk's updates."""
+    schedule = make_schedule(config, synthesis)
+    synthetic = round(synthesis.synthetic_ratio * config.batch_size)
+
+    def chunk(state: AgentState, data: Experience, index: Array) -> tuple[AgentState, Metrics]:
+        has_replay = data.synthesizer is not None
+        if has_replay and schedule.refresh_chunks > 0:
+            due = (index > 0) & (index % schedule.refresh_chunks == 0)
+            state = jax.lax.cond(due, lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
+        share = synthetic if has_replay else 0
+        state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates)
+        if state.replay is not None:
+            made = state.replay.trajectory
+            metrics |= {
+                "synthetic_transitions": state.replay.count,
+                "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
+                "synthetic_terminal_rate": (made.discount == 0).any(-1).mean(),
+            }
+        return state, metrics
+
+    return Program(
+        init=lambda key, data: init_agent(key, data, agent, schedule, hypers),
+        chunk=chunk,
+        chunks=schedule.chunks,
+        steps_per_chunk=schedule.chunk_updates,
+    )
+
+
+def train_agent(
+    key: Array,
+    data: Experience,
+    hypers: PyTree = None,
+    *,
+    agent: Agent,
+    config: AgentConfig = AgentConfig(),
+    synthesis: SynthesisConfig = SynthesisConfig(),
+) -> tuple[PyTree, Metrics]:
+    """Train one agent from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
+
+    Returns the agent's state (`agent.policy(state)` is its policy) and metrics per chunk, [chunks].
+    """
+    state, metrics = fit(key, agent_program(agent, config, synthesis, hypers), data)
+    return state.agent, metrics

@@ -1,0 +1,108 @@
+"""Checkpoints of training states: Orbax, one directory per chunk, restored against an expected structure."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxpgd.errors import InputError
+
+Tree = TypeVar("Tree")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _name(path: Any) -> str:
+    return "/".join(re.sub(r"[^A-Za-z0-9_]+", "", jax.tree_util.keystr((part,))) for part in path)
+
+
+def flatten(tree: Any) -> dict[str, np.ndarray]:
+    """Leaves by name, as host arrays; random keys as their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): np.asarray(jax.random.key_data(x) if _is_key(x) else x) for path, x in leaves}
+
+
+def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
+    """`values` in the structure, shapes and types of `target` (arrays or `jax.ShapeDtypeStruct`s).
+
+    Raises InputError naming the first entry that is missing, superfluous or of another shape.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(target)
+    expected = {_name(path): leaf for path, leaf in leaves}
+    for name in sorted(expected.keys() ^ values.keys()):
+        word = "missing" if name in expected else "not expected"
+        raise InputError(
+            f"checkpoint = {origin!r}: entry {name!r} is {word}. It was written with other settings; "
+            "restore it with those of its own run directory."
+        )
+    restored = []
+    for name, leaf in expected.items():
+        is_key = _is_key(leaf)
+        shape = jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape
+        value = np.asarray(values[name])
+        if value.shape != shape:
+            raise InputError(
+                f"checkpoint = {origin!r}: entry {name!r} has shape {value.shape}, expected {shape}. It was written with "
+                "other settings; restore it with those of its own run directory."
+            )
+        restored.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value, leaf.dtype))
+    return jax.tree_util.tree_unflatten(structure, restored)
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write a tree to a new directory; it appears only when it is complete."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(path, flatten(tree))
+        writer.wait_until_finished()
+
+
+def load_tree(path: Path, target: Tree) -> Tree:
+    """Read a tree that has the structure of `target`. Raises InputError where it is absent, damaged or of another shape."""
+    path = path.absolute()
+    if not path.is_dir():
+        raise InputError(f"checkpoint = {str(path)!r}: expected a checkpoint directory, found none.")
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            values = reader.restore(path)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). Delete this directory: "
+            "`--resume` then continues from the checkpoint before it, or starts the stage again."
+        ) from error
+    return unflatten(target, values, str(path))
+
+
+class CheckpointStore:
+    """The checkpoints of one stage, `directory/<chunks done>`; the newest `keep` of them are kept."""
+
+    def __init__(self, directory: Path, keep: int = 2):
+        self.directory, self.keep = directory, keep
+
+    def saved(self) -> list[int]:
+        """Chunk counts of the complete checkpoints, in order."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
+
+    def save(self, chunks: int, state: Any) -> None:
+        """Write the state after `chunks` chunks, then drop old ones."""
+        save_tree(self.directory / str(chunks), state)
+        for old in self.saved()[: -self.keep]:
+            shutil.rmtree(self.directory / str(old))
+
+    def restore(self, target: Tree) -> tuple[Tree, int] | None:
+        """The newest state and its chunk count, or None where there is none."""
+        saved = self.saved()
+        return (load_tree(self.directory / str(saved[-1]), target), saved[-1]) if saved else None

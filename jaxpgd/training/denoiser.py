@@ -1,0 +1,204 @@
+"""Training a trajectory denoiser: EDM loss on dataset windows, Adam with warm-up and cosine decay, averaged weights."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import Array
+
+from jaxpgd.data.dataset import Dataset
+from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.diffusion.loss import edm_loss
+from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.networks.temporal_unet import TemporalUNet
+from jaxpgd.packing import TokenCodec, fit_codec
+from jaxpgd.settings import DataConfig, DenoiserConfig
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
+from jaxpgd.training.program import Program, fit
+from jaxpgd.types import Metrics, PyTree, Transition
+
+
+@struct.dataclass
+class Windows:
+    """What the denoiser trains on: transitions [M], the starts of training and validation windows, the token codec."""
+
+    transitions: Transition  # [M]
+    train: Array  # [W] int32
+    validation: Array  # [V] int32
+    codec: TokenCodec
+    length: int = struct.field(pytree_node=False)
+
+    def tokens(self, start: Array) -> Array:
+        """Normalised tokens [T, D] of the window at `start` []."""
+        return self.codec.encode(gather_window(self.transitions, start, self.length))
+
+
+def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
+    """Choose windows, hold some episodes out, fit the codec to the training windows (host, once).
+
+    Raises InputError where no episode is as long as the window.
+    """
+    selection = dataclasses.asdict(config)
+    rules = {k: selection[k] for k in ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end")}
+    train_episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
+    train = window_starts(dataset, episodes=train_episodes, **rules)
+    validation = window_starts(dataset, episodes=held_out, **rules) if len(held_out) else train
+    transitions = dataset.transitions()
+    return Windows(
+        transitions=transitions,
+        train=jnp.asarray(train, jnp.int32),
+        validation=jnp.asarray(validation if len(validation) else train, jnp.int32),
+        codec=fit_codec(transitions, np.asarray(train), config.window),
+        length=config.window,
+    )
+
+
+@struct.dataclass
+class DenoiserHypers:
+    """Numeric settings of denoiser training; any may be traced or vmapped. Meanings as in `settings.DenoiserConfig`."""
+
+    peak_lr: Array | float = 2e-3
+    warmup_fraction: Array | float = 0.1
+    initial_lr_fraction: Array | float = 0.1
+    ema: Array | float = 0.995
+    p_mean: Array | float = -1.2
+    p_std: Array | float = 1.2
+    sigma_data: Array | float = 1.0
+
+
+@struct.dataclass
+class DenoiserState:
+    """State of denoiser training."""
+
+    params: PyTree
+    ema_params: PyTree
+    optimiser: optax.OptState
+    hypers: DenoiserHypers
+    step: Array
+    key: Array
+
+
+def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
+    """The numeric settings of a config section."""
+    names = [f.name for f in dataclasses.fields(DenoiserHypers)]
+    return DenoiserHypers(**{name: jnp.asarray(getattr(config, name)) for name in names})
+
+
+def network(config: DenoiserConfig) -> TemporalUNet:
+    """The U-Net of a config section."""
+    return TemporalUNet(config.features, config.blocks, config.groups, config.norm)
+
+
+def total_steps(config: DenoiserConfig, windows: int) -> int:
+    """Gradient steps: `steps`, or `epochs` passes over the windows, in whole chunks of `validate_every`."""
+    steps = config.steps if config.epochs == 0 else -(-config.epochs * windows // config.batch_size)
+    return -(-steps // config.validate_every) * config.validate_every
+
+
+def learning_rate(step: Array, hypers: DenoiserHypers, steps: int) -> Array:
+    """Linear warm-up from `initial_lr_fraction * peak_lr` over `warmup_fraction` of the steps, then cosine decay to 0."""
+    warmup = jnp.maximum(hypers.warmup_fraction * steps, 1.0)
+    rise = hypers.initial_lr_fraction + (1.0 - hypers.initial_lr_fraction) * step / warmup
+    progress = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
+    return hypers.peak_lr * jnp.where(step < warmup, rise, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
+
+
+def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
+    clip = [optax.clip_by_global_norm(config.gradient_clip)] if config.gradient_clip > 0 else []
+    return optax.chain(*clip, optax.scale_by_adam())
+
+
+def _denoise(params: PyTree, hypers: DenoiserHypers, config: DenoiserConfig) -> EDMDenoise:
+    return EDMDenoise(params, hypers.sigma_data, network(config))
+
+
+def batch_loss(
+    key: Array, params: PyTree, hypers: DenoiserHypers, windows: Windows, starts: Array, batch: int, config: DenoiserConfig
+) -> Array:
+    """Mean EDM loss [] of `batch` windows drawn with replacement from `starts` [W]."""
+    key_draw, key_loss = jax.random.split(key)
+    drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
+    x0 = jax.vmap(windows.tokens)(drawn)
+    loss = functools.partial(edm_loss, denoise=_denoise(params, hypers, config), p_mean=hypers.p_mean, p_std=hypers.p_std)
+    return jax.vmap(lambda k, x: loss(k, x0=x))(jax.random.split(key_loss, batch), x0).mean()
+
+
+def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:
+    """Fresh state. The averaged weights are a copy: they must not share buffers that a jitted step donates."""
+    key, key_init = jax.random.split(key)
+    example = jnp.zeros((windows.length, windows.codec.token_dim))
+    params = network(config).init(key_init, example, jnp.zeros(()))
+    return DenoiserState(
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        optimiser=_optimiser(config).init(params),
+        hypers=hypers,
+        step=jnp.asarray(0),
+        key=key,
+    )
+
+
+def _train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Metrics]:
+    key, key_loss = jax.random.split(state.key)
+    loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(
+        key_loss, state.params, state.hypers, windows, windows.train, config.batch_size, config
+    )
+    updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
+    lr = learning_rate(state.step, state.hypers, steps)
+    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    decay = jnp.where((state.step + 1) % config.ema_every == 0, state.hypers.ema, 1.0)
+    ema = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, state.ema_params, params)
+    metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": optax.global_norm(gradient)}
+    return state.replace(params=params, ema_params=ema, optimiser=optimiser, step=state.step + 1, key=key), metrics  # type: ignore[attr-defined]
+
+
+def validation_loss(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> Array:
+    """EDM loss [] of the averaged weights on held-out windows, at the same noise every time; no gradients."""
+    keys = jax.random.split(jax.random.key(0), config.validation_batches)
+
+    def one(key: Array) -> Array:
+        return batch_loss(key, state.ema_params, state.hypers, windows, windows.validation, config.batch_size, config)
+
+    return jax.lax.map(one, keys).mean()
+
+
+def denoiser_program(windows: Windows, config: DenoiserConfig, hypers: DenoiserHypers | None = None) -> Program[DenoiserState]:
+    """Denoiser training in chunks of `validate_every` steps, each followed by a validation loss. Data: the Windows."""
+    steps = total_steps(config, windows.train.shape[0])
+    numbers = denoiser_hypers(config) if hypers is None else hypers
+
+    def chunk(state: DenoiserState, data: Windows, index: Array) -> tuple[DenoiserState, Metrics]:
+        def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Metrics]:
+            return _train_step(state, data, config, steps)
+
+        state, metrics = jax.lax.scan(step, state, None, length=config.validate_every)
+        means = {"loss": metrics["loss"].mean(), "gradient_norm": metrics["gradient_norm"].mean()}
+        last = {"learning_rate": metrics["learning_rate"][-1], "validation_loss": validation_loss(state, data, config)}
+        return state, means | last
+
+    return Program(
+        init=lambda key, data: init_denoiser(key, data, numbers, config),
+        chunk=chunk,
+        chunks=steps // config.validate_every,
+        steps_per_chunk=config.validate_every,
+    )
+
+
+def trained_denoiser(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> TrajectoryDenoiser:
+    """The denoiser of the averaged weights."""
+    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length)
+
+
+def train_denoiser(
+    key: Array, windows: Windows, hypers: DenoiserHypers | None = None, *, config: DenoiserConfig = DenoiserConfig()
+) -> tuple[TrajectoryDenoiser, Metrics]:
+    """Train a denoiser from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
+
+    Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm.
+    """
+    state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
+    return trained_denoiser(state, windows, config), metrics

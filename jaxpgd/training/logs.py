@@ -1,0 +1,69 @@
+"""`metrics.jsonl`: one JSON object per line, each with its stage and chunk; optionally mirrored to Weights & Biases."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpgd.errors import InputError
+
+
+def plain(value: Any) -> Any:
+    """Arrays as numbers and lists, ready for JSON."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return np.asarray(value).tolist()
+    return value
+
+
+class MetricsLog:
+    """Appends to `path`. Lines of chunks that a resumed stage runs again are dropped first."""
+
+    def __init__(self, path: Path, wandb_project: str = "", name: str = ""):
+        self.path = path
+        self.wandb = _start_wandb(wandb_project, name) if wandb_project else None
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; one cut short by a crash is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def rewind(self, stage: str, chunks: int) -> None:
+        """Keep only the first `chunks` chunks of `stage`; other stages stay."""
+        rows = [r for r in self.read() if r.get("stage") != stage or r.get("chunk", 0) <= chunks]
+        text = "".join(json.dumps(r) + "\n" for r in rows)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(self.path)
+
+    def write(self, stage: str, chunk: int, values: dict[str, Any]) -> None:
+        """Append one line. Values may be arrays; seeds are lists."""
+        row = {"stage": stage, "chunk": chunk, **plain(values)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.wandb is not None:
+            flat = {f"{stage}/{k}": float(np.mean(v)) for k, v in row.items() if isinstance(v, int | float | list)}
+            self.wandb.log(flat)
+
+
+def _start_wandb(project: str, name: str) -> Any:
+    try:
+        import wandb  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError(
+            f"wandb_project = {project!r}: expected the package wandb to be installed. "
+            'Install it with: pip install "jaxpgd[wandb]".'
+        ) from error
+    return wandb.init(project=project, name=name)

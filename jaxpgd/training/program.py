@@ -1,0 +1,42 @@
+"""A training program: a state, and a compiled chunk of steps that advances it. Everything that trains has this form.
+
+`fit` runs a program inside one trace (jit and vmap it as you like); `jaxpgd.pipeline` runs the same chunks from Python, where
+it reports progress and writes checkpoints in between.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Metrics, PyTree
+
+State = TypeVar("State")
+
+
+@struct.dataclass
+class Program(Generic[State]):
+    """Pure functions of a training loop and its number of chunks.
+
+    `init(key, data) -> state`; `chunk(state, data, index []) -> (state, metrics)`. The index is not part of the state so that
+    it has no seed axis: what depends on it stays a branch, rather than a select, under vmap over seeds.
+    """
+
+    init: Callable[[Array, PyTree], State] = struct.field(pytree_node=False)
+    chunk: Callable[[State, PyTree, Array], tuple[State, Metrics]] = struct.field(pytree_node=False)
+    chunks: int = struct.field(pytree_node=False)
+    steps_per_chunk: int = struct.field(pytree_node=False)
+
+
+def fit(key: Array, program: Program[State], data: PyTree) -> tuple[State, Metrics]:
+    """Run a whole program. Returns the final state and the metrics of every chunk, [chunks, ...]."""
+    state = program.init(key, data)
+    return jax.lax.scan(lambda s, i: program.chunk(s, data, i), state, jnp.arange(program.chunks))
+
+
+def mean_metrics(metrics: Metrics) -> Metrics:
+    """Average over the leading axis (the steps of a chunk)."""
+    return jax.tree.map(lambda x: x.mean(0), metrics)
