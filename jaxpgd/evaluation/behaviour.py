@@ -1,0 +1,57 @@
+"""Behaviour policies stored as plain weights."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, nn, random
+from jax.scipy.stats import norm
+
+from jaxpgd.errors import InputError, check
+from jaxpgd.packing import ACTION_CLIP
+from jaxpgd.types import Policy, PyTree
+
+_NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
+
+
+def behaviour_actor(path: str | Path) -> Policy:
+    """The tanh-Gaussian actor of an npz file with weights w0 b0 w1 b1 w2 b2 (two ReLU layers; mean and log std out).
+
+    Observations are raw, log std is clipped to [-5, 2]. The log-density includes the tanh Jacobian; actions are clipped to
+    +-0.999 first, so it stays finite at saturated ones. `variance` is added to the Gaussian's *before* the tanh.
+    Raises InputError where the file cannot be read or is not such an actor.
+    """
+    try:
+        with np.load(path) as stored:
+            params = {name: jnp.asarray(stored[name], jnp.float32) for name in _NAMES}
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"policy = {str(path)!r}: expected an npz file with {', '.join(_NAMES)} ({error}).") from error
+    sizes = [params[f"w{i}"].shape for i in range(3)]
+    fits = all(len(s) == 2 for s in sizes) and sizes[0][1] == sizes[1][0] and sizes[1][1] == sizes[2][0]
+    check(
+        fits and sizes[2][1] % 2 == 0, "policy", sizes, "three weight matrices that follow each other, the last of 2A columns"
+    )
+    return Policy(params=params, sample_fn=_sample, mode_fn=_mode, log_prob_fn=_log_prob)
+
+
+def _gaussian(params: PyTree, obs: Array) -> tuple[Array, Array]:
+    hidden = nn.relu(obs @ params["w0"] + params["b0"])
+    hidden = nn.relu(hidden @ params["w1"] + params["b1"])
+    mean, log_std = jnp.split(hidden @ params["w2"] + params["b2"], 2, axis=-1)
+    return mean, jnp.exp(jnp.clip(log_std, -5.0, 2.0))
+
+
+def _sample(params: PyTree, key: Array, obs: Array) -> Array:
+    mean, std = _gaussian(params, obs)
+    return jnp.tanh(mean + std * random.normal(key, mean.shape))
+
+
+def _mode(params: PyTree, obs: Array) -> Array:
+    return jnp.tanh(_gaussian(params, obs)[0])
+
+
+def _log_prob(params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
+    mean, std = _gaussian(params, obs)
+    clipped = jnp.clip(action, -ACTION_CLIP, ACTION_CLIP)
+    density = norm.logpdf(jnp.arctanh(clipped), mean, jnp.sqrt(std**2 + variance))
+    return jnp.sum(density - jnp.log1p(-(clipped**2)), axis=-1)

@@ -1,0 +1,89 @@
+"""Making the Gymnasium environment that a dataset names, with clear errors where that is not possible."""
+
+import importlib.util
+import json
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import InputError, check
+
+BUILTIN = ("point2d",)
+_ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen")
+_INSTALL = 'Install it with: pip install "jaxpgd[mujoco]"'
+
+
+def is_builtin(info: DatasetInfo) -> bool:
+    """Whether the dataset's environment is one of jaxpgd's own JAX environments."""
+    return info.env_id in BUILTIN
+
+
+def require_environment(info: DatasetInfo) -> None:
+    """Check that the environment of `info` can be made and takes actions of the dataset's size.
+
+    Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
+    environment is unknown, or an extra is not installed.
+    """
+    check(info.env_id is not None, "env_id", info.env_id, f"the environment that dataset {info.name!r} was collected in",
+          "Evaluation needs it: name a Gymnasium id when loading the dataset, or skip evaluation.")  # fmt: skip
+    if is_builtin(info):
+        return
+    env = make_environment(info)
+    shape = env.action_space.shape
+    env.close()
+    check(shape == (len(info.action_low),), "env_id", info.env_id,
+          f"an environment with {len(info.action_low)} action entries as in the dataset, not {shape}")  # fmt: skip
+
+
+def make_environment(info: DatasetInfo) -> gymnasium.Env:
+    """A fresh Gymnasium environment: from the stored spec where there is one, else from the id. Raises InputError."""
+    spec = environment_spec(info)
+    try:
+        return gymnasium.make(spec)
+    except ImportError as error:
+        raise InputError(f"env_id = {info.env_id!r}: expected its packages to be installed ({error}). {_INSTALL}") from error
+    except (gymnasium.error.Error, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"env_id = {info.env_id!r}: expected an environment that can be made ({error}).") from error
+
+
+def environment_spec(info: DatasetInfo) -> EnvSpec:
+    """The Gymnasium spec of the dataset's environment. Raises InputError where unknown or an extra is missing."""
+    entry = _stored_entry_point(info)
+    needs_robotics = entry.startswith("gymnasium_robotics") or str(info.env_id).startswith(_ROBOTICS)
+    _require_package("gymnasium_robotics", needs_robotics, info)
+    try:
+        spec = EnvSpec.from_json(info.env_spec) if info.env_spec else gymnasium.spec(str(info.env_id))
+    except (gymnasium.error.Error, TypeError, ValueError, KeyError) as error:
+        raise InputError(f"env_id = {info.env_id!r}: expected an environment known to Gymnasium ({error}).") from error
+    _require_package("mujoco", needs_robotics or str(spec.entry_point).startswith("gymnasium.envs.mujoco"), info)
+    return spec
+
+
+def _stored_entry_point(info: DatasetInfo) -> str:
+    if not info.env_spec:
+        return ""
+    try:
+        return str(json.loads(info.env_spec).get("entry_point", ""))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
+
+
+def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:
+    if not needed:
+        return
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"env_id = {info.env_id!r}: expected the package {package} to be installed. {_INSTALL}")
+    if package == "gymnasium_robotics":
+        gymnasium.register_envs(importlib.import_module(package))
+
+
+def flatten_obs(info: DatasetInfo, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+    """Observations as the dataset has them, [..., O] float32: dict entries concatenated in the order of `info.obs_keys`."""
+    if not isinstance(obs, dict):
+        return np.asarray(obs, np.float32)
+    missing = [k for k in info.obs_keys if k not in obs]
+    check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(obs)}",
+          "Load the dataset with the observation keys of its environment.")  # fmt: skip
+    return np.concatenate([np.asarray(obs[k], np.float32) for k in info.obs_keys], axis=-1)

@@ -1,0 +1,75 @@
+"""Means, interquartile means and bootstrap intervals of returns or scores."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+from jaxpgd.errors import check
+
+RESAMPLES = 9999
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Mean and interquartile mean (IQM) with bootstrap intervals.
+
+    `unit` is what the interval describes: "seeds" (agents trained anew), "episodes" of the only seed (which says nothing of
+    other seeds), or "none" for a single score, whose bounds are NaN.
+    """
+
+    mean: float
+    iqm: float
+    mean_low: float
+    mean_high: float
+    iqm_low: float
+    iqm_high: float
+    seeds: int
+    episodes: int
+    unit: str
+    confidence: float
+
+
+def summarise(scores: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Summary:
+    """Summary of scores [S, E] (seeds, episodes) or [S].
+
+    A seed counts once, by its mean over episodes: episodes of one agent are not independent repetitions of the training.
+    The IQM is the mean of the middle half of the units (Agarwal et al. 2021, Deep RL at the Edge of the Statistical
+    Precipice). Intervals are percentile bootstraps over seeds; with fewer than about ten seeds they are somewhat too narrow.
+    Raises InputError for empty or non-finite scores.
+    """
+    scores = np.asarray(scores, np.float64)
+    table = scores[:, None] if scores.ndim == 1 else scores
+    check(table.ndim == 2 and table.size > 0, "scores", scores.shape, "shape [S] or [S, E], not empty")
+    check(bool(np.isfinite(table).all()), "scores", scores.tolist(), "finite numbers")
+    check(0 < confidence < 1, "confidence", confidence, "a number between 0 and 1")
+    seeds, episodes = table.shape
+    units = table.mean(axis=1) if seeds > 1 else table[0]
+    unit = "seeds" if seeds > 1 else "episodes" if episodes > 1 else "none"
+    mean_low, mean_high = _interval(units, np.mean, confidence, seed)
+    iqm_low, iqm_high = _interval(units, interquartile_mean, confidence, seed)
+    return Summary(float(units.mean()), float(interquartile_mean(units)), mean_low, mean_high, iqm_low, iqm_high,
+                   seeds, episodes, unit, confidence)  # fmt: skip
+
+
+def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean without the lowest and the highest quarter (rounded down) along an axis."""
+    return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
+
+
+def _interval(values: np.ndarray, statistic: Callable[..., np.ndarray], confidence: float, seed: int) -> tuple[float, float]:
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    result = stats.bootstrap((values,), statistic, confidence_level=confidence, n_resamples=RESAMPLES, axis=-1,
+                             vectorized=True, method="percentile", rng=np.random.default_rng(seed))  # fmt: skip
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of independent values [K], NaN entries left out; NaN for fewer than two."""
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
