@@ -1,6 +1,7 @@
 """The in-memory form of every dataset: flat transition arrays plus what is known about their origin."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -92,5 +93,7 @@ def from_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
 
 def to_device(dataset: Dataset) -> Dataset:
     """The same dataset with its numeric arrays on the default device."""
-    arrays = {f: jnp.asarray(getattr(dataset, f), jnp.float32) for f in ("obs", "action", "reward", "discount", "next_obs")}
+    arrays: dict[str, Any] = {
+        f: jnp.asarray(getattr(dataset, f), jnp.float32) for f in ("obs", "action", "reward", "discount", "next_obs")
+    }
     return dataclasses.replace(dataset, **arrays)

@@ -1,0 +1,75 @@
+"""What every dataset must satisfy before it is used; each failure names the field, the value and the remedy."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from jaxpgd.errors import InputError, check
+
+# Simulators and float32 storage leave actions this share of their range outside the bounds; they are clipped, not refused.
+ACTION_TOLERANCE = 1e-3
+
+
+def check_keys(name: str, present: Iterable[str], needed: Iterable[str]) -> None:
+    """Raise InputError naming the first key of `needed` that is missing from the dataset `name`."""
+    present = sorted(present)
+    for key in needed:
+        if key not in present:
+            raise InputError(f"data.name = {name!r}: key {key!r} is missing: expected D4RL layout. The file has {present}.")
+
+
+def check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Check flat arrays [M, ...]: at least one step, one length, obs and action of rank 2, the rest of rank 1.
+
+    Raises InputError naming the field.
+    """
+    steps = len(arrays["action"])
+    check(steps > 0, "data.name", name, "a dataset with at least one step", "It is empty.")
+    for field, array in arrays.items():
+        check(len(array) == steps, f"{field} of {name}", array.shape, f"{steps} steps, as action has")
+        rank = 2 if field in ("obs", "action", "next_obs") else 1
+        check(array.ndim == rank, f"{field} of {name}", array.shape, f"{rank} axes")
+        check(0 not in array.shape, f"{field} of {name}", array.shape, "no empty axis")
+    check(
+        arrays["next_obs"].shape == arrays["obs"].shape,
+        f"next_obs of {name}",
+        arrays["next_obs"].shape,
+        f"the shape of obs, {arrays['obs'].shape}",
+    )
+
+
+def check_finite(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError naming the field, the number of NaN or infinite entries and the index of the first."""
+    for field, array in arrays.items():
+        bad = ~np.isfinite(array)
+        if bad.any():
+            first = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise InputError(
+                f"{field} of {name} = {array[first]} at index {first}: expected finite numbers; {int(bad.sum())} of {bad.size} "
+                "entries are NaN, infinite or beyond float32. Drop or repair those episodes."
+            )
+
+
+def check_bounds(name: str, low: np.ndarray, high: np.ndarray, action_dim: int) -> None:
+    """Check that action bounds are finite, ordered and [A]. Raises InputError."""
+    check(low.shape == high.shape == (action_dim,), f"action bounds of {name}", low.shape, f"one per action, ({action_dim},)")
+    finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+    remedy = "Actions are rescaled to [-1, 1] from these bounds."
+    check(
+        finite and bool((low < high).all()),
+        f"action bounds of {name}",
+        (low.tolist(), high.tolist()),
+        "finite, low < high",
+        remedy,
+    )
+
+
+def check_actions(name: str, action: np.ndarray) -> None:
+    """Raise InputError where an action [M, A], rescaled to [-1, 1], is outside by more than the tolerance."""
+    bad = np.abs(action) > 1.0 + 2.0 * ACTION_TOLERANCE
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"action of {name} = {action[first]:.6g} at index {first} (rescaled by the bounds): expected [-1, 1]; "
+            f"{int(bad.sum())} of {bad.size} entries are outside. Correct the bounds stored with the data, or clip the actions."
+        )

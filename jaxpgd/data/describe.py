@@ -1,0 +1,97 @@
+"""What `jaxpgd data info NAME` prints."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxpgd.data.dataset import Dataset
+from jaxpgd.data.scores import normalized_score
+from jaxpgd.data.windows import window_starts
+from jaxpgd.errors import InputError
+
+
+def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: Any) -> dict[str, Any]:
+    """Plain values, ready for JSON: counts, returns, lengths, ends, ranges, windows, action bounds, reference returns.
+
+    `selection` takes the other settings of `window_starts`. A dataset without a window of that length reports 0 windows and
+    why, instead of an error.
+    """
+    info = dataset.info
+    returns, lengths = dataset.returns(), dataset.lengths()
+    terminals, timeouts = int((np.asarray(dataset.discount) == 0).sum()), int(dataset.timeout.sum())
+    scores, label = normalized_score(info, returns)
+    return {
+        "name": info.name,
+        "source": info.source,
+        "environment": info.env_id,
+        "episodes": dataset.episodes,
+        "transitions": dataset.size,
+        "obs_dim": dataset.obs_dim,
+        "action_dim": dataset.action_dim,
+        "returns": _spread(returns),
+        "scores": None if scores is None else _spread(scores),
+        "score_label": label,
+        "lengths": _spread(lengths),
+        "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
+        "ranges": _ranges(dataset),
+        "windows": _windows(dataset, window, stride, **selection),
+        "action_low": list(info.action_low),
+        "action_high": list(info.action_high),
+        "ref_min": info.ref_min,
+        "ref_max": info.ref_max,
+        "ref_source": info.ref_source,
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    values = np.asarray(values, np.float64)
+    return {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
+
+
+def _ranges(dataset: Dataset) -> dict[str, dict[str, float]]:
+    obs, ends = np.asarray(dataset.obs), np.cumsum(dataset.info.obs_sizes)
+    named = zip(dataset.info.obs_keys, dataset.info.obs_sizes, ends, strict=True)
+    parts = {f"obs.{key}": obs[:, end - size : end] for key, size, end in named}
+    entries = {**(parts or {"obs": obs}), "action": np.asarray(dataset.action), "reward": np.asarray(dataset.reward)}
+    return {key: _spread(values) for key, values in entries.items()}
+
+
+def _windows(dataset: Dataset, window: int, stride: int, **selection: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {"length": window, "stride": stride, "count": 0, "ending_in_terminal": 0}
+    try:
+        starts = window_starts(dataset, window, stride, **selection)
+    except InputError as error:
+        return {**result, "note": str(error)}
+    last = np.asarray(dataset.discount)[starts + window - 1]
+    return {**result, "count": len(starts), "ending_in_terminal": int((last == 0).sum())}
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """The dict of `describe` as lines of text."""
+    d, ends, windows = description, description["ends"], description["windows"]
+    rows = [
+        ("name", f"{d['name']} ({d['source']})"),
+        ("environment", d["environment"] or "not stored"),
+        ("episodes", f"{d['episodes']:,}"),
+        ("transitions", f"{d['transitions']:,} (observation {d['obs_dim']}, action {d['action_dim']})"),
+        ("return", _line(d["returns"])),
+        ("score", d["score_label"] if d["scores"] is None else f"{_line(d['scores'])}; {d['score_label']}"),
+        ("length", _line(d["lengths"])),
+        ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
+        *((key, _line(values)) for key, values in d["ranges"].items()),
+        ("action bounds", f"{_numbers(d['action_low'])} to {_numbers(d['action_high'])}, rescaled to -1 .. 1"),
+        ("windows", f"{windows['count']:,} of {windows['length']} steps at stride {windows['stride']}, "
+                    f"{windows['ending_in_terminal']:,} of them ending in a terminal"),
+    ]  # fmt: skip
+    if "note" in windows:
+        rows.append(("", windows["note"]))
+    width = max(len(key) for key, _ in rows)
+    return "\n".join(f"{key:<{width}}  {value}".rstrip() for key, value in rows)
+
+
+def _line(spread: dict[str, float]) -> str:
+    return "mean {mean:.4g}, std {std:.4g}, min {min:.4g}, max {max:.4g}".format(**spread)
+
+
+def _numbers(values: list[float]) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in values) + "]"

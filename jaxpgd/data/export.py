@@ -1,0 +1,188 @@
+"""Synthetic trajectories as datasets for other libraries: Minari folders and flat files in D4RL layout.
+
+What is exported, by either function: of every trajectory, the steps up to and including its first terminal. A trajectory
+without one is truncated at its last step but one, because the next observation of its last step is unknown: T steps give T
+observations and T - 1 transitions. The observation after a terminal is unknown as well; the last one is repeated there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+from minari.namespace import create_namespace, list_local_namespaces
+
+from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.errors import check
+from jaxpgd.types import Trajectory
+
+Episode = dict[str, Any]
+
+
+def export_minari(
+    trajectory: Trajectory,
+    info: DatasetInfo,
+    dataset_id: str,
+    directory: str | Path,
+    *,
+    description: str = "",
+    author: str = "",
+    author_email: str = "",
+    algorithm_name: str = "jaxpgd",
+    code_permalink: str = "",
+) -> Path:
+    """Write [N, T] trajectories as the Minari dataset `dataset_id` under `directory`; returns its folder.
+
+    It loads with `minari.load_dataset(dataset_id)` where MINARI_DATASETS_PATH is `directory`. Actions are mapped back to
+    `info`'s bounds, dict observations are taken apart by `info.obs_keys`, everything is float32, and the environment and
+    reference returns of `info` are stored. Raises InputError where the target exists, the id is not one, or there is nothing
+    to write.
+    """
+    root = Path(directory).expanduser().resolve()
+    target = root / dataset_id
+    _check_id(dataset_id)
+    check(not target.exists(), "dataset_id", dataset_id, f"no existing dataset in {directory}", "Choose another version.")
+    buffers = [_buffer(index, episode, info) for index, episode in enumerate(_episodes(trajectory, info))]
+    spaces = _spaces(trajectory, info)
+    metadata: dict[str, Any] = {
+        "dataset_id": dataset_id, "minari_version": minari.__version__, "description": description,
+        "algorithm_name": algorithm_name, "code_permalink": code_permalink, "author": {author}, "author_email": {author_email},
+    }  # fmt: skip
+    if info.ref_min is not None and info.ref_max is not None:
+        metadata |= {"ref_min_score": float(info.ref_min), "ref_max_score": float(info.ref_max)}
+    root.mkdir(parents=True, exist_ok=True)
+    with _minari_root(root):
+        try:
+            _write(target, dataset_id, spaces, info, metadata, buffers)
+        except BaseException:  # an interrupt too: half a dataset must not pass for a whole one
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    return target
+
+
+def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> Path:
+    """Write [N, T] trajectories as a flat .npz in D4RL layout, float32, with the action bounds; returns its path.
+
+    Raises InputError where `path` exists, does not end in .npz, or there is nothing to write.
+    """
+    path = Path(path).expanduser()
+    check(path.suffix == ".npz", "path", str(path), "a name ending in .npz")
+    check(not path.exists(), "path", str(path), "no existing file", "Choose another name.")
+    episodes = _episodes(trajectory, info)
+    join = lambda key: np.concatenate([e[key] for e in episodes])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            observations=np.concatenate([e["observations"][:-1] for e in episodes]),
+            actions=join("actions"),
+            rewards=join("rewards"),
+            next_observations=np.concatenate([e["observations"][1:] for e in episodes]),
+            terminals=join("terminations"),
+            timeouts=join("truncations"),
+            action_low=np.asarray(info.action_low, np.float32),
+            action_high=np.asarray(info.action_high, np.float32),
+        )
+    os.replace(partial, path)
+    return path
+
+
+def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
+    obs = np.asarray(trajectory.obs, np.float32)
+    check(obs.ndim == 3, "trajectory.obs", obs.shape, "shape [N, T, O]")
+    low, high = np.asarray(info.action_low, np.float32), np.asarray(info.action_high, np.float32)
+    # clipped once more in float32, where rounding may leave the bounds
+    action = np.clip(to_env_action(info, np.asarray(trajectory.action)).astype(np.float32), low, high)
+    reward, ended = np.asarray(trajectory.reward, np.float32), np.asarray(trajectory.discount) == 0
+    episodes = []
+    for n in range(len(obs)):
+        terminal = bool(ended[n].any())
+        steps = int(ended[n].argmax()) + 1 if terminal else obs.shape[1] - 1
+        if steps == 0:
+            continue
+        flags = np.arange(steps) == steps - 1
+        seen = np.concatenate([obs[n, :steps], obs[n, steps - 1 : steps]]) if terminal else obs[n, : steps + 1]
+        episodes.append({
+            "observations": seen, "actions": action[n, :steps], "rewards": reward[n, :steps],
+            "terminations": flags & terminal, "truncations": flags & (not terminal),
+        })  # fmt: skip
+    check(len(episodes) > 0, "trajectory", obs.shape, "at least one trajectory of two steps, or with a terminal")
+    return episodes
+
+
+def _buffer(index: int, episode: Episode, info: DatasetInfo) -> EpisodeBuffer:
+    return EpisodeBuffer(
+        id=index,
+        observations=_split_obs(episode["observations"], info),
+        actions=episode["actions"],
+        rewards=episode["rewards"],
+        terminations=episode["terminations"],
+        truncations=episode["truncations"],
+    )
+
+
+def _split_obs(obs: np.ndarray, info: DatasetInfo) -> Any:
+    if not info.obs_keys:
+        return obs
+    parts = np.split(obs, np.cumsum(info.obs_sizes)[:-1], axis=-1)
+    return dict(zip(info.obs_keys, parts, strict=True))
+
+
+def _spaces(trajectory: Trajectory, info: DatasetInfo) -> tuple[gymnasium.Space[Any], gymnasium.spaces.Box]:
+    low, high = np.asarray(info.action_low, np.float32), np.asarray(info.action_high, np.float32)
+    boxes = [
+        gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        for size in (info.obs_sizes if info.obs_keys else (trajectory.obs.shape[-1],))
+    ]
+    observation = gymnasium.spaces.Dict(dict(zip(info.obs_keys, boxes, strict=True))) if info.obs_keys else boxes[0]
+    return observation, gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+
+def _check_id(dataset_id: str) -> None:
+    try:
+        version = minari.dataset.minari_dataset.parse_dataset_id(dataset_id)[2]
+    except ValueError:
+        version = None
+    check(version is not None, "dataset_id", dataset_id, 'a Minari id such as "pgd/hopper/guided-v0"')
+
+
+def _write(
+    target: Path,
+    dataset_id: str,
+    spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]],
+    info: DatasetInfo,
+    metadata: dict[str, Any],
+    buffers: list[EpisodeBuffer],
+) -> None:
+    # the storage is written directly: Minari's own helper builds the environment, which needs its simulator installed
+    namespace = dataset_id.rpartition("/")[0]
+    if namespace and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    (target / "data").mkdir(parents=True)
+    spec = EnvSpec.from_json(info.env_spec) if info.env_spec else None
+    storage = MinariStorage.new(target / "data", observation_space=spaces[0], action_space=spaces[1], env_spec=spec)
+    storage.update_metadata(metadata)
+    storage.update_episodes(buffers)
+
+
+@contextmanager
+def _minari_root(root: Path) -> Iterator[None]:
+    """Minari finds its datasets through an environment variable only; it is restored afterwards."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before

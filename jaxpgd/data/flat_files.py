@@ -1,0 +1,113 @@
+"""Flat files in D4RL layout: HDF5 (version 2) and .npz with the same keys."""
+
+import dataclasses
+import re
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxpgd.data.assemble import assemble
+from jaxpgd.data.checks import check_keys, check_shapes
+from jaxpgd.data.dataset import Dataset, DatasetInfo
+from jaxpgd.data.scores import d4rl_reference
+from jaxpgd.errors import InputError
+
+KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+OPTIONAL_KEYS = ("next_observations", "action_low", "action_high")
+
+# Gymnasium successors with the observations and actions of the D4RL environments: name, (O, A) -> id
+_SUCCESSORS = {
+    ("hopper", 11, 3): "Hopper-v5",
+    ("halfcheetah", 17, 6): "HalfCheetah-v5",
+    ("walker2d", 17, 6): "Walker2d-v5",
+}
+
+
+def load_flat(path: str | Path) -> Dataset:
+    """Read `path` (.hdf5, .h5 or .npz): observations [M, O], actions [M, A], rewards, terminals, timeouts [M].
+
+    - Episodes end where `terminals` or `timeouts` is set; steps after the last end form an episode that ends in a timeout.
+    - `next_observations` [M, O] is used where present. Otherwise the next observation is that of the next step; the last step
+      of an episode without a terminal is dropped, because its next observation is unknown (the step before it becomes the
+      timeout), and a terminal step repeats its own observation, which nothing bootstraps from.
+    - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
+    - The environment is guessed from the file's name, for the D4RL reference scores and, for Hopper, HalfCheetah and Walker2d,
+      for their Gymnasium successor.
+
+    Raises InputError for unreadable files, missing keys, and whatever `assemble` refuses.
+    """
+    path = Path(path)
+    name = str(path)
+    raw = _read(path)
+    check_keys(name, raw, KEYS)
+    obs, action = _matrix(raw["observations"]), _matrix(raw["actions"])
+    reward, terminal = _vector(raw["rewards"]), _vector(raw["terminals"]).astype(bool)
+    timeout = _vector(raw["timeouts"]).astype(bool) & ~terminal
+    known = "next_observations" in raw
+    next_obs = _matrix(raw["next_observations"]) if known else obs
+    arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
+    check_shapes(name, arrays)
+    timeout[-1] |= not terminal[-1]
+    info = _info(path, raw, obs.shape[1], action.shape[1])
+    if not known:
+        arrays["next_obs"] = _shifted(obs, terminal)
+        arrays = _drop_timeout_steps({**arrays, "timeout": timeout})
+    else:
+        arrays["timeout"] = timeout
+    ends = np.flatnonzero(arrays["terminal"] | arrays["timeout"]) + 1
+    return assemble(info, **arrays, offsets=np.concatenate([[0], ends]))
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    wanted = KEYS + OPTIONAL_KEYS
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as npz:
+                return {key: np.asarray(npz[key]) for key in npz.files if key in wanted}
+        with h5py.File(path, "r") as file:
+            return {key: file[key][()] for key in wanted if isinstance(file.get(key), h5py.Dataset)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"data.name = {str(path)!r}: expected a readable {path.suffix} file in D4RL layout ({error})."
+        ) from error
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _vector(array: np.ndarray) -> np.ndarray:
+    array = np.array(array)
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _shifted(obs: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+    shifted = np.concatenate([obs[1:], obs[-1:]])
+    return np.where(terminal[:, None], obs, shifted)
+
+
+def _drop_timeout_steps(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    timeout = arrays["timeout"]
+    ends = arrays["terminal"] | timeout
+    # the step before a dropped one becomes the timeout, unless it belongs to the episode before
+    moved = np.append(timeout[1:], False) & ~ends
+    return {k: v[~timeout] for k, v in {**arrays, "timeout": moved}.items()}
+
+
+def _info(path: Path, raw: dict[str, np.ndarray], obs_dim: int, action_dim: int) -> DatasetInfo:
+    low = raw.get("action_low", -np.ones(action_dim))
+    high = raw.get("action_high", np.ones(action_dim))
+    info = DatasetInfo(
+        name=str(path),
+        source="npz" if path.suffix == ".npz" else "d4rl",
+        action_low=tuple(float(x) for x in np.ravel(low)),
+        action_high=tuple(float(x) for x in np.ravel(high)),
+    )
+    reference = d4rl_reference(path.stem)
+    if reference is not None:
+        info = dataclasses.replace(info, ref_min=reference[0], ref_max=reference[1], ref_source="D4RL table")
+    family = re.split(r"[-_]", path.stem.lower())[0]
+    return dataclasses.replace(info, env_id=_SUCCESSORS.get((family, obs_dim, action_dim)))

@@ -1,0 +1,37 @@
+"""One entry for every kind of dataset."""
+
+from pathlib import Path
+
+from jaxpgd.data.dataset import Dataset
+from jaxpgd.data.flat_files import load_flat
+from jaxpgd.data.minari_files import load_minari
+from jaxpgd.data.point2d import point2d_dataset
+from jaxpgd.errors import InputError, check
+
+_FLAT = (".hdf5", ".h5", ".npz")
+
+
+def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
+    """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
+
+    `name` is "point2d" (built in; `episodes` and `seed` say what is generated), the path of a D4RL .hdf5/.h5 file or of a .npz
+    with the same keys (see `flat_files.load_flat`), or a Minari id (see `minari_files.load_minari`).
+    Raises InputError for names that are none of these and for data that fail a check.
+    """
+    if name == "point2d":
+        check(episodes > 0, "data.episodes", episodes, "a number above 0")
+        return point2d_dataset(episodes, seed)
+    path = Path(name).expanduser()
+    if path.suffix in _FLAT:
+        check(path.is_file(), "data.name", name, "an existing file", "Check the path.")
+        return load_flat(path)
+    if path.is_file():
+        raise InputError(f"data.name = {name!r}: expected a file ending in {', '.join(_FLAT)}. Rename or convert it.")
+    version = name.rpartition("-v")[2]
+    check(
+        "/" in name or ("-v" in name and version.isdigit()),
+        "data.name",
+        name,
+        'a Minari id such as "mujoco/hopper/medium-v0", the path of a .hdf5, .h5 or .npz file, or "point2d"',
+    )
+    return load_minari(name)

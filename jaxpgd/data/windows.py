@@ -1,0 +1,82 @@
+"""Training windows as start indices into the flat dataset: never crossing an episode, never materialised."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpgd.data.dataset import Dataset
+from jaxpgd.errors import check
+from jaxpgd.types import Trajectory, Transition
+
+
+def window_starts(
+    dataset: Dataset,
+    window: int,
+    stride: int = 1,
+    add_episode_starts: bool = True,
+    add_terminals: bool = True,
+    allow_timeout_end: bool = False,
+    episodes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Start indices [W] int32, sorted and unique, of windows of `window` steps inside one episode each (on the host).
+
+    A window is taken where its start is a multiple of `stride` in the flat dataset, where it starts an episode
+    (`add_episode_starts`), and where its last step is a terminal (`add_terminals`). Windows whose last step is a timeout are
+    left out unless `allow_timeout_end`. `episodes` [K] restricts the choice to those episodes. PGD selects windows like this,
+    because with a plain stride almost none end in a terminal. Raises InputError when no window is left.
+    """
+    check(window > 0, "data.window", window, "a number above 0")
+    check(stride > 0, "data.stride", stride, "a number above 0")
+    lengths = dataset.lengths()
+    chosen = np.ones(len(lengths), bool) if episodes is None else np.isin(np.arange(len(lengths)), episodes)
+    longest = int(lengths[chosen].max(initial=0))
+    shorter = f"Choose a window of at most {longest} steps, or a dataset of longer episodes."
+    check(window <= longest, "data.window", window, f"at most {longest}, the longest episode of {dataset.info.name!r}", shorter)
+    start = np.arange(dataset.size - window + 1)
+    last = start + window - 1
+    inside = (last < np.repeat(dataset.offsets[1:], lengths)[start]) & np.repeat(chosen, lengths)[start]
+    take = start % stride == 0
+    if add_episode_starts:
+        take |= np.isin(start, dataset.offsets[:-1])
+    if add_terminals:
+        take |= np.asarray(dataset.discount)[last] == 0
+    if not allow_timeout_end:
+        inside &= ~dataset.timeout[last]
+    starts = start[inside & take].astype(np.int32)
+    fewer = "All windows of this length end in a timeout, or the stride skips them: shorten it or allow data.allow_timeout_end."
+    check(len(starts) > 0, "data.window", window, "a length that leaves at least one window", fewer)
+    return starts
+
+
+def gather_window(transitions: Transition, start: Array, length: int) -> Trajectory:
+    """`length` (static) steps from `start` [] of flat transitions [M]; vmap over start for a batch.
+
+    The mask follows `types.Trajectory`: the last step is usable only at a terminal, nothing is after one.
+    """
+    obs, action, reward, discount = (
+        jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length)
+        for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
+    )
+    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+
+
+def usable_steps(discount: Array) -> Array:
+    """The mask [T] of a trajectory with `discount` [T]: see `types.Trajectory`."""
+    ended = jnp.cumsum(discount == 0)
+    before_end = ended - (discount == 0) == 0
+    has_next = jnp.arange(discount.shape[0]) < discount.shape[0] - 1
+    return before_end & (has_next | (discount == 0))
+
+
+def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random training and validation episodes, sorted [K] and [E - K]; validation holds about `fraction` of them.
+
+    At least one in each where there are two episodes and fraction > 0; none in validation otherwise. Raises InputError unless
+    fraction is in [0, 1].
+    """
+    check(0 <= fraction <= 1, "data.validation_fraction", fraction, "a number from 0 to 1")
+    count = dataset.episodes
+    held = 0 if fraction == 0 or count < 2 else min(max(round(fraction * count), 1), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,144 @@
+"""The illustrative environment of PGD's Figure 2 (arXiv 2404.06356): a point in the plane, two goals, two policies.
+
+The behaviour policy heads for one goal, the target policy for another, which the reward asks for. Behaviour noise is wide, so
+that behaviour rollouts weighted by the target policy's likelihood show what policy guidance ought to generate.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Policy, Trajectory
+
+BEHAVIOUR_GOAL = (1.0, 0.0)
+TARGET_GOAL = (0.0, 1.0)
+BEHAVIOUR_STD = 0.5
+TARGET_STD = 0.4
+SPEED = 0.6  # length of the mean action far from the goal; its distance from 1 leaves room for noise
+SLOWDOWN = 0.2  # distance from the goal at which the mean action has fallen to SPEED / sqrt(2)
+
+
+@struct.dataclass
+class Point2D:
+    """obs [2]: position. action [2]: velocity in [-1, 1]. Reward: minus the distance of the new position from `goal`.
+
+    There are no terminals: `horizon` steps are the whole task. Implements `types.Environment`.
+    """
+
+    step_size: Array | float = 0.15  # distance of one step at action length 1; episodes end most of the way to the goal
+    noise_std: Array | float = 0.01  # of the position, per step
+    start_std: Array | float = 0.1  # of the first position, around the origin
+    goal: tuple[Array | float, Array | float] = TARGET_GOAL
+    horizon: int = struct.field(pytree_node=False, default=16)
+    obs_dim: int = struct.field(pytree_node=False, default=2)
+    action_dim: int = struct.field(pytree_node=False, default=2)
+
+    def reset(self, key: Array) -> Array:
+        """First position [2]."""
+        return self.start_std * jax.random.normal(key, (2,))
+
+    def mean_step(self, obs: Array, action: Array) -> Array:
+        """The next position [2] without noise."""
+        return obs + self.step_size * jnp.clip(action, -1.0, 1.0)
+
+    def reward(self, next_obs: Array) -> Array:
+        """Reward [] of arriving at next_obs [2]."""
+        return -jnp.linalg.norm(next_obs - jnp.asarray(self.goal))
+
+    def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
+        """obs [2], action [2] -> next_obs [2], reward [], discount [] (always 1)."""
+        next_obs = self.mean_step(obs, action) + self.noise_std * jax.random.normal(key, (2,))
+        return next_obs, self.reward(next_obs), jnp.ones(())
+
+
+@struct.dataclass
+class GoalParams:
+    """Parameters of a noisy policy towards a goal."""
+
+    goal: Array  # [2]
+    std: Array  # []
+    speed: Array  # []
+
+
+def goal_mode(params: GoalParams, obs: Array) -> Array:
+    """The mean action [2] at obs [2]: towards the goal, slower near it."""
+    away = params.goal - obs
+    return params.speed * away / jnp.sqrt(jnp.sum(away**2) + SLOWDOWN**2)
+
+
+def goal_sample(params: GoalParams, key: Array, obs: Array) -> Array:
+    """An action [2] from the Gaussian around the mode, truncated to [-1, 1].
+
+    Truncation, unlike clipping, leaves no atoms at the bounds for a denoiser to reproduce.
+    """
+    mode = goal_mode(params, obs)
+    noise = jax.random.truncated_normal(key, (-1.0 - mode) / params.std, (1.0 - mode) / params.std)
+    return jnp.clip(mode + params.std * noise, -1.0, 1.0)
+
+
+def goal_log_prob(params: GoalParams, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+    """Log-density [] of the Gaussian before truncation, blurred by `variance` ([] or [2])."""
+    total = params.std**2 + variance
+    squares = (action - goal_mode(params, obs)) ** 2 / total
+    return -0.5 * jnp.sum(squares + jnp.log(2.0 * jnp.pi * total))
+
+
+def goal_policy(goal: tuple[float, float] | Array, std: float | Array, speed: float | Array = SPEED) -> Policy:
+    """A policy heading for `goal` [2] with Gaussian noise of `std`."""
+    params = GoalParams(
+        goal=jnp.asarray(goal, jnp.float32), std=jnp.asarray(std, jnp.float32), speed=jnp.asarray(speed, jnp.float32)
+    )
+    return Policy(params=params, sample_fn=goal_sample, mode_fn=goal_mode, log_prob_fn=goal_log_prob)
+
+
+def behaviour_policy(env: Point2D) -> Policy:
+    """The policy that made the dataset: towards (1, 0)."""
+    return goal_policy(BEHAVIOUR_GOAL, BEHAVIOUR_STD)
+
+
+def target_policy(env: Point2D) -> Policy:
+    """The policy to guide towards: it heads for the goal that `env` rewards."""
+    return goal_policy(jnp.asarray(env.goal), TARGET_STD)
+
+
+def rollout(key: Array, env: Point2D, policy: Policy) -> tuple[Trajectory, Array]:
+    """One episode: Trajectory [T] and its next observations [T, 2]. All but the last step are usable."""
+    reset_key, key = jax.random.split(key)
+
+    def advance(obs: Array, step_key: Array) -> tuple[Array, tuple[Array, ...]]:
+        action_key, noise_key = jax.random.split(step_key)
+        action = policy.sample(action_key, obs)
+        next_obs, reward, discount = env.step(noise_key, obs, action)
+        return next_obs, (obs, action, reward, discount, next_obs)
+
+    _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
+        advance, env.reset(reset_key), jax.random.split(key, env.horizon)
+    )
+    mask = jnp.arange(env.horizon) < env.horizon - 1
+    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs
+
+
+@jax.jit(static_argnames="episodes")
+def collect(key: Array, env: Point2D, policy: Policy, episodes: int) -> tuple[Trajectory, Array]:
+    """`episodes` rollouts at once: Trajectory [N, T] and next observations [N, T, 2]."""
+    return jax.vmap(rollout, in_axes=(0, None, None))(jax.random.split(key, episodes), env, policy)
+
+
+def importance_truth(
+    key: Array, env: Point2D, policy: Policy, coefficient: float | Array, samples: int
+) -> tuple[Trajectory, Array]:
+    """Behaviour rollouts [N, T] and log weights [N]: coefficient * sum over t of log pi(a_t | s_t).
+
+    Weighted like this they follow the target of PGD, p_off(trajectory) * q(trajectory)^coefficient (section 4), up to sampling
+    error. `policy` needs a log_prob.
+    """
+    trajectory, _ = collect(key, env, behaviour_policy(env), samples)
+    log_prob = jax.vmap(jax.vmap(policy.log_prob))(trajectory.obs, trajectory.action)
+    return trajectory, coefficient * jnp.sum(log_prob, axis=-1)
+
+
+def effective_sample_size(log_weight: Array) -> Array:
+    """(sum w)^2 / sum w^2 [] of log weights [N]."""
+    weight = jax.nn.softmax(log_weight)
+    return 1.0 / jnp.sum(weight**2)
