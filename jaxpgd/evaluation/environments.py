@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gymnasium
 import numpy as np
@@ -41,7 +43,8 @@ def make_environment(info: DatasetInfo) -> gymnasium.Env:
     """A fresh Gymnasium environment: from the stored spec where there is one, else from the id. Raises InputError."""
     spec = environment_spec(info)
     try:
-        return gymnasium.make(spec)
+        with quiet_mujoco():
+            return gymnasium.make(spec)
     except ImportError as error:
         raise InputError(f"env_id = {info.env_id!r}: expected its packages to be installed ({error}). {_INSTALL}") from error
     except (gymnasium.error.Error, TypeError, ValueError, AttributeError) as error:
@@ -77,6 +80,21 @@ def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:
         raise InputError(f"env_id = {info.env_id!r}: expected the package {package} to be installed. {_INSTALL}")
     if package == "gymnasium_robotics":
         gymnasium.register_envs(importlib.import_module(package))
+
+
+@contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Drop MuJoCo's warnings, which it would also append to a log file in the working directory."""
+    if importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def flatten_obs(info: DatasetInfo, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:

@@ -6,8 +6,6 @@ velocities at 10 in Hopper and Walker2d, which is why even real transitions do n
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
 from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.builtin import builtin_environment
-from jaxpgd.evaluation.environments import flatten_obs, is_builtin, make_environment
+from jaxpgd.evaluation.environments import flatten_obs, is_builtin, make_environment, quiet_mujoco
 
 # leading entries of qpos that the observation leaves out, unless the environment was asked to include them
 _OMITTED_QPOS = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "InvertedPendulum": 0}
@@ -64,15 +62,21 @@ def _family(info: DatasetInfo) -> str | None:
 
 
 class BuiltinSimulator:
-    """The noise-free step of a built-in JAX environment."""
+    """The noise-free step of a built-in JAX environment that has no terminals."""
 
     def __init__(self, info: DatasetInfo) -> None:
-        self._step = jax.jit(jax.vmap(builtin_environment(info).mean_step))
+        env = builtin_environment(info)
+
+        def step(obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+            next_obs = env.mean_step(obs, action)
+            return next_obs, env.reward(next_obs)
+
+        self._step = jax.jit(jax.vmap(step))
 
     def step(self, obs: np.ndarray, action: np.ndarray) -> Step:
         """As `Simulator.step`."""
-        next_obs, reward, discount = self._step(obs, np.clip(action, -1.0, 1.0))
-        return np.asarray(next_obs), np.asarray(reward), np.asarray(discount) == 0
+        next_obs, reward = self._step(obs, action)
+        return np.asarray(next_obs), np.asarray(reward), np.zeros(len(obs), bool)
 
 
 class MujocoSimulator:
@@ -92,7 +96,7 @@ class MujocoSimulator:
         qpos[:, self._omitted :] = obs[:, :positions]
         qvel = np.asarray(obs[:, positions : positions + self._env.model.nv], np.float64)
         controls = to_env_action(self._info, action)
-        with _quiet_mujoco():
+        with quiet_mujoco():
             steps = [self._one(*inputs) for inputs in zip(qpos, qvel, controls, strict=True)]
         return _stack(steps, obs)
 
@@ -124,7 +128,7 @@ class PointMazeSimulator:
         state = np.asarray(obs[:, self._parts["observation"]], np.float64)
         goal = np.asarray(obs[:, self._parts["desired_goal"]], np.float64)
         controls = to_env_action(self._info, action)
-        with _quiet_mujoco():
+        with quiet_mujoco():
             return _stack([self._one(*inputs) for inputs in zip(state, goal, controls, strict=True)], obs)
 
     def _one(self, state: np.ndarray, goal: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
@@ -155,16 +159,3 @@ def _stack(steps: list[tuple[np.ndarray, float, bool]], obs: np.ndarray) -> Step
         return np.zeros_like(obs), np.zeros(0), np.zeros(0, bool)
     next_obs, reward, terminated = zip(*steps, strict=True)
     return np.stack(next_obs), np.array(reward), np.array(terminated)
-
-
-@contextmanager
-def _quiet_mujoco() -> Iterator[None]:
-    """Generated states may be far from physical ones: MuJoCo would write a log file into the working directory."""
-    import mujoco
-
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(before)

@@ -1,0 +1,197 @@
+"""Figures of a run. Each function returns a matplotlib Figure, free of pyplot's global state; `save` writes it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxpgd.evaluation.statistics import Summary
+from jaxpgd.evaluation.trajectory_metrics import steps_taken
+from jaxpgd.types import Trajectory
+
+# colours that stay apart for colour-blind readers (Okabe and Ito), one for each arm wherever it appears
+COLOURS = {"real": "#0072B2", "unguided": "#E69F00", "guided": "#009E73"}
+_OTHERS = ("#CC79A7", "#D55E00", "#56B4E9", "#000000")
+_STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
+          "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 120}  # fmt: skip
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG at 120 dpi; a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    figure.savefig(partial, format="png", dpi=120)
+    os.replace(partial, path)
+    return path
+
+
+def _axes(columns: int, width: float, height: float, title: str = "", **options: Any) -> tuple[Figure, list[Axes]]:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
+    if title:
+        figure.suptitle(title)
+    return figure, axes
+
+
+def _colour(name: str, names: Sequence[str]) -> str:
+    others = [n for n in names if n not in COLOURS]
+    return COLOURS[name] if name in COLOURS else _OTHERS[others.index(name) % len(_OTHERS)]
+
+
+def trajectories_figure(
+    groups: Mapping[str, Trajectory],
+    goals: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    coordinates: tuple[int, int] | None = (0, 1),
+    limit: int = 60,
+    title: str = "Trajectories",
+    labels: tuple[str, str] = ("x", "y"),
+) -> Figure:
+    """Trajectories [N, T] of each group in a panel of its own, up to their terminals; the first `limit` of each.
+
+    `coordinates` are the two observation entries to draw; None draws the first two principal components of the
+    observations of the first group (standardised), for spaces without a plane to look at. `goals` are marked in every panel.
+    """
+    paths = {name: _paths(t, limit) for name, t in groups.items()}
+    if coordinates is None:
+        project = _principal_plane(np.concatenate(next(iter(paths.values()))))
+        labels = ("first principal component (real states)", "second principal component")
+    else:
+        project = lambda x: x[:, list(coordinates)]
+    figure, axes = _axes(len(groups), 4 * len(groups), 4.2, title, sharex=True, sharey=True)
+    for axis, (name, states) in zip(axes, paths.items(), strict=True):
+        for path in map(project, states):
+            axis.plot(*path.T, color=_colour(name, list(groups)), alpha=0.45, linewidth=1)
+            axis.plot(*path[0], marker="o", color="0.25", markersize=2.5)
+        for mark, (goal, position) in zip("*XPD", (goals or {}).items(), strict=False):
+            axis.plot(*position, marker=mark, markersize=13, color="#D55E00", markeredgecolor="white", linestyle="", label=goal)
+        axis.set(
+            title=f"{name} ({len(states)} trajectories)", xlabel=labels[0], aspect="auto" if coordinates is None else "equal"
+        )
+    axes[0].set_ylabel(labels[1])
+    if goals:
+        axes[-1].legend(loc="best", fontsize=10)
+    return figure
+
+
+def _paths(trajectory: Trajectory, limit: int) -> list[np.ndarray]:
+    obs, taken = np.asarray(trajectory.obs)[:limit], steps_taken(trajectory)[:limit]
+    return [o[t] for o, t in zip(obs, taken, strict=True)]
+
+
+def _principal_plane(states: np.ndarray) -> Any:
+    mean, std = states.mean(axis=0), states.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    _, _, directions = np.linalg.svd((states - mean) / std, full_matrices=False)
+    return lambda x: (x - mean) / std @ directions[:2].T
+
+
+def learning_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, unit: str = "return", title: str = "") -> Figure:
+    """Evaluation against updates: name -> (updates [K], scores [K, S]). Line: mean over seeds; band: lowest to highest seed."""
+    figure, (axis,) = _axes(1, 7, 4.2)
+    for name, (x, y) in curves.items():
+        y, colour = np.asarray(y, np.float64), _colour(name, list(curves))
+        axis.fill_between(x, y.min(axis=1), y.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+        axis.plot(x, y.mean(axis=1), color=colour, label=f"{name} ({y.shape[1]} seeds)", marker="o", markersize=3)
+    axis.set(xlabel="agent updates", ylabel=f"{unit} per episode",
+             title=title or "Evaluation during training (line: mean over seeds, band: lowest to highest seed)")  # fmt: skip
+    axis.legend()
+    return figure
+
+
+def returns_figure(
+    summaries: Mapping[str, Summary], scores: Mapping[str, np.ndarray] | None = None, *, unit: str = "return", title: str = ""
+) -> Figure:
+    """Mean and IQM of each arm with their bootstrap intervals; `scores` adds each seed's mean as a dot ([S] or [S, E])."""
+    first = next(iter(summaries.values()))
+    figure, (axis,) = _axes(1, max(5.0, 1.6 * len(summaries) + 2), 4.4)
+    for i, (name, s) in enumerate(summaries.items()):
+        colour = _colour(name, list(summaries))
+        if scores is not None and name in scores:
+            values = np.asarray(scores[name], np.float64)
+            seeds = values if values.ndim == 1 else values.mean(axis=1)
+            axis.plot(np.full(len(seeds), i - 0.28), seeds, "o", color=colour, alpha=0.5, markersize=5)
+        for offset, marker, value, low, high in (
+            (-0.08, "o", s.mean, s.mean_low, s.mean_high), (0.12, "s", s.iqm, s.iqm_low, s.iqm_high),
+        ):  # fmt: skip
+            spread = np.nan_to_num(np.abs(np.array([[value - low], [high - value]])))
+            axis.errorbar(i + offset, value, spread, color=colour, marker=marker, markersize=8, capsize=4)
+    axis.plot([], [], "o", color="0.3", label="mean")
+    axis.plot([], [], "s", color="0.3", label="interquartile mean")
+    axis.plot([], [], "o", color="0.3", alpha=0.5, markersize=5, label="each seed") if scores is not None else None
+    axis.set_xticks(range(len(summaries)), list(summaries))
+    axis.set_xlim(-0.6, len(summaries) - 0.4)
+    over = "no intervals: one score" if first.unit == "none" else f"{first.confidence:.0%} intervals over {first.unit}"
+    axis.set(ylabel=f"{unit} per episode", title=title or f"Final {unit} ({over}, {first.seeds} seed{'s' * (first.seeds > 1)})")
+    axis.legend(fontsize=10)
+    return figure
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, title: str = "Denoiser loss", xlabel: str = "updates"
+) -> Figure:
+    """Losses against updates on a logarithmic axis where all are above 0: name -> (updates [K], loss [K])."""
+    figure, (axis,) = _axes(1, 7, 4.2)
+    for i, (name, (x, y)) in enumerate(curves.items()):
+        axis.plot(x, y, color=[*COLOURS.values(), *_OTHERS][i % 7], label=name, linewidth=1.5)
+    values = np.concatenate([np.ravel(y) for _, y in curves.values()])
+    if values.size and np.nanmin(values) > 0:
+        axis.set_yscale("log")
+    axis.set(xlabel=xlabel, ylabel="loss", title=title)
+    axis.legend()
+    return figure
+
+
+def sweep_figure(
+    rows: Sequence[Mapping[str, float]], *, persistence: float | None = None, chosen: float | None = None
+) -> Figure:
+    """Effect of the guidance coefficient: action log-likelihood under the target policy, and dynamics error.
+
+    Each row has `coefficient`, `log_likelihood`, `dynamics_error` and their standard errors (`..._se`, bars of two standard
+    errors); the row with coefficient 0 is unguided and drawn as a level. `persistence` is the error of s' = s.
+    """
+    figure, axes = _axes(2, 10, 4.4, "Guidance coefficient: what it gains and what it costs (bars: two standard errors)")
+    ordered = sorted(rows, key=lambda r: r["coefficient"])
+    guided = [r for r in ordered if r["coefficient"] > 0]
+    labels = (("log_likelihood", "log-likelihood (nats per action)", "Actions under the target policy"),
+              ("dynamics_error", "one-step error (standardised RMS)", "Dynamics error"))  # fmt: skip
+    for axis, (key, label, title) in zip(axes, labels, strict=True):
+        x, y, bar = ([r[k] for r in guided] for k in ("coefficient", key, key + "_se"))
+        axis.errorbar(x, y, 2 * np.nan_to_num(bar), color=COLOURS["guided"], marker="o", capsize=4, label="guided")
+        for row in ordered[: len(ordered) - len(guided)]:
+            axis.axhline(row[key], color=COLOURS["unguided"], linestyle="--", label="unguided")
+            axis.axhspan(
+                row[key] - 2 * row[key + "_se"], row[key] + 2 * row[key + "_se"], color=COLOURS["unguided"], alpha=0.15
+            )
+        if key == "dynamics_error" and persistence is not None:
+            axis.axhline(persistence, color="0.4", linestyle=":", label="persistence (s' = s)")
+        if chosen:
+            axis.axvline(chosen, color="0.7", linewidth=6, alpha=0.35, zorder=0, label="this run")
+        axis.set(xscale="log", xlabel="guidance coefficient", ylabel=label, title=title)
+        axis.set_xticks(x, [f"{v:g}" for v in x], minor=False)
+        axis.minorticks_off()
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(fontsize=10)
+    return figure
+
+
+def dynamics_by_step_figure(curves: Mapping[str, np.ndarray], persistence: np.ndarray | None = None) -> Figure:
+    """Dynamics error [T - 1] of each group by step of the window, in standardised units, with persistence as reference."""
+    figure, (axis,) = _axes(1, 7, 4.2)
+    for name, error in curves.items():
+        axis.plot(np.arange(1, len(error) + 1), error, color=_colour(name, list(curves)), label=name, linewidth=1.8)
+    if persistence is not None:
+        axis.plot(np.arange(1, len(persistence) + 1), persistence, color="0.4", linestyle=":", label="persistence (s' = s)")
+    axis.set(xlabel="step of the trajectory", ylabel="one-step error (standardised RMS)", title="Dynamics error by step")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return figure

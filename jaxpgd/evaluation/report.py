@@ -1,0 +1,124 @@
+"""A report in one self-contained HTML file, and the same tables as text for the terminal."""
+
+import base64
+import html
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxpgd.errors import InputError
+
+_CSS = """
+:root { color-scheme: light dark; --line: #bbb; --soft: #f3f3f3; }
+@media (prefers-color-scheme: dark) { :root { --line: #555; --soft: #262626; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; } .number { text-align: right; }
+figure { margin: 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
+figcaption { opacity: .8; font-size: .92rem; } pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
+"""
+
+
+class Report:
+    """Collects parts in order and writes them: `Report("Run").text(...).table(...).write(path)`. All text is escaped."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._parts: list[str] = []
+
+    def text(self, text: str) -> "Report":
+        """Paragraphs, separated by blank lines."""
+        self._parts += [f"<p>{html.escape(p.strip())}</p>" for p in text.split("\n\n") if p.strip()]
+        return self
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> "Report":
+        """A table with one row per mapping; columns in order of appearance, missing values empty."""
+        columns = _columns(rows)
+        head = "".join(f"<th{_side(rows, c)}>{html.escape(c)}</th>" for c in columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td{_side(rows, c)}>{html.escape(_cell(row.get(c)))}</td>" for c in columns) + "</tr>"
+            for row in rows
+        )
+        note = f"<p>{html.escape(caption)}</p>" if caption else ""
+        self._parts.append(
+            f'<h2>{html.escape(title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+        )
+        return self
+
+    def figure(self, title: str, path: str | Path, caption: str = "") -> "Report":
+        """A PNG file, embedded. Raises InputError where it cannot be read."""
+        try:
+            data = base64.b64encode(Path(path).read_bytes()).decode()
+        except OSError as error:
+            raise InputError(f"figure = {str(path)!r}: expected a readable PNG file ({error.strerror}).") from error
+        name = html.escape(title)
+        self._parts.append(
+            f'<h2>{name}</h2><figure><img alt="{name}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+        return self
+
+    def details(self, title: str, text: str) -> "Report":
+        """Preformatted text that opens on demand, such as the configuration."""
+        self._parts.append(f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>")
+        return self
+
+    def html(self) -> str:
+        """The whole document."""
+        title = html.escape(self._title)
+        head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        return (
+            f'<!doctype html>\n<html lang="en"><head>{head}<title>{title}</title><style>{_CSS}</style></head>\n'
+            f"<body><h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n"
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the document; a reader never sees half of it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(self.html(), encoding="utf-8")
+        os.replace(partial, path)
+        return path
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned text columns, numbers to the right; empty for no rows."""
+    columns = _columns(rows)
+    if not columns:
+        return ""
+    cells = [columns] + [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    right = [_numeric(rows, c) for c in columns]
+    align = lambda line: "  ".join(
+        v.rjust(w) if r else v.ljust(w) for v, w, r in zip(line, widths, right, strict=True)
+    ).rstrip()
+    return "\n".join([align(cells[0]), "  ".join("-" * w for w in widths), *map(align, cells[1:])])
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return bool(values) and all(hasattr(v, "__float__") and not isinstance(v, str) for v in values)
+
+
+def _side(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    return ' class="number"' if _numeric(rows, column) else ""
+
+
+def _cell(value: Any) -> str:
+    """Text of a value; numbers get about four significant digits, large ones none after the point."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | str) or not hasattr(value, "__float__"):
+        return str(value)
+    number = float(value)
+    if not math.isfinite(number):
+        return "n/a" if math.isnan(number) else str(number)
+    return f"{number:.1f}" if 100 <= abs(number) < 1e6 else f"{number:.4g}"
