@@ -1,0 +1,83 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.data.assemble import assemble
+from jaxpgd.data.dataset import Dataset, DatasetInfo, to_device
+from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.errors import InputError
+
+
+def dataset(lengths: list[int], terminal: list[bool]) -> Dataset:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    steps = np.arange(offsets[-1])
+    ends = np.isin(steps, offsets[1:] - 1)
+    died = np.isin(steps, offsets[1:][np.array(terminal, bool)] - 1)
+    info = DatasetInfo(name="hand", source="npz", action_low=(-1.0,), action_high=(1.0,))
+    column = steps[:, None].astype(float)
+    return assemble(info, column, column * 0, steps * 1.0, column + 1, died, ends & ~died, offsets)
+
+
+def test_starts_of_a_terminal_and_a_timeout_episode() -> None:
+    data = dataset([5, 2, 6], [True, False, False])  # steps 0-4 | 5-6 | 7-12
+    every = window_starts(data, 3, 1)
+    assert every.tolist() == [0, 1, 2, 7, 8, 9]  # the window from 10 ends in the timeout at 12
+    assert every.dtype == np.int32
+    assert window_starts(data, 3, 1, allow_timeout_end=True).tolist() == [0, 1, 2, 7, 8, 9, 10]
+    assert window_starts(data, 3, 4, add_episode_starts=False, add_terminals=False).tolist() == [0, 8]
+    assert window_starts(data, 3, 4, add_terminals=False).tolist() == [0, 7, 8]
+    assert window_starts(data, 3, 4, add_episode_starts=False).tolist() == [0, 2, 8]
+    assert window_starts(data, 3, 4, episodes=np.array([2])).tolist() == [7, 8]
+
+
+def test_windows_never_cross_an_episode() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 40).tolist()
+    data = dataset(lengths, (rng.random(40) < 0.5).tolist())
+    starts = window_starts(data, 4, 2, allow_timeout_end=True)
+    episode = np.repeat(np.arange(40), lengths)
+    assert (episode[starts] == episode[starts + 3]).all()
+
+
+def test_no_window_is_an_input_error() -> None:
+    data = dataset([5, 2], [True, False])
+    with pytest.raises(InputError, match=r"data.window = 6: expected at most 5"):
+        window_starts(data, 6)
+    with pytest.raises(InputError, match=r"at most 2"):
+        window_starts(data, 3, episodes=np.array([1]))
+    with pytest.raises(InputError, match=r"allow_timeout_end"):
+        window_starts(data, 2, episodes=np.array([1]))
+
+
+def test_a_terminal_inside_an_episode_ends_it() -> None:
+    info = DatasetInfo(name="hand", source="npz", action_low=(-1.0,), action_high=(1.0,))
+    x, flags = np.zeros((4, 1)), np.array([False, True, False, False])
+    data = assemble(info, x, x, x[:, 0], x, flags, np.array([False, False, False, True]), np.array([0, 4]))
+    assert data.offsets.tolist() == [0, 2, 4]
+
+
+def test_gathered_windows_and_masks() -> None:
+    data = to_device(dataset([5, 6], [True, False]))
+    gather = jax.jit(jax.vmap(gather_window, in_axes=(None, 0, None)), static_argnums=2)
+    windows = gather(data.transitions(), jnp.array([1, 2, 5]), 3)
+    np.testing.assert_array_equal(windows.obs[..., 0], [[1, 2, 3], [2, 3, 4], [5, 6, 7]])
+    np.testing.assert_array_equal(windows.reward, [[1, 2, 3], [2, 3, 4], [5, 6, 7]])
+    np.testing.assert_array_equal(windows.discount, [[1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(windows.mask, [[1, 1, 0], [1, 1, 1], [1, 1, 0]])
+
+
+def test_everything_after_a_terminal_is_masked() -> None:
+    data = to_device(dataset([2, 3], [True, True]))
+    np.testing.assert_array_equal(gather_window(data.transitions(), jnp.array(0), 5).mask, [1, 1, 0, 0, 0])
+
+
+def test_split_covers_all_episodes_once() -> None:
+    data = dataset([2] * 20, [True] * 20)
+    train, held = split_episodes(data, 0.25, 3)
+    assert len(held) == 5 and sorted([*train, *held]) == list(range(20))
+    np.testing.assert_array_equal(split_episodes(data, 0.25, 3)[1], held)
+    assert [len(x) for x in split_episodes(data, 0.001, 0)] == [19, 1]
+    assert [len(x) for x in split_episodes(data, 1.0, 0)] == [1, 19]
+    assert [len(x) for x in split_episodes(data, 0.0, 0)] == [20, 0]
+    assert [len(x) for x in split_episodes(dataset([2], [True]), 0.5, 0)] == [1, 0]
