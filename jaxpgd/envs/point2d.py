@@ -14,7 +14,7 @@ from jaxpgd.types import Policy, Trajectory
 BEHAVIOUR_GOAL = (1.0, 0.0)
 TARGET_GOAL = (0.0, 1.0)
 BEHAVIOUR_STD = 0.5
-TARGET_STD = 0.4
+TARGET_STD = 0.45
 SPEED = 0.6  # length of the mean action far from the goal; its distance from 1 leaves room for noise
 SLOWDOWN = 0.2  # distance from the goal at which the mean action has fallen to SPEED / sqrt(2)
 
