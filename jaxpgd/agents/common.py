@@ -12,8 +12,8 @@ from jaxpgd.types import PyTree, Transition
 
 
 def as_arrays(hypers: PyTree) -> PyTree:
-    """Hyperparameters as float32 arrays, so that a state keeps its types through a scan."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+    """Float32 copies: a state then keeps its types through a scan, and donating it takes nobody else's buffer."""
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), hypers)
 
 
 def copy(params: PyTree) -> PyTree:

@@ -78,7 +78,7 @@ class _Normalised:
               "Use replace_hypers(agent.hypers, name=value).")  # fmt: skip
         stats, expected = hypers.stats, jnp.shape(example.obs)
         check(jnp.shape(stats.mean) == expected, "obs_mean shape", jnp.shape(stats.mean), f"{expected}, the observation's")
-        stats = common.copy(common.as_arrays(stats))  # the state may be donated, the agent's own statistics must survive it
+        stats = common.as_arrays(stats)
         return NormalisedState(self.inner_init(key, hypers.inner, _standardise(stats, example)), stats)
 
     def update(self, key: Array, state: NormalisedState, batch: Transition) -> tuple[NormalisedState, Metrics]:

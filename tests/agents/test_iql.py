@@ -1,0 +1,81 @@
+"""IQL's losses, order of updates and policy against hand computations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from jaxpgd.agents import iql, replace_hypers
+from jaxpgd.agents.iql import advantage_weight, expectile_loss
+from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
+from jaxpgd.types import Transition
+
+HIDDEN = (8,)
+AGENT = iql(action_dim=2, hidden=HIDDEN)
+ACTOR, CRITICS, VALUE = GaussianActor(2, HIDDEN), CriticEnsemble(2, HIDDEN), ValueNetwork(HIDDEN)
+KEYS = jax.random.split(jax.random.key(7), 5)
+BATCH = Transition(
+    obs=jax.random.normal(KEYS[0], (1, 32, 3)),
+    action=jax.random.uniform(KEYS[1], (1, 32, 2), minval=-1.0),
+    reward=jax.random.normal(KEYS[2], (1, 32)),
+    discount=jax.random.bernoulli(KEYS[3], 0.5, (1, 32)).astype(jnp.float32),
+    next_obs=jax.random.normal(KEYS[4], (1, 32, 3)),
+)
+FLAT = jax.tree.map(lambda x: x[0], BATCH)
+
+
+def make_state(**hypers):
+    return AGENT.init(jax.random.key(0), jax.tree.map(lambda x: x[0], FLAT), replace_hypers(AGENT.hypers, **hypers))
+
+
+def test_expectile_loss_by_hand():
+    np.testing.assert_allclose(expectile_loss(jnp.array([2.0, -2.0, 0.0]), 0.7), [0.7 * 4, 0.3 * 4, 0.0], rtol=1e-6)
+
+
+def test_advantage_weight_is_bounded_even_where_exp_overflows():
+    out = advantage_weight(jnp.array([-1.0, 0.0, 1.0, 2.0, 1e4]), 3.0, 100.0)
+    np.testing.assert_allclose(out, [np.exp(-3), 1.0, np.exp(3), 100.0, 100.0], rtol=1e-5)
+
+
+def test_one_update_by_hand():
+    """The actor and the critics use the value after its step; the advantage comes from the target critics."""
+    state = make_state(lr=0.01, tau=0.8, beta=2.0, gamma=0.9, polyak=0.25, advantage_clip=1.5)
+    state = state.replace(target_critic=jax.tree.map(lambda p: 1.5 * p, state.critic))  # tell them apart
+    new, metrics = jax.jit(AGENT.update)(jax.random.key(1), state, BATCH)
+    q = np.min(CRITICS.apply(state.target_critic, FLAT.obs, FLAT.action), axis=0)
+    error = q - VALUE.apply(state.value, FLAT.obs)
+    assert metrics["value_loss"] == pytest.approx(float(np.mean(np.where(error < 0, 0.2, 0.8) * error**2)), rel=1e-4)
+    weight = np.minimum(np.exp(2.0 * (q - VALUE.apply(new.value, FLAT.obs))), 1.5)
+    assert metrics["weight_mean"] == pytest.approx(float(weight.mean()), rel=1e-4)
+    mean, std = ACTOR.apply(state.actor, FLAT.obs)
+    log_prob = norm(mean, std).logpdf(FLAT.action).sum(-1)
+    assert metrics["actor_loss"] == pytest.approx(float(-(weight * log_prob).mean()), rel=1e-4)
+    y = FLAT.reward + 0.9 * FLAT.discount * VALUE.apply(new.value, FLAT.next_obs)
+    loss = np.square(CRITICS.apply(state.critic, FLAT.obs, FLAT.action) - y).mean(-1).sum()
+    assert metrics["critic_loss"] == pytest.approx(float(loss), rel=1e-4)
+    expected = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, state.target_critic, new.critic)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, expected)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.5])
+def test_log_prob_is_the_actors_normal(variance):
+    state = make_state()
+    state.actor["params"]["log_std"] = jnp.array([-0.5, 0.3])
+    policy, obs, action = AGENT.policy(state), FLAT.obs[0], FLAT.action[0]
+    scale = np.sqrt(np.exp([-1.0, 0.6]) + variance)
+    assert policy.log_prob(obs, action, variance) == pytest.approx(norm(policy.mode(obs), scale).logpdf(action).sum(), rel=1e-5)
+
+
+def test_samples_are_the_clipped_normal():
+    state = make_state()
+    state.actor["params"]["log_std"] = jnp.log(jnp.array([0.01, 1.0]))
+    policy, obs = AGENT.policy(state), FLAT.obs[0]
+    samples = np.asarray(jax.vmap(lambda k: policy.sample(k, obs))(jax.random.split(jax.random.key(2), 4000)))
+    mean = np.asarray(policy.mode(obs))
+    assert np.abs(samples).max() == 1.0
+    assert samples[:, 0].mean() == pytest.approx(mean[0], abs=4 * 0.01 / np.sqrt(4000))
+    assert samples[:, 0].std() == pytest.approx(0.01, rel=4 / np.sqrt(2 * 4000))
+    at_bound = (samples[:, 1] == 1.0).mean()
+    p = norm(mean[1], 1.0).sf(1.0)
+    assert at_bound == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / 4000))

@@ -1,0 +1,97 @@
+"""Both agents on problems whose values or optimal actions are known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.agents import iql, replace_hypers, td3_bc
+from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
+from jaxpgd.types import Transition
+
+HIDDEN = (32,)
+AGENTS = {"td3_bc": td3_bc(action_dim=1, hidden=HIDDEN), "iql": iql(action_dim=1, hidden=HIDDEN)}
+CRITICS, VALUE = CriticEnsemble(2, HIDDEN), ValueNetwork(HIDDEN)
+STATES, GAMMA = np.eye(4, dtype=np.float32), 0.6
+# state: (reward, discount, next state, value)
+PROBES = {
+    0: (1.5, 0.0, 3, 1.5),  # one-step bandit
+    1: (0.0, 1.0, 2, GAMMA * 1.0),  # first of two steps
+    2: (1.0, 0.0, 2, 1.0),  # second of two steps; a terminal that seems to lead to itself must not bootstrap
+    3: (1.0, 1.0, 3, 1 / (1 - GAMMA)),  # leads to itself and goes on, as after a timeout: must bootstrap
+}
+
+
+def train(agent, data, updates, batch=64, **hypers):
+    """A state after `updates` updates on uniform draws from `data` [N], fast settings unless given others."""
+    hypers = replace_hypers(agent.hypers, **({"lr": 3e-3, "polyak": 0.05} | hypers))
+
+    def step(state, key):
+        draw, update = jax.random.split(key)
+        index = jax.random.randint(draw, (agent.batches, batch), 0, data.reward.shape[0])
+        return agent.update(update, state, jax.tree.map(lambda x: x[index], data))
+
+    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data), hypers)
+    return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), updates))[0]
+
+
+@functools.cache
+def trained_on_probes(name):
+    index = jnp.tile(jnp.arange(4), 64)
+    columns = [jnp.array([PROBES[s][i] for s in range(4)])[index] for i in range(3)]
+    action = jax.random.uniform(jax.random.key(9), (256, 1), minval=-1.0)
+    obs = jnp.asarray(STATES)
+    data = Transition(obs=obs[index], action=action, reward=columns[0], discount=columns[1], next_obs=obs[columns[2]])
+    return jax.jit(lambda: train(AGENTS[name], data, 800, gamma=GAMMA))()
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("state", PROBES)
+def test_critics_find_the_known_values(name, state):
+    action = jnp.array([[-0.5], [0.0], [0.5]])
+    q = CRITICS.apply(trained_on_probes(name).critic, jnp.tile(STATES[state], (3, 1)), action)
+    np.testing.assert_allclose(q, PROBES[state][3], atol=0.1)
+
+
+def bandit(best, power, n=512):
+    """One state, actions 2 u^power - 1 with u uniform on [0, 1] (mean 0 or -1/3 for power 1 or 2), reward -(action - best)^2."""
+    action = 2 * jax.random.uniform(jax.random.key(3), (n, 1)) ** power - 1
+    obs, reward = jnp.tile(STATES[0], (n, 1)), -jnp.square(action[:, 0] - best)
+    return Transition(obs=obs, action=action, reward=reward, discount=jnp.zeros(n), next_obs=obs)
+
+
+def test_td3_bc_clones_the_mean_without_q_and_finds_the_optimum_with_it():
+    data, agent = bandit(best=0.4, power=2), AGENTS["td3_bc"]
+    states = jax.jit(jax.vmap(lambda alpha: train(agent, data, 600, alpha=alpha)))(jnp.array([0.0, 100.0]))
+    cloned, greedy = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
+    assert float(cloned) == pytest.approx(float(data.action.mean()), abs=0.08)
+    assert float(greedy) == pytest.approx(0.4, abs=0.08)
+
+
+def expectile(x, tau):
+    """The v with tau * E[(x - v)+] = (1 - tau) * E[(v - x)+], by bisection."""
+    low, high = x.min(), x.max()
+    for _ in range(50):
+        v = (low + high) / 2
+        below = tau * np.maximum(x - v, 0).mean() < (1 - tau) * np.maximum(v - x, 0).mean()
+        low, high = (low, v) if below else (v, high)
+    return v
+
+
+def test_iql_value_is_the_expectile_and_its_actor_the_weighted_mean():
+    """Q = r. The maximiser of the weighted likelihood is sum(w a) / sum(w) with w = exp(beta r), because V cancels."""
+    data, agent = bandit(best=0.5, power=1), AGENTS["iql"]
+    taus, betas = jnp.array([0.5, 0.9]), jnp.array([0.0, 10.0])
+    states = jax.jit(jax.vmap(lambda tau, beta: train(agent, data, 800, batch=128, tau=tau, beta=beta)))(taus, betas)
+    reward, action = np.asarray(data.reward), np.asarray(data.action[:, 0])
+    value = jax.vmap(lambda s: VALUE.apply(s.value, STATES[0]))(states)
+    expected = [reward.mean(), expectile(reward, 0.9)]
+    assert expected[1] - expected[0] > 0.3
+    np.testing.assert_allclose(value, expected, atol=0.08)
+    weights = np.exp(np.asarray(betas)[:, None] * reward)
+    expected = (weights * action).sum(1) / weights.sum(1)
+    assert expected[1] - expected[0] > 0.4
+    means = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
+    np.testing.assert_allclose(means, expected, atol=0.08)

@@ -1,0 +1,109 @@
+"""TD3+BC's targets, losses and policy against hand computations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from jaxpgd.agents import replace_hypers, td3_bc
+from jaxpgd.agents.td3_bc import _structure
+from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, member
+from jaxpgd.types import Transition
+
+HIDDEN = (8,)
+AGENT = td3_bc(action_dim=1, hidden=HIDDEN)
+STRUCTURE = _structure(1, HIDDEN, 2)
+ACTOR, CRITICS, CRITIC = TanhActor(1, HIDDEN), CriticEnsemble(2, HIDDEN), Critic(HIDDEN)
+
+
+def make_batch(batches=2, size=32):
+    k = jax.random.split(jax.random.key(7), 5)
+    lead = (batches, size)
+    return Transition(
+        obs=jax.random.normal(k[0], (*lead, 3)),
+        action=jax.random.uniform(k[1], (*lead, 1), minval=-1.0),
+        reward=jax.random.normal(k[2], lead),
+        discount=jax.random.bernoulli(k[3], 0.5, lead).astype(jnp.float32),
+        next_obs=jax.random.normal(k[4], (*lead, 3)),
+    )
+
+
+BATCH = make_batch()
+
+
+def make_state(agent=AGENT, **hypers):
+    return agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0, 0], BATCH), replace_hypers(agent.hypers, **hypers))
+
+
+def test_targets_without_noise_by_hand():
+    state = make_state(policy_noise=1e3, noise_clip=0.0, gamma=0.6)
+    q = CRITICS.apply(state.target_critic, BATCH.next_obs, ACTOR.apply(state.target_actor, BATCH.next_obs))
+    expected = np.asarray(BATCH.reward) + 0.6 * np.asarray(BATCH.discount) * np.minimum(q[0], q[1])
+    np.testing.assert_allclose(STRUCTURE.targets(jax.random.key(1), state, BATCH), expected, rtol=1e-5)
+
+
+def test_target_actions_are_clipped_to_the_bounds():
+    state = make_state(policy_noise=1e4, noise_clip=10.0, gamma=1.0)
+    out = STRUCTURE.targets(jax.random.key(1), state, BATCH) - BATCH.reward
+    at = [CRITICS.apply(state.target_critic, BATCH.next_obs, jnp.full((2, 32, 1), a)).min(0) for a in (-1.0, 1.0)]
+    gap = jnp.minimum(*(jnp.abs(out - BATCH.discount * q) for q in at))
+    assert gap.max() < 1e-5
+
+
+def test_target_noise_is_clipped_and_fresh_for_every_batch():
+    twice = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), BATCH).replace(discount=jnp.ones((2, 32)))
+    target = lambda noise: STRUCTURE.targets(jax.random.key(1), make_state(policy_noise=noise, noise_clip=0.1), twice)
+    assert not np.allclose(target(0.05)[0], target(0.05)[1])
+    np.testing.assert_array_equal(target(1e4), target(1e5))  # all noise is at +-0.1
+
+
+def test_one_update_by_hand():
+    state = make_state(alpha=1.7, polyak=0.25)
+    new, metrics = jax.jit(AGENT.update)(jax.random.key(1), state, BATCH)
+    action = ACTOR.apply(state.actor, BATCH.obs[1])  # old actor, last batch, updated critic
+    q = CRITIC.apply(member(new.critic, 0), BATCH.obs[1], action)
+    weight, cloning = 1.7 / np.abs(q).mean(), np.square(action - BATCH.action[1]).mean()
+    assert metrics["q_weight"] == pytest.approx(float(weight), rel=1e-4)
+    assert metrics["bc_loss"] == pytest.approx(float(cloning), rel=1e-4)
+    assert metrics["actor_loss"] == pytest.approx(float(cloning - weight * np.mean(q)), rel=1e-4)
+    for old, online, target in (
+        (state.target_actor, new.actor, new.target_actor),
+        (state.target_critic, new.critic, new.target_critic),
+    ):
+        jax.tree.map(lambda t, o, out: np.testing.assert_allclose(out, 0.75 * t + 0.25 * o, atol=1e-6), old, online, target)
+
+
+def test_first_critic_step_moves_down_the_summed_squared_error():
+    """Adam's first step is lr * sign(gradient) where the gradient is far above epsilon."""
+    agent = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=1)
+    state = make_state(agent, lr=1e-3, policy_noise=0.0)
+    part = jax.tree.map(lambda x: x[:1], BATCH)
+    q = CRITICS.apply(state.target_critic, part.next_obs, ACTOR.apply(state.target_actor, part.next_obs)).min(0)
+    y = part.reward + 0.99 * part.discount * q
+    loss = lambda p: sum(jnp.square(CRITIC.apply(member(p, i), part.obs, part.action) - y).mean() for i in range(2))
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.critic)
+    new, metrics = jax.jit(agent.update)(jax.random.key(1), state, part)
+    assert metrics["critic_loss"] == pytest.approx(float(value), rel=1e-5)
+    step = lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-5)
+    jax.tree.map(lambda p, g, out: np.testing.assert_allclose(out, step(p, g), atol=2e-6), state.critic, grads, new.critic)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_one_critic_step_per_batch_and_one_actor_step(updates):
+    agent = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=updates)
+    new, _ = jax.jit(agent.update)(jax.random.key(1), make_state(agent), make_batch(updates))
+    assert (agent.batches, int(new.critic_opt.count), int(new.actor_opt.count)) == (updates, updates, 1)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.5])
+def test_log_prob_is_a_gaussian_around_the_action(variance):
+    agent = td3_bc(action_dim=2, hidden=HIDDEN)
+    example = Transition(jnp.zeros(3), jnp.zeros(2), jnp.zeros(()), jnp.ones(()), jnp.zeros(3))
+    policy = agent.policy(agent.init(jax.random.key(0), example, replace_hypers(agent.hypers, policy_std=0.7)))
+    obs, action = jnp.array([0.3, -1.0, 2.0]), jnp.array([0.9, -0.2])
+    expected = norm(policy.mode(obs), np.sqrt(0.49 + variance)).logpdf(action).sum()
+    assert policy.log_prob(obs, action, variance) == pytest.approx(expected, rel=1e-5)
+    by_dimension = norm(policy.mode(obs), np.sqrt(0.49 + np.array([variance, 1.0]))).logpdf(action).sum()
+    assert policy.log_prob(obs, action, jnp.array([variance, 1.0])) == pytest.approx(by_dimension, rel=1e-5)
+    np.testing.assert_array_equal(policy.sample(jax.random.key(3), obs), policy.mode(obs))

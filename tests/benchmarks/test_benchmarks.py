@@ -1,0 +1,81 @@
+"""The measuring tools, and the agent suite on sizes that take a moment."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as cli
+from benchmarks import agents, timing
+from jaxpgd.agents import iql, td3_bc
+
+TINY = agents.Size(transitions=500, obs_dim=3, action_dim=2, batch=8, hidden=(8,), updates=3, baseline_updates=2, repeats=2)
+
+
+def test_time_calls_waits_for_results_and_measure_separates_compilation():
+    calls = []
+    assert len(timing.time_calls(lambda: calls.append(1), 3)) == len(calls) == 3
+    traces = []
+
+    def fn(x):
+        traces.append(1)
+        return x + 1
+
+    result = timing.measure(fn, jnp.ones(3), repeats=4)
+    assert len(traces) == 1
+    assert result.repeats == 4
+    assert 0 < result.median_seconds < result.compile_seconds
+    assert result.spread_seconds >= 0
+
+
+def test_matmul_peak_is_a_plausible_rate():
+    assert 0.01 < timing.matmul_peak(size=64, repeats=2) < 1e7
+
+
+def test_data_has_the_stated_sizes_and_bounds():
+    data = agents.make_data(jax.random.key(0), TINY)
+    assert data.obs.shape == data.next_obs.shape == (500, 3)
+    assert data.action.shape == (500, 2)
+    assert np.abs(data.action).max() <= 1
+
+
+def test_both_loops_train_the_agent_and_are_timed():
+    data, agent = agents.make_data(jax.random.key(0), TINY), td3_bc(action_dim=2, hidden=(8,))
+    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data))
+    ours = jax.eval_shape(lambda: agents.scan_updates(jax.random.key(1), agent, state, data, TINY))[1]
+    theirs, _ = agents.loop_update(jax.random.key(1), agent, state, data, TINY)
+    assert ours["critic_loss"].shape == (TINY.updates,)
+    assert int(theirs.actor_opt.count) == 1
+    result = agents.measure_agent(agent, data, TINY)
+    assert result["ratio"] == pytest.approx(result["updates_per_second"] / result["baseline_updates_per_second"])
+
+
+@pytest.mark.parametrize("make", [td3_bc, iql])
+def test_stated_arithmetic_is_what_the_compiler_counts(make):
+    """Up to elementwise work, a few percent at these widths."""
+    size = agents.Size(hidden=(64, 64))
+    agent = make(action_dim=6, hidden=size.hidden)
+    data = jax.eval_shape(lambda: agents.make_data(jax.random.key(0), size))
+    shape = lambda *lead: jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype), data)
+    state = jax.eval_shape(agent.init, jax.random.key(0), shape())
+    analysis = jax.jit(agent.update).lower(jax.random.key(0), state, shape(agent.batches, size.batch)).compile().cost_analysis()
+    assert analysis["flops"] == pytest.approx(agents.update_flops(agent, size), rel=0.15)
+
+
+def test_the_command_prints_and_writes_the_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(agents, "measure_agent", lambda agent, data, size: {"gflops": 1.0, "name": agent.name})
+    results = agents.run(TINY)
+    assert results["td3_bc"]["matmul_share"] == 1 / results["matmul_gflops"]
+    assert results["size"]["batch"] == 8
+    monkeypatch.setattr(agents, "run", lambda: results)
+    cli.main(["agents", "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_unknown_suite_and_folder_are_refused(tmp_path):
+    for arguments in (["nonsense"], ["agents", "--out", str(tmp_path / "missing" / "out.json")]):
+        with pytest.raises(SystemExit) as error:
+            cli.main(arguments)
+        assert error.value.code == 2
