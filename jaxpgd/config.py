@@ -18,9 +18,10 @@ Config_ = Any  # any dataclass of jaxpgd.settings
 
 
 _PAPER: dict[str, Any] = {
-    "data": {"window": 32, "stride": 8},
+    "data": {"window": 32, "stride": 8, "allow_timeout_end": False},
     "denoiser": {
-        "features": 1024, "blocks": 3, "norm": "sequence", "sigma_data": 1.0, "p_mean": -1.2, "p_std": 1.2,
+        "features": 1024, "blocks": 3, "norm": "sequence",
+        "block": "plain", "sigma_data": 1.0, "p_mean": -1.2, "p_std": 1.2,
         "epochs": 10_000, "batch_size": 32, "peak_lr": 2e-3, "warmup_fraction": 0.1, "initial_lr_fraction": 0.1,
         "ema": 0.995, "ema_every": 10,
     },

@@ -16,7 +16,7 @@ class DataConfig:
     stride: int = 1  # steps between window starts
     add_episode_starts: bool = True  # add the window that starts each episode
     add_terminals: bool = True  # add the window that ends in each terminal
-    allow_timeout_end: bool = False  # keep windows whose last step is a timeout
+    allow_timeout_end: bool = True  # keep windows whose last step is a timeout
     validation_fraction: float = 0.05  # share of episodes held out of denoiser training
     episodes: int = 1000  # episodes generated, for built-in environments only
 
@@ -29,6 +29,7 @@ class DenoiserConfig:
     blocks: int = 3
     groups: int = 8  # group normalisation
     norm: Literal["sequence", "step"] = "step"  # statistics over the whole sequence, or of each time step alone
+    block: Literal["plain", "residual"] = "residual"  # "plain": the published network
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2

@@ -7,6 +7,7 @@ from jax import Array
 
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.errors import check
+from jaxpgd.packing import usable_steps
 from jaxpgd.types import Trajectory, Transition
 
 
@@ -59,14 +60,6 @@ def gather_window(transitions: Transition, start: Array, length: int) -> Traject
         for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
     )
     return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
-
-
-def usable_steps(discount: Array) -> Array:
-    """The mask [T] of a trajectory with `discount` [T]: see `types.Trajectory`."""
-    ended = jnp.cumsum(discount == 0)
-    before_end = ended - (discount == 0) == 0
-    has_next = jnp.arange(discount.shape[0]) < discount.shape[0] - 1
-    return before_end & (has_next | (discount == 0))
 
 
 def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

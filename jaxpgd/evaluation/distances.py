@@ -33,7 +33,7 @@ def sliced_wasserstein(
     check(len(x) > 0 and len(y) > 0, "x, y", (x.shape, y.shape), "at least one row each")
     check(order in (1, 2), "order", order, "1 or 2")
     wx, wy = _normalised(x_weights, len(x), "x_weights"), _normalised(y_weights, len(y), "y_weights")
-    directions = np.asarray(jax.random.normal(key, (x.shape[1], projections)))
+    directions = np.array(jax.random.normal(key, (x.shape[1], projections)))
     directions /= np.linalg.norm(directions, axis=0)
     pairs = zip((x @ directions).T, (y @ directions).T, strict=True)
     return float(np.mean([_wasserstein_power(a, b, wx, wy, order) for a, b in pairs]) ** (1 / order))

@@ -18,7 +18,7 @@ from jaxpgd.types import Trajectory
 # colours that stay apart for colour-blind readers (Okabe and Ito), one for each arm wherever it appears
 COLOURS = {"real": "#0072B2", "unguided": "#E69F00", "guided": "#009E73"}
 _OTHERS = ("#CC79A7", "#D55E00", "#56B4E9", "#000000")
-_STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
+_STYLE: dict[Any, Any] = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
           "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 120}  # fmt: skip
 
 

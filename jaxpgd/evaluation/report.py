@@ -43,9 +43,8 @@ class Report:
             for row in rows
         )
         note = f"<p>{html.escape(caption)}</p>" if caption else ""
-        self._parts.append(
-            f'<h2>{html.escape(title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
-        )
+        grid = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        self._parts.append(f'<h2>{html.escape(title)}</h2><div class="wide">{grid}</div>{note}')
         return self
 
     def figure(self, title: str, path: str | Path, caption: str = "") -> "Report":

@@ -87,7 +87,6 @@ class MujocoSimulator:
         self._env: Any = make_environment(info).unwrapped
         self._omitted = omitted if getattr(self._env, _OMITTING_KWARG, True) else 0
         self._env.reset(seed=0)
-        _check_width(info, int(np.prod(self._env.observation_space.shape)))
 
     def step(self, obs: np.ndarray, action: np.ndarray) -> Step:
         """As `Simulator.step`."""
@@ -147,11 +146,6 @@ def obs_slices(info: DatasetInfo) -> dict[str, slice]:
     """Where each entry of a dict observation lies in the concatenated one; empty for plain observations."""
     ends = np.cumsum(info.obs_sizes, dtype=int)
     return {k: slice(int(e) - n, int(e)) for k, n, e in zip(info.obs_keys, info.obs_sizes, ends, strict=True)}
-
-
-def _check_width(info: DatasetInfo, width: int) -> None:
-    sizes = sum(info.obs_sizes)
-    check(not sizes or sizes == width, "obs_sizes", info.obs_sizes, f"{width} entries in all, as {info.env_id} observes")
 
 
 def _stack(steps: list[tuple[np.ndarray, float, bool]], obs: np.ndarray) -> Step:

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.progress import StageProgress
 from jaxpgd.training.program import Program
+from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Metrics, PyTree
 
 State = TypeVar("State")

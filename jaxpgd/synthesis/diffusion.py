@@ -12,7 +12,7 @@ from jaxpgd.diffusion.samplers import Churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
-from jaxpgd.types import Denoise, Policy, Sampler, Synthesis
+from jaxpgd.types import Denoise, Policy, Sampler, Synthesis, Synthesizer, Trajectory
 
 
 @struct.dataclass
@@ -111,3 +111,9 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
         normalise=config.normalise,
         hold_states=config.hold_states,
     )
+
+
+@jax.jit(static_argnames="count")
+def synthesize(key: Array, synthesizer: Synthesizer, policy: Policy | None = None, *, count: int = 1) -> Trajectory:
+    """`count` trajectories [N, T] of a synthesizer that needs no start observations; compiled once per structure and count."""
+    return synthesizer(key, policy, jnp.zeros((count, 1))).trajectory  # type: ignore[arg-type]

@@ -90,7 +90,7 @@ def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
 
 def network(config: DenoiserConfig) -> TemporalUNet:
     """The U-Net of a config section."""
-    return TemporalUNet(config.features, config.blocks, config.groups, config.norm)
+    return TemporalUNet(config.features, config.blocks, config.groups, config.norm, config.block)
 
 
 def total_steps(config: DenoiserConfig, windows: int) -> int:

@@ -1,0 +1,152 @@
+"""The command line: `jaxpgd run` chains all stages, and each stage is a command of its own."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxpgd.config import load_config, validate
+from jaxpgd.errors import InputError, check
+from jaxpgd.settings import Config
+
+USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
+
+  run [CONFIG.toml] [--resume] [--section.key VALUE ...]
+        all stages: denoiser, agents of every arm, evaluation, report (default: the built-in point2d)
+  train-denoiser [CONFIG.toml] [--resume] [--section.key VALUE ...]
+        the first stage of a run alone
+  train-agent RUN [--arm ARM]       the agents of one arm, or of all
+  evaluate RUN                      returns in the environment, quality of synthetic trajectories
+  report RUN                        figures and report.html
+  synthesize RUN --out DIR [--policy ARM[:SEED]] [--trajectories N] [--coefficient X] [--seed N]
+        write synthetic trajectories as a Minari dataset and a flat npz
+  data info NAME [--window T] [--stride K] [--episodes N]
+        what a dataset holds
+
+`jaxpgd run --help` lists every setting.
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Bad input prints one message and exits with 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    command, rest = args[0], args[1:]
+    try:
+        check(command in COMMANDS, "command", command, f"one of {', '.join(COMMANDS)}")
+        COMMANDS[command](rest)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; add --resume to continue from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
+    """CONFIG, --resume and overrides of `run` as a validated config."""
+    import tyro
+
+    args = list(args)
+    path = args.pop(0) if args and not args[0].startswith("-") else None
+    resume = "--resume" in args
+    args = [a for a in args if a != "--resume"]
+    preset = {"preset": args[args.index("--preset") + 1]} if "--preset" in args[:-1] else None
+    base = load_config(path, preset)
+    config = tyro.cli(Config, default=base, args=args, prog=f"jaxpgd {command} [CONFIG.toml] [--resume]")
+    validate(config)
+    return config, resume
+
+
+def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **kinds: Callable[[str], Any]) -> dict[str, Any]:
+    """Positional arguments (as `required`, in order) and `--name VALUE` options converted by `kinds`. Raises InputError."""
+    found: dict[str, Any] = {}
+    names = list(required)
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            name = word[2:].replace("-", "_")
+            check(name in kinds, "option", word, "one of " + ", ".join("--" + k for k in kinds), f"See `jaxpgd {command}`.")
+            check(bool(rest), "option", word, "a value after it")
+            value = rest.pop(0)
+            try:
+                found[name] = kinds[name](value)
+            except ValueError:
+                raise InputError(f"{word} = {value!r}: expected {kinds[name].__name__}.") from None
+        else:
+            check(bool(names), "argument", word, "no further argument")
+            found[names.pop(0)] = word
+    check(not names, "arguments", " ".join(args), f"{', '.join(n.upper() for n in names)} as well", f"See `jaxpgd {command}`.")
+    return found
+
+
+def _run(args: list[str]) -> None:
+    config, resume = read_run_arguments(args, "run")
+    from jaxpgd.pipeline.run import run_all
+
+    run_all(config, resume=resume)
+
+
+def _train_denoiser(args: list[str]) -> None:
+    config, resume = read_run_arguments(args, "train-denoiser")
+    from jaxpgd.pipeline.run import run_denoiser
+
+    run_denoiser(config, resume=resume)
+
+
+def _train_agent(args: list[str]) -> None:
+    found = options(args, "train-agent", required=("run",), arm=str)
+    from jaxpgd.pipeline.run import run_agents
+
+    run_agents(found["run"], found.get("arm"))
+
+
+def _evaluate(args: list[str]) -> None:
+    found = options(args, "evaluate", required=("run",))
+    from jaxpgd.pipeline.run import run_evaluation
+
+    run_evaluation(found["run"])
+
+
+def _report(args: list[str]) -> None:
+    found = options(args, "report", required=("run",))
+    from jaxpgd.pipeline.run import run_report
+
+    run_report(found["run"])
+
+
+def _synthesize(args: list[str]) -> None:
+    found = options(args, "synthesize", required=("run",), out=str, policy=str, trajectories=int, coefficient=float, seed=int)
+    check("out" in found, "--out", None, "the directory of the new dataset")
+    from jaxpgd.pipeline.export import export_synthetic
+
+    out = Path(found.pop("out"))
+    export_synthetic(found.pop("run"), out, **found)
+
+
+def _data(args: list[str]) -> None:
+    check(args[:1] == ["info"], "data", " ".join(args), "info NAME")
+    found = options(args[1:], "data info", required=("name",), window=int, stride=int, episodes=int)
+    from jaxpgd.data import load
+    from jaxpgd.data.describe import describe, format_description
+
+    dataset = load(found["name"], episodes=found.get("episodes", 1000))
+    windows = {k: found[k] for k in ("window", "stride") if k in found}
+    print(format_description(describe(dataset, **windows)))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": _run,
+    "train-denoiser": _train_denoiser,
+    "train-agent": _train_agent,
+    "evaluate": _evaluate,
+    "report": _report,
+    "synthesize": _synthesize,
+    "data": _data,
+}
+
+if __name__ == "__main__":
+    main()

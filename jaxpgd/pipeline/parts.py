@@ -1,0 +1,86 @@
+"""The parts that a config names, made from it: dataset, agent, experience of an arm. Nothing here trains or writes."""
+
+import dataclasses
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import make_agent
+from jaxpgd.data import load
+from jaxpgd.data.dataset import Dataset, to_device
+from jaxpgd.evaluation.environments import is_builtin, require_environment
+from jaxpgd.settings import Config
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
+from jaxpgd.training.agent import Experience
+from jaxpgd.training.denoiser import Windows, prepare_windows
+from jaxpgd.types import Agent, Policy
+
+
+@struct.dataclass
+class Prepared:
+    """The dataset on the device and its windows."""
+
+    dataset: Dataset
+    windows: Windows
+
+
+def prepare(config: Config) -> Prepared:
+    """Load and check everything that a run needs before any compute. Raises InputError."""
+    dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
+    require_environment(dataset.info)
+    dataset = to_device(dataset)
+    return Prepared(dataset, prepare_windows(dataset, config.data, seed=config.seed))
+
+
+def stage_key(config: Config, name: str) -> Array:
+    """The random key of a stage: a function of the config's seed and the stage's name alone."""
+    return jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def build_agent(config: Config, dataset: Dataset) -> Agent:
+    """The agent of a config for a dataset, with its observation statistics where it normalises."""
+    section = getattr(config.agent, config.agent.kind)
+    mean = std = None
+    if config.agent.normalise_obs:
+        obs = np.asarray(dataset.obs, np.float64)
+        mean, std = jnp.asarray(obs.mean(0), jnp.float32), jnp.asarray(obs.std(0), jnp.float32)
+    return make_agent(config.agent.kind, section, dataset.action_dim, obs_mean=mean, obs_std=std)
+
+
+def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: bool, steps: int = 0) -> DiffusionSynthesizer:
+    """The synthesizer of a config; `steps` replaces the number of sampler steps where it is above 0."""
+    sampler = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps)
+    guidance = config.guidance if guided else None
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+
+
+def build_experience(config: Config, dataset: Dataset, denoiser: TrajectoryDenoiser | None, arm: str) -> Experience:
+    """Where the agents of an arm get their batches from."""
+    if arm == "real":
+        return Experience(dataset.transitions())
+    assert denoiser is not None
+    synthesizer = build_synthesizer(config, denoiser, guided=arm == "guided")
+    first = synthesizer.unguided() if config.synthesis.first_unguided else None
+    return Experience(dataset.transitions(), synthesizer, first)
+
+
+def known_target(dataset: Dataset) -> Policy | None:
+    """The target policy that a built-in environment comes with, if any."""
+    if not is_builtin(dataset.info):
+        return None
+    from jaxpgd.envs.point2d import Point2D, target_policy
+
+    return target_policy(Point2D())
+
+
+def known_behaviour(dataset: Dataset) -> Policy | None:
+    """The behaviour policy that a built-in dataset was collected with, if any."""
+    if not is_builtin(dataset.info):
+        return None
+    from jaxpgd.envs.point2d import Point2D, behaviour_policy
+
+    return behaviour_policy(Point2D())

@@ -1,0 +1,151 @@
+"""The stage that scores synthetic trajectories: unguided, and guided at several coefficients towards one target policy."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
+from jaxpgd.evaluation.simulators import has_simulator, make_simulator
+from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
+from jaxpgd.pipeline.parts import Prepared, build_synthesizer, known_behaviour, known_target, stage_key
+from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.pipeline.stages import seed_policy
+from jaxpgd.pipeline.truth import known_truth
+from jaxpgd.settings import Config
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize
+from jaxpgd.training.denoiser import Windows
+from jaxpgd.training.progress import StageProgress
+from jaxpgd.types import Policy, Trajectory
+
+
+def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Policy, str]:
+    """The policy that scored trajectories are guided towards, and what it is."""
+    known = known_target(prepared.dataset)
+    if known is not None:
+        return known, "the environment's target policy"
+    arm = "guided" if "guided" in policies else next(iter(policies))
+    return seed_policy(policies[arm], 0), f"seed 0 of the {arm} arm"
+
+
+def score_trajectories(
+    trajectory: Trajectory, policy: Policy, prepared: Prepared, real: np.ndarray, key: Array
+) -> dict[str, Any]:
+    """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens."""
+    windows, info = prepared.windows, prepared.dataset.info
+    likelihood, likelihood_error, _ = action_log_likelihood(policy, trajectory)
+    tokens = np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
+    row: dict[str, Any] = {
+        "log_likelihood": likelihood,
+        "log_likelihood_se": likelihood_error,
+        "terminal_rate": terminal_rate(trajectory),
+        "saturated_actions": float((np.abs(np.asarray(trajectory.action)) > 0.999).mean()),
+    }
+    if tokens.shape[1] == real.shape[1]:
+        row["sliced_wasserstein"] = sliced_wasserstein(key, tokens, real)
+        row |= coverage(key, real, tokens)
+    behaviour = known_behaviour(prepared.dataset)
+    if behaviour is not None:
+        row["behaviour_log_likelihood"] = action_log_likelihood(behaviour, trajectory)[0]
+    if has_simulator(info):
+        std = np.asarray(windows.codec.std[windows.codec.obs])
+        error = dynamics_error(trajectory, make_simulator(info), std, state_entries(info))
+        row |= {
+            "dynamics_error": error["rms"],
+            "dynamics_error_se": error["standard_error"],
+            "dynamics_error_by_step": error["by_step"],
+            "persistence_error": error["persistence"],
+            "reward_error": error["reward_rms"],
+        }
+    return row
+
+
+def real_windows(windows: Windows, starts: np.ndarray) -> Trajectory:
+    """Windows [N, T] of the dataset as a host trajectory."""
+    from jaxpgd.data.windows import gather_window
+
+    gathered = jax.vmap(lambda s: gather_window(windows.transitions, s, windows.length))(jnp.asarray(starts))
+    return jax.tree.map(np.asarray, gathered)
+
+
+def _flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
+    return np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
+
+
+def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, Any]:
+    """What real windows measure among themselves: two disjoint random halves, and training against held-out windows."""
+    rng = np.random.default_rng(0)
+    train = rng.permutation(np.asarray(windows.train))
+    size = min(count, len(train) // 2)
+    halves = [_flat_tokens(windows, real_windows(windows, part)) for part in (train[:size], train[size : 2 * size])]
+    held_out = _flat_tokens(windows, real_windows(windows, rng.permutation(np.asarray(windows.validation))[:count]))
+    return {
+        "halves": sliced_wasserstein(key, halves[0], halves[1]),
+        "held_out": sliced_wasserstein(key, halves[0], held_out),
+        "windows": size,
+    }
+
+
+def quality_stage(
+    run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser, policies: dict[str, Policy]
+) -> dict[str, Any]:
+    """Score unguided and guided trajectories over the coefficients of the config; writes quality.json and samples.npz."""
+    if run.is_done("quality"):
+        stored: dict[str, Any] = run.read_json("quality.json")
+        return stored
+    began, config, windows = time.monotonic(), run.config, prepared.windows
+    key = stage_key(config, "quality")
+    policy, target = target_policy(prepared, policies)
+    rng = np.random.default_rng(config.seed)
+    held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
+    real = real_windows(windows, held_out)
+    flat = _flat_tokens(windows, real)
+    truth = known_truth(config, prepared.dataset, policy, key)
+    samples: dict[str, Trajectory] = {"real": real}
+    result: dict[str, Any] = {
+        "target": target,
+        "chosen": config.guidance.coefficient,
+        "reference": reference_distances(windows, key, len(held_out)),
+        "training_terminal_rate": terminal_rate(real_windows(windows, np.asarray(windows.train))),
+        "real": score_trajectories(real, policy, prepared, flat, key),
+        "rows": [],
+    }
+    coefficients = sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
+    with StageProgress("quality", len(coefficients), "coefficients") as progress:
+        for coefficient in coefficients:
+            made = _sample(key, config, denoiser, policy, coefficient)
+            row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key)}
+            if truth is not None:
+                row |= truth.distances(key, windows, made, coefficient or config.guidance.coefficient)
+            result["rows"].append(row)
+            if coefficient in (0.0, config.guidance.coefficient):
+                samples["unguided" if coefficient == 0 else "guided"] = made
+            progress.advance(1)
+    if truth is not None:
+        result["truth"] = truth.summary()
+    _save_samples(run, samples)
+    run.write_json("quality.json", result)
+    run.finish("quality", {"seconds": time.monotonic() - began})
+    return run.read_json("quality.json")  # type: ignore[no-any-return]
+
+
+def _sample(key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Policy, coefficient: float) -> Trajectory:
+    guided = coefficient > 0
+    synthesizer = build_synthesizer(config, denoiser, guided=guided, steps=config.evaluation.sampler_steps)
+    if guided:
+        synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
+    made = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
+    return jax.tree.map(np.asarray, made)
+
+
+def _save_samples(run: RunDirectory, samples: dict[str, Trajectory]) -> None:
+    arrays = {
+        f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in ("obs", "action", "reward", "discount")
+    }
+    path = run.path / "samples.npz"
+    with path.with_suffix(".partial").open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    path.with_suffix(".partial").replace(path)

@@ -1,0 +1,236 @@
+"""The last stage: results.json, figures and report.html from what the earlier stages stored. Trains and samples nothing."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxpgd.config import to_toml
+from jaxpgd.evaluation import plots
+from jaxpgd.evaluation.report import Report, text_table
+from jaxpgd.evaluation.statistics import Summary, summarise
+from jaxpgd.pipeline.parts import Prepared
+from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.types import Trajectory
+
+Row = dict[str, Any]
+
+
+def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any], quality: dict[str, Any]) -> list[Row]:
+    """Write everything, print the table of returns, and return its rows."""
+    confidence = run.config.evaluation.confidence
+    summaries = {arm: summarise(np.asarray(r["returns"]), confidence=confidence) for arm, r in returns.items()}
+    rows = [return_row(arm, summaries[arm], returns[arm], confidence) for arm in returns]
+    run.write_json("results.json", {"returns": rows, "quality": quality, "dataset": prepared.dataset.info.name})
+    figures = draw_figures(run, prepared, returns, summaries, quality)
+    write_report(run, prepared, rows, quality, figures)
+    print(text_table(rows))
+    for line in verdicts(quality):
+        print(line)
+    print(f"report: {run.path / 'report.html'}", flush=True)
+    run.finish("report", {"figures": sorted(figures)})
+    return rows
+
+
+def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: float) -> Row:
+    """One row of the table: an arm's mean and IQM return with their intervals."""
+    percent = f"{100 * confidence:g} %"
+    row = {
+        "arm": arm,
+        "mean return": summary.mean,
+        f"{percent} interval": f"[{summary.mean_low:.4g}, {summary.mean_high:.4g}]",
+        "IQM return": summary.iqm,
+        f"{percent} interval (IQM)": f"[{summary.iqm_low:.4g}, {summary.iqm_high:.4g}]",
+        "seeds": summary.seeds,
+        "episodes per seed": summary.episodes,
+    }
+    if result.get("score") is not None:
+        row[f"score ({result['score_label']})"] = float(np.mean(result["score"]))
+    return row
+
+
+def quality_row(name: str, row: Row) -> Row:
+    """One row of the table of trajectory quality."""
+    shown: Row = {"trajectories": name, "log-likelihood per action": _with_error(row, "log_likelihood")}
+    for key, title in (
+        ("dynamics_error", "dynamics error"),
+        ("persistence_error", "persistence"),
+        ("reward_error", "reward error"),
+        ("sliced_wasserstein", "distance to held-out windows"),
+        ("coverage", "coverage"),
+        ("density", "density"),
+        ("terminal_rate", "ending in a terminal"),
+        ("distance_to_truth", "distance to the weighted truth"),
+    ):
+        if key in row:
+            shown[title] = _with_error(row, key) if f"{key}_se" in row else row[key]
+    return shown
+
+
+def _with_error(row: Row, key: str) -> str:
+    return f"{row[key]:.3f} ± {row[key + '_se']:.3f}"
+
+
+def _rows_by_coefficient(quality: Row) -> tuple[Row, Row]:
+    """The unguided row and that of the chosen coefficient."""
+    rows = {row["coefficient"]: row for row in quality["rows"]}
+    return rows[0.0], rows[quality["chosen"]]
+
+
+def verdicts(quality: Row) -> list[str]:
+    """What the trajectory metrics say, in sentences with their numbers."""
+    if not quality:
+        return []
+    unguided, guided = _rows_by_coefficient(quality)
+    gain = guided["log_likelihood"] - unguided["log_likelihood"]
+    error = float(np.hypot(guided["log_likelihood_se"], unguided["log_likelihood_se"]))
+    lines = [
+        f"guidance at coefficient {quality['chosen']:g} towards {quality['target']}: action log-likelihood "
+        f"{unguided['log_likelihood']:.3f} -> {guided['log_likelihood']:.3f} ({gain / max(error, 1e-12):+.1f} standard errors)"
+    ]
+    if "dynamics_error" in guided:
+        lines.append(
+            f"one-step dynamics error: unguided {unguided['dynamics_error']:.4f} "
+            f"({unguided['dynamics_error'] / unguided['persistence_error']:.2f} of persistence), "
+            f"guided {guided['dynamics_error']:.4f} ({guided['dynamics_error'] / unguided['dynamics_error']:.2f} of unguided)"
+        )
+    if "distance_to_truth" in guided:
+        lines.append(
+            "distance to the importance-weighted truth: "
+            f"unguided {unguided['distance_to_truth']:.4f}, guided {guided['distance_to_truth']:.4f}"
+        )
+    if "sliced_wasserstein" in unguided:
+        reference = quality["reference"]
+        lines.append(
+            f"sliced Wasserstein distance to held-out windows: unguided {unguided['sliced_wasserstein']:.4f} "
+            f"(two halves of the real windows {reference['halves']:.4f}, real training windows {reference['held_out']:.4f})"
+        )
+    lines.append(
+        f"trajectories ending in a terminal: unguided {100 * unguided['terminal_rate']:.2f} %, "
+        f"training windows {100 * quality['training_terminal_rate']:.2f} %"
+    )
+    return lines
+
+
+def load_samples(run: RunDirectory) -> dict[str, Trajectory]:
+    """The trajectories that the quality stage stored, by name."""
+    path = run.path / "samples.npz"
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as stored:
+        names = [k.removesuffix("_obs") for k in stored.files if k.endswith("_obs")]
+        return {
+            n: Trajectory(
+                obs=stored[f"{n}_obs"], action=stored[f"{n}_action"], reward=stored[f"{n}_reward"],
+                discount=stored[f"{n}_discount"], mask=jnp.ones(stored[f"{n}_reward"].shape, bool),
+            )
+            for n in names
+        }  # fmt: skip
+
+
+def draw_figures(
+    run: RunDirectory, prepared: Prepared, returns: Row, summaries: dict[str, Summary], quality: Row
+) -> dict[str, str]:
+    """Draw and save what the run has data for; file name -> caption."""
+    figures: dict[str, str] = {}
+
+    def keep(name: str, caption: str, draw: Callable[[], Figure]) -> None:
+        plots.save(draw(), run.figure(name))
+        figures[name] = caption
+
+    samples = load_samples(run)
+    if samples:
+        keep("trajectories", _trajectory_caption(quality), lambda: _trajectories(prepared, samples))
+    scores = {arm: np.asarray(r["returns"]) for arm, r in returns.items()}
+    keep("returns", "Final returns: mean and interquartile mean with bootstrap intervals over seeds; dots are seeds.",
+         lambda: plots.returns_figure(summaries, scores))  # fmt: skip
+    if quality and "dynamics_error" in quality["rows"][0]:
+        unguided, guided = _rows_by_coefficient(quality)
+        level, chosen = unguided["persistence_error"], quality["chosen"]
+        keep("sweep", f"Guidance towards {quality['target']}, over its coefficient.",
+             lambda: plots.sweep_figure(quality["rows"], persistence=level, chosen=chosen))  # fmt: skip
+        by_step = {"real": quality["real"], "unguided": unguided, "guided": guided}
+        curves = {n: np.asarray(r["dynamics_error_by_step"], np.float64) for n, r in by_step.items()}
+        keep("dynamics", "One-step dynamics error by step of the trajectory.", lambda: plots.dynamics_by_step_figure(curves))
+    log = run.log.read()
+    denoiser = [r for r in log if r["stage"] == "denoiser"]
+    if len(denoiser) > 1:
+        steps = np.asarray([r["step"] for r in denoiser])
+        losses = {k: (steps, np.asarray([r[k] for r in denoiser])) for k in ("loss", "validation_loss")}
+        keep("denoiser_loss", "EDM loss of the denoiser: training, and held-out episodes with averaged weights.",
+             lambda: plots.loss_curves(losses))  # fmt: skip
+    learned = _learning_curves(log)
+    if learned:
+        keep("learning", "Returns during training.", lambda: plots.learning_curves(learned))
+    return figures
+
+
+def _trajectories(prepared: Prepared, samples: dict[str, Trajectory]) -> Figure:
+    chosen: dict[str, Trajectory] = {n: samples[n] for n in ("real", "unguided", "guided") if n in samples}
+    if prepared.dataset.info.env_id != "point2d":
+        return plots.trajectories_figure(chosen, coordinates=None, title="States in the plane of two principal components")
+    from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
+
+    goals = {"behaviour goal": BEHAVIOUR_GOAL, "target goal": TARGET_GOAL}
+    return plots.trajectories_figure(chosen, goals, title="Trajectories in the plane")
+
+
+def _trajectory_caption(quality: Row) -> str:
+    return (
+        "Held-out real windows, unguided samples, and samples guided towards "
+        f"{quality['target']} at coefficient {quality['chosen']:g}."
+    )
+
+
+def _learning_curves(log: list[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    curves = {}
+    for stage in dict.fromkeys(r["stage"] for r in log):
+        rows = [r for r in log if r["stage"] == stage and "returns" in r]
+        if len(rows) > 1:
+            points = np.asarray([r["step"] for r in rows]), np.asarray([r["returns"] for r in rows])
+            curves[re.sub("^agent-", "", stage)] = points
+    return curves
+
+
+def write_report(run: RunDirectory, prepared: Prepared, rows: list[Row], quality: Row, figures: dict[str, str]) -> None:
+    """`report.html`, self-contained."""
+    info, config = prepared.dataset.info, run.config
+    report = Report(f"jaxpgd: {info.name}, {config.agent.kind}")
+    report.text(
+        f"{prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions. {config.agent.updates} updates of "
+        f"{config.agent.kind} on {', '.join(config.arms)} data; regime {config.synthesis.regime}; "
+        f"{config.evaluation.episodes} evaluation episodes per seed."
+    )
+    report.table("Returns", rows, "Intervals are bootstrapped over seeds; a seed counts by its mean over episodes.")
+    if quality:
+        report.text("\n\n".join(verdicts(quality)))
+        table = [quality_row("real, held out", quality["real"])]
+        table += [quality_row(_name(r["coefficient"], quality), r) for r in quality["rows"]]
+        report.table("Synthetic trajectories", table, f"Likelihoods are under {quality['target']}; ± one standard error.")
+        if "truth" in quality:
+            truth = quality["truth"]
+            report.text(
+                f"The truth: {truth['rollouts']} behaviour rollouts weighted by the target policy's likelihood to the power "
+                f"{truth['coefficient']:g} (effective sample size {truth['effective_sample_size']:.0f})."
+            )
+    for name, caption in figures.items():
+        report.figure(name.replace("_", " ").capitalize(), run.figure(name), caption)
+    seconds = [
+        {"stage": p.stem, **{k: v for k, v in json.loads(p.read_text()).items() if k in ("seconds", "steps", "resumed")}}
+        for p in sorted((run.path / "stages").glob("*.json"))
+        if p.stem != "report"
+    ]
+    report.table("Time", seconds)
+    report.details("Configuration", to_toml(config))
+    report.details("Versions", (run.path / "versions.json").read_text())
+    report.write(run.path / "report.html")
+
+
+def _name(coefficient: float, quality: Row) -> str:
+    if coefficient == 0:
+        return "unguided"
+    return f"guided, {coefficient:g}" + (" (chosen)" if coefficient == quality["chosen"] else "")

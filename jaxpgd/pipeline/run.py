@@ -1,0 +1,97 @@
+"""What each command does: open the run directory, prepare, run stages in order."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpgd.errors import check
+from jaxpgd.pipeline.parts import Prepared, prepare
+from jaxpgd.pipeline.quality import quality_stage
+from jaxpgd.pipeline.report import report_stage
+from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run
+from jaxpgd.pipeline.stages import agent_stage, denoiser_stage, needs_denoiser, returns_stage
+from jaxpgd.settings import Config
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
+from jaxpgd.training.progress import clock
+from jaxpgd.types import Policy
+
+
+def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
+    """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
+    prepared = prepare(config)
+    if config.denoiser_from:
+        open_run(config.denoiser_from).require("denoiser", f"jaxpgd run --out {config.denoiser_from} --resume")
+    run = create_run(config, resume=resume)
+    info = prepared.dataset.info
+    print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
+          f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps; run in {run.path} "
+          f"on {jax.devices()[0].device_kind}", flush=True)  # fmt: skip
+    return run, prepared
+
+
+def _denoiser(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser | None:
+    return denoiser_stage(run, prepared) if needs_denoiser(run.config) else None
+
+
+def _finish(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None, policies: dict[str, Policy]) -> None:
+    returns = returns_stage(run, prepared, policies)
+    quality = quality_stage(run, prepared, denoiser, policies) if denoiser is not None else {}
+    report_stage(run, prepared, returns, quality)
+
+
+def run_all(config: Config, *, resume: bool = False) -> Path:
+    """Every stage of a run; returns its directory. Stages already done are skipped. Raises InputError."""
+    began = time.monotonic()
+    run, prepared = _open(config, resume)
+    denoiser = _denoiser(run, prepared)
+    _finish(run, prepared, denoiser, _policies(run, prepared, denoiser))
+    print(f"done in {clock(time.monotonic() - began)}", flush=True)
+    return run.path
+
+
+def run_denoiser(config: Config, *, resume: bool = False) -> Path:
+    """The denoiser stage alone; `run_agents` and `run_evaluation` continue."""
+    run, prepared = _open(config, resume)
+    denoiser_stage(run, prepared)
+    print(f"denoiser trained; continue with: jaxpgd train-agent {run.path}")
+    return run.path
+
+
+def _reopen(path: str) -> tuple[RunDirectory, Prepared, TrajectoryDenoiser | None]:
+    run = open_run(path)
+    if needs_denoiser(run.config) and not run.config.denoiser_from:
+        run.require("denoiser", f"jaxpgd run {Path(path) / 'config.toml'} --resume")
+    prepared = prepare(run.config)
+    return run, prepared, _denoiser(run, prepared)
+
+
+def run_agents(path: str, arm: str | None = None) -> None:
+    """Train, or continue, the agents of one arm or of all."""
+    run = open_run(path)
+    check(arm is None or arm in run.config.arms, "--arm", arm, f"one of {', '.join(run.config.arms)}")
+    run, prepared, denoiser = _reopen(path)
+    for each in [arm] if arm else run.config.arms:
+        agent_stage(run, prepared, denoiser, each)
+
+
+def run_evaluation(path: str) -> None:
+    """Returns and quality of trajectories of a run whose agents are trained, then the report."""
+    run = open_run(path)
+    for arm in run.config.arms:
+        run.require(f"agent-{arm}", f"jaxpgd train-agent {path}")
+    run, prepared, denoiser = _reopen(path)
+    _finish(run, prepared, denoiser, _policies(run, prepared, denoiser))
+
+
+def _policies(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> dict[str, Policy]:
+    return {arm: agent_stage(run, prepared, denoiser, arm) for arm in run.config.arms}
+
+
+def run_report(path: str) -> None:
+    """Figures and report.html again, from what the run holds."""
+    run = open_run(path)
+    run.require("returns", f"jaxpgd evaluate {path}")
+    quality: dict[str, Any] = run.read_json("quality.json")
+    report_stage(run, prepare(run.config), run.read_json("returns.json"), quality)
