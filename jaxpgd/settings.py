@@ -28,7 +28,7 @@ class DenoiserConfig:
     features: int = 64  # channels of the first U-Net block; doubled per block
     blocks: int = 3
     groups: int = 8  # group normalisation
-    norm: Literal["sequence", "step"] = "step"  # statistics over the whole sequence, or of each time step alone
+    norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
     block: Literal["plain", "residual"] = "residual"  # "plain": the published network
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
