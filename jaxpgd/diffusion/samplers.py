@@ -53,8 +53,10 @@ class _Step:
         key_before, key_churn, key_euler, key_heun = jax.random.split(key, 4)
         if self.before_step is not None:
             x = self.before_step(x, self.stage(key_before, index, sigma))
-        sigma_hat = sigma * (1.0 + self.churn.gamma(sigma, self.steps))
-        added = self.churn.noise * jnp.sqrt(jnp.maximum(sigma_hat**2 - sigma**2, 0.0))
+        gamma = self.churn.gamma(sigma, self.steps)
+        sigma_hat = sigma * (1.0 + gamma)
+        # sqrt(sigma_hat^2 - sigma^2) without the difference, whose rounding alone would add noise of 3e-4 sigma without churn
+        added = self.churn.noise * sigma * jnp.sqrt(gamma * (2.0 + gamma))
         x_hat = x + added * jax.random.normal(key_churn, x.shape)
         slope = (x_hat - self.denoise(x_hat, sigma_hat)) / sigma_hat
         start = x_hat if self.predictor == "churned" else x

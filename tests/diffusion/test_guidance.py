@@ -1,0 +1,170 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.guidance import Guidance, PolicyNudge, ReconstructionGuidance, log_likelihood
+from jaxpgd.envs.linear_gaussian import linear_policy
+from jaxpgd.packing import TokenCodec
+from jaxpgd.types import Stage
+
+# token = [obs, pre-tanh action, reward, done], one of each
+CODEC = TokenCodec(mean=jnp.array([0.5, -0.1, 3.0, 0.0]), std=jnp.array([2.0, 0.7, 5.0, 1.0]), obs_dim=1, action_dim=1)
+GAIN, BIAS, STD = 0.3, 0.2, 0.4
+POLICY = linear_policy([[GAIN]], [BIAS], STD)
+X = jax.random.normal(jax.random.key(5), (3, 4))
+
+
+@struct.dataclass
+class Shrink:
+    """The exact denoiser of unit Gaussian tokens."""
+
+    scale: Array | float = 1.0
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        return x * self.scale / (1.0 + sigma**2)
+
+
+def stage(index: int, count: int = 8, sigma: float = 2.0) -> Stage:
+    return Stage(index=jnp.asarray(index), count=count, sigma=jnp.asarray(sigma), key=jax.random.key(0), denoise=Shrink())
+
+
+def nudge(**changes: Any) -> PolicyNudge:
+    plain = PolicyNudge(POLICY, CODEC, 1.0, 0.3, 0.0, jnp.inf, "noised", "none")
+    return dataclasses.replace(plain, **changes)
+
+
+def hand_gradient(x: np.ndarray) -> np.ndarray:
+    """d log N(tanh u; K s + k, std^2) / dz with u = 0.7 z - 0.1, s = 2 z_s + 0.5."""
+    x = np.asarray(x, np.float64)
+    action = np.tanh(0.7 * x[:, 1] - 0.1)
+    mode = GAIN * (2.0 * x[:, 0] + 0.5) + BIAS
+    return (-(action - mode) / STD**2 * (1 - action**2) * 0.7)[:, None]
+
+
+def test_log_likelihood_sums_over_steps() -> None:
+    obs, pre_tanh = jnp.array([[0.0], [1.0]]), jnp.array([[0.3], [-0.4]])
+    expected = sum(
+        jax.scipy.stats.norm.logpdf(np.tanh(u), GAIN * s + BIAS, np.sqrt(STD**2 + 0.5)) for s, u in ((0, 0.3), (1, -0.4))
+    )
+    np.testing.assert_allclose(log_likelihood(POLICY, obs, pre_tanh, 0.5), expected, rtol=1e-5)
+
+
+def test_gradient_by_hand() -> None:
+    np.testing.assert_allclose(nudge().gradient(X), hand_gradient(X), rtol=1e-4)
+    safe = nudge(normalise="safe").gradient(X)
+    np.testing.assert_allclose(safe, hand_gradient(X) / np.linalg.norm(hand_gradient(X)), rtol=1e-4)
+    np.testing.assert_allclose(nudge(normalise="official").gradient(X), safe, atol=1e-6)
+
+
+def test_schedule_by_hand() -> None:
+    """coefficient * (1 - i/n + sine * sin(pi (i+1)/n)), none on the last step."""
+    weights = [float(nudge(coefficient=2.0).weight(stage(i))) for i in range(8)]
+    by_hand = {0: 2 * (1 + 0.3 * np.sin(np.pi / 8)), 3: 2 * (5 / 8 + 0.3), 6: 2 * (2 / 8 + 0.3 * np.sin(np.pi * 7 / 8)), 7: 0.0}
+    np.testing.assert_allclose([weights[i] for i in by_hand], list(by_hand.values()), rtol=1e-5)
+    np.testing.assert_allclose(nudge(sine=0.0).weight(stage(2)), 6 / 8)
+
+
+def test_nudge_moves_actions_alone() -> None:
+    moved = nudge(coefficient=0.5)(X, stage(0)) - X
+    weight = 0.5 * (1 + 0.3 * np.sin(np.pi / 8))
+    np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(X), rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(moved[:, [0, 2, 3]], 0)
+    np.testing.assert_array_equal(nudge(coefficient=0.5)(X, stage(7)), X)
+
+
+def test_nudge_at_the_denoised_trajectory() -> None:
+    moved = nudge(at="denoised")(X, stage(0, sigma=2.0)) - X
+    weight = 1 + 0.3 * np.sin(np.pi / 8)
+    np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(np.asarray(X) / 5.0), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.4, 3.1])
+def test_nudge_outside_its_noise_levels(sigma: float) -> None:
+    np.testing.assert_array_equal(nudge(sigma_min=0.5, sigma_max=3.0)(X, stage(0, sigma=sigma)), X)
+
+
+def test_zero_gradient() -> None:
+    """At the policy's mode the published division gives NaN; the safe one stays put."""
+    policy = linear_policy([[0.0]], [0.0], 1.0)
+    x = jnp.zeros((3, 4)).at[:, 1].set(0.1 / 0.7)  # u = 0
+    assert np.isnan(nudge(policy=policy, normalise="official").gradient(x)).all()
+    np.testing.assert_allclose(nudge(policy=policy, normalise="safe").gradient(x), 0, atol=1e-6)
+    x = x.at[:, 1].set(0.0)
+    flat = dataclasses.replace(CODEC, mean=jnp.zeros(4))
+    np.testing.assert_array_equal(nudge(policy=policy, codec=flat, normalise="safe").gradient(x), 0)
+
+
+# Actions so small that tanh is linear: pre-tanh token z stands for the action 0.01 z, of which N(0.01 m, (0.01 s)^2) is likely.
+SMALL = TokenCodec(mean=jnp.zeros(4), std=jnp.array([1.0, 0.01, 1.0, 1.0]), obs_dim=1, action_dim=1)
+TARGET_MEAN, TARGET_STD = 1.5, 0.6
+
+
+def small_policy(gain: float = 0.0) -> Any:
+    return linear_policy([[0.01 * gain]], [0.01 * TARGET_MEAN], 0.01 * TARGET_STD)
+
+
+def guided(coefficient: float = 1.0, gain: float = 0.0, **changes: Any) -> ReconstructionGuidance:
+    plain = ReconstructionGuidance(Shrink(), small_policy(gain), SMALL, coefficient, 0.0, jnp.inf)
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 5.0, 80.0])
+def test_reconstruction_is_exact_for_unit_gaussians(sigma: float) -> None:
+    """For x0 ~ N(0, 1) N(x0; m, s^2) the denoiser is the posterior mean of prior, likelihood and noise together."""
+    precision = 1 + 1 / TARGET_STD**2 + 1 / sigma**2
+    exact = (np.asarray(X[:, 1]) / sigma**2 + TARGET_MEAN / TARGET_STD**2) / precision
+    result = guided()(X, jnp.asarray(sigma))
+    np.testing.assert_allclose(result[:, 1], exact, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(result[:, [0, 2, 3]], X[:, jnp.array([0, 2, 3])] / (1 + sigma**2), rtol=1e-5)
+
+
+def test_reconstruction_moves_states_unless_they_are_held() -> None:
+    """With pi = N(K s + k, .) the state moves by -K times the action's movement."""
+    sigma, plain = jnp.asarray(1.0), X / 2.0
+    free = np.asarray(guided(gain=0.8)(X, sigma) - plain)
+    held = np.asarray(guided(gain=0.8, hold_states=True)(X, sigma) - plain)
+    np.testing.assert_allclose(free[:, 0], -0.8 * free[:, 1], rtol=1e-3)
+    np.testing.assert_array_equal(held[:, 0], 0)
+    np.testing.assert_allclose(held[:, 1], free[:, 1], rtol=1e-5)
+    assert (np.abs(free[:, 1]) > 0.05).all()
+
+
+def test_coefficient_scales_and_noise_levels_switch() -> None:
+    sigma = jnp.asarray(1.0)
+    plain = Shrink()(X, sigma)
+    np.testing.assert_allclose(guided(0.0)(X, sigma), plain, rtol=1e-6)
+    once, twice = guided(1.0)(X, sigma) - plain, guided(2.0)(X, sigma) - plain
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-3, atol=1e-6)
+    for outside in (0.4, 3.1):
+        switched = guided(1.0, sigma_min=0.5, sigma_max=3.0)
+        np.testing.assert_allclose(switched(X, jnp.asarray(outside)), Shrink()(X, jnp.asarray(outside)), rtol=1e-6)
+    np.testing.assert_allclose(guided(1.0, sigma_min=0.5, sigma_max=3.0)(X, sigma), guided(1.0)(X, sigma), rtol=1e-6)
+
+
+def test_attach_gives_a_hook_or_a_denoiser() -> None:
+    denoise, hook = Guidance(0.7, kind="published").attach(Shrink(), POLICY, CODEC)
+    assert isinstance(denoise, Shrink) and isinstance(hook, PolicyNudge)
+    assert hook.coefficient == 0.7 and hook.at == "denoised" and hook.normalise == "safe"
+    denoise, hook = Guidance(0.7, hold_states=True).attach(Shrink(), POLICY, CODEC)
+    assert isinstance(denoise, ReconstructionGuidance) and denoise.hold_states and hook is None
+
+
+def test_new_numbers_do_not_trace_again() -> None:
+    traces = 0
+
+    @jax.jit
+    def run(guidance: Guidance, policy: Any, scale: Array) -> Array:
+        nonlocal traces
+        traces += 1
+        denoise, _ = guidance.attach(Shrink(scale), policy, SMALL)
+        return denoise(X, jnp.asarray(1.0))
+
+    first = run(Guidance(jnp.asarray(1.0)), small_policy(0.1), jnp.asarray(1.0))
+    second = run(Guidance(jnp.asarray(0.5)), small_policy(0.9), jnp.asarray(0.7))
+    assert traces == 1 and (first != second).any()

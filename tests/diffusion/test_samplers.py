@@ -1,0 +1,214 @@
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.samplers import Churn, euler, heun, make_sampler
+from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.envs.linear_gaussian import gaussian_denoise
+from jaxpgd.types import Stage
+
+PGD_CHURN = Churn(80.0, 0.05, 50.0, 1.003)
+
+
+@struct.dataclass
+class Gaussian:
+    """The exact denoiser of tokens ~ N(0, std^2)."""
+
+    std: Array | float
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        return x * self.std**2 / (self.std**2 + sigma**2)
+
+
+def draw(sampler: Any, denoise: Any, sigmas: Array, shape: tuple[int, int], count: int, churn: Churn) -> np.ndarray:
+    def one(key: Array) -> Array:
+        key_noise, key = jax.random.split(key)
+        return sampler(key, denoise, sigmas[0] * jax.random.normal(key_noise, shape), sigmas, churn=churn)[0]
+
+    samples = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(3), count))
+    return np.asarray(samples, np.float64).reshape(count, -1)
+
+
+def linear_std(kind: str, predictor: str, std: float, sigmas: np.ndarray, churn: Churn) -> float:
+    """Standard deviation of a sampler's output for N(0, std^2): every step is linear in x and the fresh noise."""
+    sigmas = np.asarray(sigmas, np.float64)
+    variance, steps = sigmas[0] ** 2, len(sigmas) - 1
+    slope = lambda sigma: sigma / (std**2 + sigma**2)  # (x - D(x)) / sigma = slope * x
+    for sigma, after in itertools.pairwise(sigmas):
+        gamma = min(churn.total / steps, np.sqrt(2) - 1) if churn.low <= sigma <= churn.high else 0.0
+        hat = sigma * (1 + gamma)
+        step = (after - hat) * slope(hat)
+        old, new = 1 + step, (1 + step if predictor == "churned" else step)  # factors of x and of the added noise
+        if kind == "heun" and after > 0:
+            old, new = (1 + step / 2 + (after - hat) * slope(after) * f / 2 for f in (old, new))
+        variance = old**2 * variance + new**2 * churn.noise**2 * (hat**2 - sigma**2)
+    return float(np.sqrt(variance))
+
+
+@pytest.mark.parametrize(("sampler", "order", "steps"), [(euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96))])
+def test_order_of_convergence(sampler: Any, order: int, steps: tuple[int, ...]) -> None:
+    """The probability-flow ODE of N(0, s^2) scales x by sqrt(s^2 + sigma^2); the last step to 0 is the denoiser itself."""
+    std, low, high = 0.5, 0.05, 10.0
+    exact = np.sqrt((std**2 + low**2) / (std**2 + high**2)) * std**2 / (std**2 + low**2)
+    errors = []
+    for n in steps:
+        sigmas = karras_sigmas(n, low, high, 7.0)
+        x, _ = jax.jit(sampler)(jax.random.key(0), Gaussian(std), jnp.ones((1, 1)), sigmas)
+        errors.append(abs(float(x[0, 0]) / exact - 1))
+    slope = np.polyfit(np.log(np.array(steps) - 1), np.log(errors), 1)[0]
+    assert abs(slope + order) < 0.15, (slope, errors)
+
+
+# (kind, predictor, steps, standard deviation that comes out where 0.5 is right)
+DEFECT = [
+    ("euler", "churned", 256, 0.464),
+    ("euler", "unchurned", 256, 0.033),
+    ("heun", "churned", 32, 0.525),
+    ("heun", "unchurned", 32, 0.695),
+]
+
+
+@pytest.mark.parametrize(("kind", "predictor", "steps", "measured"), DEFECT)
+def test_the_published_predictor_shrinks_samples(kind: str, predictor: Any, steps: int, measured: float) -> None:
+    sigmas = karras_sigmas(steps, 0.002, 80.0, 7.0)
+    expected = linear_std(kind, predictor, 0.5, np.asarray(sigmas), PGD_CHURN)
+    assert abs(expected - measured) < 0.006
+    samples = draw(make_sampler(kind, predictor), Gaussian(0.5), sigmas, (1, 1), 10_000, PGD_CHURN)
+    assert abs(samples.std() / expected - 1) < 4 / np.sqrt(2 * 10_000)
+    assert abs(samples.mean()) < 4 * expected / np.sqrt(10_000)
+
+
+def test_correlated_gaussian_with_churn() -> None:
+    mean = np.array([1.0, -2.0, 0.5, 0.0])
+    root = np.array([[1.0, 0, 0, 0], [0.8, 0.3, 0, 0], [-0.5, 0.2, 0.6, 0], [0.1, 0.1, 0.1, 0.2]])
+    cov, count = root @ root.T, 10_000
+    sigmas = karras_sigmas(64, 0.002, 80.0, 7.0)
+    samples = draw(heun, gaussian_denoise(mean, cov, 2), sigmas, (2, 2), count, Churn(20.0, 0.05, 50.0, 1.0))
+    diagonal = np.diag(cov)
+    assert (np.abs(samples.mean(0) - mean) <= 5 * np.sqrt(diagonal / count)).all()
+    allowed = 5 * np.sqrt((np.outer(diagonal, diagonal) + cov**2) / count) + 0.01 * np.sqrt(np.outer(diagonal, diagonal))
+    assert (np.abs(np.cov(samples.T) - cov) <= allowed).all()
+
+
+def test_churn_amount() -> None:
+    churn = Churn(80.0, 0.05, 50.0)
+    np.testing.assert_allclose(churn.gamma(jnp.asarray(1.0), 256), 80 / 256)
+    np.testing.assert_allclose(churn.gamma(jnp.asarray(1.0), 32), np.sqrt(2) - 1, rtol=1e-6)  # the cap of EDM
+    np.testing.assert_allclose([churn.gamma(jnp.asarray(s), 256) for s in (0.049, 50.1)], 0)
+    assert (np.asarray([churn.gamma(jnp.asarray(s), 256) for s in (0.05, 50.0)]) > 0).all()
+
+
+@struct.dataclass
+class Recorder:
+    """A Gaussian denoiser and a hook that note when they are called."""
+
+    seen: Any = struct.field(pytree_node=False)
+    offset: Array | float = 0.0
+
+    def __call__(self, x: Array, at: Array | Stage) -> Array:
+        if isinstance(at, Stage):
+            assert at.count == 5
+            jax.debug.callback(lambda *a: self.seen.append(a), at.index, at.sigma, jax.random.key_data(at.key), ordered=True)
+            return x
+        jax.debug.callback(lambda s: self.seen.append(float(s)), at, ordered=True)
+        return x / (1 + at**2)
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9)])
+def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
+    sigmas = karras_sigmas(5, 0.1, 10.0, 7.0)
+    levels: list[float] = []
+    before: list[Any] = []
+    after: list[Any] = []
+    churn = Churn(1.0, 0.0, 5.0)
+    run = jax.jit(
+        lambda key, x: sampler(
+            key, Recorder(levels), x, sigmas, churn=churn, before_step=Recorder(before), after_stage=Recorder(after)
+        )
+    )
+    _, info = run(jax.random.key(0), jnp.ones((2, 3)))
+    jax.effects_barrier()
+    assert int(info["evaluations"]) == len(levels) == evaluations
+    assert min(levels) > 0.0  # a network is never evaluated at sigma 0
+    hat = [float(s) * (1.2 if s <= 5.0 else 1.0) for s in sigmas[:-1]]
+    expected = hat if sampler is euler else [v for h, s in zip(hat, sigmas[1:], strict=True) for v in (h, float(s))][:-1]
+    np.testing.assert_allclose(levels, expected, rtol=1e-5)
+    assert [int(i) for i, _, _ in before] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([s for _, s, _ in before], sigmas[:-1], rtol=1e-6)
+    repeats = 1 if sampler is euler else 2
+    stages = [i for i in range(4) for _ in range(repeats)] + [4]
+    assert [int(i) for i, _, _ in after] == stages
+    np.testing.assert_allclose([s for _, s, _ in after], [sigmas[i + 1] for i in stages], rtol=1e-6)
+    keys = {tuple(np.asarray(k).tolist()) for _, _, k in before + after}
+    assert len(keys) == len(before) + len(after)
+
+
+@struct.dataclass
+class Clamp:
+    """In-painting: the first row is known."""
+
+    value: Array
+
+    def __call__(self, x: Array, stage: Stage) -> Array:
+        return x.at[0].set(self.value)
+
+
+@pytest.mark.parametrize("sampler", [euler, heun])
+def test_clamped_entries_stay_exact(sampler: Any) -> None:
+    value = jnp.array([0.123456, -7.0])
+    sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
+    run = jax.jit(lambda key, x: sampler(key, Gaussian(1.0), x, sigmas, churn=PGD_CHURN, after_stage=Clamp(value))[0])
+    x = run(jax.random.key(0), jnp.full((3, 2), 80.0))
+    np.testing.assert_array_equal(x[0], value)
+    assert np.isfinite(x).all() and (x[1:] != value).all()
+
+
+@struct.dataclass
+class Shift:
+    amount: Array | float
+
+    def __call__(self, x: Array, stage: Stage) -> Array:
+        return x + self.amount * (stage.index == 1)
+
+
+def test_before_step_changes_the_sample_it_is_given() -> None:
+    """One step to 0 is the denoiser: x -> D(x + shift at step 1)."""
+    sigmas = jnp.array([2.0, 1.0, 0.0])
+    run = jax.jit(lambda shift: euler(jax.random.key(0), Gaussian(1.0), jnp.ones((1, 1)), sigmas, before_step=Shift(shift))[0])
+    plain, moved = run(0.0), run(3.0)
+    np.testing.assert_allclose(plain, [[0.5 * (1 - 0.4)]], rtol=1e-6)  # slope at 2: (1 - 1/5) / 2 = 0.4
+    np.testing.assert_allclose(moved - plain, [[0.5 * 3.0]], rtol=1e-6)
+
+
+def test_new_parameters_do_not_trace_again_and_the_key_decides() -> None:
+    traces = 0
+    sigmas = karras_sigmas(4, 0.1, 10.0, 7.0)
+
+    @jax.jit
+    def run(key: Array, denoise: Gaussian, churn: Churn) -> Array:
+        nonlocal traces
+        traces += 1
+        return heun(key, denoise, jnp.ones((2, 2)), sigmas, churn=churn)[0]
+
+    first = run(jax.random.key(0), Gaussian(jnp.asarray(0.5)), Churn(jnp.asarray(1.0)))
+    again = run(jax.random.key(0), Gaussian(jnp.asarray(0.5)), Churn(jnp.asarray(1.0)))
+    other = run(jax.random.key(1), Gaussian(jnp.asarray(0.5)), Churn(jnp.asarray(1.0)))
+    wider = run(jax.random.key(0), Gaussian(jnp.asarray(0.9)), Churn(jnp.asarray(2.0)))
+    assert traces == 1
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any() and (first != wider).any()
+    assert make_sampler("heun") is make_sampler("heun")  # static in a jitted synthesizer: equal arguments, equal object
+
+
+def test_settings_vmap() -> None:
+    """Also: without churn not even rounding may add noise, however the compiler fuses."""
+    sigmas = karras_sigmas(4, 0.1, 10.0, 7.0)
+    run = jax.jit(lambda std, total: heun(jax.random.key(0), Gaussian(std), jnp.ones((1, 1)), sigmas, churn=Churn(total))[0])
+    stds, totals = jnp.array([0.5, 1.0]), jnp.array([0.0, 2.0])
+    np.testing.assert_allclose(jax.vmap(run)(stds, totals), jnp.stack([run(0.5, 0.0), run(1.0, 2.0)]), rtol=1e-5)
