@@ -1,0 +1,146 @@
+"""What the repository promises outside of its modules: constraints, configs, documents, no traces of a machine."""
+
+import dataclasses
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxpgd
+from jaxpgd.cli import COMMANDS
+from jaxpgd.config import PRESETS, apply_values, load_config, to_dict, validate
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+PUBLISHED = [p for p in CONFIGS if p.parent.name in ("paper", "official")]
+PINNED = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+(; python_version [<>=]+ "3\.\d+")?')
+MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:work|root|home)/")
+
+# small enough for the README's example to take seconds: same structure, little of everything
+TINY: dict[str, Any] = {
+    "data": {"episodes": 40, "window": 8},
+    "denoiser": {"features": 8, "blocks": 2, "groups": 4, "steps": 4, "validate_every": 2, "batch_size": 4},
+    "sampler": {"steps": 3, "batch_size": 8},
+    "synthesis": {"trajectories": 8, "interval": 4},
+    "agent": {"updates": 8, "updates_per_chunk": 4, "batch_size": 16, "td3_bc": {"hidden": [8]}},
+}
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def requirement_name(text: str) -> str:
+    return re.split(r"[\[<>=!~; ]", text)[0].lower().replace("_", "-")
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def machine_paths(text: str) -> list[str]:
+    return [line.strip()[:80] for line in text.splitlines() if MACHINE_PATH.search(line)]
+
+
+def test_constraints_are_names_and_versions_and_cover_what_is_required():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not PINNED.fullmatch(line)] == []
+    names = [requirement_name(line) for line in lines]
+    assert len(names) == len(set(names))
+    extras = project()["optional-dependencies"]
+    wanted = {requirement_name(r) for r in project()["dependencies"] + extras["mujoco"] + extras["test"]}
+    assert wanted - set(names) == set()
+
+
+@pytest.mark.parametrize("line", ["numpy", "numpy>=2", "numpy @ https://host/numpy.whl", "-e .", "--index-url https://host"])
+def test_a_line_that_is_no_pin_is_noticed(line):
+    assert PINNED.fullmatch(line) is None
+
+
+def test_no_tracked_file_mentions_a_path_of_a_machine():
+    texts = {p.relative_to(ROOT): p.read_bytes() for p in tracked_files() if p != Path(__file__)}
+    found = {str(p): machine_paths(t.decode()) for p, t in texts.items() if b"\0" not in t}
+    assert {p: lines for p, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(("text", "count"), [("see /home/me/x", 1), ('"/root/x"', 1), ("docs/work/x", 0), ("http://a/home/", 0)])
+def test_a_path_of_a_machine_is_noticed(text, count):
+    assert len(machine_paths(text)) == count
+
+
+def test_version_is_that_of_the_package_metadata_and_in_the_changelog():
+    assert jaxpgd.__version__ == project()["version"]
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert jaxpgd.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_shipped_config_loads_into_a_directory_of_its_own(path):
+    config = load_config(path)
+    assert config.data.name != jaxpgd.Config().data.name
+    assert [p for p in CONFIGS if p != path and load_config(p).out == config.out] == []
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_published_configs_have_the_published_values(path):
+    config = load_config(path)
+    assert config.preset == path.parent.name
+    # what the file repeats of its preset, it must repeat rightly
+    restored = apply_values(config, PRESETS[config.preset], "preset")
+    assert to_dict(restored) == to_dict(config)
+    assert config.agent.kind in path.stem
+    assert set(config.arms) == {"real", "unguided", "guided"}
+    assert 3 <= config.seeds <= 10
+    synthetic = round(config.synthesis.synthetic_ratio * config.agent.batch_size)
+    assert (synthetic, config.agent.batch_size, config.synthesis.trajectories) == (240, 256, 8192)
+    assert (config.agent.td3_bc.alpha, config.agent.iql.tau, config.agent.iql.beta) == (2.5, 0.7, 3.0)
+
+
+def test_published_configs_cover_every_environment_with_both_agents():
+    names = {p.stem for p in PUBLISHED if p.parent.name == "paper"}
+    for environment in ("halfcheetah", "hopper", "walker2d", "pointmaze_umaze"):
+        assert {f"pgd_{environment}_td3_bc", f"pgd_{environment}_iql"} <= names
+
+
+def test_readme_names_commands_targets_and_configs_that_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", readme())) <= targets
+    used = set(re.findall(r"^(?:\w+=\S+ )?jaxpgd ([a-z-]+)", readme(), flags=re.MULTILINE))
+    assert used <= set(COMMANDS)
+    assert len(used) >= 3
+    missing = [name for name in re.findall(r"configs/[\w/]+\.toml", readme()) if not (ROOT / name).is_file()]
+    assert missing == []
+
+
+def test_python_example_of_the_readme_runs(monkeypatch):
+    tiny = apply_values(jaxpgd.Config(), TINY, "tiny")
+    validate(tiny)
+    monkeypatch.setattr(jaxpgd, "Config", lambda: tiny)
+    block = re.search(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(compile(block.group(1), "README.md", "exec"), names)
+    returns = np.asarray(names["returns"])
+    assert returns.shape == (2, 4)  # two hyperparameters, four seeds
+    assert np.isfinite(returns).all()
+    # 16 steps of minus a distance, from near the origin at distance 1 from the goal
+    assert ((returns < 0) & (returns > -16 * 4)).all()
+    assert len(np.unique(returns)) == 8
+
+
+def test_tiny_settings_of_the_readme_test_change_sizes_only():
+    tiny = apply_values(jaxpgd.Config(), TINY, "tiny")
+    unchanged = [f.name for f in dataclasses.fields(tiny) if getattr(tiny, f.name) == getattr(jaxpgd.Config(), f.name)]
+    assert {"guidance", "arms", "evaluation"} <= set(unchanged)
