@@ -21,6 +21,8 @@ from jaxpgd.training.denoiser import Windows
 from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Policy, Trajectory
 
+COVERAGE_NEIGHBOURS = 5
+
 
 def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Policy, str]:
     """The policy that scored trajectories are guided towards, and what it is."""
@@ -46,7 +48,8 @@ def score_trajectories(
     }
     if tokens.shape[1] == real.shape[1]:
         row["sliced_wasserstein"] = sliced_wasserstein(key, tokens, real)
-        row |= coverage(key, real, tokens)
+        if min(len(real), len(tokens)) > COVERAGE_NEIGHBOURS:
+            row |= coverage(key, real, tokens, k=COVERAGE_NEIGHBOURS)
     behaviour = known_behaviour(prepared.dataset)
     if behaviour is not None:
         row["behaviour_log_likelihood"] = action_log_likelihood(behaviour, trajectory)[0]
