@@ -33,7 +33,9 @@ _PAPER: dict[str, Any] = {
     "synthesis": {
         "regime": "periodic", "trajectories": 8192, "interval": 10_000, "synthetic_ratio": 0.9375, "first_unguided": True,
     },
-    "agent": {"updates": 1_000_000, "batch_size": 256, "updates_per_chunk": 10_000},
+    "agent": {
+        "updates": 1_000_000, "batch_size": 256, "updates_per_chunk": 10_000, "td3_bc": {"policy_std": 1.0},
+    },
 }  # fmt: skip
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ class DataConfig:
 class DenoiserConfig:
     """Network, EDM training distribution and optimiser (EDM table 1; PGD table of hyperparameters)."""
 
-    features: int = 64  # channels of the first U-Net block; doubled per block
+    features: int = 32  # channels of the first U-Net block; doubled per block
     blocks: int = 3
     groups: int = 8  # group normalisation
     norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
@@ -33,7 +33,7 @@ class DenoiserConfig:
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
-    steps: int = 4000  # gradient steps; ignored where epochs > 0
+    steps: int = 3000  # gradient steps; ignored where epochs > 0
     epochs: int = 0  # passes over the windows
     batch_size: int = 64
     peak_lr: float = 2e-3
@@ -42,7 +42,7 @@ class DenoiserConfig:
     ema: float = 0.999  # decay of the averaged weights
     ema_every: int = 1  # steps between averages
     gradient_clip: float = 0.0  # global norm; 0: none
-    validate_every: int = 1000  # steps between validation losses
+    validate_every: int = 500  # steps between validation losses
     validation_batches: int = 8
 
 
@@ -83,7 +83,7 @@ class SynthesisConfig:
 
     regime: Literal["oneoff", "periodic", "continuous"] = "periodic"
     trajectories: int = 1024  # capacity of the replay; all of them are made at the first refresh
-    interval: int = 2000  # agent updates between refreshes (periodic and continuous)
+    interval: int = 1000  # agent updates between refreshes (periodic and continuous)
     fraction: float = 0.1  # continuous: share of the replay that a refresh replaces, oldest first
     length: int = 0  # steps per trajectory; 0: the training window
     synthetic_ratio: float = 0.9375  # share of each batch drawn from synthetic data (PGD: 240 of 256)
@@ -102,7 +102,7 @@ class TD3BCConfig:
     noise_clip: float = 0.5
     adam_eps: float = 1e-5
     critic_updates: int = 2  # per update, on the same batch size each
-    policy_std: float = 1.0  # std of the Gaussian that stands for the deterministic actor in guidance
+    policy_std: float = 0.5  # std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)
     hidden: tuple[int, ...] = (256, 256)
 
 
@@ -125,9 +125,9 @@ class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
     kind: Literal["td3_bc", "iql"] = "td3_bc"
-    updates: int = 10_000
+    updates: int = 2000
     batch_size: int = 256
-    updates_per_chunk: int = 1000  # updates in one compiled call; logs and checkpoints come between chunks
+    updates_per_chunk: int = 500  # updates in one compiled call; logs and checkpoints come between chunks
     normalise_obs: bool = True  # standardise observations with the dataset's statistics
     td3_bc: TD3BCConfig = TD3BCConfig()
     iql: IQLConfig = IQLConfig()
@@ -141,7 +141,7 @@ class EvaluationConfig:
     every: int = 0  # updates between intermediate evaluations; 0: only at the end
     intermediate_episodes: int = 5
     trajectories: int = 512  # synthetic trajectories scored
-    coefficients: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # guidance coefficients of the sweep in the report
+    coefficients: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # guidance coefficients of the sweep in the report
     sampler_steps: int = 0  # sampler steps for the scored trajectories; 0: as in training
     confidence: float = 0.95
 

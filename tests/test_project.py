@@ -74,7 +74,9 @@ def test_no_tracked_file_mentions_a_path_of_a_machine():
     assert {p: lines for p, lines in found.items() if lines} == {}
 
 
-@pytest.mark.parametrize(("text", "count"), [("see /home/me/x", 1), ('"/root/x"', 1), ("docs/work/x", 0), ("http://a/home/", 0)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("see /home/me/x", 1), ('"/root/x"', 1), ("docs/work/x", 0), ("http://a/home/", 0)]
+)
 def test_a_path_of_a_machine_is_noticed(text, count):
     assert len(machine_paths(text)) == count
 
@@ -115,11 +117,13 @@ def test_published_configs_cover_every_environment_with_both_agents():
 
 
 def test_readme_names_commands_targets_and_configs_that_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", readme())) <= targets
-    used = set(re.findall(r"^(?:\w+=\S+ )?jaxpgd ([a-z-]+)", readme(), flags=re.MULTILINE))
-    assert used <= set(COMMANDS)
-    assert len(used) >= 3
+    code = re.findall(r"^```\n(.*?)^```|`([^`\n]+)`", readme(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block, span in code for line in (block or span).splitlines()]
+    started = [re.match(r"(?:\w+=\S+ )?(jaxpgd|make) ([a-z-]+)", line) for line in lines]
+    used = {m.groups() for m in started if m}
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert used <= {("jaxpgd", c) for c in COMMANDS} | {("make", t) for t in targets}
+    assert {("make", "run"), ("make", "test"), *(("jaxpgd", c) for c in COMMANDS)} <= used
     missing = [name for name in re.findall(r"configs/[\w/]+\.toml", readme()) if not (ROOT / name).is_file()]
     assert missing == []
 

@@ -73,7 +73,7 @@ def trajectories_figure(
             axis.plot(*path.T, color=_colour(name, list(groups)), alpha=0.45, linewidth=1)
             axis.plot(*path[0], marker="o", color="0.25", markersize=2.5)
         for mark, (goal, position) in zip("*XPD", (goals or {}).items(), strict=False):
-            axis.plot(*position, marker=mark, markersize=13, color="#D55E00", markeredgecolor="white", linestyle="", label=goal)
+            axis.plot(*position, marker=mark, markersize=15, color="#D55E00", markeredgecolor="white", linestyle="", label=goal)
         axis.set(
             title=f"{name} ({len(states)} trajectories)", xlabel=labels[0], aspect="auto" if coordinates is None else "equal"
         )
@@ -101,9 +101,9 @@ def learning_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, unit
     for name, (x, y) in curves.items():
         y, colour = np.asarray(y, np.float64), _colour(name, list(curves))
         axis.fill_between(x, y.min(axis=1), y.max(axis=1), color=colour, alpha=0.2, linewidth=0)
-        axis.plot(x, y.mean(axis=1), color=colour, label=f"{name} ({y.shape[1]} seeds)", marker="o", markersize=3)
+        axis.plot(x, y.mean(axis=1), color=colour, label=f"{name} ({y.shape[1]} seed{'s' * (y.shape[1] > 1)})", marker="o", markersize=3)
     axis.set(xlabel="agent updates", ylabel=f"{unit} per episode",
-             title=title or "Evaluation during training (line: mean over seeds, band: lowest to highest seed)")  # fmt: skip
+             title=title or f"Evaluation during training: {unit}\n(line: mean over seeds, band: lowest to highest seed)")  # fmt: skip
     axis.legend()
     return figure
 

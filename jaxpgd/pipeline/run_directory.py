@@ -97,7 +97,9 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
                 "or choose another directory with --out."
             )
         return RunDirectory(path, config)
-    if path.is_dir() and any(path.iterdir()):
+    # A run that was killed while its directory was made has left some of these, and config.toml, written last, is missing.
+    beginnings = {"stages", "versions.json", "versions.json.partial", "config.toml.partial"}
+    if path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
         raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
     try:
         path.mkdir(parents=True, exist_ok=True)
