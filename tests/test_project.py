@@ -117,7 +117,7 @@ def test_published_configs_cover_every_environment_with_both_agents():
 
 
 def test_readme_names_commands_targets_and_configs_that_exist():
-    code = re.findall(r"^```\n(.*?)^```|`([^`\n]+)`", readme(), flags=re.DOTALL | re.MULTILINE)
+    code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", readme(), flags=re.DOTALL | re.MULTILINE)
     lines = [line for block, span in code for line in (block or span).splitlines()]
     started = [re.match(r"(?:\w+=\S+ )?(jaxpgd|make) ([a-z-]+)", line) for line in lines]
     used = {m.groups() for m in started if m}
