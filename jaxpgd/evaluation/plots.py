@@ -101,9 +101,16 @@ def learning_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, unit
     for name, (x, y) in curves.items():
         y, colour = np.asarray(y, np.float64), _colour(name, list(curves))
         axis.fill_between(x, y.min(axis=1), y.max(axis=1), color=colour, alpha=0.2, linewidth=0)
-        axis.plot(x, y.mean(axis=1), color=colour, label=f"{name} ({y.shape[1]} seed{'s' * (y.shape[1] > 1)})", marker="o", markersize=3)
-    axis.set(xlabel="agent updates", ylabel=f"{unit} per episode",
-             title=title or f"Evaluation during training: {unit}\n(line: mean over seeds, band: lowest to highest seed)")  # fmt: skip
+        axis.plot(
+            x,
+            y.mean(axis=1),
+            color=colour,
+            label=f"{name} ({y.shape[1]} seed{'s' * (y.shape[1] > 1)})",
+            marker="o",
+            markersize=3,
+        )
+    default = f"Evaluation during training: {unit}\n(line: mean over seeds, band: lowest to highest seed)"
+    axis.set(xlabel="agent updates", ylabel=f"{unit} per episode", title=title or default)
     axis.legend()
     return figure
 
@@ -127,7 +134,8 @@ def returns_figure(
             axis.errorbar(i + offset, value, spread, color=colour, marker=marker, markersize=8, capsize=4)
     axis.plot([], [], "o", color="0.3", label="mean")
     axis.plot([], [], "s", color="0.3", label="interquartile mean")
-    axis.plot([], [], "o", color="0.3", alpha=0.5, markersize=5, label="each seed") if scores is not None else None
+    if scores is not None:
+        axis.plot([], [], "o", color="0.3", alpha=0.5, markersize=5, label="each seed")
     axis.set_xticks(range(len(summaries)), list(summaries))
     axis.set_xlim(-0.6, len(summaries) - 0.4)
     over = "no intervals: one score" if first.unit == "none" else f"{first.confidence:.0%} intervals over {first.unit}"

@@ -1,0 +1,138 @@
+"""Gymnasium evaluation: seeds, episode ends, the autoreset step, action scaling and refusals."""
+
+import dataclasses
+import importlib.util
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import InputError
+from jaxpgd.evaluation import environments
+from jaxpgd.evaluation.environments import make_environment
+from jaxpgd.evaluation.returns import act, evaluate, require_environment
+from jaxpgd.types import Policy
+
+
+class Countdown(gymnasium.Env):
+    """Starts at 2 to 5 by the seed, counts down to a terminal at 0; the reward is the action; a second reset starts at 9."""
+
+    def __init__(self, nested: bool = False):
+        box = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.observation_space = gymnasium.spaces.Dict({"a": box, "b": box}) if nested else box
+        self.action_space = gymnasium.spaces.Box(np.float32([0.0]), np.float32([4.0]))
+        self.nested, self.resets = nested, 0
+
+    def observe(self):
+        obs = np.array([self.left], np.float64)
+        return {"a": -obs, "b": obs} if self.nested else obs
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(2, 6)) if self.resets == 0 else 9
+        self.resets += 1
+        return self.observe(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.observe(), float(action[0]), self.left == 0, False, {}
+
+
+for _name, _nested, _limit in (
+    ("Countdown-v0", False, 20),
+    ("NestedCountdown-v0", True, 20),
+    ("Short-v0", False, 3),
+    ("Endless-v0", False, None),
+):
+    gymnasium.register(f"jaxpgd/{_name}", Countdown, max_episode_steps=_limit, kwargs={"nested": _nested})
+
+
+def info(env_id="jaxpgd/Countdown-v0", **changes):
+    return DatasetInfo(name="toy", source="npz", action_low=(0.0,), action_high=(4.0,), env_id=env_id, **changes)
+
+
+def constant(values):
+    return Policy(params=jnp.asarray(values)[:, None], sample_fn=lambda p, k, o: p, mode_fn=lambda p, o: p)
+
+
+def first_entry(seeds):
+    return Policy(params=jnp.zeros((seeds, 1)), sample_fn=lambda p, k, o: p, mode_fn=lambda p, o: o[:1] / 2 - 1 + p)
+
+
+def test_return_is_reward_times_length_and_ends_at_the_first_terminal():
+    result = evaluate(jax.random.key(0), constant([-1.0, 0.0, 1.0]), info(), episodes=8)
+    assert result.returns.shape == result.lengths.shape == (3, 8)
+    assert set(np.unique(result.lengths)) <= {2, 3, 4, 5} and len(np.unique(result.lengths)) > 1
+    # actions -1, 0, 1 are 0, 2, 4 in the environment's units; after a reset the counter would run on from 9
+    np.testing.assert_allclose(result.returns, np.array([[0.0], [2.0], [4.0]]) * result.lengths)
+
+
+def test_same_key_same_episodes_other_key_others():
+    first, again, other = (evaluate(jax.random.key(k), constant([0.0]), info(), episodes=16).lengths for k in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_environment_step_limit_and_a_shorter_horizon_cut_episodes():
+    assert evaluate(jax.random.key(0), constant([0.0]), info(), episodes=6, horizon=2).lengths.max() == 2
+    assert evaluate(jax.random.key(0), constant([0.0]), info("jaxpgd/Short-v0"), episodes=8, horizon=9).lengths.max() == 3
+
+
+def test_a_stored_spec_wins_over_the_id():
+    spec = gymnasium.spec("CartPole-v1")
+    stored = EnvSpec(**{**{k: getattr(spec, k) for k in ("id", "entry_point")}, "max_episode_steps": 3, "kwargs": {}}).to_json()
+    both = info("jaxpgd/Unknown-v0", env_spec=stored)
+    assert make_environment(both).spec.max_episode_steps == 3
+
+
+@pytest.mark.parametrize(("keys", "sign"), [(("b", "a"), 1), (("a", "b"), -1)])
+def test_dict_observations_are_concatenated_in_the_dataset_order(keys, sign):
+    result = evaluate(jax.random.key(0), first_entry(1), info("jaxpgd/NestedCountdown-v0", obs_keys=keys), episodes=4)
+    # the action at a first entry x <= 4 is x in the environment's units, clipped to [0, 4]; the countdown is 5, 4, 3 ...
+    want = [sum(min(k, 4) for k in range(1, n + 1)) if sign > 0 else 0 for n in result.lengths[0]]
+    np.testing.assert_allclose(result.returns[0], want, atol=1e-6)
+
+
+def test_new_parameters_do_not_retrace_the_policy():
+    policy = constant([0.3])
+    evaluate(jax.random.key(0), policy, info(), episodes=2)
+    before = act._cache_size()
+    evaluate(jax.random.key(0), policy.replace(params=policy.params + 1), info(), episodes=2)
+    assert act._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (info(None), "name a Gymnasium id"),
+        (info("jaxpgd/Unknown-v0"), "known to Gymnasium"),
+        (info(env_spec="{not json"), "EnvSpec as JSON"),
+        (dataclasses.replace(info(), action_low=(0.0, 0.0), action_high=(1.0, 1.0)), "2 action entries"),
+    ],
+)
+def test_environments_that_cannot_be_used_are_refused(bad, words):
+    with pytest.raises(InputError, match=words):
+        require_environment(bad)
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
+    find = importlib.util.find_spec
+    absent = ("mujoco", "gymnasium_robotics")
+    monkeypatch.setattr(environments.importlib.util, "find_spec", lambda n: None if n in absent else find(n))
+    for name in ("Hopper-v5", "PointMaze_UMaze-v3"):
+        with pytest.raises(InputError, match=r'pip install "jaxpgd\[mujoco\]"'):
+            require_environment(info(name))
+
+
+def test_an_endless_environment_needs_a_horizon():
+    with pytest.raises(InputError, match="no step limit"):
+        evaluate(jax.random.key(0), constant([0.0]), info("jaxpgd/Endless-v0"), episodes=1)
+
+
+def test_nested_observations_without_keys_are_refused():
+    with pytest.raises(InputError, match="obs_keys"):
+        evaluate(jax.random.key(0), constant([0.0]), info("jaxpgd/NestedCountdown-v0"), episodes=1)
