@@ -1,9 +1,10 @@
 """Making the Gymnasium environment that a dataset names, with clear errors where that is not possible."""
 
 import importlib.util
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import gymnasium
 import numpy as np
@@ -79,7 +80,8 @@ def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:
     if importlib.util.find_spec(package) is None:
         raise InputError(f"env_id = {info.env_id!r}: expected the package {package} to be installed. {_INSTALL}")
     if package == "gymnasium_robotics":
-        gymnasium.register_envs(importlib.import_module(package))
+        with redirect_stderr(io.StringIO()):  # it prints a notice about environments that are not ours
+            gymnasium.register_envs(importlib.import_module(package))
 
 
 @contextmanager
