@@ -1,0 +1,88 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.networks.temporal_unet import Conv, GroupNorm, NoiseEmbedding, TemporalUNet
+
+X = jax.random.normal(jax.random.key(0), (6, 4))
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [(1, (0, 0)), (2, (0, 1)), (3, (1, 1))])
+def test_convolution_equals_the_primitive(kernel: int, padding: tuple[int, int]) -> None:
+    conv = Conv(5, kernel)
+    params = conv.init(jax.random.key(1), X)
+    weights = params["params"]["Dense_0"]["kernel"].reshape(kernel, 4, 5)
+    expected = jax.lax.conv_general_dilated(X[None], weights, (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC"))[0]
+    np.testing.assert_allclose(conv.apply(params, X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("over", ["sequence", "step"])
+def test_group_norm_by_hand(over: Any) -> None:
+    norm = GroupNorm(2, over)
+    scale, bias = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 0.0, -1.0])
+    result = norm.apply({"params": {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}}, X)
+    x = np.asarray(X, np.float64)
+    expected = np.empty_like(x)
+    for group in (slice(0, 2), slice(2, 4)):
+        for rows in [slice(None)] if over == "sequence" else [slice(t, t + 1) for t in range(6)]:
+            part = x[rows, group]
+            expected[rows, group] = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+    np.testing.assert_allclose(result, expected * scale + bias, atol=2e-3)
+
+
+def test_noise_embedding_is_sinusoidal() -> None:
+    """Its first layer sees sin and cos of the noise at frequencies from 1 down to 1e-4."""
+    embedding, noise = NoiseEmbedding(16), 0.7
+    params = embedding.init(jax.random.key(0), jnp.asarray(noise))["params"]
+    features = np.array([np.sin(noise), np.sin(noise * 1e-4), np.cos(noise), np.cos(noise * 1e-4)])
+    first, second = (jax.tree.map(np.asarray, params[f"Dense_{i}"]) for i in (0, 1))
+    hidden = features @ first["kernel"] + first["bias"]
+    expected = (hidden / (1 + np.exp(-hidden))) @ second["kernel"] + second["bias"]
+    np.testing.assert_allclose(embedding.apply({"params": params}, jnp.asarray(noise)), expected, atol=1e-5)
+
+
+def random_params(net: TemporalUNet, x: jax.Array, seed: int = 0) -> Any:
+    """Parameters without compiling the network's own initialisation."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(()))
+    return jax.tree.map(lambda s: jnp.asarray(0.5 * rng.normal(size=s.shape), jnp.float32), shapes)
+
+
+CASES = [("plain", "step", 1), ("plain", "sequence", 2), ("residual", "sequence", 1), ("residual", "step", 3)]
+
+
+@pytest.mark.parametrize(("block", "norm", "blocks"), CASES)
+def test_shapes_noise_and_reach(block: Any, norm: Any, blocks: int) -> None:
+    net = TemporalUNet(features=8, blocks=blocks, groups=4, norm=norm, block=block)
+    x = jax.random.normal(jax.random.key(2), (8, 5))
+    params = random_params(net, x)
+    apply = jax.jit(net.apply)
+    out = apply(params, x, jnp.asarray(0.3))
+    assert out.shape == (8, 5) and np.isfinite(out).all()
+    assert (apply(params, x, jnp.asarray(-1.0)) != out).any()  # the noise level matters
+    bumped = apply(params, x.at[0].add(1.0), jnp.asarray(0.3)) != out
+    assert bumped[0].any()
+    assert bumped[-1].any() == (norm == "sequence" or blocks > 1)  # one level sees neighbours only; more see everything
+
+
+def test_channels_double_down_the_levels() -> None:
+    net = TemporalUNet(features=8, blocks=3, groups=4, block="plain")
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((8, 5)), jnp.zeros(()))["params"]
+    # (taps * inputs, outputs) of the convolutions: down 5 -> 8 -> 16 -> 32, up with two taps and skips
+    found = [shapes[f"ConvBlock_{i}"]["Conv_0"]["Dense_0"]["kernel"].shape for i in range(12)]
+    down = [(15, 8), (24, 8), (24, 16), (48, 16), (48, 32), (96, 32)]
+    up = [(64, 16), (96, 16), (48, 16), (32, 8), (48, 8), (24, 8)]
+    assert sorted(found) == sorted(down + up)
+
+
+def test_weights_vmap() -> None:
+    net = TemporalUNet(features=4, blocks=1, groups=2, block="plain")
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    one, other = random_params(net, x, 1), random_params(net, x, 2)
+    both = jax.jit(jax.vmap(net.apply, in_axes=(0, None, None)))(
+        jax.tree.map(lambda *p: jnp.stack(p), one, other), x, jnp.asarray(0.1)
+    )
+    np.testing.assert_allclose(both[1], jax.jit(net.apply)(other, x, jnp.asarray(0.1)), atol=1e-5)

@@ -1,0 +1,133 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.envs.linear_gaussian import linear_policy
+from jaxpgd.packing import TokenCodec
+from jaxpgd.settings import GuidanceConfig, SamplerConfig
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_guidance, make_synthesizer, synthesize
+from jaxpgd.types import Policy
+
+# pre-tanh actions are so small that tanh is linear; the done entry is 1 with a probability of one half: 0.5 + 0.001 z > 0.5
+CODEC = TokenCodec(
+    mean=jnp.array([5.0, 0.0, -1.0, 0.5]), std=jnp.array([2.0, 0.01, 3.0, 0.001]), obs_dim=1, action_dim=1
+)  # fmt: skip
+TARGET_MEAN, TARGET_STD, COUNT = 1.5, 0.6, 4096
+POLICY = linear_policy([[0.0]], [0.01 * TARGET_MEAN], 0.01 * TARGET_STD)
+START = jnp.zeros((COUNT, 1))
+
+
+@struct.dataclass
+class UnitGaussian:
+    scale: Array | float = 1.0
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        return x * self.scale / (1.0 + sigma**2)
+
+
+DENOISER = TrajectoryDenoiser(UnitGaussian(), CODEC, 2)
+SAMPLER = SamplerConfig(steps=48, churn=10.0, churn_noise=1.0)
+GUIDANCE = GuidanceConfig(kind="reconstruction", coefficient=1.0)
+call = jax.jit(lambda key, synthesizer, policy: synthesizer(key, policy, START))
+
+
+def test_unguided_samples_have_the_model_distribution() -> None:
+    made = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER), None)
+    obs = np.asarray(made.trajectory.obs, np.float64)
+    assert obs.shape == (COUNT, 2, 1)
+    size = obs.size
+    assert abs(obs.mean() - 5.0) < 5 * 2 / np.sqrt(size)
+    assert abs(obs.std() / 2.0 - 1) < 5 / np.sqrt(2 * size) + 0.01
+    rate = float(made.info["terminal_rate"])  # either of two steps
+    assert abs(rate - 0.75) < 5 * np.sqrt(0.75 * 0.25 / COUNT)
+    assert float(made.info["saturated_actions"]) == 0.0
+    assert int(made.info["evaluations"]) == 2 * 48 - 1
+    np.testing.assert_array_equal(made.log_weight, np.zeros(COUNT))
+    first, second = np.asarray(made.trajectory.discount).T
+    np.testing.assert_array_equal(
+        made.trajectory.mask, np.stack([np.ones(COUNT), (first == 1) & (second == 0)], 1).astype(bool)
+    )
+
+
+def test_guided_samples_have_the_tilted_distribution() -> None:
+    """N(0, 1) N(z; m, s^2) is N(m / (1 + s^2), s^2 / (1 + s^2)); everything but the action stays."""
+    made = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, GUIDANCE), POLICY)
+    z = np.asarray(made.trajectory.action, np.float64) / 0.01
+    mean, variance = TARGET_MEAN / (1 + TARGET_STD**2), TARGET_STD**2 / (1 + TARGET_STD**2)
+    assert abs(z.mean() - mean) < 5 * np.sqrt(variance / z.size) + 0.01
+    assert abs(z.std() / np.sqrt(variance) - 1) < 5 / np.sqrt(2 * z.size) + 0.01
+    assert abs(np.asarray(made.trajectory.obs).mean() - 5.0) < 5 * 2 / np.sqrt(z.size)
+
+
+def test_published_guidance_raises_the_likelihood() -> None:
+    config = GuidanceConfig(kind="published", coefficient=0.3)
+    plain = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER), None).trajectory
+    moved = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, config), POLICY).trajectory
+    score = lambda t: float(jax.vmap(jax.vmap(POLICY.log_prob))(t.obs, t.action).mean())
+    assert score(moved) > score(plain) + 0.5
+    np.testing.assert_allclose(moved.obs, plain.obs, atol=1e-3)  # states of an independent model do not follow
+
+
+def test_a_synthesizer_without_a_policy_is_unguided() -> None:
+    config = dataclasses.replace(SAMPLER, kind="euler", steps=8)
+    guided, plain = make_synthesizer(DENOISER, config, GUIDANCE), make_synthesizer(DENOISER, config)
+    expected = synthesize(jax.random.key(0), plain, count=8)
+    for same in (guided.unguided(), guided.with_coefficient(jnp.asarray(0.0))):
+        made = synthesize(jax.random.key(0), same, POLICY, count=8)
+        for name in ("obs", "action", "reward", "discount"):
+            np.testing.assert_allclose(getattr(made, name), getattr(expected, name), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="no guidance"):
+        plain.with_coefficient(1.0)
+
+
+def test_count_length_and_batches() -> None:
+    config = dataclasses.replace(SAMPLER, kind="euler", steps=4, batch_size=3)
+    made = synthesize(jax.random.key(0), make_synthesizer(DENOISER, config, length=6), count=7)  # batches of 3, 3 and 1
+    assert made.obs.shape == (7, 6, 1) and made.reward.shape == (7, 6)
+    assert len(np.unique(np.asarray(made.obs))) == 42
+    whole = synthesize(
+        jax.random.key(0), make_synthesizer(DENOISER, dataclasses.replace(config, batch_size=7), length=6), count=7
+    )
+    np.testing.assert_allclose(made.obs, whole.obs, rtol=1e-4)  # the batch size changes nothing but speed
+
+
+def test_settings_reach_the_sampler() -> None:
+    config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, churn=7.0, churn_noise=1.1)
+    made = make_synthesizer(DENOISER, config, GuidanceConfig(coefficient=0.7, sine=0.2, sigma_max=9.0, hold_states=True))
+    np.testing.assert_allclose(made.sigmas, karras_sigmas(5, 0.1, 20.0, 3.0), rtol=1e-6)
+    assert (float(made.churn.total), float(made.churn.low), float(made.churn.high)) == pytest.approx((7.0, 0.05, 50.0))
+    assert float(made.churn.noise) == pytest.approx(1.1) and made.length == 2
+    assert made.guidance is not None and made.guidance.hold_states
+    assert (float(made.guidance.coefficient), float(made.guidance.sine)) == pytest.approx((0.7, 0.2))
+    assert make_guidance(GuidanceConfig(kind="published", at="noised", normalise="official")).at == "noised"
+    assert int(call(jax.random.key(0), made, POLICY).info["evaluations"]) == 5
+
+
+def test_one_trace_for_new_weights_policies_and_coefficients() -> None:
+    traces = 0
+
+    def log_prob(params: Any, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+        nonlocal traces
+        traces += 1
+        return -jnp.square(action - params).sum()
+
+    policy = lambda mode: Policy(jnp.asarray(mode), lambda p, k, o: p[None], lambda p, o: p[None], log_prob)
+    one = policy(0.1)
+    synthesizer = make_synthesizer(DENOISER.replace(denoise=UnitGaussian(jnp.asarray(1.0))), SAMPLER, GUIDANCE)
+    made = synthesize(jax.random.key(0), synthesizer, one, count=2)
+    once = traces
+    other = synthesizer.replace(denoiser=synthesizer.denoiser.replace(denoise=UnitGaussian(jnp.asarray(0.9))))
+    again = synthesize(
+        jax.random.key(1), other.with_coefficient(jnp.asarray(2.0)), one.replace(params=jnp.asarray(0.2)), count=2
+    )
+    assert once > 0 and traces == once
+    assert (made.obs != again.obs).all()
+    repeat = synthesize(jax.random.key(0), synthesizer, one, count=2)
+    np.testing.assert_array_equal(made.obs, repeat.obs)  # same key, same bits

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.packing import usable_steps
+from jaxpgd.synthesis.replay import init_replay, insert, sample_mixed, sample_real, sample_synthetic
+from jaxpgd.types import Trajectory, Transition
+
+add = jax.jit(insert)
+draw = jax.jit(sample_mixed, static_argnums=(3, 4))
+
+
+def rows(*names: int, terminal: dict[int, int] | None = None, length: int = 3) -> Trajectory:
+    """Trajectories whose observation at step t is 10 * name + t; `terminal` maps a name to its terminal step."""
+    terminal = terminal or {}
+    steps = jnp.asarray(names)[:, None] * 10.0 + jnp.arange(length)
+    ends = [[0.0 if terminal.get(n) == t else 1.0 for t in range(length)] for n in names]
+    discount = jnp.asarray(ends)
+    return Trajectory(
+        obs=steps[..., None], action=-steps[..., None], reward=steps + 0.5, discount=discount, mask=usable_steps(discount)
+    )
+
+
+def real(size: int = 7) -> Transition:
+    steps = -100.0 - jnp.arange(size)
+    return Transition(
+        obs=steps[:, None], action=steps[:, None], reward=steps, discount=jnp.ones(size), next_obs=steps[:, None] - 1
+    )
+
+
+def test_only_usable_steps_are_drawn_with_their_own_successors() -> None:
+    replay = init_replay(rows(1, 2, 3, terminal={2: 2, 3: 0}))
+    assert int(replay.count) == 2 + 3 + 1
+    drawn = jax.jit(sample_synthetic, static_argnums=2)(jax.random.key(0), replay, 6000)
+    obs = np.asarray(drawn.obs[:, 0])
+    assert sorted(set(obs)) == [10, 11, 20, 21, 22, 30]  # 12 and everything after 30 are never drawn
+    alive = np.asarray(drawn.discount) == 1
+    np.testing.assert_array_equal(drawn.next_obs[alive, 0], obs[alive] + 1)
+    assert sorted(set(obs[~alive])) == [22, 30]  # terminals, the one at the end of a trajectory included
+    np.testing.assert_array_equal(drawn.reward, obs + 0.5)
+    np.testing.assert_array_equal(drawn.action[:, 0], -obs)
+    counts = np.unique(obs, return_counts=True)[1]
+    assert (np.abs(counts - 1000) < 5 * np.sqrt(1000 * 5 / 6)).all()  # uniform over steps
+
+
+def test_insertion_replaces_the_oldest() -> None:
+    replay = init_replay(rows(1, 2, 3, 4))
+    names = lambda r: (r.trajectory.obs[:, 0, 0] / 10).astype(int).tolist()
+    replay = add(replay, rows(5, 6))
+    assert names(replay) == [5, 6, 3, 4] and int(replay.position) == 2
+    replay = add(replay, rows(7, 8, 9, terminal={7: 0}))
+    assert names(replay) == [9, 6, 7, 8] and int(replay.position) == 1
+    assert int(replay.count) == 2 + 2 + 1 + 2  # usable steps are counted anew
+    drawn = sample_synthetic(jax.random.key(0), replay, 500)
+    assert set(np.asarray(drawn.obs[:, 0])) == {90, 91, 60, 61, 70, 80, 81}
+    replay = add(replay, rows(11, 12, 13, 14))
+    assert sorted(names(replay)) == [11, 12, 13, 14]
+
+
+def test_more_than_the_capacity_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="3 trajectories do not fit into a replay of 2"):
+        insert(init_replay(rows(1, 2)), rows(3, 4, 5))
+
+
+def test_real_draws_are_uniform() -> None:
+    drawn = sample_real(jax.random.key(1), real(), 7000)
+    values, counts = np.unique(drawn.reward, return_counts=True)
+    assert values.tolist() == sorted(real().reward.tolist())
+    assert (np.abs(counts - 1000) < 5 * np.sqrt(1000 * 6 / 7)).all()
+    np.testing.assert_array_equal(drawn.next_obs, drawn.obs - 1)
+
+
+@pytest.mark.parametrize("synthetic", [0, 5, 12, 16])
+def test_proportions_of_a_mixed_batch(synthetic: int) -> None:
+    batch = draw(jax.random.key(0), real(), init_replay(rows(1, 2)), 16, synthetic)
+    made = np.asarray(batch.obs[:, 0]) > 0
+    assert made.sum() == synthetic and made[16 - synthetic :].all()
+    assert {x.shape[0] for x in jax.tree.leaves(batch)} == {16}
+
+
+def test_without_a_replay_everything_is_real() -> None:
+    assert (np.asarray(sample_mixed(jax.random.key(0), real(), None, 16, 12).obs) < 0).all()
+
+
+def test_a_seed_axis_leaves_real_data_shared() -> None:
+    replays = jax.vmap(init_replay)(jax.tree.map(lambda *x: jnp.stack(x), rows(1, 2), rows(3, 4)))
+    keys = jax.random.split(jax.random.key(0), 2)
+    batch = jax.vmap(sample_mixed, in_axes=(0, None, 0, None, None))(keys, real(), replays, 8, 4)
+    synthetic = np.asarray(batch.obs[:, 4:, 0])
+    assert (synthetic[0] < 30).all() and (synthetic[1] >= 30).all()
