@@ -47,7 +47,7 @@ def score_trajectories(
         "saturated_actions": float((np.abs(np.asarray(trajectory.action)) > 0.999).mean()),
     }
     if tokens.shape[1] == real.shape[1]:
-        row["sliced_wasserstein"] = sliced_wasserstein(key, tokens, real)
+        row |= _distances(key, tokens, real)
         if min(len(real), len(tokens)) > COVERAGE_NEIGHBOURS:
             row |= coverage(key, real, tokens, k=COVERAGE_NEIGHBOURS)
     behaviour = known_behaviour(prepared.dataset)
@@ -86,10 +86,15 @@ def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, A
     halves = [_flat_tokens(windows, real_windows(windows, part)) for part in (train[:size], train[size : 2 * size])]
     held_out = _flat_tokens(windows, real_windows(windows, rng.permutation(np.asarray(windows.validation))[:count]))
     return {
-        "halves": sliced_wasserstein(key, halves[0], halves[1]),
-        "held_out": sliced_wasserstein(key, halves[0], held_out),
+        "halves": _distances(key, halves[0], halves[1]),
+        "held_out": _distances(key, halves[0], held_out),
         "windows": size,
     }
+
+
+def _distances(key: Array, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Both orders: the first is steadier, the second gives weight to rare windows such as those with a terminal."""
+    return {f"sliced_wasserstein_{order}": sliced_wasserstein(key, x, y, order=order) for order in (1, 2)}
 
 
 def quality_stage(

@@ -60,7 +60,8 @@ def quality_row(name: str, row: Row) -> Row:
         ("dynamics_error", "dynamics error"),
         ("persistence_error", "persistence"),
         ("reward_error", "reward error"),
-        ("sliced_wasserstein", "distance to held-out windows"),
+        ("sliced_wasserstein_1", "sliced W1 to held-out windows"),
+        ("sliced_wasserstein_2", "sliced W2 to held-out windows"),
         ("coverage", "coverage"),
         ("density", "density"),
         ("terminal_rate", "ending in a terminal"),
@@ -103,12 +104,14 @@ def verdicts(quality: Row) -> list[str]:
             "distance to the importance-weighted truth: "
             f"unguided {unguided['distance_to_truth']:.4f}, guided {guided['distance_to_truth']:.4f}"
         )
-    if "sliced_wasserstein" in unguided:
-        reference = quality["reference"]
-        lines.append(
-            f"sliced Wasserstein distance to held-out windows: unguided {unguided['sliced_wasserstein']:.4f} "
-            f"(two halves of the real windows {reference['halves']:.4f}, real training windows {reference['held_out']:.4f})"
-        )
+    for order in (1, 2):
+        key = f"sliced_wasserstein_{order}"
+        if key in unguided:
+            halves, held_out = (quality["reference"][name][key] for name in ("halves", "held_out"))
+            lines.append(
+                f"sliced W{order} distance to held-out windows: unguided {unguided[key]:.4f} "
+                f"(two halves of the real windows {halves:.4f}, real training windows {held_out:.4f})"
+            )
     lines.append(
         f"trajectories ending in a terminal: unguided {100 * unguided['terminal_rate']:.2f} %, "
         f"training windows {100 * quality['training_terminal_rate']:.2f} %"
