@@ -1,0 +1,143 @@
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxpgd.config import PRESETS, apply_values, get, load_config, to_dict, to_toml, validate
+from jaxpgd.errors import InputError
+from jaxpgd.settings import Config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("**/*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_shipped_configs_load(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config != Config()
+    copy = tmp_path / "copy.toml"
+    copy.write_text(to_toml(config))
+    assert load_config(copy) == config
+
+
+def write(path: Path, text: str) -> Path:
+    (path / "config.toml").write_text(text)
+    return path / "config.toml"
+
+
+def test_values_over_preset_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, 'preset = "paper"\nseeds = 2\n[sampler]\nsteps = 64\n[agent.iql]\nbeta = 1\n')
+    config = load_config(path, {"seeds": 3, "agent": {"kind": "iql"}})
+    assert (config.seeds, config.sampler.steps, config.agent.iql.beta, config.agent.kind) == (3, 64, 1.0, "iql")
+    assert isinstance(config.agent.iql.beta, float)
+    assert config.sampler.churn_noise == 1.003 and config.denoiser.features == 1024  # of the preset
+    assert config.data.name == Config().data.name
+    assert load_config(None, {"preset": "paper"}).denoiser.epochs == 10_000
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_toml_round_trip(preset: str, tmp_path: Path) -> None:
+    overrides = {"preset": preset, "out": 'a "quoted" \\ name', "arms": ["real"], "evaluation": {"coefficients": [0.1, 2]}}
+    config = load_config(None, overrides)
+    text = to_toml(config)
+    assert load_config(write(tmp_path, text)) == config
+    read = tomllib.loads(text)
+    assert read["out"] == 'a "quoted" \\ name' and read["evaluation"]["coefficients"] == [0.1, 2.0]
+    assert set(read) == {f.name for f in dataclasses.fields(Config)}  # every setting is there
+    assert to_dict(config)["agent"]["td3_bc"]["hidden"] == (256, 256)
+
+
+# (dotted name, published value), DESIGN section 4
+PAPER = {
+    "data.window": 32, "data.stride": 8, "data.allow_timeout_end": False,
+    "denoiser.features": 1024, "denoiser.blocks": 3, "denoiser.batch_size": 32, "denoiser.peak_lr": 2e-3,
+    "denoiser.epochs": 10_000, "denoiser.p_mean": -1.2, "denoiser.p_std": 1.2, "denoiser.sigma_data": 1.0, "denoiser.ema": 0.995,
+    "denoiser.ema_every": 10, "denoiser.warmup_fraction": 0.1, "denoiser.initial_lr_fraction": 0.1, "denoiser.block": "plain",
+    "data.validation_fraction": 0.05,
+    "sampler.kind": "heun", "sampler.steps": 256, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
+    "sampler.churn": 80.0, "sampler.churn_min": 0.05, "sampler.churn_max": 50.0, "sampler.churn_noise": 1.003,
+    "guidance.kind": "published", "guidance.sine": 0.3,
+    "synthesis.regime": "periodic", "synthesis.trajectories": 8192, "synthesis.interval": 10_000,
+    "synthesis.synthetic_ratio": 240 / 256, "synthesis.first_unguided": True,
+    "agent.updates": 1_000_000, "agent.batch_size": 256, "agent.td3_bc.alpha": 2.5, "agent.td3_bc.critic_updates": 2,
+    "agent.td3_bc.policy_noise": 0.2, "agent.td3_bc.noise_clip": 0.5, "agent.td3_bc.lr": 3e-4, "agent.td3_bc.adam_eps": 1e-5,
+    "agent.td3_bc.gamma": 0.99, "agent.td3_bc.polyak": 0.005, "agent.iql.tau": 0.7, "agent.iql.beta": 3.0, "agent.iql.lr": 3e-4,
+    "agent.iql.advantage_clip": 100.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_published_values(preset: str) -> None:
+    config = load_config(None, {"preset": preset})
+    for name, value in PAPER.items():
+        assert get(config, name) == value, name
+    defects = (config.sampler.predictor, config.guidance.normalise, config.denoiser.norm)
+    assert defects == (("churned", "safe", "sequence") if preset == "paper" else ("unchurned", "official", "step"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sead = 1", r"config.toml: unknown key 'sead'. Did you mean 'seed'\?"),
+        ("[sampler]\nstep = 3", r"unknown key 'sampler.step'. Did you mean 'sampler.steps'\?"),
+        ("[agent.td3_bc]\nalfa = 3", r"unknown key 'agent.td3_bc.alfa'. Did you mean 'agent.td3_bc.alpha'\?"),
+        ("sampler = 3", r"sampler = 3: expected a table \[sampler\]"),
+        ("seeds = 2.5", "seeds = 2.5: expected an integer"),
+        ("seeds = true", "seeds = True: expected an integer"),
+        ('seeds = "2"', "seeds = '2': expected an integer"),
+        ("[sampler]\nrho = true", "sampler.rho = True: expected a number"),
+        ("[agent]\nnormalise_obs = 1", "agent.normalise_obs = 1: expected true or false"),
+        ("out = 3", "out = 3: expected a string"),
+        ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql'"),
+        ('arms = ["real", "fake"]', r"arms\[1\] = 'fake': expected one of 'real', 'unguided', 'guided'"),
+        ('arms = "real"', "arms = 'real': expected a list"),
+        ("[agent.iql]\nhidden = [3, 1.5]", r"agent.iql.hidden\[1\] = 1.5: expected an integer"),
+        ('preset = "papr"', "preset = 'papr': expected one of"),
+        ("seeds = ", "expected valid TOML"),
+    ],
+)
+def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.toml'.*expected a readable TOML file \(No such file"):
+        load_config(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seeds", 0, "a number above 0"),
+        ("data.window", 0, "a number above 0"),
+        ("sampler.churn", -1.0, "not below 0"),
+        ("guidance.coefficient", -0.1, "not below 0"),
+        ("synthesis.synthetic_ratio", 1.5, "from 0 to 1"),
+        ("evaluation.confidence", -0.1, "from 0 to 1"),
+        ("sampler.sigma_min", 90.0, r"less than sampler.sigma_max = 80.0"),
+        ("denoiser.groups", 7, "a divisor of denoiser.features"),
+        ("data.window", 18, r"a multiple of 2\^\(denoiser.blocks - 1\) = 4"),
+        ("synthesis.length", 6, r"a multiple of 2\^\(denoiser.blocks - 1\) = 4"),
+        ("agent.updates", 1234, "a multiple of agent.updates_per_chunk"),
+        ("synthesis.interval", 1234, "a multiple of agent.updates_per_chunk"),
+        ("evaluation.every", 1234, "a multiple of agent.updates_per_chunk"),
+        ("denoiser.steps", 1234, "a multiple of denoiser.validate_every"),
+        ("denoiser.steps", 0, "more than 0, or denoiser.epochs > 0"),
+        ("arms", [], "at least one of"),
+        ("arms", ["real", "real"], "no arm twice"),
+    ],
+)
+def test_ranges_and_combinations(name: str, value: Any, message: str) -> None:
+    nested: Any = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    config = apply_values(Config(), nested, "test")
+    with pytest.raises(InputError, match=f"{name} = .*{message}"):
+        validate(config)
+
+
+def test_checked_names_exist() -> None:
+    """Defaults pass, so that every name in the tables of checks is a setting."""
+    validate(Config())
