@@ -1,0 +1,184 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import TD3BCHypers, td3_bc
+from jaxpgd.packing import usable_steps
+from jaxpgd.settings import AgentConfig, SynthesisConfig
+from jaxpgd.training.agent import Experience, agent_program, make_schedule, train_agent
+from jaxpgd.training.program import fit
+from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition
+
+REAL_REWARD = 100.0
+
+
+@struct.dataclass
+class Counter:
+    """State of an agent that counts its updates, in steps of `gain`."""
+
+    updates: Array
+    total: Array
+    gain: Array
+
+
+@struct.dataclass
+class Gain:
+    gain: Array | float = 1.0
+
+
+def _update(key: Array, state: Counter, batch: Transition) -> tuple[Counter, Metrics]:
+    assert batch.reward.shape == (2, 16) and batch.obs.shape == (2, 16, 1)
+    real = batch.reward == REAL_REWARD
+    state = state.replace(updates=state.updates + 1, total=state.total + state.gain)
+    return state, {"real": real.sum(-1).max(), "synthetic_reward_seen": jnp.where(real, -jnp.inf, batch.reward).max()}
+
+
+COUNTING = Agent(
+    name="counting",
+    init_fn=lambda key, hypers, example: Counter(jnp.zeros((), int), jnp.zeros(()), jnp.asarray(hypers.gain, jnp.float32)),
+    update_fn=_update,
+    policy_fn=lambda state: Policy(state.updates, lambda p, k, o: o, lambda p, o: o),
+    hypers=Gain(),
+    batches=2,
+)
+
+
+@struct.dataclass
+class Stamp:
+    """A synthesizer whose rewards say how many updates its policy has seen (plus `offset`)."""
+
+    offset: Array | float = 0.0
+
+    def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
+        count = start.shape[0]
+        reward = jnp.full((count, 3), policy.params + self.offset, jnp.float32)
+        discount = jnp.ones((count, 3))
+        steps = jnp.zeros((count, 3, 1))
+        made = Trajectory(obs=steps, action=steps, reward=reward, discount=discount, mask=usable_steps(discount))
+        return Synthesis(trajectory=made, log_weight=jnp.zeros(count), info={})
+
+
+REAL = Transition(
+    obs=jnp.zeros((9, 1)),
+    action=jnp.zeros((9, 1)),
+    reward=jnp.full(9, REAL_REWARD),
+    discount=jnp.ones(9),
+    next_obs=jnp.zeros((9, 1)),
+)
+DATA = Experience(REAL, Stamp(), Stamp(-1.0))
+CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
+SYNTHESIS = SynthesisConfig(trajectories=8, interval=10, fraction=0.25, synthetic_ratio=0.75)
+
+
+def stamps(synthesis: SynthesisConfig, data: Experience = DATA) -> list[list[int]]:
+    """What the rows of the replay say after each chunk."""
+    program = agent_program(COUNTING, CONFIG, synthesis)
+    state = jax.jit(program.init)(jax.random.key(0), data)
+    chunk, found = jax.jit(program.chunk), []
+    for index in range(program.chunks):
+        state, _ = chunk(state, data, jnp.asarray(index))
+        found.append(state.replay.trajectory.reward[:, 0].astype(int).tolist())
+    assert chunk._cache_size() == 1  # a refresh traces nothing again
+    return found
+
+
+def test_oneoff_never_refreshes() -> None:
+    assert stamps(dataclasses.replace(SYNTHESIS, regime="oneoff")) == [[-1] * 8] * 6
+
+
+def test_periodic_replaces_everything_when_due() -> None:
+    expected = [[-1] * 8] * 2 + [[10] * 8] * 2 + [[20] * 8] * 2
+    assert stamps(dataclasses.replace(SYNTHESIS, regime="periodic")) == expected
+
+
+def test_continuous_replaces_the_oldest_quarter() -> None:
+    """Due at every chunk here; five refreshes of two rows wrap around a ring of eight."""
+    found = stamps(dataclasses.replace(SYNTHESIS, regime="continuous", interval=5))
+    assert found[0] == [-1] * 8
+    assert found[1] == [5, 5, -1, -1, -1, -1, -1, -1]
+    assert found[4] == [5, 5, 10, 10, 15, 15, 20, 20]
+    assert found[5] == [25, 25, 10, 10, 15, 15, 20, 20]
+
+
+def test_without_a_first_synthesizer_the_policy_fills_the_replay() -> None:
+    found = stamps(dataclasses.replace(SYNTHESIS, regime="oneoff"), Experience(REAL, Stamp()))
+    assert found == [[0] * 8] * 6
+
+
+def test_schedules() -> None:
+    schedule = make_schedule(CONFIG, dataclasses.replace(SYNTHESIS, regime="continuous", fraction=0.3))
+    assert (schedule.chunks, schedule.chunk_updates, schedule.refresh_chunks) == (6, 5, 2)
+    assert (schedule.capacity, schedule.refresh_count) == (8, 2)  # 0.3 of 8, rounded
+    assert make_schedule(CONFIG, dataclasses.replace(SYNTHESIS, regime="oneoff")).refresh_chunks == 0
+    tiny = make_schedule(CONFIG, dataclasses.replace(SYNTHESIS, regime="continuous", fraction=0.0))
+    assert tiny.refresh_count == 1  # a refresh always makes something
+
+
+@pytest.mark.parametrize(("ratio", "real"), [(0.75, 4), (1.0, 0)])
+def test_batches_mix_as_set(ratio: float, real: int) -> None:
+    synthesis = dataclasses.replace(SYNTHESIS, synthetic_ratio=ratio)
+    _, metrics = jax.jit(lambda k: train_agent(k, DATA, agent=COUNTING, config=CONFIG, synthesis=synthesis))(jax.random.key(0))
+    np.testing.assert_array_equal(metrics["real"], np.full(6, real))
+    # the updates of a chunk see what was made before them
+    np.testing.assert_array_equal(metrics["synthetic_reward_seen"], [-1, -1, 10, 10, 20, 20])
+    np.testing.assert_array_equal(metrics["synthetic_transitions"], np.full(6, 16))  # two of three steps are usable
+    np.testing.assert_allclose(metrics["synthetic_reward"], [-1, -1, 10, 10, 20, 20])
+
+
+def test_real_experience_needs_no_replay() -> None:
+    program = agent_program(COUNTING, CONFIG, SYNTHESIS)
+    state, metrics = jax.jit(lambda k: fit(k, program, Experience(REAL)))(jax.random.key(0))
+    assert state.replay is None and int(state.agent.updates) == 30
+    np.testing.assert_array_equal(metrics["real"], np.full(6, 16))
+
+
+def test_fit_equals_driven_chunks_bit_for_bit() -> None:
+    program = agent_program(COUNTING, CONFIG, SYNTHESIS)
+    state, metrics = jax.jit(lambda k: fit(k, program, DATA))(jax.random.key(4))
+    driven, chunk = jax.jit(program.init)(jax.random.key(4), DATA), jax.jit(program.chunk)
+    for index in range(program.chunks):
+        driven, row = chunk(driven, DATA, jnp.asarray(index))
+    assert row == jax.tree.map(lambda x: x[-1], metrics)
+    np.testing.assert_array_equal(jax.random.key_data(driven.key), jax.random.key_data(state.key))
+    for a, b in zip(jax.tree.leaves(driven.replace(key=0)), jax.tree.leaves(state.replace(key=0)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_keys_and_hypers_vmap() -> None:
+    train = jax.jit(jax.vmap(lambda k, h: train_agent(k, DATA, h, agent=COUNTING, config=CONFIG, synthesis=SYNTHESIS)))
+    state, metrics = train(jax.random.split(jax.random.key(0), 3), Gain(jnp.array([0.0, 0.5, 2.0])))
+    np.testing.assert_allclose(state.total, [0, 15, 60])
+    assert metrics["real"].shape == (3, 6)
+
+
+def test_a_real_agent_over_keys_and_learning_rates() -> None:
+    rng = np.random.default_rng(0)
+    real = Transition(
+        obs=jnp.asarray(rng.normal(size=(50, 2)), jnp.float32), action=jnp.asarray(rng.uniform(-1, 1, (50, 1)), jnp.float32),
+        reward=jnp.zeros(50), discount=jnp.ones(50), next_obs=jnp.zeros((50, 2)),
+    )  # fmt: skip
+    agent = td3_bc(action_dim=1, hidden=(4,))
+    config = AgentConfig(updates=4, batch_size=8, updates_per_chunk=2)
+    axes = TD3BCHypers(**dict.fromkeys(vars(agent.hypers), None) | {"lr": 0})
+    hypers = dataclasses.replace(agent.hypers, lr=jnp.array([0.0, 1e-2, 1e-2]))
+    keys = jnp.stack([jax.random.key(i) for i in (7, 7, 8)])
+    train: Any = jax.jit(
+        jax.vmap(lambda k, h: train_agent(k, Experience(real), h, agent=agent, config=config), in_axes=(0, axes))
+    )
+    state, metrics = train(keys, hypers)
+    obs = jnp.array([0.3, -0.2])
+    mode = jax.jit(lambda s: agent.policy(s).mode(obs))
+    modes = [mode(jax.tree.map(lambda x, i=i: x[i], state)) for i in range(3)]
+    fresh = jax.jit(agent.init)(jax.random.split(keys[0], 3)[1], jax.tree.map(lambda x: x[0], real))
+    np.testing.assert_allclose(modes[0], mode(fresh), rtol=1e-5)  # learning rate 0: as it started
+    assert len(np.unique(np.asarray(modes))) == 3
+    assert all(np.isfinite(m).all() and m.shape == (3, 2) for m in metrics.values())
+    again, _ = train(keys, hypers)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)  # same keys, same bits

@@ -1,0 +1,79 @@
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.errors import InputError
+from jaxpgd.training.checkpoints import CheckpointStore, flatten, load_tree, save_tree, unflatten
+
+
+def tree(scale: float = 1.0, size: int = 3) -> dict[str, Any]:
+    return {
+        "params": {"kernel": scale * jnp.arange(2.0 * size).reshape(2, size), "bias": jnp.asarray(0.1)},
+        "optimiser": (jnp.asarray(7), [jnp.array([True, False])]),
+        "key": jax.random.key(5),
+        "seeds": jax.random.split(jax.random.key(6), 2),
+    }
+
+
+def same(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    ours, theirs = flatten(a), flatten(b)
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_round_trip_with_random_keys(tmp_path: Path) -> None:
+    save_tree(tmp_path / "one", tree())
+    found = load_tree(tmp_path / "one", jax.eval_shape(tree))
+    same(found, tree())
+    np.testing.assert_array_equal(jax.random.normal(found["seeds"][1]), jax.random.normal(tree()["seeds"][1]))
+    save_tree(tmp_path / "one", tree(2.0))  # writing again replaces
+    same(load_tree(tmp_path / "one", tree()), tree(2.0))
+
+
+def test_another_shape_or_entry_is_refused(tmp_path: Path) -> None:
+    values = flatten(tree())
+    with pytest.raises(InputError, match=r"checkpoint = 'here': entry 'params/kernel' has shape \(2, 3\), expected \(2, 4\)"):
+        unflatten(tree(size=4), values, "here")
+    with pytest.raises(InputError, match="entry 'extra' is missing"):
+        unflatten({**tree(), "extra": jnp.zeros(1)}, values, "here")
+    with pytest.raises(InputError, match="entry 'key' is not expected"):
+        unflatten({k: v for k, v in tree().items() if k != "key"}, values, "here")
+    with pytest.raises(InputError, match="entry 'key' has shape"):
+        unflatten(tree(), {**values, "key": np.zeros(5, np.uint32)}, "here")
+    save_tree(tmp_path / "one", tree())
+    with pytest.raises(InputError, match=r"one.*params/kernel.*settings"):
+        load_tree(tmp_path / "one", tree(size=4))
+
+
+def test_truncated_and_missing_files_name_the_path(tmp_path: Path) -> None:
+    save_tree(tmp_path / "one", tree())
+    biggest = max((p for p in (tmp_path / "one").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = biggest.read_bytes()
+    biggest.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"checkpoint = .*one.*damaged or incomplete.*--resume"):
+        load_tree(tmp_path / "one", tree())
+    for file in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="damaged or incomplete"):
+        load_tree(tmp_path / "one", tree())
+    with pytest.raises(InputError, match=r"nothing.*expected a checkpoint directory, found none"):
+        load_tree(tmp_path / "nothing", tree())
+
+
+def test_store_keeps_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "stage", keep=2)
+    assert store.saved() == [] and store.restore(tree()) is None
+    for chunks in (0, 2, 10):
+        store.save(chunks, tree(float(chunks)))
+    assert store.saved() == [2, 10]  # by number, not by name
+    found = store.restore(jax.eval_shape(tree))
+    assert found is not None and found[1] == 10
+    same(found[0], tree(10.0))
+    (tmp_path / "stage" / "12.orbax-checkpoint-tmp").mkdir()  # what a killed writer leaves
+    assert store.saved() == [2, 10]

@@ -1,0 +1,166 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.data.assemble import assemble
+from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import InputError
+from jaxpgd.packing import fit_codec
+from jaxpgd.settings import DataConfig, DenoiserConfig
+from jaxpgd.training.denoiser import (
+    DenoiserHypers,
+    Windows,
+    batch_loss,
+    denoiser_hypers,
+    denoiser_program,
+    learning_rate,
+    prepare_windows,
+    total_steps,
+    train_denoiser,
+    validation_loss,
+)
+from jaxpgd.types import Transition
+
+CONFIG = DenoiserConfig(
+    features=8, blocks=1, groups=4, steps=300, batch_size=16, peak_lr=1e-2, ema=0.9, validate_every=100, validation_batches=2
+)
+
+
+def make_windows() -> Windows:
+    """Every window is a constant of its own: easy to denoise."""
+    levels = np.random.default_rng(0).normal(size=40)
+    steps = np.repeat(levels, 4).astype(np.float32)
+    data = Transition(obs=steps[:, None], action=np.tanh(steps[:, None] / 2), reward=-steps, discount=np.ones(160, np.float32),
+                      next_obs=steps[:, None])  # fmt: skip
+    starts = np.arange(0, 160, 4)
+    on_device = jax.tree.map(jnp.asarray, data)
+    return Windows(on_device, jnp.asarray(starts[:32]), jnp.asarray(starts[32:]), fit_codec(data, starts[:32], 4), 4)
+
+
+WINDOWS = make_windows()
+
+
+@pytest.fixture(scope="module")
+def vmapped() -> Any:
+    """Two trainings in one program: keys and learning rates differ; the second does not learn."""
+    hypers = dataclasses.replace(denoiser_hypers(CONFIG), peak_lr=jnp.asarray([1e-2, 0.0]))
+    axes = DenoiserHypers(**dict.fromkeys(vars(hypers), None) | {"peak_lr": 0})
+    train = jax.jit(jax.vmap(lambda k, h: train_denoiser(k, WINDOWS, h, config=CONFIG), in_axes=(0, axes)))
+    return train(jax.random.split(jax.random.key(0), 2), hypers)
+
+
+def test_the_loss_goes_down_where_it_may_learn(vmapped: Any) -> None:
+    _, metrics = vmapped
+    loss, held_out = np.asarray(metrics["loss"]), np.asarray(metrics["validation_loss"])
+    assert loss.shape == held_out.shape == (2, 3)
+    assert loss[0, -1] < 0.6 * loss[1, -1]
+    assert held_out[0, -1] < 0.7 * held_out[0, 0] or held_out[0, -1] < 0.6 * held_out[1, -1]
+    assert (held_out[1] == held_out[1, 0]).all()  # the same weights have the same validation loss, chunk after chunk
+    np.testing.assert_allclose(metrics["learning_rate"][1], 0)
+
+
+def test_the_trained_denoiser_denoises(vmapped: Any) -> None:
+    """At sigma 1 a constant window of variance 1 is known better from 4 noisy copies than entry by entry."""
+    denoiser = jax.tree.map(lambda x: x[0], vmapped[0].replace(codec=None)).replace(codec=WINDOWS.codec)
+    x0 = jax.vmap(WINDOWS.tokens)(WINDOWS.validation)
+    noised = x0 + jax.random.normal(jax.random.key(9), x0.shape)
+    cleaned = jax.jit(jax.vmap(lambda x: denoiser.denoise(x, jnp.asarray(1.0))))(noised)
+    live = slice(0, 3)  # the done entry is constant
+    assert jnp.square(cleaned - x0)[..., live].mean() < 0.75 * jnp.square(noised / 2 - x0)[..., live].mean()
+    assert denoiser.length == 4
+
+
+@pytest.fixture(scope="module")
+def driven() -> Any:
+    """Four single-step chunks with averages every second step, as Python drives them."""
+    config = dataclasses.replace(CONFIG, steps=4, validate_every=1, validation_batches=1, ema=0.75, ema_every=2)
+    program = denoiser_program(WINDOWS, config)
+    states = [jax.jit(program.init)(jax.random.key(3), WINDOWS)]
+    chunk = jax.jit(program.chunk)
+    rows = []
+    for index in range(program.chunks):
+        state, row = chunk(states[-1], WINDOWS, jnp.asarray(index))
+        states.append(state)
+        rows.append(row)
+    return config, program, states, rows, chunk
+
+
+def leaves(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def test_averaged_weights_by_hand(driven: Any) -> None:
+    states = driven[2]
+    params, ema = [leaves(s.params) for s in states], [leaves(s.ema_params) for s in states]
+    np.testing.assert_array_equal(ema[0], params[0])
+    np.testing.assert_array_equal(ema[1], ema[0])
+    np.testing.assert_allclose(ema[2], 0.75 * ema[1] + 0.25 * params[2], rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(ema[3], ema[2])
+    np.testing.assert_allclose(ema[4], 0.75 * ema[3] + 0.25 * params[4], rtol=1e-5, atol=1e-7)
+
+
+def test_adam_with_the_schedule(driven: Any) -> None:
+    """The first Adam step moves every weight that has a gradient by the learning rate."""
+    _, _, states, rows, _ = driven
+    rates = [float(r["learning_rate"]) for r in rows]
+    expected = [float(learning_rate(jnp.asarray(i), denoiser_hypers(CONFIG), 4)) for i in range(4)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    moved = np.abs(leaves(states[1].params) - leaves(states[0].params))
+    assert np.isclose(moved, rates[0], rtol=0.02).mean() > 0.8 and moved.max() < 1.02 * rates[0]
+    assert [int(s.step) for s in states] == [0, 1, 2, 3, 4]
+
+
+def test_chunks_trace_once(driven: Any) -> None:
+    assert driven[-1]._cache_size() == 1
+
+
+def test_validation_is_the_loss_of_the_averaged_weights_at_fixed_noise(driven: Any) -> None:
+    config, _, states, rows, _ = driven
+    state = states[-1]
+    key = jax.random.split(jax.random.key(0), 1)[0]
+    loss = jax.jit(lambda p: batch_loss(key, p, state.hypers, WINDOWS, WINDOWS.validation, config.batch_size, config))
+    np.testing.assert_allclose(rows[-1]["validation_loss"], loss(state.ema_params), rtol=1e-4)
+    again = jax.jit(lambda s: validation_loss(s, WINDOWS, config))
+    other = state.replace(key=jax.random.key(77), params=jax.tree.map(jnp.zeros_like, state.params))
+    np.testing.assert_array_equal(again(state), again(other))
+
+
+def test_learning_rate_by_hand() -> None:
+    hypers = DenoiserHypers(peak_lr=2.0, warmup_fraction=0.1, initial_lr_fraction=0.1)
+    rate = lambda step: float(learning_rate(jnp.asarray(step), hypers, 100))
+    np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 55, 100)], [0.2, 1.1, 2.0, 1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(rate(40), 1.0 + np.cos(np.pi / 3), rtol=1e-5)  # a third of the decay
+    flat = DenoiserHypers(peak_lr=1.0, warmup_fraction=0.0)
+    np.testing.assert_allclose(learning_rate(jnp.asarray(1), flat, 3), 1.0)
+
+
+@pytest.mark.parametrize(("epochs", "windows", "expected"), [(0, 1000, 300), (3, 100, 100), (20, 100, 200), (1, 1, 100)])
+def test_steps_come_in_whole_chunks(epochs: int, windows: int, expected: int) -> None:
+    """3 epochs of 100 windows in batches of 16 are 19 steps: one chunk of 100; 20 are 125: two."""
+    assert total_steps(dataclasses.replace(CONFIG, epochs=epochs), windows) == expected
+
+
+def test_prepared_windows() -> None:
+    """Four episodes of 6 steps, one held out; the codec's statistics are those of the training windows alone."""
+    steps = np.arange(24.0)
+    ends = steps % 6 == 5
+    info = DatasetInfo(name="hand", source="npz", action_low=(-1.0,), action_high=(1.0,))
+    dataset = assemble(
+        info, steps[:, None], steps[:, None] * 0, steps, steps[:, None] + 1, ends & (steps > 6), ends & (steps < 6),
+        np.arange(0, 25, 6),
+    )  # fmt: skip
+    windows = prepare_windows(dataset, DataConfig(window=4, stride=1, validation_fraction=0.25, allow_timeout_end=True))
+    train, held = np.asarray(windows.train), np.asarray(windows.validation)
+    assert len(train) == 9 and len(held) == 3 and len(set(held // 6)) == 1
+    assert not set(held // 6) & set(train // 6)
+    brute = np.concatenate([steps[s : s + 4] for s in train])
+    np.testing.assert_allclose(windows.codec.mean[0], brute.mean(), rtol=1e-5)
+    np.testing.assert_allclose(windows.codec.std[0], brute.std(), rtol=1e-5)
+    tokens = jax.vmap(windows.tokens)(windows.train)
+    np.testing.assert_allclose(tokens.mean((0, 1))[0], 0, atol=1e-5)
+    with pytest.raises(InputError, match=r"data.window = 8: expected at most 6"):
+        prepare_windows(dataset, DataConfig(window=8))
