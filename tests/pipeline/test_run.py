@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxpgd.data import load
+from jaxpgd.errors import InputError
+from jaxpgd.pipeline import quality, run, stages
+from jaxpgd.pipeline.export import export_synthetic
+from jaxpgd.pipeline.parts import prepare
+from jaxpgd.pipeline.run_directory import create_run, open_run
+from jaxpgd.training.logs import MetricsLog
+
+ARMS = ("real", "unguided", "guided")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def checkpoints(path: Path) -> dict[str, np.ndarray]:
+    """Every entry of the newest checkpoint of every stage."""
+    found = {}
+    for stage in sorted((path / "checkpoints").iterdir()):
+        newest = max((p for p in stage.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        with ocp.StandardCheckpointer() as reader:
+            values = reader.restore(newest.absolute())
+        found |= {f"{stage.name}/{newest.name}/{name}": np.asarray(value) for name, value in values.items()}
+    return found
+
+
+def test_products(finished: Path) -> None:
+    results = read(finished / "results.json")
+    assert [r["arm"] for r in results["returns"]] == list(ARMS)
+    for row in results["returns"]:
+        assert row["seeds"] == 2 and row["episodes per seed"] == 2
+        assert -16 * 5 < row["mean return"] < 0  # the reward is minus a distance, 16 times
+    rows = {r["coefficient"]: r for r in results["quality"]["rows"]}
+    assert list(rows) == [0.0, 0.5, 1.0] and results["quality"]["chosen"] == 0.5
+    for row in rows.values():
+        assert np.isfinite([row["log_likelihood"], row["dynamics_error"], row["distance_to_truth"]]).all()
+    assert (finished / "config.toml").exists() and "jax" in read(finished / "versions.json")
+    with np.load(finished / "samples.npz") as samples:
+        assert samples["guided_obs"].shape == (32, 16, 2)
+        assert not np.array_equal(samples["guided_action"], samples["unguided_action"])
+
+
+def test_report_and_figures(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    figures = sorted((finished / "figures").glob("*.png"))
+    assert {f.stem for f in figures} >= {"trajectories", "returns", "sweep", "dynamics"}
+    assert all(f.stat().st_size > 5000 and f.read_bytes().startswith(b"\x89PNG") for f in figures)
+    assert page.count("data:image/png;base64,") == len(figures)  # self-contained
+    assert all(arm in page for arm in ARMS) and "distance to the weighted truth" in page
+    assert "data:image" in page and "updates_per_chunk = 2" in page
+
+
+def test_metrics(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    steps = lambda stage: [r["step"] for r in rows if r["stage"] == stage]
+    assert steps("denoiser") == [2, 4, 6]
+    for arm in ARMS:
+        assert steps(f"agent-{arm}") == [2, 4, 6, 8]
+        evaluated = [r["step"] for r in rows if r["stage"] == f"agent-{arm}" and "returns" in r]
+        assert evaluated == [4, 8]
+    assert all(len(r["critic_loss"]) == 2 for r in rows if r["stage"] == "agent-guided")  # a number per seed
+
+
+def test_arms_start_from_the_same_agents(finished: Path) -> None:
+    """The first chunk of the synthetic arms draws from one unguided replay: both have the same metrics until a refresh."""
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    losses = {r["stage"]: r["critic_loss"] for r in reversed(rows) if "critic_loss" in r}
+    np.testing.assert_allclose(losses["agent-unguided"], losses["agent-guided"], rtol=1e-5)
+    assert losses["agent-real"] != losses["agent-guided"]
+    assert losses["agent-real"][0] != losses["agent-real"][1]
+
+
+def test_finished_stages_are_skipped(finished: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("computed again")
+
+    for module, name in ((stages, "drive"), (stages, "evaluate"), (quality, "score_trajectories")):
+        monkeypatch.setattr(module, name, fail)
+    before = (finished / "results.json").read_text()
+    assert run.run_all(make_config(finished)) == finished
+    assert (finished / "results.json").read_text() == before
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, stage: str, calls: int) -> None:
+    """Raise within `stage`: after it has logged `calls` chunks, or in its `calls`-th computation."""
+    if stage.startswith(("denoiser", "agent")):
+        write = MetricsLog.write
+
+        def write_then_stop(self: MetricsLog, name: str, chunk: int, values: dict[str, Any]) -> None:
+            write(self, name, chunk, values)
+            if (name, chunk) == (stage, calls):
+                raise Interruption
+
+        monkeypatch.setattr(MetricsLog, "write", write_then_stop)
+        return
+    module, name = {"returns": (stages, "evaluate"), "quality": (quality, "score_trajectories")}[stage]
+    function, count = getattr(module, name), 0
+
+    def count_then_stop(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Interruption
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, count_then_stop)
+
+
+INTERRUPTIONS = [
+    ("denoiser", 2), ("agent-real", 3), ("agent-unguided", 1), ("agent-guided", 3), ("returns", 2), ("quality", 3),
+]  # fmt: skip
+
+
+def test_interrupted_in_every_stage_it_ends_with_the_same_bits(finished: Path, make_config: Any, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "interrupted")
+    for stage, calls in INTERRUPTIONS:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
+            interrupt(patch, stage, calls)
+            run.run_all(config, resume=True)
+        assert not (tmp_path / "interrupted" / "stages" / f"{stage}.json").exists()
+    with pytest.raises(InputError, match=r"unfinished run.*--resume"):
+        run.run_all(config)
+    path = run.run_all(config, resume=True)
+    expected, found = checkpoints(finished), checkpoints(path)
+    assert expected.keys() == found.keys()
+    for part in ("params", "optimiser", "replay", "key"):
+        assert any(part in name for name in expected), part
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert read(path / "results.json") == read(finished / "results.json")
+    lines = [(p / "metrics.jsonl").read_text().splitlines() for p in (path, finished)]
+    assert [json.loads(x) for x in lines[0]] == [json.loads(x) for x in lines[1]]
+
+
+def test_export_loads_with_minari(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import minari
+
+    export_synthetic(str(finished), tmp_path / "made", policy="guided:1", trajectories=6, coefficient=0.3)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "made"))
+    dataset = minari.load_dataset("jaxpgd/synthetic-guided-v0")
+    assert dataset.total_episodes == 6 and dataset.total_steps == 6 * 15  # nothing is known of what follows step 16
+    episode = next(dataset.iterate_episodes())
+    assert episode.observations.shape == (16, 2) and dataset.action_space.contains(episode.actions[0])
+    flat = load(str(tmp_path / "made" / "transitions.npz"))
+    np.testing.assert_allclose(flat.obs[:15], episode.observations[:15], rtol=1e-6)
+    with pytest.raises(InputError, match=r"--out = .*a new or empty directory"):
+        export_synthetic(str(finished), tmp_path / "made")
+    with pytest.raises(InputError, match=r"--coefficient = 0.3: expected no value without --policy"):
+        export_synthetic(str(finished), tmp_path / "other", coefficient=0.3)
+
+
+def test_a_borrowed_denoiser(finished: Path, make_config: Any, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "borrower", denoiser_from=str(finished))
+    borrower, prepared = create_run(config, resume=False), prepare(config)
+    ours = stages.denoiser_stage(borrower, prepared)
+    theirs = stages.denoiser_stage(open_run(finished), prepared)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not (tmp_path / "borrower" / "checkpoints").exists()
+    other = make_config(tmp_path / "other", denoiser_from=str(finished), denoiser={**vars(config.denoiser), "features": 16})
+    with pytest.raises(InputError, match=r"denoiser.features = 16: expected 8, as in denoiser_from"):
+        stages.denoiser_stage(create_run(other, resume=False), prepared)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("other", "one of real"), ("guided:9", "a seed below 2"), ("guided:x", "ARM:SEED with a whole number")],
+)
+def test_policies_are_named_by_arm_and_seed(finished: Path, name: str, message: str) -> None:
+    opened = open_run(finished)
+    with pytest.raises(InputError, match=f"policy = '{name}': expected {message}"):
+        stages.policy_of(opened, None, None, name)  # type: ignore[arg-type]
+
+
+def test_report_again(finished: Path) -> None:
+    page = finished / "report.html"
+    before = page.read_text()
+    page.unlink()
+    run.run_report(str(finished))
+    assert page.read_text() == before

@@ -1,0 +1,93 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxpgd.config import load_config
+from jaxpgd.errors import InputError
+from jaxpgd.pipeline.run import run_agents, run_evaluation, run_report
+from jaxpgd.pipeline.run_directory import create_run, open_run, write_atomic
+from jaxpgd.settings import Config, SamplerConfig
+
+
+def config(path: Path) -> Config:
+    return Config(out=str(path / "run"), sampler=SamplerConfig(steps=5))
+
+
+def test_a_new_run_keeps_its_config_and_versions(tmp_path: Path) -> None:
+    run = create_run(config(tmp_path), resume=False)
+    assert load_config(run.path / "config.toml") == config(tmp_path) == open_run(run.path).config
+    assert {"python", "device", "jax"} <= json.loads((run.path / "versions.json").read_text()).keys()
+
+
+def test_stages_leave_markers(tmp_path: Path) -> None:
+    run = create_run(config(tmp_path), resume=False)
+    assert not run.is_done("denoiser")
+    with pytest.raises(InputError, match=r"stage 'denoiser' is not finished. Run `this` first"):
+        run.require("denoiser", "this")
+    run.finish("denoiser", {"seconds": 1.5})
+    run.require("denoiser", "this")
+    assert run.is_done("denoiser") and run.facts("denoiser") == {"seconds": 1.5}
+    assert run.read_json("absent.json") == {}
+
+
+def test_unfinished_finished_and_other_runs(tmp_path: Path) -> None:
+    run = create_run(config(tmp_path), resume=False)
+    with pytest.raises(InputError, match=r"unfinished run of this config. Add --resume"):
+        create_run(config(tmp_path), resume=False)
+    create_run(config(tmp_path), resume=True)
+    other = dataclasses.replace(config(tmp_path), sampler=SamplerConfig(steps=6))
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"holds another run \(sampler.steps = 5 there, 6 here\).*--out"):
+            create_run(other, resume=resume)
+    create_run(dataclasses.replace(config(tmp_path), checkpoint_seconds=1.0), resume=True)  # changes no result
+    run.finish("report", {})
+    create_run(config(tmp_path), resume=False)
+
+
+def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    create_run(config(tmp_path), resume=False)  # an empty one is fine
+    elsewhere = dataclasses.replace(config(tmp_path), out=str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"out = .*mine.*expected a new or empty directory. Choose another with --out"):
+        create_run(elsewhere, resume=True)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"out = .*expected a directory that can be written"):
+        create_run(dataclasses.replace(config(tmp_path), out=str(tmp_path / "file" / "run")), resume=False)
+
+
+def test_a_run_killed_while_it_was_made_can_begin_again(tmp_path: Path) -> None:
+    run = create_run(config(tmp_path), resume=False)
+    (run.path / "config.toml").unlink()
+    assert create_run(config(tmp_path), resume=True).path == run.path
+
+
+def test_commands_say_what_has_to_come_first(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a run directory made by `jaxpgd run`"):
+        open_run(tmp_path)
+    path = str(create_run(config(tmp_path), resume=False).path)
+    with pytest.raises(InputError, match=r"stage 'denoiser' is not finished. Run `jaxpgd run .*--resume` first"):
+        run_agents(path)
+    with pytest.raises(InputError, match=r"stage 'agent-real' is not finished. Run `jaxpgd train-agent"):
+        run_evaluation(path)
+    with pytest.raises(InputError, match=r"stage 'returns' is not finished. Run `jaxpgd evaluate"):
+        run_report(path)
+    with pytest.raises(InputError, match=r"--arm = 'other': expected one of real, unguided, guided"):
+        run_agents(path, "other")
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "deep" / "file", "old")
+    write_atomic(tmp_path / "deep" / "file", "new")
+    assert [p.read_text() for p in (tmp_path / "deep").iterdir()] == ["new"]
+    monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match=r"killed"):
+        write_atomic(tmp_path / "deep" / "file", "newer")
+    assert (tmp_path / "deep" / "file").read_text() == "new"

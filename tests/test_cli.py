@@ -1,0 +1,129 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxpgd.cli import COMMANDS, main, options, read_run_arguments
+from jaxpgd.config import to_toml
+from jaxpgd.errors import InputError
+from jaxpgd.pipeline.run_directory import create_run
+from jaxpgd.settings import Config, DataConfig
+
+SMALL = ["--data.episodes", "4"]
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that must end with code 2, and with nothing but that message."""
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["rnu"], "command = 'rnu': expected one of run, train-denoiser"),
+        (
+            ["run", "--data.name", "no-such-dataset", "--out", "{tmp}/run"],
+            "data.name = 'no-such-dataset': expected a Minari id",
+        ),
+        (["run", "{tmp}/absent.toml"], "absent.toml': expected a readable TOML file"),
+        (["run", *SMALL, "--data.window", "32", "--out", "{tmp}/run"], "data.window = 32: expected at most 16"),
+        (["run", "--data.window", "18", "--out", "{tmp}/run"], "data.window = 18: expected a multiple of"),
+        (["run", "--seeds", "0"], "seeds = 0: expected a number above 0"),
+        (["run", "--preset", "papr"], "preset = 'papr': expected one of"),
+        (["run", *SMALL, "--denoiser-from", "{tmp}", "--out", "{tmp}/run"], "expected a run directory made by `jaxpgd run`"),
+        (["data", "list"], "data = 'list': expected info NAME"),
+        (["data", "info", "point3d"], "data.name = 'point3d'"),
+        (["data", "info", "point2d", "--window", "x"], "--window = 'x': expected int"),
+        (["data", "info"], "expected NAME as well"),
+        (["evaluate", "{tmp}"], "expected a run directory made by `jaxpgd run`"),
+        (["report"], "expected RUN as well"),
+        (["train-agent", "{tmp}", "--arms", "real"], "option = '--arms': expected one of --arm"),
+        (["synthesize", "{tmp}"], "--out = None: expected the directory of the new dataset"),
+        (["synthesize", "{tmp}", "--out"], "option = '--out': expected a value after it"),
+        (["report", "{tmp}", "extra"], "argument = 'extra': expected no further argument"),
+    ],
+)
+def test_bad_input_is_one_message(args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = refused([a.replace("{tmp}", str(tmp_path)) for a in args], capsys)
+    assert printed.startswith("error: ") and len(printed.splitlines()) == 1
+    assert message in printed
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[sampler]\nstep = 3", "unknown key 'sampler.step'. Did you mean 'sampler.steps'?"),
+        ('seeds = "four"', "seeds = 'four': expected an integer"),
+    ],
+)
+def test_bad_config_files(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    printed = refused(["run", str(tmp_path / "bad.toml")], capsys)
+    assert message in printed and "bad.toml" in printed and len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [["--sampler.step", "3"], ["--seeds", "four"], ["--arms", "fake"]])
+def test_bad_options_name_the_option(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    printed = refused(["run", *args], capsys)
+    assert args[0] in printed
+    if args[0] == "--sampler.step":
+        assert "--sampler.steps" in printed
+
+
+def test_a_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create_run(Config(out=str(tmp_path / "run"), data=DataConfig(episodes=4)), resume=False)
+    printed = refused(["run", *SMALL, "--out", str(tmp_path / "run"), "--seeds", "7"], capsys)
+    assert "holds another run (seeds = 4 there, 7 here)" in printed
+    assert "Add --resume" in refused(["run", *SMALL, "--out", str(tmp_path / "run")], capsys)
+
+
+def test_options_change_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('preset = "paper"\nseeds = 3\n')
+    arguments = [str(tmp_path / "config.toml"), "--resume", "--sampler.steps", "7", "--arms", "real", "guided"]
+    config, resume = read_run_arguments(arguments, "run")
+    assert resume and (config.seeds, config.sampler.steps, config.arms) == (3, 7, ("real", "guided"))
+    assert config.denoiser.features == 1024
+    config, resume = read_run_arguments(["--preset", "official"], "run")
+    assert not resume and config.sampler.predictor == "unchurned"
+    assert read_run_arguments([], "run") == (Config(), False)
+
+
+def test_a_saved_config_can_be_given_back(tmp_path: Path) -> None:
+    config, _ = read_run_arguments(["--preset", "official", "--guidance.coefficient", "0.7"], "run")
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert read_run_arguments([str(tmp_path / "config.toml")], "run")[0] == config
+
+
+def test_options_of_the_other_commands() -> None:
+    found = options(
+        ["here", "--trajectories", "5", "--coefficient", "0.5"], "x", required=("run",), trajectories=int, coefficient=float
+    )
+    assert found == {"run": "here", "trajectories": 5, "coefficient": 0.5}
+    with pytest.raises(InputError, match="--trajectories = 'five': expected int"):
+        options(["--trajectories", "five"], "x", trajectories=int)
+
+
+def test_data_info_prints_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "info", "point2d", "--episodes", "5", "--window", "8"])
+    printed = capsys.readouterr().out
+    assert "point2d" in printed and "80" in printed  # 5 episodes of 16 steps
+    assert "windows" in printed.lower()
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+
+
+def test_as_a_process() -> None:
+    """What main() does is what a shell sees."""
+    done = subprocess.run([sys.executable, "-m", "jaxpgd.cli", "rnu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: command = 'rnu'") and "Traceback" not in done.stderr
