@@ -18,7 +18,7 @@ Config_ = Any  # any dataclass of jaxpgd.settings
 
 
 _PAPER: dict[str, Any] = {
-    "data": {"window": 32, "stride": 8, "allow_timeout_end": False},
+    "data": {"window": 32, "stride": 8, "allow_timeout_end": False, "done_scale": 0.0},
     "denoiser": {
         "features": 1024, "blocks": 3, "norm": "sequence",
         "block": "plain", "sigma_data": 1.0, "p_mean": -1.2, "p_std": 1.2,
@@ -124,7 +124,7 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
-    "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta"
+    "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta data.done_scale"
 ).split()
 _SHARES = (
     "data.validation_fraction denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema synthesis.fraction "

@@ -84,10 +84,12 @@ def usable_steps(discount: Array) -> Array:
     return (before > 0) & (~last | (discount == 0))
 
 
-def fit_codec(transitions: Transition, starts: np.ndarray, length: int) -> TokenCodec:
+def fit_codec(transitions: Transition, starts: np.ndarray, length: int, done_scale: float = 0.0) -> TokenCodec:
     """Codec whose statistics are those of the windows: each of M transitions counts as often as windows [W] cover it.
 
-    Constant features get a standard deviation of 1.
+    Constant features get a standard deviation of 1. The terminal flag is divided by no less than `done_scale`: terminals are
+    rare, and its own standard deviation would put them so many units away that a sampler decides about them at noise levels
+    which training hardly visits.
     """
     size = transitions.reward.shape[0]
     steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
@@ -97,6 +99,7 @@ def fit_codec(transitions: Transition, starts: np.ndarray, length: int) -> Token
     mean = weight @ raw
     std = np.sqrt(weight @ (raw - mean) ** 2)
     std = np.where(std < 1e-6 * np.maximum(1.0, np.abs(mean)), 1.0, std)
+    std[-1] = max(std[-1], done_scale)
     return TokenCodec(
         mean=jnp.asarray(mean, jnp.float32),
         std=jnp.asarray(std, jnp.float32),

@@ -52,7 +52,7 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
         transitions=transitions,
         train=jnp.asarray(train, jnp.int32),
         validation=jnp.asarray(validation if len(validation) else train, jnp.int32),
-        codec=fit_codec(transitions, np.asarray(train), config.window),
+        codec=fit_codec(transitions, np.asarray(train), config.window, config.done_scale),
         length=config.window,
     )
 
