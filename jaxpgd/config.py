@@ -124,7 +124,8 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
-    "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta data.done_scale"
+    "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
+    "data.done_scale"
 ).split()
 _SHARES = (
     "data.validation_fraction denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema synthesis.fraction "

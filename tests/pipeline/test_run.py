@@ -151,11 +151,14 @@ def test_export_loads_with_minari(finished: Path, tmp_path: Path, monkeypatch: p
     export_synthetic(str(finished), tmp_path / "made", policy="guided:1", trajectories=6, coefficient=0.3)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "made"))
     dataset = minari.load_dataset("jaxpgd/synthetic-guided-v0")
-    assert dataset.total_episodes == 6 and dataset.total_steps == 6 * 15  # nothing is known of what follows step 16
-    episode = next(dataset.iterate_episodes())
-    assert episode.observations.shape == (16, 2) and dataset.action_space.contains(episode.actions[0])
     flat = load(str(tmp_path / "made" / "transitions.npz"))
-    np.testing.assert_allclose(flat.obs[:15], episode.observations[:15], rtol=1e-6)
+    assert dataset.total_episodes == flat.episodes == 6 and dataset.total_steps == flat.size
+    episodes = list(dataset.iterate_episodes())
+    for episode in episodes:  # up to a terminal; else without step 16, of which nobody knows what follows
+        steps = len(episode.actions)
+        assert episode.observations.shape == (steps + 1, 2) and dataset.action_space.contains(episode.actions[0])
+        assert bool(episode.terminations[-1]) or steps == 15
+    np.testing.assert_allclose(flat.obs, np.concatenate([e.observations[:-1] for e in episodes]), rtol=1e-6)
     with pytest.raises(InputError, match=r"--out = .*a new or empty directory"):
         export_synthetic(str(finished), tmp_path / "made")
     with pytest.raises(InputError, match=r"--coefficient = 0.3: expected no value without --policy"):
