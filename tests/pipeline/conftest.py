@@ -57,6 +57,7 @@ def few_rollouts() -> Iterator[None]:
     """The importance-weighted truth from fewer rollouts than a report deserves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(truth, "ROLLOUTS", 500)
+        patch.setattr(truth, "LEAST_EFFECTIVE_SIZE", 1.0, raising=False)
         yield
 
 
