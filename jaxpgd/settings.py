@@ -69,7 +69,7 @@ class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
     kind: Literal["published", "reconstruction"] = "reconstruction"
-    coefficient: float = 0.3  # lambda
+    coefficient: float = 1.0  # lambda
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule

@@ -111,7 +111,8 @@ def quality_stage(
     held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
     flat = _flat_tokens(windows, real)
-    truth = known_truth(config, prepared.dataset, policy, key)
+    coefficients = sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
+    truth = known_truth(prepared.dataset, policy, coefficients[1:], key)
     samples: dict[str, Trajectory] = {"real": real}
     result: dict[str, Any] = {
         "target": target,
@@ -121,13 +122,12 @@ def quality_stage(
         "real": score_trajectories(real, policy, prepared, flat, key),
         "rows": [],
     }
-    coefficients = sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
     with StageProgress("quality", len(coefficients), "coefficients") as progress:
         for coefficient in coefficients:
             made = _sample(key, config, denoiser, policy, coefficient)
             row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key)}
             if truth is not None:
-                row |= truth.distances(key, windows, made, coefficient or config.guidance.coefficient)
+                row |= truth.distances(key, windows, made, coefficient)
             result["rows"].append(row)
             if coefficient in (0.0, config.guidance.coefficient):
                 samples["unguided" if coefficient == 0 else "guided"] = made

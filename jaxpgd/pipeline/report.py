@@ -99,10 +99,12 @@ def verdicts(quality: Row) -> list[str]:
             f"({unguided['dynamics_error'] / unguided['persistence_error']:.2f} of persistence), "
             f"guided {guided['dynamics_error']:.4f} ({guided['dynamics_error'] / unguided['dynamics_error']:.2f} of unguided)"
         )
-    if "distance_to_truth" in guided:
+    if "distance_to_truth" in unguided:
+        coefficient = quality["truth"]["coefficient"]
+        compared = next(row for row in quality["rows"] if row["coefficient"] == coefficient)
         lines.append(
-            "distance to the importance-weighted truth: "
-            f"unguided {unguided['distance_to_truth']:.4f}, guided {guided['distance_to_truth']:.4f}"
+            f"distance to the importance-weighted truth for coefficient {coefficient:g}: "
+            f"unguided {unguided['distance_to_truth']:.4f}, guided {compared['distance_to_truth']:.4f}"
         )
     for order in (1, 2):
         key = f"sliced_wasserstein_{order}"

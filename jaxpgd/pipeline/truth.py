@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -11,41 +12,53 @@ from jaxpgd.data.dataset import Dataset
 from jaxpgd.envs.point2d import Point2D, effective_sample_size, importance_truth
 from jaxpgd.evaluation.distances import sliced_wasserstein
 from jaxpgd.evaluation.environments import is_builtin
-from jaxpgd.settings import Config
 from jaxpgd.training.denoiser import Windows
 from jaxpgd.types import Policy, Trajectory
 
 ROLLOUTS = 20_000
+LEAST_EFFECTIVE_SIZE = 500.0  # below it the weighted rollouts say too little of the target
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceTruth:
-    """Behaviour rollouts with the log-likelihood [N] of their actions under the target policy."""
+    """Behaviour rollouts with the log-likelihood [N] of their actions under the target policy.
+
+    `coefficient` is the one at which guided samples are compared with unguided ones: the largest of those in question at
+    which the effective sample size is enough.
+    """
 
     trajectory: Trajectory
     log_likelihood: np.ndarray
     coefficient: float
 
-    def weights(self, coefficient: float) -> np.ndarray:
-        """Self-normalised importance weights [N] of p_off * q^coefficient."""
-        return np.asarray(jax.nn.softmax(coefficient * self.log_likelihood))
+    def effective_size(self, coefficient: float) -> float:
+        """Effective sample size of the weights for a coefficient."""
+        return float(effective_sample_size(coefficient * jnp.asarray(self.log_likelihood)))
 
     def distances(self, key: Array, windows: Windows, made: Trajectory, coefficient: float) -> dict[str, Any]:
-        """Sliced Wasserstein distance of trajectories to the target for `coefficient`, over normalised tokens."""
-        if made.reward.shape[1] != self.trajectory.reward.shape[1]:
+        """Sliced Wasserstein distance of trajectories to the target, over normalised tokens.
+
+        The target is that of the coefficient they were made with (unguided: `self.coefficient`); empty where it is unknown.
+        """
+        coefficient = coefficient or self.coefficient
+        same_length = made.reward.shape[1] == self.trajectory.reward.shape[1]
+        if not same_length or self.effective_size(coefficient) < LEAST_EFFECTIVE_SIZE:
             return {}
         flat = [np.asarray(windows.codec.encode(t)).reshape(len(t.reward), -1) for t in (made, self.trajectory)]
-        return {"distance_to_truth": sliced_wasserstein(key, *flat, y_weights=self.weights(coefficient))}
+        weights = np.asarray(jax.nn.softmax(coefficient * jnp.asarray(self.log_likelihood)))
+        return {"distance_to_truth": sliced_wasserstein(key, *flat, y_weights=weights)}
 
     def summary(self) -> dict[str, Any]:
-        """Rollouts, and the effective sample size at the run's coefficient."""
-        size = effective_sample_size(self.coefficient * jax.numpy.asarray(self.log_likelihood))
-        return {"rollouts": len(self.log_likelihood), "effective_sample_size": float(size), "coefficient": self.coefficient}
+        """Rollouts, the coefficient of the comparison, and the effective sample size there."""
+        size = self.effective_size(self.coefficient)
+        return {"rollouts": len(self.log_likelihood), "effective_sample_size": size, "coefficient": self.coefficient}
 
 
-def known_truth(config: Config, dataset: Dataset, policy: Policy, key: Array) -> ImportanceTruth | None:
+def known_truth(dataset: Dataset, policy: Policy, coefficients: list[float], key: Array) -> ImportanceTruth | None:
     """Importance-weighted truth of guidance towards `policy`, where a built-in environment makes it known; else None."""
     if not is_builtin(dataset.info):
         return None
     trajectory, log_likelihood = importance_truth(key, Point2D(), policy, 1.0, ROLLOUTS)
-    return ImportanceTruth(jax.tree.map(np.asarray, trajectory), np.asarray(log_likelihood), config.guidance.coefficient)
+    truth = ImportanceTruth(jax.tree.map(np.asarray, trajectory), np.asarray(log_likelihood), min(coefficients))
+    enough = [c for c in coefficients if truth.effective_size(c) >= LEAST_EFFECTIVE_SIZE]
+    return dataclasses.replace(truth, coefficient=max(enough, default=min(coefficients)))
