@@ -24,7 +24,7 @@ class Replay:
 def init_replay(trajectory: Trajectory) -> Replay:
     """A replay filled with C trajectories [C, T, ...]: its capacity."""
     usable, count = _usable(trajectory.mask)
-    return Replay(trajectory=trajectory, usable=usable, count=count, position=jnp.asarray(0))
+    return Replay(trajectory=trajectory, usable=usable, count=count, position=jnp.zeros((), jnp.int32))
 
 
 def _usable(mask: Array) -> tuple[Array, Array]:

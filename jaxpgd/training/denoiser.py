@@ -137,7 +137,7 @@ def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: 
         ema_params=jax.tree.map(jnp.copy, params),
         optimiser=_optimiser(config).init(params),
         hypers=hypers,
-        step=jnp.asarray(0),
+        step=jnp.zeros((), jnp.int32),
         key=key,
     )
 
