@@ -52,7 +52,7 @@ def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
     args = list(args)
     path = args.pop(0) if args and not args[0].startswith("-") else None
     resume = "--resume" in args
-    args = [a for a in args if a != "--resume"]
+    args = [part for a in args if a != "--resume" for part in (a.split("=", 1) if a.startswith("--") else [a])]
     preset = {"preset": args[args.index("--preset") + 1]} if "--preset" in args[:-1] else None
     base = load_config(path, preset)
     config = tyro.cli(Config, default=base, args=args, prog=f"jaxpgd {command} [CONFIG.toml] [--resume]")

@@ -5,6 +5,7 @@ A file may name a `preset`, whose values apply before the file's own. Unknown ke
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -104,8 +105,8 @@ def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:
     elif isinstance(hint, types.UnionType):
         return value if value is None else _convert(value, get_args(hint)[0], name, origin)
     elif hint is float:
-        ok, want = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-        value = float(value) if ok else value
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        want, value = "a finite number", float(value) if ok else value
     else:
         ok, want = type(value) is hint, {int: "an integer", bool: "true or false", str: "a string"}[hint]
     if not ok:
@@ -125,11 +126,12 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
     "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
-    "data.done_scale"
+    "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
+    "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine"
 ).split()
 _SHARES = (
     "data.validation_fraction denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema synthesis.fraction "
-    "synthesis.synthetic_ratio evaluation.confidence agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "
+    "synthesis.synthetic_ratio agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "
     "agent.iql.tau"
 ).split()
 
@@ -152,11 +154,26 @@ def validate(config: Config) -> None:
     d, s, a = config.denoiser, config.sampler, config.agent
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")
     check(d.steps > 0 or d.epochs > 0, "denoiser.steps", d.steps, "more than 0, or denoiser.epochs > 0")
+    check(0 < config.evaluation.confidence < 1, "evaluation.confidence", config.evaluation.confidence, "between 0 and 1")
+    for i, coefficient in enumerate(config.evaluation.coefficients):
+        check(coefficient > 0, f"evaluation.coefficients[{i}]", coefficient, "a number above 0 (0 is always included)")
+    g, y = config.guidance, config.synthesis
+    if "guided" in config.arms:
+        check(g.coefficient > 0, "guidance.coefficient", g.coefficient, "a number above 0 where arms has guided")
+        never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
+        check(not never, "synthesis.first_unguided", True, "false where no later refresh is due, or nothing is ever guided",
+              "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
+    for low, high in (("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max")):
+        check(get(config, low) <= get(config, high), low, get(config, low), f"at most {high} = {get(config, high)}")
+    check(config.seed < 2**31, "seed", config.seed, "a number below 2^31")
+    for width in (*a.td3_bc.hidden, *a.iql.hidden):
+        check(width > 0, "hidden", width, "layer widths above 0")
     check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
           f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip
     check(d.features % d.groups == 0, "denoiser.groups", d.groups, f"a divisor of denoiser.features = {d.features}")
     length = config.synthesis.length or config.data.window
     for name, value in (("data.window", config.data.window), ("synthesis.length", length)):
+        check(value > 1, name, value, "at least 2 steps, for one usable transition")
         check(value % 2 ** (d.blocks - 1) == 0, name, value, f"a multiple of 2^(denoiser.blocks - 1) = {2 ** (d.blocks - 1)}")
     for name, value in (("agent.updates", a.updates), ("synthesis.interval", config.synthesis.interval)):
         check(value % a.updates_per_chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")

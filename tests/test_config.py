@@ -87,7 +87,7 @@ def test_published_values(preset: str) -> None:
         ("seeds = 2.5", "seeds = 2.5: expected an integer"),
         ("seeds = true", "seeds = True: expected an integer"),
         ('seeds = "2"', "seeds = '2': expected an integer"),
-        ("[sampler]\nrho = true", "sampler.rho = True: expected a number"),
+        ("[sampler]\nrho = true", "sampler.rho = True: expected a finite number"),
         ("[agent]\nnormalise_obs = 1", "agent.normalise_obs = 1: expected true or false"),
         ("out = 3", "out = 3: expected a string"),
         ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql'"),
@@ -116,7 +116,8 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("sampler.churn", -1.0, "not below 0"),
         ("guidance.coefficient", -0.1, "not below 0"),
         ("synthesis.synthetic_ratio", 1.5, "from 0 to 1"),
-        ("evaluation.confidence", -0.1, "from 0 to 1"),
+        ("evaluation.confidence", 1.0, "between 0 and 1"),
+        ("data.window", 1, "at least 2 steps"),
         ("sampler.sigma_min", 90.0, r"less than sampler.sigma_max = 80.0"),
         ("denoiser.groups", 7, "a divisor of denoiser.features"),
         ("data.window", 18, r"a multiple of 2\^\(denoiser.blocks - 1\) = 4"),
@@ -142,3 +143,15 @@ def test_ranges_and_combinations(name: str, value: Any, message: str) -> None:
 def test_checked_names_exist() -> None:
     """Defaults pass, so that every name in the tables of checks is a setting."""
     validate(Config())
+
+
+def test_negative_coefficients_of_the_sweep() -> None:
+    with pytest.raises(InputError, match=r"evaluation.coefficients\[1\] = -1.0: expected a number above 0"):
+        load_config(None, {"evaluation": {"coefficients": [0.3, -1.0]}})
+
+
+@pytest.mark.parametrize("changes", [{"agent": {"updates": 1000}}, {"synthesis": {"regime": "oneoff"}}])
+def test_a_guided_arm_that_would_never_be_guided_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="synthesis.first_unguided = True: expected false where no later refresh is due"):
+        load_config(None, changes)
+    load_config(None, changes | {"arms": ["real", "unguided"]})

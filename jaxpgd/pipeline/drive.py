@@ -42,7 +42,7 @@ def drive(
     note: str = "loss",
     after_chunk: Callable[[int, State], dict[str, Any]] | None = None,
 ) -> State:
-    """Run or resume `program` as `stage` of a run; returns its final state.
+    """Run or resume `program` as `stage` of a run; returns its final state. A finished stage is only read.
 
     After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations). The state is
     checkpointed at least `checkpoint_seconds` apart, and at the end.
@@ -50,6 +50,8 @@ def drive(
     store = run.checkpoints(stage)
     init = jax.jit(program.init)
     found = store.restore(jax.eval_shape(init, key, data))
+    if found is not None and found[1] == program.chunks and run.is_done(stage):
+        return found[0]
     began = time.monotonic()
     if found is None:
         with StageProgress(f"{stage}: start", 1, "state") as progress:
@@ -76,13 +78,6 @@ def drive(
                 saved = time.monotonic()
     run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
     return state
-
-
-def finished_state(run: RunDirectory, stage: str, key: Array, program: Program[State], data: PyTree) -> State:
-    """The state that a finished stage left."""
-    found = run.checkpoints(stage).restore(jax.eval_shape(program.init, key, data))
-    assert found is not None, f"stage {stage} is marked as done but has no checkpoint"
-    return found[0]
 
 
 def _note(metrics: Metrics, name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxpgd.data.export import export_minari, export_npz
 from jaxpgd.errors import InputError, check
-from jaxpgd.pipeline.parts import build_synthesizer, prepare
+from jaxpgd.pipeline.parts import build_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import open_run
 from jaxpgd.pipeline.stages import denoiser_stage, policy_of
 from jaxpgd.synthesis.diffusion import synthesize
@@ -44,7 +44,7 @@ def export_synthetic(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
-    made = synthesize(jax.random.key(seed), synthesizer, target, count=trajectories)
+    made = synthesize(jax.random.fold_in(stage_key(run.config, "export"), seed), synthesizer, target, count=trajectories)
     trajectory = jax.tree.map(np.asarray, made)
     kind = "guided" if target is not None else "unguided"
     text = f"Synthetic trajectories ({kind}) from a diffusion model of {prepared.dataset.info.name}, made by jaxpgd"

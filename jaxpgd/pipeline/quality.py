@@ -34,19 +34,19 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
 
 
 def score_trajectories(
-    trajectory: Trajectory, policy: Policy, prepared: Prepared, real: np.ndarray, key: Array
+    trajectory: Trajectory, policy: Policy, prepared: Prepared, real: np.ndarray | None, key: Array
 ) -> dict[str, Any]:
-    """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens."""
+    """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances)."""
     windows, info = prepared.windows, prepared.dataset.info
     likelihood, likelihood_error, _ = action_log_likelihood(policy, trajectory)
-    tokens = np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
+    tokens = _flat_tokens(windows, trajectory)
     row: dict[str, Any] = {
         "log_likelihood": likelihood,
         "log_likelihood_se": likelihood_error,
         "terminal_rate": terminal_rate(trajectory),
         "saturated_actions": float((np.abs(np.asarray(trajectory.action)) > 0.999).mean()),
     }
-    if tokens.shape[1] == real.shape[1]:
+    if real is not None and tokens.shape[1] == real.shape[1]:
         row |= _distances(key, tokens, real)
         if min(len(real), len(tokens)) > COVERAGE_NEIGHBOURS:
             row |= coverage(key, real, tokens, k=COVERAGE_NEIGHBOURS)
@@ -72,6 +72,11 @@ def real_windows(windows: Windows, starts: np.ndarray) -> Trajectory:
 
     gathered = jax.vmap(lambda s: gather_window(windows.transitions, s, windows.length))(jnp.asarray(starts))
     return jax.tree.map(np.asarray, gathered)
+
+
+def window_terminal_rate(windows: Windows) -> float:
+    """Share of training windows that end in a terminal."""
+    return float((windows.transitions.discount[windows.train + windows.length - 1] == 0).mean())
 
 
 def _flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
@@ -105,37 +110,38 @@ def quality_stage(
         stored: dict[str, Any] = run.read_json("quality.json")
         return stored
     began, config, windows = time.monotonic(), run.config, prepared.windows
-    key = stage_key(config, "quality")
+    # The same noise at every coefficient: rows differ by the guidance alone. Each other use has a key of its own.
+    key, key_truth, key_scores = jax.random.split(stage_key(config, "quality"), 3)
     policy, target = target_policy(prepared, policies)
     rng = np.random.default_rng(config.seed)
     held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
     flat = _flat_tokens(windows, real)
     coefficients = sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
-    truth = known_truth(prepared.dataset, policy, coefficients[1:], key)
+    truth = known_truth(prepared.dataset, policy, coefficients[1:], key_truth)
     samples: dict[str, Trajectory] = {"real": real}
     result: dict[str, Any] = {
         "target": target,
         "chosen": config.guidance.coefficient,
-        "reference": reference_distances(windows, key, len(held_out)),
-        "training_terminal_rate": terminal_rate(real_windows(windows, np.asarray(windows.train))),
-        "real": score_trajectories(real, policy, prepared, flat, key),
+        "reference": reference_distances(windows, key_scores, len(held_out)),
+        "training_terminal_rate": window_terminal_rate(windows),
+        "real": score_trajectories(real, policy, prepared, None, key_scores),
         "rows": [],
     }
     with StageProgress("quality", len(coefficients), "coefficients") as progress:
         for coefficient in coefficients:
             made = _sample(key, config, denoiser, policy, coefficient)
-            row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key)}
+            row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key_scores)}
             if truth is not None:
-                row |= truth.distances(key, windows, made, coefficient)
+                row |= truth.distances(key_scores, windows, made, coefficient)
             result["rows"].append(row)
             if coefficient in (0.0, config.guidance.coefficient):
                 samples["unguided" if coefficient == 0 else "guided"] = made
             progress.advance(1)
     if truth is not None:
         result["truth"] = truth.summary()
-    _save_samples(run, samples)
     run.write_json("quality.json", result)
+    _save_samples(run, samples)
     run.finish("quality", {"seconds": time.monotonic() - began})
     return run.read_json("quality.json")  # type: ignore[no-any-return]
 

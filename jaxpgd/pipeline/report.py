@@ -23,8 +23,10 @@ Row = dict[str, Any]
 def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any], quality: dict[str, Any]) -> list[Row]:
     """Write everything, print the table of returns, and return its rows."""
     confidence = run.config.evaluation.confidence
-    summaries = {arm: summarise(np.asarray(r["returns"]), confidence=confidence) for arm, r in returns.items()}
-    rows = [return_row(arm, summaries[arm], returns[arm], confidence) for arm in returns]
+    finite = {arm: _finite(r["returns"], arm) for arm, r in returns.items()}
+    summaries = {arm: summarise(r, confidence=confidence) for arm, r in finite.items() if len(r)}
+    rows = [return_row(arm, s, returns[arm], confidence) for arm, s in summaries.items()]
+    rows += [{"arm": arm, "mean return": "all seeds diverged"} for arm in returns if arm not in summaries]
     run.write_json("results.json", {"returns": rows, "quality": quality, "dataset": prepared.dataset.info.name})
     figures = draw_figures(run, prepared, returns, summaries, quality)
     write_report(run, prepared, rows, quality, figures)
@@ -34,6 +36,15 @@ def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any],
     print(f"report: {run.path / 'report.html'}", flush=True)
     run.finish("report", {"figures": sorted(figures)})
     return rows
+
+
+def _finite(returns: list[list[float]], arm: str) -> np.ndarray:
+    """Returns [S, E] without the seeds that diverged (some return is not finite), which are named."""
+    table = np.asarray(returns, np.float64)
+    good = np.isfinite(table).all(axis=1)
+    if not good.all():
+        print(f"{arm}: seeds {np.flatnonzero(~good).tolist()} diverged; they are left out of the table")
+    return table[good]
 
 
 def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: float) -> Row:
@@ -49,7 +60,7 @@ def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: f
         "episodes per seed": summary.episodes,
     }
     if result.get("score") is not None:
-        row[f"score ({result['score_label']})"] = float(np.mean(result["score"]))
+        row[f"score ({result['score_label']})"] = float(np.nanmean(result["score"]))
     return row
 
 
@@ -148,11 +159,12 @@ def draw_figures(
         figures[name] = caption
 
     samples = load_samples(run)
-    if samples:
+    if samples and quality:
         keep("trajectories", _trajectory_caption(quality), lambda: _trajectories(prepared, samples))
-    scores = {arm: np.asarray(r["returns"]) for arm, r in returns.items()}
-    keep("returns", "Final returns: mean and interquartile mean with bootstrap intervals over seeds; dots are seeds.",
-         lambda: plots.returns_figure(summaries, scores))  # fmt: skip
+    scores = {arm: np.asarray(returns[arm]["returns"]) for arm in summaries}
+    if summaries:
+        keep("returns", "Final returns: mean and interquartile mean with bootstrap intervals; dots are seeds.",
+             lambda: plots.returns_figure(summaries, scores))  # fmt: skip
     if quality and "dynamics_error" in quality["rows"][0]:
         unguided, guided = _rows_by_coefficient(quality)
         level, chosen = unguided["persistence_error"], quality["chosen"]
@@ -210,7 +222,11 @@ def write_report(run: RunDirectory, prepared: Prepared, rows: list[Row], quality
         f"{config.agent.kind} on {', '.join(config.arms)} data; regime {config.synthesis.regime}; "
         f"{config.evaluation.episodes} evaluation episodes per seed."
     )
-    report.table("Returns", rows, "Intervals are bootstrapped over seeds; a seed counts by its mean over episodes.")
+    report.table(
+        "Returns",
+        rows,
+        "Intervals are bootstrapped over seeds, each by its mean over episodes; with one seed, over its episodes.",
+    )
     if quality:
         report.text("\n\n".join(verdicts(quality)))
         table = [quality_row("real, held out", quality["real"])]

@@ -11,7 +11,7 @@ from jaxpgd.pipeline.parts import Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run
-from jaxpgd.pipeline.stages import agent_stage, denoiser_stage, needs_denoiser, returns_stage
+from jaxpgd.pipeline.stages import agent_stage, borrowed_denoiser, denoiser_stage, needs_denoiser, returns_stage
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.training.progress import clock
@@ -22,7 +22,7 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
     prepared = prepare(config)
     if config.denoiser_from:
-        open_run(config.denoiser_from).require("denoiser", f"jaxpgd run --out {config.denoiser_from} --resume")
+        borrowed_denoiser(config, prepared)
     run = create_run(config, resume=resume)
     info = prepared.dataset.info
     print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "

@@ -89,6 +89,7 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     """
     path = Path(config.out)
     stored = path / "config.toml"
+    _check_writable(path)
     if stored.exists():
         _check_same(load_config(stored), config, path)
         if not resume and not (path / "stages" / "report.json").exists():
@@ -111,6 +112,12 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
             f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
         ) from error
     return RunDirectory(path, config)
+
+
+def _check_writable(path: Path) -> None:
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise InputError(f"out = {str(path)!r}: expected a directory that can be written. Choose another with --out.")
 
 
 def open_run(path: str | os.PathLike[str]) -> RunDirectory:

@@ -12,8 +12,7 @@ import numpy as np
 from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.returns import evaluate
-from jaxpgd.evaluation.statistics import summarise
-from jaxpgd.pipeline.drive import drive, finished_state, over_seeds
+from jaxpgd.pipeline.drive import drive, over_seeds
 from jaxpgd.pipeline.parts import Prepared, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
@@ -32,23 +31,26 @@ def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
     """Train the denoiser, or take it from this run's checkpoint or from the run that `denoiser_from` names."""
     config = run.config
     if config.denoiser_from:
-        return _borrowed_denoiser(config, prepared)
+        return borrowed_denoiser(config, prepared)
     return _own_denoiser(run, prepared, train=True)
 
 
 def _own_denoiser(run: RunDirectory, prepared: Prepared, *, train: bool) -> TrajectoryDenoiser:
     program = denoiser_program(prepared.windows, run.config.denoiser)
     key = stage_key(run.config, "denoiser")
-    if run.is_done("denoiser"):
-        state = finished_state(run, "denoiser", key, program, prepared.windows)
-    else:
-        check(train, "denoiser_from", str(run.path), "a run whose denoiser is trained")
-        state = drive(run, "denoiser", key, program, prepared.windows, note="validation_loss")
+    if not train:
+        run.require("denoiser", f"jaxpgd run {run.path / 'config.toml'} --resume")
+    state = drive(run, "denoiser", key, program, prepared.windows, note="validation_loss")
     return trained_denoiser(state, prepared.windows, run.config.denoiser)
 
 
-def _borrowed_denoiser(config: Config, prepared: Prepared) -> TrajectoryDenoiser:
+def borrowed_denoiser(config: Config, prepared: Prepared) -> TrajectoryDenoiser:
+    """The trained denoiser of the run that `denoiser_from` names. Raises InputError unless seed, data and network agree."""
     lender = open_run(config.denoiser_from)
+    if config.seed != lender.config.seed:  # it decides which episodes are held out, and so the token statistics
+        raise InputError(
+            f"seed = {config.seed}: expected {lender.config.seed}, as in denoiser_from = {config.denoiser_from!r}."
+        )
     for section in ("data", "denoiser"):
         mine, theirs = getattr(config, section), getattr(lender.config, section)
         for name, value in vars(mine).items():
@@ -58,7 +60,7 @@ def _borrowed_denoiser(config: Config, prepared: Prepared) -> TrajectoryDenoiser
                     f"{section}.{name} = {value!r}: expected {other!r}, as in denoiser_from = {config.denoiser_from!r}."
                 )
     if lender.config.denoiser_from:
-        return _borrowed_denoiser(lender.config, prepared)
+        return borrowed_denoiser(lender.config, prepared)
     return _own_denoiser(lender, prepared, train=False)
 
 
@@ -80,10 +82,7 @@ def agent_stage(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoi
         found = evaluate(key_return, jax.vmap(agent.policy)(state.agent), dataset.info, episodes=episodes)
         return {"returns": found.returns.mean(-1)}
 
-    if run.is_done(stage):
-        state = finished_state(run, stage, key, program, experience)
-    else:
-        state = drive(run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk)
+    state = drive(run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk)
     return jax.vmap(agent.policy)(state.agent)
 
 
@@ -99,8 +98,9 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
         returns = np.asarray(found.returns)
         score, label = normalized_score(info, returns)
         results[arm] = {"returns": returns, "lengths": np.asarray(found.lengths), "score": score, "score_label": label}
-        summary = summarise(returns, confidence=config.evaluation.confidence)
-        print(f"returns, {arm}: mean {summary.mean:.4g} [{summary.mean_low:.4g}, {summary.mean_high:.4g}]", flush=True)
+        print(
+            f"returns, {arm}: mean {returns.mean():.4g} over {returns.shape[0]} seeds x {returns.shape[1]} episodes", flush=True
+        )
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
     return json.loads((run.path / "returns.json").read_text())  # type: ignore[no-any-return]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ def test_finished_stages_are_skipped(finished: Path, make_config: Any, monkeypat
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("computed again")
 
-    for module, name in ((stages, "drive"), (stages, "evaluate"), (quality, "score_trajectories")):
+    monkeypatch.setattr("jaxpgd.pipeline.drive.StageProgress", fail)  # opened wherever a stage trains
+    for module, name in ((stages, "evaluate"), (quality, "score_trajectories")):
         monkeypatch.setattr(module, name, fail)
     before = (finished / "results.json").read_text()
     assert run.run_all(make_config(finished)) == finished
@@ -193,3 +195,15 @@ def test_report_again(finished: Path) -> None:
     page.unlink()
     run.run_report(str(finished))
     assert page.read_text() == before
+
+
+def test_a_finished_stage_without_its_last_checkpoint_is_run_again(finished: Path, make_config: Any, tmp_path: Path) -> None:
+    """Deleting a damaged checkpoint, as its error says, must not pass an earlier state off as the final one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    saved = sorted(p.name for p in (copy / "checkpoints" / "agent-real").iterdir())
+    shutil.rmtree(copy / "checkpoints" / "agent-real" / saved[-1])
+    run.run_all(make_config(copy), resume=True)
+    again = checkpoints(copy)
+    for name, value in checkpoints(finished).items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
