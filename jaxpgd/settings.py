@@ -12,6 +12,7 @@ class DataConfig:
     """Which dataset, and which windows of it train the denoiser."""
 
     name: str = "point2d"  # Minari id, path of a D4RL .hdf5 or flat .npz file, or "point2d"
+    env_id: str = ""  # Gymnasium id to evaluate in; empty: the one that the dataset names
     window: int = 16  # steps per training window, and of synthetic trajectories
     stride: int = 1  # steps between window starts
     add_episode_starts: bool = True  # add the window that starts each episode
@@ -144,6 +145,7 @@ class EvaluationConfig:
     trajectories: int = 512  # synthetic trajectories scored
     coefficients: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)  # guidance coefficients of the sweep in the report
     sampler_steps: int = 0  # sampler steps for the scored trajectories; 0: as in training
+    behaviour: str = ""  # .npz of the tanh-Gaussian actor that collected the data, to score actions under it
     confidence: float = 0.95
 
 

@@ -30,7 +30,7 @@ def require_environment(info: DatasetInfo) -> None:
     environment is unknown, or an extra is not installed.
     """
     check(info.env_id is not None, "env_id", info.env_id, f"the environment that dataset {info.name!r} was collected in",
-          "Evaluation needs it: name a Gymnasium id when loading the dataset, or skip evaluation.")  # fmt: skip
+          "Evaluation needs it: name a Gymnasium id with data.env_id.")  # fmt: skip
     if is_builtin(info):
         return
     env = make_environment(info)

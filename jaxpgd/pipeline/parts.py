@@ -12,6 +12,7 @@ from jax import Array
 from jaxpgd.agents import make_agent
 from jaxpgd.data import load
 from jaxpgd.data.dataset import Dataset, to_device
+from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
@@ -31,7 +32,11 @@ class Prepared:
 def prepare(config: Config) -> Prepared:
     """Load and check everything that a run needs before any compute. Raises InputError."""
     dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
+    if config.data.env_id:
+        info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None)
+        dataset = dataclasses.replace(dataset, info=info)
     require_environment(dataset.info)
+    known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training
     dataset = to_device(dataset)
     return Prepared(dataset, prepare_windows(dataset, config.data, seed=config.seed))
 
@@ -77,8 +82,10 @@ def known_target(dataset: Dataset) -> Policy | None:
     return target_policy(Point2D())
 
 
-def known_behaviour(dataset: Dataset) -> Policy | None:
-    """The behaviour policy that a built-in dataset was collected with, if any."""
+def known_behaviour(config: Config, dataset: Dataset) -> Policy | None:
+    """The policy that collected the data: the actor that the config names, or a built-in environment's; else None."""
+    if config.evaluation.behaviour:
+        return behaviour_actor(config.evaluation.behaviour)
     if not is_builtin(dataset.info):
         return None
     from jaxpgd.envs.point2d import Point2D, behaviour_policy

@@ -34,9 +34,17 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
 
 
 def score_trajectories(
-    trajectory: Trajectory, policy: Policy, prepared: Prepared, real: np.ndarray | None, key: Array
+    trajectory: Trajectory,
+    policy: Policy,
+    prepared: Prepared,
+    real: np.ndarray | None,
+    key: Array,
+    behaviour: Policy | None = None,
 ) -> dict[str, Any]:
-    """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances)."""
+    """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances).
+
+    Actions are scored under the target `policy`, and under the `behaviour` policy where it is known.
+    """
     windows, info = prepared.windows, prepared.dataset.info
     likelihood, likelihood_error, _ = action_log_likelihood(policy, trajectory)
     tokens = _flat_tokens(windows, trajectory)
@@ -50,9 +58,8 @@ def score_trajectories(
         row |= _distances(key, tokens, real)
         if min(len(real), len(tokens)) > COVERAGE_NEIGHBOURS:
             row |= coverage(key, real, tokens, k=COVERAGE_NEIGHBOURS)
-    behaviour = known_behaviour(prepared.dataset)
     if behaviour is not None:
-        row["behaviour_log_likelihood"] = action_log_likelihood(behaviour, trajectory)[0]
+        row["behaviour_log_likelihood"], row["behaviour_log_likelihood_se"], _ = action_log_likelihood(behaviour, trajectory)
     if has_simulator(info):
         std = np.asarray(windows.codec.std[windows.codec.obs])
         error = dynamics_error(trajectory, make_simulator(info), std, state_entries(info))
@@ -62,6 +69,7 @@ def score_trajectories(
             "dynamics_error_by_step": error["by_step"],
             "persistence_error": error["persistence"],
             "reward_error": error["reward_rms"],
+            "terminal_agreement": error["terminal_agreement"],
         }
     return row
 
@@ -113,6 +121,7 @@ def quality_stage(
     # The same noise at every coefficient: rows differ by the guidance alone. Each other use has a key of its own.
     key, key_truth, key_scores = jax.random.split(stage_key(config, "quality"), 3)
     policy, target = target_policy(prepared, policies)
+    behaviour = known_behaviour(config, prepared.dataset)
     rng = np.random.default_rng(config.seed)
     held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
@@ -125,13 +134,13 @@ def quality_stage(
         "chosen": config.guidance.coefficient,
         "reference": reference_distances(windows, key_scores, len(held_out)),
         "training_terminal_rate": window_terminal_rate(windows),
-        "real": score_trajectories(real, policy, prepared, None, key_scores),
+        "real": score_trajectories(real, policy, prepared, None, key_scores, behaviour),
         "rows": [],
     }
     with StageProgress("quality", len(coefficients), "coefficients") as progress:
         for coefficient in coefficients:
             made = _sample(key, config, denoiser, policy, coefficient)
-            row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key_scores)}
+            row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key_scores, behaviour)}
             if truth is not None:
                 row |= truth.distances(key_scores, windows, made, coefficient)
             result["rows"].append(row)

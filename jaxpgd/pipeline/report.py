@@ -29,8 +29,9 @@ def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any],
     rows += [{"arm": arm, "mean return": "all seeds diverged"} for arm in returns if arm not in summaries]
     run.write_json("results.json", {"returns": rows, "quality": quality, "dataset": prepared.dataset.info.name})
     figures = draw_figures(run, prepared, returns, summaries, quality)
-    write_report(run, prepared, rows, quality, figures)
+    write_report(run, prepared, rows, returns, quality, figures)
     print(text_table(rows))
+    print(next(iter(returns.values()))["score_label"])
     for line in verdicts(quality):
         print(line)
     print(f"report: {run.path / 'report.html'}", flush=True)
@@ -60,7 +61,7 @@ def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: f
         "episodes per seed": summary.episodes,
     }
     if result.get("score") is not None:
-        row[f"score ({result['score_label']})"] = float(np.nanmean(result["score"]))
+        row["normalised score"] = float(np.nanmean(np.asarray(result["score"], np.float64)))
     return row
 
 
@@ -68,6 +69,7 @@ def quality_row(name: str, row: Row) -> Row:
     """One row of the table of trajectory quality."""
     shown: Row = {"trajectories": name, "log-likelihood per action": _with_error(row, "log_likelihood")}
     for key, title in (
+        ("behaviour_log_likelihood", "under the behaviour policy"),
         ("dynamics_error", "dynamics error"),
         ("persistence_error", "persistence"),
         ("reward_error", "reward error"),
@@ -213,7 +215,9 @@ def _learning_curves(log: list[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return curves
 
 
-def write_report(run: RunDirectory, prepared: Prepared, rows: list[Row], quality: Row, figures: dict[str, str]) -> None:
+def write_report(
+    run: RunDirectory, prepared: Prepared, rows: list[Row], returns: Row, quality: Row, figures: dict[str, str]
+) -> None:
     """`report.html`, self-contained."""
     info, config = prepared.dataset.info, run.config
     report = Report(f"jaxpgd: {info.name}, {config.agent.kind}")
@@ -222,11 +226,9 @@ def write_report(run: RunDirectory, prepared: Prepared, rows: list[Row], quality
         f"{config.agent.kind} on {', '.join(config.arms)} data; regime {config.synthesis.regime}; "
         f"{config.evaluation.episodes} evaluation episodes per seed."
     )
-    report.table(
-        "Returns",
-        rows,
-        "Intervals are bootstrapped over seeds, each by its mean over episodes; with one seed, over its episodes.",
-    )
+    label = next(iter(returns.values()))["score_label"]
+    intervals = "Intervals are bootstrapped over seeds, each by its mean over episodes; with one seed, over its episodes."
+    report.table("Returns", rows, f"{intervals} Scores: {label}.")
     if quality:
         report.text("\n\n".join(verdicts(quality)))
         table = [quality_row("real, held out", quality["real"])]

@@ -6,6 +6,7 @@ import pytest
 
 from jaxpgd.config import load_config
 from jaxpgd.errors import InputError
+from jaxpgd.pipeline.parts import prepare
 from jaxpgd.pipeline.run import run_agents, run_evaluation, run_report
 from jaxpgd.pipeline.run_directory import create_run, open_run, write_atomic
 from jaxpgd.settings import Config, SamplerConfig
@@ -91,3 +92,11 @@ def test_readers_never_see_half_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match=r"killed"):
         write_atomic(tmp_path / "deep" / "file", "newer")
     assert (tmp_path / "deep" / "file").read_text() == "new"
+
+
+def test_environment_of_a_dataset_that_names_none(tmp_path: Path) -> None:
+    """`data.env_id` replaces what the dataset says; an unknown one is refused before anything is written."""
+    settings = load_config(None, {"out": str(tmp_path / "run"), "data": {"env_id": "NoSuchEnvironment-v0"}})
+    with pytest.raises(InputError, match="NoSuchEnvironment-v0"):
+        prepare(settings)
+    assert not (tmp_path / "run").exists()
