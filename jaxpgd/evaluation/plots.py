@@ -32,9 +32,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def _axes(columns: int, width: float, height: float, title: str = "", **options: Any) -> tuple[Figure, list[Axes]]:
+def _axes(
+    columns: int, width: float, height: float, title: str = "", layout: str = "constrained", **options: Any
+) -> tuple[Figure, list[Axes]]:
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=layout)
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     if title:
@@ -67,11 +69,14 @@ def trajectories_figure(
         labels = ("first principal component (real states)", "second principal component")
     else:
         project = lambda x: x[:, list(coordinates)]
-    figure, axes = _axes(len(groups), 4 * len(groups), 4.2, title, sharex=True, sharey=True)
+    layout = "constrained" if coordinates is None else "compressed"  # equal aspect leaves gaps that only this one closes
+    figure, axes = _axes(len(groups), 4 * len(groups), 4.6, title, layout, sharex=True, sharey=True)
     for axis, (name, states) in zip(axes, paths.items(), strict=True):
         for path in map(project, states):
             axis.plot(*path.T, color=_colour(name, list(groups)), alpha=0.45, linewidth=1)
             axis.plot(*path[0], marker="o", color="0.25", markersize=2.5)
+        if len({len(path) for path in states}) == 1:
+            axis.plot(*project(np.mean(states, axis=0)).T, color="black", linewidth=2.5, label="mean")
         for mark, (goal, position) in zip("*XPD", (goals or {}).items(), strict=False):
             axis.plot(*position, marker=mark, markersize=15, color="#D55E00", markeredgecolor="white", linestyle="", label=goal)
         axis.set(
