@@ -33,7 +33,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def _axes(
-    columns: int, width: float, height: float, title: str = "", layout: str = "constrained", **options: Any
+    columns: int, width: float, height: float, title: str = "", layout: Any = "constrained", **options: Any
 ) -> tuple[Figure, list[Axes]]:
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout=layout)
