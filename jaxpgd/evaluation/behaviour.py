@@ -11,6 +11,7 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.packing import ACTION_CLIP
 from jaxpgd.types import Policy, PyTree
 
+_WIDEST = 3.0  # pre-tanh mean beyond which the slope of tanh counts as constant
 _NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 
 
@@ -18,7 +19,7 @@ def behaviour_actor(path: str | Path) -> Policy:
     """The tanh-Gaussian actor of an npz file with weights w0 b0 w1 b1 w2 b2 (two ReLU layers; mean and log std out).
 
     Observations are raw, log std is clipped to [-5, 2]. The log-density includes the tanh Jacobian; actions are clipped to
-    +-0.999 first, so it stays finite at saturated ones. `variance` is added to the Gaussian's *before* the tanh.
+    +-0.999 first, so it stays finite at saturated ones. `variance`, of the action, passes the slope of tanh at the mean.
     Raises InputError where the file cannot be read or is not such an actor.
     """
     try:
@@ -53,5 +54,6 @@ def _mode(params: PyTree, obs: Array) -> Array:
 def _log_prob(params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
     mean, std = _gaussian(params, obs)
     clipped = jnp.clip(action, -ACTION_CLIP, ACTION_CLIP)
-    density = norm.logpdf(jnp.arctanh(clipped), mean, jnp.sqrt(std**2 + variance))
+    slope = 1.0 - jnp.tanh(jnp.clip(mean, -_WIDEST, _WIDEST)) ** 2
+    density = norm.logpdf(jnp.arctanh(clipped), mean, jnp.sqrt(std**2 + variance / slope**2))
     return jnp.sum(density - jnp.log1p(-(clipped**2)), axis=-1)

@@ -107,7 +107,7 @@ class TemporalUNet(nn.Module):
     features: int = 64
     blocks: int = 3
     groups: int = 8
-    norm: Norm = "step"
+    norm: Norm = "sequence"
     block: Block = "residual"
 
     @nn.compact

@@ -18,6 +18,7 @@ from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.training.agent import Experience
 from jaxpgd.training.denoiser import Windows, prepare_windows
+from jaxpgd.training.logs import require_wandb
 from jaxpgd.types import Agent, Policy
 
 
@@ -31,6 +32,7 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load and check everything that a run needs before any compute. Raises InputError."""
+    require_wandb(config.wandb_project)
     dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
     if config.data.env_id:
         info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None)

@@ -32,6 +32,15 @@ def _usable(mask: Array) -> tuple[Array, Array]:
     return jnp.nonzero(flat, size=flat.size, fill_value=0)[0], flat.sum()
 
 
+def resample(key: Array, trajectory: Trajectory, log_weight: Array) -> Trajectory:
+    """N unweighted trajectories from N weighted ones (systematic resampling; with equal weights, each of them once)."""
+    count = log_weight.shape[0]
+    positions = (jnp.arange(count) + jax.random.uniform(key, minval=0.01, maxval=0.99)) / count
+    index = jnp.searchsorted(jnp.cumsum(jax.nn.softmax(log_weight)), positions)
+    index = jnp.minimum(index, count - 1)  # the last sum may round to less than 1
+    return jax.tree.map(lambda x: x[index], trajectory)
+
+
 def insert(replay: Replay, trajectory: Trajectory) -> Replay:
     """Overwrite the oldest N <= C rows with N trajectories [N, T, ...]."""
     capacity, count = replay.trajectory.reward.shape[0], trajectory.reward.shape[0]

@@ -9,9 +9,9 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.synthesis.replay import Replay, init_replay, insert, sample_mixed, sample_real
+from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sample_mixed, sample_real
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Transition
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
 
 
 @struct.dataclass
@@ -59,11 +59,11 @@ def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
     )
 
 
-def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, real: Transition, count: int) -> tuple:
-    key_start, key_sample = jax.random.split(key)
+def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, real: Transition, count: int) -> Trajectory:
+    key_start, key_sample, key_resample = jax.random.split(key, 3)
     start = sample_real(key_start, real, count).obs
     made = synthesizer(key_sample, policy, start)
-    return made.trajectory, made.info
+    return resample(key_resample, made.trajectory, made.log_weight)
 
 
 def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, hypers: PyTree = None) -> AgentState:
@@ -74,7 +74,7 @@ def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, h
     replay = None
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
-        trajectory, _ = _synthesize(key_replay, first, agent.policy(state), data.real, schedule.capacity)
+        trajectory = _synthesize(key_replay, first, agent.policy(state), data.real, schedule.capacity)
         replay = init_replay(trajectory)
     return AgentState(agent=state, replay=replay, key=key)
 
@@ -84,7 +84,7 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
     assert data.synthesizer is not None and state.replay is not None
     key, key_refresh = jax.random.split(state.key)
     policy = agent.policy(state.agent)
-    made, _ = _synthesize(key_refresh, data.synthesizer, policy, data.real, schedule.refresh_count)
+    made = _synthesize(key_refresh, data.synthesizer, policy, data.real, schedule.refresh_count)
     return state.replace(replay=insert(state.replay, made), key=key)  # type: ignore[attr-defined]
 
 

@@ -40,18 +40,20 @@ class Windows:
 def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
     """Choose windows, hold some episodes out, fit the codec to the training windows (host, once).
 
+    Where no held-out episode is as long as the window, validation uses the training windows.
     Raises InputError where no episode is as long as the window.
     """
     selection = dataclasses.asdict(config)
     rules = {k: selection[k] for k in ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end")}
     train_episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
     train = window_starts(dataset, episodes=train_episodes, **rules)
+    held_out = held_out[dataset.lengths()[held_out] >= config.window]
     validation = window_starts(dataset, episodes=held_out, **rules) if len(held_out) else train
     transitions = dataset.transitions()
     return Windows(
         transitions=transitions,
         train=jnp.asarray(train, jnp.int32),
-        validation=jnp.asarray(validation if len(validation) else train, jnp.int32),
+        validation=jnp.asarray(validation, jnp.int32),
         codec=fit_codec(transitions, np.asarray(train), config.window, config.done_scale),
         length=config.window,
     )
@@ -64,7 +66,7 @@ class DenoiserHypers:
     peak_lr: Array | float = 2e-3
     warmup_fraction: Array | float = 0.1
     initial_lr_fraction: Array | float = 0.1
-    ema: Array | float = 0.995
+    ema: Array | float = 0.999
     p_mean: Array | float = -1.2
     p_std: Array | float = 1.2
     sigma_data: Array | float = 1.0

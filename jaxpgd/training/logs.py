@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one JSON object per line, each with its stage and chunk; optionally mirrored to Weights & Biases."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class MetricsLog:
     """Appends to `path`. Lines of chunks that a resumed stage runs again are dropped first."""
 
     def __init__(self, path: Path, wandb_project: str = "", name: str = ""):
-        self.path = path
-        self.wandb = _start_wandb(wandb_project, name) if wandb_project else None
+        self.path, self.project, self.name = path, wandb_project, name
+        self.wandb: Any = None  # started by the first line written: reading a run starts nothing
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines; one cut short by a crash is left out."""
@@ -53,17 +54,22 @@ class MetricsLog:
         row = {"stage": stage, "chunk": chunk, **plain(values)}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self.wandb is not None:
+        if self.project:
+            self.wandb = self.wandb or _start_wandb(self.project, self.name)
             flat = {f"{stage}/{k}": float(np.mean(v)) for k, v in row.items() if isinstance(v, int | float | list)}
             self.wandb.log(flat)
 
 
-def _start_wandb(project: str, name: str) -> Any:
-    try:
-        import wandb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
+def require_wandb(project: str) -> None:
+    """Raise InputError where a project is named and the package is missing."""
+    if project and importlib.util.find_spec("wandb") is None:
         raise InputError(
             f"wandb_project = {project!r}: expected the package wandb to be installed. "
             'Install it with: pip install "jaxpgd[wandb]".'
-        ) from error
+        )
+
+
+def _start_wandb(project: str, name: str) -> Any:
+    import wandb  # type: ignore[import-not-found,unused-ignore]
+
     return wandb.init(project=project, name=name)

@@ -40,7 +40,8 @@ def test_trajectories_are_drawn_up_to_their_terminals_in_one_panel_per_group():
     real, guided = figure.axes
     assert real.get_title() == "real (3 trajectories)" and guided.get_title() == "guided (3 trajectories)"
     lengths = lambda axis: [len(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) > 1]
-    assert lengths(real) == [8, 8, 8] and lengths(guided) == [3, 8, 8]
+    assert lengths(real) == [8, 8, 8, 8] and lengths(guided) == [3, 8, 8]  # the last of the real panel is the mean
+    np.testing.assert_allclose(real.lines[-2].get_xydata(), walk().obs[:3].mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(guided.lines[0].get_xydata(), ended.obs[0, :3])
     assert any(np.array_equal(line.get_xydata(), [[1.0, 2.0]]) for line in real.lines)
 

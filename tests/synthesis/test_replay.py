@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.packing import usable_steps
-from jaxpgd.synthesis.replay import init_replay, insert, sample_mixed, sample_real, sample_synthetic
+from jaxpgd.synthesis.replay import init_replay, insert, resample, sample_mixed, sample_real, sample_synthetic
 from jaxpgd.types import Trajectory, Transition
 
 add = jax.jit(insert)
@@ -89,3 +89,18 @@ def test_a_seed_axis_leaves_real_data_shared() -> None:
     batch = jax.vmap(sample_mixed, in_axes=(0, None, 0, None, None))(keys, real(), replays, 8, 4)
     synthetic = np.asarray(batch.obs[:, 4:, 0])
     assert (synthetic[0] < 30).all() and (synthetic[1] >= 30).all()
+
+
+def test_resampling_follows_the_weights_and_keeps_equal_ones() -> None:
+    rewards = jnp.arange(4.0)
+    made = Trajectory(
+        obs=jnp.zeros((4, 2, 1)),
+        action=jnp.zeros((4, 2, 1)),
+        reward=jnp.stack([rewards, rewards], 1),
+        discount=jnp.ones((4, 2)),
+        mask=jnp.ones((4, 2), bool),
+    )
+    equal = resample(jax.random.key(0), made, jnp.full(4, -3.0))
+    np.testing.assert_array_equal(equal.reward[:, 0], [0, 1, 2, 3])
+    weighted = resample(jax.random.key(1), made, jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25])))  # 4 x weight = 2, 0, 1, 1
+    np.testing.assert_array_equal(weighted.reward[:, 0], [0, 0, 2, 3])

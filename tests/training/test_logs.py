@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.training.logs import MetricsLog, plain
+from jaxpgd.training.logs import MetricsLog, plain, require_wandb
 from jaxpgd.training.progress import StageProgress, clock
 
 
@@ -46,9 +46,10 @@ def test_plain_values() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_wandb_is_asked_for_by_name() -> None:
+    require_wandb("")
     with pytest.raises(InputError, match=r"wandb_project = 'mine'.*jaxpgd\[wandb\]"):
-        MetricsLog(tmp_path / "metrics.jsonl", "mine")
+        require_wandb("mine")
 
 
 def test_progress_prints_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
