@@ -13,8 +13,10 @@ from flax import struct
 from jax import Array
 from numpy.typing import ArrayLike
 
+from jaxpgd.envs.rollout import collect as collect
+from jaxpgd.envs.rollout import rollout as rollout
 from jaxpgd.errors import check
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy
 
 
 @struct.dataclass
@@ -97,29 +99,6 @@ def _gaussian(key: Array, cov: Array) -> Array:
     # a square root by eigenvectors also serves singular covariances, where Cholesky gives NaN
     values, vectors = jnp.linalg.eigh(cov)
     return vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape))
-
-
-def rollout(key: Array, env: LinearGaussian, policy: Policy) -> tuple[Trajectory, Array]:
-    """One episode of any policy: Trajectory [T] and its next observations [T, O]."""
-    reset_key, key = jax.random.split(key)
-
-    def advance(obs: Array, step_key: Array) -> tuple[Array, tuple[Array, ...]]:
-        action_key, noise_key = jax.random.split(step_key)
-        action = policy.sample(action_key, obs)
-        next_obs, reward, discount = env.step(noise_key, obs, action)
-        return next_obs, (obs, action, reward, discount, next_obs)
-
-    _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
-        advance, env.reset(reset_key), jax.random.split(key, env.horizon)
-    )
-    mask = jnp.arange(env.horizon) < env.horizon - 1
-    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs
-
-
-@jax.jit(static_argnames="episodes")
-def collect(key: Array, env: LinearGaussian, policy: Policy, episodes: int) -> tuple[Trajectory, Array]:
-    """`episodes` rollouts at once: Trajectory [N, T] and next observations [N, T, O]."""
-    return jax.vmap(rollout, in_axes=(0, None, None))(jax.random.split(key, episodes), env, policy)
 
 
 def trajectory_moments(env: LinearGaussian, policy: Policy) -> tuple[np.ndarray, np.ndarray]:

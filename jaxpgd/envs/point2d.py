@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.envs.rollout import collect as collect
+from jaxpgd.envs.rollout import rollout as rollout
 from jaxpgd.types import Policy, Trajectory
 
 BEHAVIOUR_GOAL = (1.0, 0.0)
@@ -100,29 +102,6 @@ def behaviour_policy(env: Point2D) -> Policy:
 def target_policy(env: Point2D) -> Policy:
     """The policy to guide towards: it heads for the goal that `env` rewards."""
     return goal_policy(jnp.asarray(env.goal), TARGET_STD)
-
-
-def rollout(key: Array, env: Point2D, policy: Policy) -> tuple[Trajectory, Array]:
-    """One episode: Trajectory [T] and its next observations [T, 2]. All but the last step are usable."""
-    reset_key, key = jax.random.split(key)
-
-    def advance(obs: Array, step_key: Array) -> tuple[Array, tuple[Array, ...]]:
-        action_key, noise_key = jax.random.split(step_key)
-        action = policy.sample(action_key, obs)
-        next_obs, reward, discount = env.step(noise_key, obs, action)
-        return next_obs, (obs, action, reward, discount, next_obs)
-
-    _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
-        advance, env.reset(reset_key), jax.random.split(key, env.horizon)
-    )
-    mask = jnp.arange(env.horizon) < env.horizon - 1
-    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs
-
-
-@jax.jit(static_argnames="episodes")
-def collect(key: Array, env: Point2D, policy: Policy, episodes: int) -> tuple[Trajectory, Array]:
-    """`episodes` rollouts at once: Trajectory [N, T] and next observations [N, T, 2]."""
-    return jax.vmap(rollout, in_axes=(0, None, None))(jax.random.split(key, episodes), env, policy)
 
 
 def importance_truth(

@@ -1,0 +1,30 @@
+"""Rollouts of any policy in any of the JAX environments."""
+
+import jax
+from jax import Array
+
+from jaxpgd.packing import usable_steps
+from jaxpgd.types import Environment, Policy, Trajectory
+
+
+def rollout(key: Array, env: Environment, policy: Policy) -> tuple[Trajectory, Array]:
+    """One episode of `env.horizon` steps: Trajectory [T] and its next observations [T, O]."""
+    reset_key, key = jax.random.split(key)
+
+    def advance(obs: Array, step_key: Array) -> tuple[Array, tuple[Array, ...]]:
+        action_key, noise_key = jax.random.split(step_key)
+        action = policy.sample(action_key, obs)
+        next_obs, reward, discount = env.step(noise_key, obs, action)
+        return next_obs, (obs, action, reward, discount, next_obs)
+
+    _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
+        advance, env.reset(reset_key), jax.random.split(key, env.horizon)
+    )
+    mask = usable_steps(discount)
+    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs
+
+
+@jax.jit(static_argnames="episodes")
+def collect(key: Array, env: Environment, policy: Policy, episodes: int) -> tuple[Trajectory, Array]:
+    """`episodes` rollouts at once: Trajectory [N, T] and next observations [N, T, O]."""
+    return jax.vmap(rollout, in_axes=(0, None, None))(jax.random.split(key, episodes), env, policy)
