@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.diffusion.constraints import Condition
 from jaxpgd.diffusion.precondition import EDMDenoise
 
 
@@ -17,10 +18,23 @@ def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
     return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
 
 
-def edm_loss(key: Array, denoise: EDMDenoise, x0: Array, p_mean: Array | float, p_std: Array | float) -> Array:
-    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level."""
+def edm_loss(
+    key: Array,
+    denoise: EDMDenoise,
+    x0: Array,
+    p_mean: Array | float,
+    p_std: Array | float,
+    known: Array | None = None,
+) -> Array:
+    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level.
+
+    With `known` [T, D] the network sees those entries without noise, and only the others count.
+    """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std)
     noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
-    error = jnp.square(denoise(noised, sigma) - x0).mean()
-    return loss_weight(sigma, denoise.sigma_data) * error
+    weight = loss_weight(sigma, denoise.sigma_data)
+    if known is None:
+        return weight * jnp.square(denoise(noised, sigma) - x0).mean()
+    error = jnp.square(denoise.given(noised, sigma, Condition(x0, known)) - x0)  # 0 at known entries
+    return weight * error.sum() / (~known).sum()

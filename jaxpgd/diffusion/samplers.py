@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Denoise, Hook, Metrics, Sampler, Stage
 
 Predictor = Literal["churned", "unchurned"]
@@ -30,6 +31,11 @@ class Churn:
         """Relative increase [] of the noise level at sigma []."""
         amount = jnp.minimum(self.total / steps, jnp.sqrt(2.0) - 1.0)
         return jnp.where((sigma >= self.low) & (sigma <= self.high), amount, 0.0)
+
+
+def make_churn(config: SamplerConfig) -> Churn:
+    """Churn with the numbers of a config section as leaves."""
+    return Churn(*(jnp.asarray(x) for x in (config.churn, config.churn_min, config.churn_max, config.churn_noise)))
 
 
 @struct.dataclass

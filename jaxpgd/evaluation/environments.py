@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -63,6 +64,16 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
         raise InputError(f"env_id = {info.env_id!r}: expected an environment known to Gymnasium ({error}).") from error
     _require_package("mujoco", needs_robotics or str(spec.entry_point).startswith("gymnasium.envs.mujoco"), info)
     return spec
+
+
+def environment_kwargs(info: DatasetInfo) -> dict[str, Any]:
+    """The keyword arguments that the dataset's stored spec makes its environment with; empty where there is none."""
+    if not info.env_spec:
+        return {}
+    try:
+        return dict(json.loads(info.env_spec).get("kwargs") or {})
+    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
 
 
 def _stored_entry_point(info: DatasetInfo) -> str:
