@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from jaxpgd.dynamics.termination import make_rule
 
 from jaxpgd.agents import AGENTS, make_agent
+from jaxpgd.dynamics.termination import make_rule
 from jaxpgd.packing import TokenCodec, fit_codec
 from jaxpgd.settings import (
     AgentConfig,

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxpgd.dynamics.termination import make_rule
 
+from jaxpgd.dynamics.termination import make_rule
 from jaxpgd.settings import DynamicsConfig
 from jaxpgd.training.dynamics import (
     dynamics_program,
