@@ -28,6 +28,7 @@ def compare_rollouts(
 
     States are divided by `obs_std` [O], the data's standard deviation (constant entries: 1), and only `entries` of them count
     (default all). A trajectory is alive at step t unless it ended before it; its terminal step is its last.
+    Rows that drew different actions part for that alone: to judge a model by its errors, let the policy's mode act in both.
     Where the environment is random, `truth` may be its noise-free rollout and `samples` [M, T] true rollouts with noise: they
     stand for the truth in `state_distance`. Keys, of synthetic trajectories where nothing else is said:
 
