@@ -67,21 +67,26 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
 
 
 def environment_kwargs(info: DatasetInfo) -> dict[str, Any]:
-    """The keyword arguments that the dataset's stored spec makes its environment with; empty where there is none."""
-    if not info.env_spec:
-        return {}
+    """Keyword arguments that the dataset's environment is made with: those stored, else those registered with its id.
+
+    Empty for environments that are unknown or not installed. Raises InputError where the stored spec is broken.
+    """
+    if info.env_spec:
+        return dict(_stored_spec(info).get("kwargs") or {})
     try:
-        return dict(json.loads(info.env_spec).get("kwargs") or {})
-    except (json.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
+        return {} if is_builtin(info) else dict(environment_spec(info).kwargs)
+    except InputError:
+        return {}
 
 
 def _stored_entry_point(info: DatasetInfo) -> str:
-    if not info.env_spec:
-        return ""
+    return str(_stored_spec(info).get("entry_point", "")) if info.env_spec else ""
+
+
+def _stored_spec(info: DatasetInfo) -> dict[str, Any]:
     try:
-        return str(json.loads(info.env_spec).get("entry_point", ""))
-    except (json.JSONDecodeError, AttributeError) as error:
+        return dict(json.loads(info.env_spec or ""))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
 
 
