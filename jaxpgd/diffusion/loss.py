@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.types import Denoise
 
 
 def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float) -> Array:
@@ -17,10 +18,14 @@ def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
     return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
 
 
+def denoising_error(key: Array, denoise: Denoise, x0: Array, sigma: Array) -> Array:
+    """Mean squared error [] of denoising one example x0 (any shape) after fresh noise of level sigma []."""
+    noised = x0 + sigma * jax.random.normal(key, x0.shape)
+    return jnp.square(denoise(noised, sigma) - x0).mean()
+
+
 def edm_loss(key: Array, denoise: EDMDenoise, x0: Array, p_mean: Array | float, p_std: Array | float) -> Array:
     """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level."""
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std)
-    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
-    error = jnp.square(denoise(noised, sigma) - x0).mean()
-    return loss_weight(sigma, denoise.sigma_data) * error
+    return loss_weight(sigma, denoise.sigma_data) * denoising_error(key_noise, denoise, x0, sigma)
