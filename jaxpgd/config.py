@@ -36,6 +36,7 @@ _PAPER: dict[str, Any] = {
     },
     "agent": {
         "updates": 1_000_000, "batch_size": 256, "updates_per_chunk": 10_000, "td3_bc": {"policy_std": 1.0},
+        "bc": {"policy_std": 1.0}, "diffusion_ql": {"policy_std": 1.0},
     },
 }  # fmt: skip
 
@@ -133,7 +134,10 @@ _POSITIVE = (
     "agent.updates agent.batch_size agent.updates_per_chunk evaluation.episodes evaluation.intermediate_episodes "
     "dynamics.members dynamics.elites dynamics.lr dynamics.batch_size dynamics.holdout_most dynamics.epochs dynamics.patience "
     "synthesis.filter.keep synthesis.filter.temperature "
-    "evaluation.trajectories agent.td3_bc.lr agent.iql.lr agent.td3_bc.critic_updates agent.td3_bc.policy_std"
+    "evaluation.trajectories agent.td3_bc.lr agent.iql.lr agent.td3_bc.critic_updates agent.td3_bc.policy_std "
+    "agent.bc.lr agent.bc.policy_std agent.cql.actor_lr agent.cql.critic_lr agent.cql.cql_temperature agent.cql.n_actions "
+    "agent.cql.initial_alpha agent.diffusion_ql.lr agent.diffusion_ql.steps agent.diffusion_ql.beta_min "
+    "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
 ).split()
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
@@ -141,13 +145,16 @@ _NOT_NEGATIVE = (
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "
-    "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine"
+    "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
+    "agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
+    "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()
 _SHARES = (
     "data.validation_fraction denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema synthesis.fraction "
     "synthesis.synthetic_ratio synthesis.filter.keep synthesis.dydiff.mix dynamics.holdout "
     "agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "
-    "agent.iql.tau"
+    "agent.iql.tau agent.cql.gamma agent.cql.polyak "
+    "agent.diffusion_ql.gamma agent.diffusion_ql.polyak agent.diffusion_ql.ema"
 ).split()
 
 
@@ -178,10 +185,18 @@ def validate(config: Config) -> None:
         never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
         check(not never, "synthesis.first_unguided", True, "false where no later refresh is due, or nothing is ever guided",
               "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
-    for low, high in (("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max")):
+    check(s.kind != "ancestral" or s.predictor == "churned", "sampler.predictor", s.predictor,
+          "'churned' where sampler.kind is 'ancestral'")  # fmt: skip
+    ranges = (
+        ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
+        ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),
+    )  # fmt: skip
+    for low, high in ranges:
         check(get(config, low) <= get(config, high), low, get(config, low), f"at most {high} = {get(config, high)}")
     check(config.seed < 2**31, "seed", config.seed, "a number below 2^31")
-    for width in (*a.td3_bc.hidden, *a.iql.hidden):
+    features = a.diffusion_ql.time_features
+    check(features > 2 and features % 2 == 0, "agent.diffusion_ql.time_features", features, "an even number above 2")
+    for width in (*a.td3_bc.hidden, *a.iql.hidden, *a.bc.hidden, *a.cql.hidden, *a.diffusion_ql.hidden):
         check(width > 0, "hidden", width, "layer widths above 0")
     check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
           f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip

@@ -54,7 +54,7 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    kind: Literal["heun", "euler"] = "heun"
+    kind: Literal["heun", "euler", "ancestral"] = "heun"  # "ancestral": the random steps of DDPM
     steps: int = 32
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -179,16 +179,68 @@ class IQLConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BCConfig:
+    """Behaviour cloning with a deterministic actor; settings as those of TD3+BC."""
+
+    lr: float = 3e-4
+    adam_eps: float = 1e-8
+    policy_std: float = 0.5  # std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class CQLConfig:
+    """CQL(H) on soft actor-critic (arXiv 2006.04779) with DyDiff's settings (arXiv 2405.19189)."""
+
+    actor_lr: float = 3e-5
+    critic_lr: float = 3e-4
+    alpha_lr: float = 3e-5  # of the entropy temperature
+    gamma: float = 0.99
+    polyak: float = 0.005
+    weight: float = 10.0  # of the conservative term
+    cql_temperature: float = 1.0  # of the soft maximum over actions in the conservative term
+    n_actions: int = 10  # actions drawn for that term: so many uniformly, from the policy at s, and from it at s'
+    initial_alpha: float = 1.0  # entropy temperature at the start; learned
+    target_entropy: float = -1.0  # per action dimension
+    adam_eps: float = 1e-8
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionQLConfig:
+    """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
+
+    lr: float = 3e-4
+    gamma: float = 0.99
+    polyak: float = 0.005
+    eta: float = 1.0  # weight of Q against behaviour cloning
+    steps: int = 5  # of the sampling chain
+    beta_min: float = 0.1  # noise schedule: log abar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t from 0 to 1
+    beta_max: float = 10.0
+    ema: float = 0.995  # decay of the averaged actor, which makes the critics' targets
+    ema_every: int = 5  # updates between averages
+    gradient_clip: float = 5.0  # global norm of the actor's and of the critics' gradient; 0: none
+    candidates: int = 50  # actions of which evaluation takes the one with the highest Q
+    time_features: int = 16  # sinusoidal features of the step; an even number above 2
+    adam_eps: float = 1e-8
+    policy_std: float = 0.5  # std of the Gaussian that stands for the policy in guidance, around its chain without noise
+    hidden: tuple[int, ...] = (256, 256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql"] = "td3_bc"
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = "td3_bc"
     updates: int = 2000
     batch_size: int = 256
     updates_per_chunk: int = 500  # updates in one compiled call; logs and checkpoints come between chunks
     normalise_obs: bool = True  # standardise observations with the dataset's statistics
     td3_bc: TD3BCConfig = TD3BCConfig()
     iql: IQLConfig = IQLConfig()
+    bc: BCConfig = BCConfig()
+    cql: CQLConfig = CQLConfig()
+    diffusion_ql: DiffusionQLConfig = DiffusionQLConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from jax import Array
 
 from jaxpgd.diffusion.constraints import Condition
 from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.types import Denoise
 
 
 def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float) -> Array:
@@ -16,6 +17,12 @@ def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float) -> Arr
 def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
     """The weight lambda(sigma) that gives the network's own output unit loss at initialisation."""
     return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
+
+
+def denoising_error(key: Array, denoise: Denoise, x0: Array, sigma: Array) -> Array:
+    """Mean squared error [] of denoising one example x0 (any shape) after fresh noise of level sigma []."""
+    noised = x0 + sigma * jax.random.normal(key, x0.shape)
+    return jnp.square(denoise(noised, sigma) - x0).mean()
 
 
 def edm_loss(
@@ -32,9 +39,9 @@ def edm_loss(
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std)
-    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
     weight = loss_weight(sigma, denoise.sigma_data)
     if known is None:
-        return weight * jnp.square(denoise(noised, sigma) - x0).mean()
+        return weight * denoising_error(key_noise, denoise, x0, sigma)
+    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
     error = jnp.square(denoise.given(noised, sigma, Condition(x0, known)) - x0)  # 0 at known entries
     return weight * error.sum() / (~known).sum()
