@@ -95,7 +95,7 @@ def test_scales_standardise_and_constant_entries_stay_finite():
     z = found.standardise(x)
     np.testing.assert_allclose(z.mean(0), 0.0, atol=1e-4)
     np.testing.assert_allclose(z.std(0), [1.0, 0.0], atol=1e-4)
-    np.testing.assert_allclose(found.restore(z), x, rtol=1e-5)
+    np.testing.assert_allclose(found.restore(z), x, rtol=1e-5, atol=1e-5)
     batch = Transition(x, jnp.zeros((500, 1)), jnp.arange(500.0), jnp.ones(500), x + 1.0)
     scales = fit_scales(batch)
     assert scales.inputs(batch.obs, batch.action).shape == (500, 3)
