@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # name -> module with `run() -> dict`; imported only when asked for
-SUITES: dict[str, str] = {"agents": "benchmarks.agents"}
+SUITES: dict[str, str] = {"agents": "benchmarks.agents", "conditions": "benchmarks.conditions"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

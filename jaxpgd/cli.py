@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxpgd.config import load_config, validate
+from jaxpgd.config import load_config, resolve, validate
 from jaxpgd.errors import InputError, check
 from jaxpgd.settings import Config
 
@@ -14,12 +14,14 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
   run [CONFIG.toml] [--resume] [--section.key VALUE ...]
         all stages: denoiser, agents of every arm, evaluation, report (default: the built-in point2d)
   train-denoiser [CONFIG.toml] [--resume] [--section.key VALUE ...]
-        the first stage of a run alone
+        the first stages of a run alone: denoisers and world model, whatever its arms need
   train-agent RUN [--arm ARM]       the agents of one arm, or of all
   evaluate RUN                      returns in the environment, quality of synthetic trajectories
   report RUN                        figures and report.html
-  synthesize RUN --out DIR [--policy ARM[:SEED]] [--trajectories N] [--coefficient X] [--seed N]
+  synthesize RUN --out DIR [--policy ARM[:SEED]] [--kind ARM] [--trajectories N] [--coefficient X] [--seed N]
         write synthetic trajectories as a Minari dataset and a flat npz
+  compare-rollouts RUN [RUN ...] [--policy ARM[:SEED]] [--length T] [--trajectories N] [--out DIR] [--seed N]
+        one policy rolled out by every model of the runs, against the real environment: error by step
   data info NAME [--window T] [--stride K] [--episodes N]
         what a dataset holds
 
@@ -56,6 +58,7 @@ def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
     preset = {"preset": args[args.index("--preset") + 1]} if "--preset" in args[:-1] else None
     base = load_config(path, preset)
     config = tyro.cli(Config, default=base, args=args, prog=f"jaxpgd {command} [CONFIG.toml] [--resume]")
+    config = resolve(config)
     validate(config)
     return config, resume
 
@@ -119,12 +122,26 @@ def _report(args: list[str]) -> None:
 
 
 def _synthesize(args: list[str]) -> None:
-    found = options(args, "synthesize", required=("run",), out=str, policy=str, trajectories=int, coefficient=float, seed=int)
+    found = options(
+        args, "synthesize", required=("run",), out=str, policy=str, kind=str, trajectories=int, coefficient=float, seed=int
+    )
     check("out" in found, "--out", None, "the directory of the new dataset")
     from jaxpgd.pipeline.export import export_synthetic
 
     out = Path(found.pop("out"))
     export_synthetic(found.pop("run"), out, **found)
+
+
+def _compare(args: list[str]) -> None:
+    paths: list[str] = []
+    while args and not args[0].startswith("--"):
+        paths.append(args[0])
+        args = args[1:]
+    check(bool(paths), "arguments", "", "RUN", "See `jaxpgd compare-rollouts`.")
+    found = options(args, "compare-rollouts", policy=str, length=int, trajectories=int, out=Path, seed=int)
+    from jaxpgd.pipeline.compare import compare_runs
+
+    compare_runs(paths, found.pop("out", None), **found)
 
 
 def _data(args: list[str]) -> None:
@@ -145,6 +162,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "report": _report,
     "synthesize": _synthesize,
+    "compare-rollouts": _compare,
     "data": _data,
 }
 

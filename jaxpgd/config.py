@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
-from jaxpgd.settings import Config
+from jaxpgd.settings import Arm, Config
 
 Config_ = Any  # any dataclass of jaxpgd.settings
 
@@ -36,6 +36,7 @@ _PAPER: dict[str, Any] = {
     },
     "agent": {
         "updates": 1_000_000, "batch_size": 256, "updates_per_chunk": 10_000, "td3_bc": {"policy_std": 1.0},
+        "bc": {"policy_std": 1.0}, "diffusion_ql": {"policy_std": 1.0},
     },
 }  # fmt: skip
 
@@ -64,8 +65,18 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     config = Config()
     for values, source in ((PRESETS[preset], "preset"), (raw, origin), (overrides, "override")):
         config = apply_values(config, values, source)
+    config = resolve(config)
     validate(config)
     return config
+
+
+KIND_ARMS: dict[str, Arm] = {"pgd": "guided"}  # where the name of a synthesizer and of its arm differ
+
+
+def resolve(config: Config) -> Config:
+    """`synthesis.kind`, where it is set, as the run's only arm."""
+    kind = config.synthesis.kind
+    return dataclasses.replace(config, arms=(KIND_ARMS.get(kind, kind),)) if kind else config  # type: ignore[arg-type]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -121,18 +132,29 @@ _POSITIVE = (
     "sampler.steps sampler.sigma_min sampler.sigma_max sampler.rho sampler.batch_size "
     "synthesis.trajectories synthesis.interval "
     "agent.updates agent.batch_size agent.updates_per_chunk evaluation.episodes evaluation.intermediate_episodes "
-    "evaluation.trajectories agent.td3_bc.lr agent.iql.lr agent.td3_bc.critic_updates agent.td3_bc.policy_std"
+    "dynamics.members dynamics.elites dynamics.lr dynamics.batch_size dynamics.holdout_most dynamics.epochs dynamics.patience "
+    "synthesis.filter.keep synthesis.filter.temperature "
+    "evaluation.trajectories agent.td3_bc.lr agent.iql.lr agent.td3_bc.critic_updates agent.td3_bc.policy_std "
+    "agent.bc.lr agent.bc.policy_std agent.cql.actor_lr agent.cql.critic_lr agent.cql.cql_temperature agent.cql.n_actions "
+    "agent.cql.initial_alpha agent.diffusion_ql.lr agent.diffusion_ql.steps agent.diffusion_ql.beta_min "
+    "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
 ).split()
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
     "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
-    "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine"
+    "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
+    "synthesis.dydiff.iterations synthesis.dydiff.window "
+    "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
+    "agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
+    "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()
 _SHARES = (
     "data.validation_fraction denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema synthesis.fraction "
-    "synthesis.synthetic_ratio agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "
-    "agent.iql.tau"
+    "synthesis.synthetic_ratio synthesis.filter.keep synthesis.dydiff.mix dynamics.holdout "
+    "agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "
+    "agent.iql.tau agent.cql.gamma agent.cql.polyak "
+    "agent.diffusion_ql.gamma agent.diffusion_ql.polyak agent.diffusion_ql.ema"
 ).split()
 
 
@@ -163,23 +185,37 @@ def validate(config: Config) -> None:
         never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
         check(not never, "synthesis.first_unguided", True, "false where no later refresh is due, or nothing is ever guided",
               "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
-    for low, high in (("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max")):
+    check(s.kind != "ancestral" or s.predictor == "churned", "sampler.predictor", s.predictor,
+          "'churned' where sampler.kind is 'ancestral'")  # fmt: skip
+    ranges = (
+        ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
+        ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),
+    )  # fmt: skip
+    for low, high in ranges:
         check(get(config, low) <= get(config, high), low, get(config, low), f"at most {high} = {get(config, high)}")
     check(config.seed < 2**31, "seed", config.seed, "a number below 2^31")
-    for width in (*a.td3_bc.hidden, *a.iql.hidden):
+    features = a.diffusion_ql.time_features
+    check(features > 2 and features % 2 == 0, "agent.diffusion_ql.time_features", features, "an even number above 2")
+    for width in (*a.td3_bc.hidden, *a.iql.hidden, *a.bc.hidden, *a.cql.hidden, *a.diffusion_ql.hidden):
         check(width > 0, "hidden", width, "layer widths above 0")
     check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
           f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip
     check(d.features % d.groups == 0, "denoiser.groups", d.groups, f"a divisor of denoiser.features = {d.features}")
-    length = config.synthesis.length or config.data.window
-    for name, value in (("data.window", config.data.window), ("synthesis.length", length)):
+    m, dydiff = config.dynamics, y.dydiff
+    check(m.elites <= m.members, "dynamics.elites", m.elites, f"at most dynamics.members = {m.members}")
+    check(m.holdout < 1, "dynamics.holdout", m.holdout, "a number below 1")
+    check(0 < y.fraction, "synthesis.fraction", y.fraction, "a number above 0")
+    length = y.length or config.data.window
+    window = dydiff.window or config.data.window
+    lengths = (("data.window", config.data.window), ("synthesis.length", length), ("synthesis.dydiff.window", window))
+    for name, value in lengths:
         check(value > 1, name, value, "at least 2 steps, for one usable transition")
         check(value % 2 ** (d.blocks - 1) == 0, name, value, f"a multiple of 2^(denoiser.blocks - 1) = {2 ** (d.blocks - 1)}")
     for name, value in (("agent.updates", a.updates), ("synthesis.interval", config.synthesis.interval)):
         check(value % a.updates_per_chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")
     check(config.evaluation.every % a.updates_per_chunk == 0, "evaluation.every", config.evaluation.every,
           f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")  # fmt: skip
-    check(len(config.arms) > 0, "arms", config.arms, "at least one of real, unguided, guided")
+    check(len(config.arms) > 0, "arms", config.arms, "at least one of " + ", ".join(get_args(Arm)))
     check(len(set(config.arms)) == len(config.arms), "arms", config.arms, "no arm twice")
 
 

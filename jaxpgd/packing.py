@@ -49,6 +49,12 @@ class TokenCodec:
         raw = pack(trajectory.obs, trajectory.action, trajectory.reward, trajectory.discount)
         return (raw - self.mean) / self.std
 
+    def encode_steps(self, obs: Array, action: Array) -> Array:
+        """The leading entries [..., T, O + A] of tokens: normalised obs [..., T, O] and pre-tanh action [..., T, A]."""
+        entries = slice(0, self.obs_dim + self.action_dim)
+        raw = jnp.concatenate([obs, squash_inverse(action)], axis=-1)
+        return (raw - self.mean[entries]) / self.std[entries]
+
     def observation(self, tokens: Array) -> Array:
         """Observations [..., T, O] of tokens."""
         return tokens[..., self.obs] * self.std[self.obs] + self.mean[self.obs]
@@ -72,8 +78,12 @@ class TokenCodec:
 
 def pack(obs: Array, action: Array, reward: Array, discount: Array) -> Array:
     """Raw tokens [..., D] of steps: [obs, arctanh(clip(action)), reward, 1 - discount]."""
-    squashed = jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
-    return jnp.concatenate([obs, squashed, reward[..., None], 1.0 - discount[..., None]], axis=-1)
+    return jnp.concatenate([obs, squash_inverse(action), reward[..., None], 1.0 - discount[..., None]], axis=-1)
+
+
+def squash_inverse(action: Array) -> Array:
+    """Pre-tanh actions [..., A], finite at the bounds."""
+    return jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
 
 
 def usable_steps(discount: Array) -> Array:

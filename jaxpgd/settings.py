@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Literal
 
+Arm = Literal["real", "unguided", "guided", "dydiff", "world_model"]  # where an agent's data come from; guided: PGD
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -52,7 +54,7 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    kind: Literal["heun", "euler"] = "heun"
+    kind: Literal["heun", "euler", "ancestral"] = "heun"  # "ancestral": the random steps of DDPM
     steps: int = 32
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -80,16 +82,70 @@ class GuidanceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DynamicsConfig:
+    """One-step world model: ensemble, reward model, terminals (PETS, MBPO; DyDiff's table of hyperparameters)."""
+
+    members: int = 7  # networks of the ensemble
+    elites: int = 5  # those with the least held-out error are used
+    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    reward_hidden: tuple[int, ...] = (256, 256)  # reward model and terminal classifier
+    lr: float = 1e-3
+    weight_decay: float = 5e-5
+    batch_size: int = 256
+    holdout: float = 0.1  # share of transitions held out, and
+    holdout_most: int = 10_000  # no more than this many
+    epochs: int = 100  # at most; early stopping ends sooner
+    steps_per_epoch: int = 0  # gradient steps; 0: one pass over the training transitions
+    patience: int = 5  # epochs without improvement after which a network stops
+    termination: str = "auto"  # a rule by name, "learned", or "auto": the environment's known rule
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldModelConfig:
+    """Rollouts in the world model, as an arm of their own."""
+
+    length: int = 0  # steps per trajectory; 0: as other synthesizers
+    sampled: bool = True  # draw next states from the ensemble's Gaussian instead of its mean
+    elite: Literal["step", "trajectory"] = "step"  # a member drawn at every step, or once per trajectory
+    penalty: float = 0.0  # MOPO: reward minus this times the largest predicted standard deviation
+
+
+@dataclasses.dataclass(frozen=True)
+class DyDiffConfig:
+    """Iterated state diffusion under the policy's actions (DyDiff, arXiv 2405.19189)."""
+
+    iterations: int = 2  # M; 0: the first rollout alone
+    mix: float = 0.5  # weight of the previous states against the sampled ones
+    window: int = 0  # steps per training window, and of trajectories; 0: data.window
+    conditions: Literal["clean", "churned", "noised"] = "clean"  # how the network sees first state and actions
+    sampled: bool = False  # first rollout: draw from the ensemble's Gaussian instead of its mean
+    elite: Literal["step", "trajectory"] = "step"  # first rollout: a member drawn at every step, or once per trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterConfig:
+    """Which synthetic trajectories are kept, by return (DyDiff section 4.3)."""
+
+    kind: Literal["none", "hardmax", "softmax"] = "none"
+    keep: float = 0.6  # share kept
+    temperature: float = 0.05  # softmax over standardised returns
+
+
+@dataclasses.dataclass(frozen=True)
 class SynthesisConfig:
     """How much synthetic data, and when it is made anew. The regime sets interval and share."""
 
-    regime: Literal["oneoff", "periodic", "continuous"] = "periodic"
-    trajectories: int = 1024  # capacity of the replay; all of them are made at the first refresh
-    interval: int = 1000  # agent updates between refreshes (periodic and continuous)
-    fraction: float = 0.1  # continuous: share of the replay that a refresh replaces, oldest first
+    kind: Literal["", "real", "unguided", "pgd", "dydiff", "world_model"] = ""  # one arm of this kind; empty: those of `arms`
+    regime: Literal["oneoff", "periodic", "continuous", "fifo"] = "periodic"
+    trajectories: int = 1024  # capacity of the replay; made at once at the first refresh, except in fifo
+    interval: int = 1000  # agent updates between refreshes (all but oneoff)
+    fraction: float = 0.1  # continuous, fifo: share of the replay that a refresh makes, replacing the oldest
     length: int = 0  # steps per trajectory; 0: the training window
     synthetic_ratio: float = 0.9375  # share of each batch drawn from synthetic data (PGD: 240 of 256)
-    first_unguided: bool = True  # the first refresh ignores the untrained policy
+    first_unguided: bool = True  # guided arm: the first refresh ignores the untrained policy
+    filter: FilterConfig = FilterConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    dydiff: DyDiffConfig = DyDiffConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +179,68 @@ class IQLConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BCConfig:
+    """Behaviour cloning with a deterministic actor; settings as those of TD3+BC."""
+
+    lr: float = 3e-4
+    adam_eps: float = 1e-8
+    policy_std: float = 0.5  # std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class CQLConfig:
+    """CQL(H) on soft actor-critic (arXiv 2006.04779) with DyDiff's settings (arXiv 2405.19189)."""
+
+    actor_lr: float = 3e-5
+    critic_lr: float = 3e-4
+    alpha_lr: float = 3e-5  # of the entropy temperature
+    gamma: float = 0.99
+    polyak: float = 0.005
+    weight: float = 10.0  # of the conservative term
+    cql_temperature: float = 1.0  # of the soft maximum over actions in the conservative term
+    n_actions: int = 10  # actions drawn for that term: so many uniformly, from the policy at s, and from it at s'
+    initial_alpha: float = 1.0  # entropy temperature at the start; learned
+    target_entropy: float = -1.0  # per action dimension
+    adam_eps: float = 1e-8
+    hidden: tuple[int, ...] = (256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionQLConfig:
+    """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
+
+    lr: float = 3e-4
+    gamma: float = 0.99
+    polyak: float = 0.005
+    eta: float = 1.0  # weight of Q against behaviour cloning
+    steps: int = 5  # of the sampling chain
+    beta_min: float = 0.1  # noise schedule: log abar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t from 0 to 1
+    beta_max: float = 10.0
+    ema: float = 0.995  # decay of the averaged actor, which makes the critics' targets
+    ema_every: int = 5  # updates between averages
+    gradient_clip: float = 5.0  # global norm of the actor's and of the critics' gradient; 0: none
+    candidates: int = 50  # actions of which evaluation takes the one with the highest Q
+    time_features: int = 16  # sinusoidal features of the step; an even number above 2
+    adam_eps: float = 1e-8
+    policy_std: float = 0.5  # std of the Gaussian that stands for the policy in guidance, around its chain without noise
+    hidden: tuple[int, ...] = (256, 256, 256)
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql"] = "td3_bc"
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = "td3_bc"
     updates: int = 2000
     batch_size: int = 256
     updates_per_chunk: int = 500  # updates in one compiled call; logs and checkpoints come between chunks
     normalise_obs: bool = True  # standardise observations with the dataset's statistics
     td3_bc: TD3BCConfig = TD3BCConfig()
     iql: IQLConfig = IQLConfig()
+    bc: BCConfig = BCConfig()
+    cql: CQLConfig = CQLConfig()
+    diffusion_ql: DiffusionQLConfig = DiffusionQLConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +265,7 @@ class Config:
     out: str = "runs/point2d"  # run directory
     seed: int = 0
     seeds: int = 4  # agents per arm, trained as one vmapped program
-    arms: tuple[Literal["real", "unguided", "guided"], ...] = ("real", "unguided", "guided")
+    arms: tuple[Arm, ...] = ("real", "unguided", "guided")
     denoiser_from: str = ""  # run directory whose trained denoiser is used instead of training one
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
@@ -165,6 +273,7 @@ class Config:
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()
     guidance: GuidanceConfig = GuidanceConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     agent: AgentConfig = AgentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -65,6 +65,15 @@ PAPER = {
     "agent.td3_bc.policy_noise": 0.2, "agent.td3_bc.noise_clip": 0.5, "agent.td3_bc.lr": 3e-4, "agent.td3_bc.adam_eps": 1e-5,
     "agent.td3_bc.gamma": 0.99, "agent.td3_bc.polyak": 0.005, "agent.iql.tau": 0.7, "agent.iql.beta": 3.0, "agent.iql.lr": 3e-4,
     "agent.iql.advantage_clip": 100.0,
+    "agent.bc.lr": 3e-4, "agent.bc.hidden": (256, 256), "agent.bc.policy_std": 1.0,
+    "agent.cql.actor_lr": 3e-5, "agent.cql.critic_lr": 3e-4, "agent.cql.gamma": 0.99, "agent.cql.polyak": 0.005,
+    "agent.cql.weight": 10.0, "agent.cql.cql_temperature": 1.0, "agent.cql.n_actions": 10, "agent.cql.target_entropy": -1.0,
+    "agent.cql.hidden": (256, 256),
+    "agent.diffusion_ql.lr": 3e-4, "agent.diffusion_ql.eta": 1.0, "agent.diffusion_ql.steps": 5,
+    "agent.diffusion_ql.beta_min": 0.1, "agent.diffusion_ql.beta_max": 10.0, "agent.diffusion_ql.ema": 0.995,
+    "agent.diffusion_ql.ema_every": 5, "agent.diffusion_ql.gradient_clip": 5.0, "agent.diffusion_ql.candidates": 50,
+    "agent.diffusion_ql.time_features": 16, "agent.diffusion_ql.hidden": (256, 256, 256),
+    "agent.diffusion_ql.policy_std": 1.0,
 }  # fmt: skip
 
 
@@ -90,7 +99,9 @@ def test_published_values(preset: str) -> None:
         ("[sampler]\nrho = true", "sampler.rho = True: expected a finite number"),
         ("[agent]\nnormalise_obs = 1", "agent.normalise_obs = 1: expected true or false"),
         ("out = 3", "out = 3: expected a string"),
-        ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql'"),
+        ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql', 'bc', 'cql', 'diffusion_ql'"),
+        ('[sampler]\nkind = "dpm"', "sampler.kind = 'dpm': expected one of 'heun', 'euler', 'ancestral'"),
+        ("[agent.cql]\nn_action = 3", r"unknown key 'agent.cql.n_action'. Did you mean 'agent.cql.n_actions'\?"),
         ('arms = ["real", "fake"]', r"arms\[1\] = 'fake': expected one of 'real', 'unguided', 'guided'"),
         ('arms = "real"', "arms = 'real': expected a list"),
         ("[agent.iql]\nhidden = [3, 1.5]", r"agent.iql.hidden\[1\] = 1.5: expected an integer"),
@@ -127,6 +138,15 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("evaluation.every", 1234, "a multiple of agent.updates_per_chunk"),
         ("denoiser.steps", 1234, "a multiple of denoiser.validate_every"),
         ("denoiser.steps", 0, "more than 0, or denoiser.epochs > 0"),
+        ("agent.bc.lr", 0.0, "a number above 0"),
+        ("agent.cql.n_actions", 0, "a number above 0"),
+        ("agent.cql.weight", -1.0, "not below 0"),
+        ("agent.cql.polyak", 1.5, "from 0 to 1"),
+        ("agent.diffusion_ql.candidates", 0, "a number above 0"),
+        ("agent.diffusion_ql.gradient_clip", -1.0, "not below 0"),
+        ("agent.diffusion_ql.ema", 1.5, "from 0 to 1"),
+        ("agent.diffusion_ql.beta_min", 11.0, "at most agent.diffusion_ql.beta_max = 10.0"),
+        ("agent.diffusion_ql.time_features", 7, "an even number above 2"),
         ("arms", [], "at least one of"),
         ("arms", ["real", "real"], "no arm twice"),
     ],
@@ -138,6 +158,19 @@ def test_ranges_and_combinations(name: str, value: Any, message: str) -> None:
     config = apply_values(Config(), nested, "test")
     with pytest.raises(InputError, match=f"{name} = .*{message}"):
         validate(config)
+
+
+def test_the_ancestral_sampler_has_no_unchurned_predictor() -> None:
+    load_config(None, {"sampler": {"kind": "ancestral"}})
+    with pytest.raises(InputError, match=r"sampler.predictor = 'unchurned': expected 'churned' where sampler.kind is"):
+        load_config(None, {"sampler": {"kind": "ancestral", "predictor": "unchurned"}})
+
+
+@pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql"])
+def test_every_agent_can_be_chosen_and_its_layers_are_checked(kind: str) -> None:
+    assert load_config(None, {"agent": {"kind": kind}}).agent.kind == kind
+    with pytest.raises(InputError, match="hidden = 0: expected layer widths above 0"):
+        load_config(None, {"agent": {kind: {"hidden": [8, 0]}}})
 
 
 def test_checked_names_exist() -> None:

@@ -12,10 +12,13 @@ import pytest
 import jaxpgd
 from jaxpgd.cli import COMMANDS
 from jaxpgd.config import PRESETS, apply_values, load_config, to_dict, validate
+from jaxpgd.synthesis.filters import make_filter
+from jaxpgd.training.agent import make_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
-PUBLISHED = [p for p in CONFIGS if p.parent.name in ("paper", "official")]
+PUBLISHED = [p for p in CONFIGS if p.parent.name in ("paper", "official") and p.stem.startswith("pgd")]
+DYDIFF = [p for p in CONFIGS if p.parent.name == "paper" and p.stem.startswith("dydiff")]
 PINNED = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+(; python_version [<>=]+ "3\.\d+")?')
 MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:work|root|home)/")
 
@@ -90,7 +93,7 @@ def test_version_is_that_of_the_package_metadata_and_in_the_changelog():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_shipped_config_loads_into_a_directory_of_its_own(path):
     config = load_config(path)
-    assert config.data.name != jaxpgd.Config().data.name
+    assert (config.data.name == jaxpgd.Config().data.name) == ("point2d" in path.stem)
     assert [p for p in CONFIGS if p != path and load_config(p).out == config.out] == []
 
 
@@ -107,6 +110,20 @@ def test_published_configs_have_the_published_values(path):
     synthetic = round(config.synthesis.synthetic_ratio * config.agent.batch_size)
     assert (synthetic, config.agent.batch_size, config.synthesis.trajectories) == (240, 256, 8192)
     assert (config.agent.td3_bc.alpha, config.agent.iql.tau, config.agent.iql.beta) == (2.5, 0.7, 3.0)
+
+
+@pytest.mark.parametrize("path", DYDIFF, ids=lambda p: p.name)
+def test_published_settings_of_dydiff(path):
+    config = load_config(path)
+    y, s = config.synthesis, config.sampler
+    assert config.agent.kind in path.stem and config.arms == ("real", "world_model", "dydiff")
+    assert (s.kind, s.steps, s.churn, s.churn_min, s.churn_max, s.churn_noise) == ("heun", 34, 60.0, 0.37, 52.2, 1.002)
+    assert (config.data.window, y.dydiff.iterations, y.dydiff.mix, y.synthetic_ratio) == (100, 2, 0.5, 0.4)
+    assert (y.filter.kind, y.filter.keep, y.filter.temperature) == ("softmax", 0.6, 0.05)
+    kept = make_schedule(config.agent, y).refresh_count
+    assert make_filter(y.filter).needed(kept) == 2048 and y.trajectories * config.data.window == 2_000_000
+    assert (config.dynamics.members, config.dynamics.elites, config.dynamics.hidden) == (7, 5, (200,) * 4)
+    assert config.agent.updates_per_chunk == y.interval == (250 if config.agent.kind == "diffusion_ql" else 500)
 
 
 def test_published_configs_cover_every_environment_with_both_agents():

@@ -6,18 +6,39 @@ from typing import Any
 
 from jax import Array
 
+from jaxpgd.agents.bc import BCHypers, bc
+from jaxpgd.agents.cql import CQLHypers, cql
+from jaxpgd.agents.diffusion_ql import DiffusionQLHypers, diffusion_ql
 from jaxpgd.agents.iql import IQLHypers, iql
 from jaxpgd.agents.normalised import normalise_observations, replace_hypers
 from jaxpgd.agents.td3_bc import TD3BCHypers, td3_bc
 from jaxpgd.errors import check
 from jaxpgd.types import Agent
 
-__all__ = ["AGENTS", "IQLHypers", "TD3BCHypers", "iql", "make_agent", "normalise_observations", "replace_hypers", "td3_bc"]
+__all__ = [
+    "AGENTS",
+    "BCHypers",
+    "CQLHypers",
+    "DiffusionQLHypers",
+    "IQLHypers",
+    "TD3BCHypers",
+    "bc",
+    "cql",
+    "diffusion_ql",
+    "iql",
+    "make_agent",
+    "normalise_observations",
+    "replace_hypers",
+    "td3_bc",
+]
 
 # factory, and the names of the structural settings that it takes besides action_dim
 AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
     "td3_bc": (td3_bc, ("hidden", "critic_updates")),
     "iql": (iql, ("hidden",)),
+    "bc": (bc, ("hidden",)),
+    "cql": (cql, ("hidden", "n_actions")),
+    "diffusion_ql": (diffusion_ql, ("hidden", "steps", "candidates", "ema_every", "time_features")),
 }
 
 

@@ -32,6 +32,13 @@ def adam_step(grads: PyTree, state: Any, params: PyTree, lr: Array | float, eps:
     return jax.tree.map(lambda p, u: p - lr * u, params, updates), state
 
 
+def clip_by_norm(grads: PyTree, limit: Array | float) -> PyTree:
+    """Gradients scaled down to global norm `limit` where they exceed it; 0: as they are."""
+    norm = optax.global_norm(grads)
+    scale = jnp.where((limit > 0) & (norm > limit), limit / jnp.maximum(norm, 1e-12), 1.0)
+    return jax.tree.map(lambda g: scale * g, grads)
+
+
 def polyak(target: PyTree, online: PyTree, rate: Array | float) -> PyTree:
     """target + rate * (online - target), leaf by leaf."""
     return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.diffusion.constraints import Condition
 from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.types import Denoise
 
 
 def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float) -> Array:
@@ -17,10 +19,29 @@ def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
     return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
 
 
-def edm_loss(key: Array, denoise: EDMDenoise, x0: Array, p_mean: Array | float, p_std: Array | float) -> Array:
-    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level."""
+def denoising_error(key: Array, denoise: Denoise, x0: Array, sigma: Array) -> Array:
+    """Mean squared error [] of denoising one example x0 (any shape) after fresh noise of level sigma []."""
+    noised = x0 + sigma * jax.random.normal(key, x0.shape)
+    return jnp.square(denoise(noised, sigma) - x0).mean()
+
+
+def edm_loss(
+    key: Array,
+    denoise: EDMDenoise,
+    x0: Array,
+    p_mean: Array | float,
+    p_std: Array | float,
+    known: Array | None = None,
+) -> Array:
+    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level.
+
+    With `known` [T, D] the network sees those entries without noise, and only the others count.
+    """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std)
+    weight = loss_weight(sigma, denoise.sigma_data)
+    if known is None:
+        return weight * denoising_error(key_noise, denoise, x0, sigma)
     noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
-    error = jnp.square(denoise(noised, sigma) - x0).mean()
-    return loss_weight(sigma, denoise.sigma_data) * error
+    error = jnp.square(denoise.given(noised, sigma, Condition(x0, known)) - x0)  # 0 at known entries
+    return weight * error.sum() / (~known).sum()

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.diffusion.constraints import Condition
+
 
 @struct.dataclass
 class Coefficients:
@@ -42,3 +44,9 @@ class EDMDenoise:
         c = coefficients(sigma, self.sigma_data)
         output: Array = self.network.apply(self.params, c.into * x, c.noise)  # type: ignore[assignment]
         return c.skip * x + c.out * output
+
+    def given(self, x: Array, sigma: Array, condition: Condition) -> Array:
+        """The same with known entries: the network sees them unscaled, so that they are legible at every noise level."""
+        c = coefficients(sigma, self.sigma_data)
+        output: Array = self.network.apply(self.params, condition.impose(c.into * x), c.noise)  # type: ignore[assignment]
+        return condition.impose(c.skip * x + c.out * output)

@@ -1,4 +1,4 @@
-"""Euler and Heun samplers with churn (EDM algorithm 2) as functions of `(key, denoise, x, sigmas)`.
+"""Euler, Heun (EDM algorithm 2) and ancestral samplers with churn as functions of `(key, denoise, x, sigmas)`.
 
 They know neither networks nor policies: any Denoise works, an analytic one included; guidance comes as a wrapped Denoise or
 as a hook.
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Denoise, Hook, Metrics, Sampler, Stage
 
 Predictor = Literal["churned", "unchurned"]
@@ -32,6 +33,11 @@ class Churn:
         return jnp.where((sigma >= self.low) & (sigma <= self.high), amount, 0.0)
 
 
+def make_churn(config: SamplerConfig) -> Churn:
+    """Churn with the numbers of a config section as leaves."""
+    return Churn(*(jnp.asarray(x) for x in (config.churn, config.churn_min, config.churn_max, config.churn_noise)))
+
+
 @struct.dataclass
 class _Step:
     """What one step needs besides the sample: fixed over the loop."""
@@ -49,15 +55,19 @@ class _Step:
     def finish(self, key: Array, x: Array, index: Array, sigma: Array) -> Array:
         return x if self.after_stage is None else self.after_stage(x, self.stage(key, index, sigma))
 
-    def __call__(self, key: Array, x: Array, index: Array, sigma: Array, sigma_next: Array, second_order: bool) -> Array:
-        key_before, key_churn, key_euler, key_heun = jax.random.split(key, 4)
+    def begin(self, key_before: Array, key_churn: Array, x: Array, index: Array, sigma: Array) -> tuple[Array, Array, Array]:
+        """The hook's answer, the same with churn, and the noise level of the latter."""
         if self.before_step is not None:
             x = self.before_step(x, self.stage(key_before, index, sigma))
         gamma = self.churn.gamma(sigma, self.steps)
-        sigma_hat = sigma * (1.0 + gamma)
         # sqrt(sigma_hat^2 - sigma^2) without the difference, whose rounding alone would add noise of 3e-4 sigma without churn
         added = self.churn.noise * sigma * jnp.sqrt(gamma * (2.0 + gamma))
-        x_hat = x + added * jax.random.normal(key_churn, x.shape)
+        return x, x + added * jax.random.normal(key_churn, x.shape), sigma * (1.0 + gamma)
+
+    def deterministic(self, key: Array, x: Array, index: Array, sigma: Array, sigma_next: Array, second_order: bool) -> Array:
+        """A step along the probability flow after churn (EDM algorithm 2)."""
+        key_before, key_churn, key_euler, key_heun = jax.random.split(key, 4)
+        x, x_hat, sigma_hat = self.begin(key_before, key_churn, x, index, sigma)
         slope = (x_hat - self.denoise(x_hat, sigma_hat)) / sigma_hat
         start = x_hat if self.predictor == "churned" else x
         x_next = self.finish(key_euler, start + (sigma_next - sigma_hat) * slope, index, sigma_next)
@@ -66,6 +76,15 @@ class _Step:
         slope_next = (x_next - self.denoise(x_next, sigma_next)) / sigma_next
         x_next = x_hat + (sigma_next - sigma_hat) * (slope + slope_next) / 2.0
         return self.finish(key_heun, x_next, index, sigma_next)
+
+    def posterior(self, key: Array, x: Array, index: Array, sigma: Array, sigma_next: Array, noise: Array | float) -> Array:
+        """A draw at sigma_next given x after churn and the denoised point in place of the clean one; no noise at 0."""
+        key_before, key_churn, key_noise, key_after = jax.random.split(key, 4)
+        _, x_hat, sigma_hat = self.begin(key_before, key_churn, x, index, sigma)
+        x0, ratio = self.denoise(x_hat, sigma_hat), jnp.square(sigma_next / sigma_hat)
+        spread = noise * sigma_next * jnp.sqrt(1.0 - ratio)
+        x_next = x0 + ratio * (x_hat - x0) + spread * jax.random.normal(key_noise, x.shape)
+        return self.finish(key_after, x_next, index, sigma_next)
 
 
 def _integrate(
@@ -86,12 +105,12 @@ def _integrate(
 
     def body(x: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
         step_key, index, sigma, sigma_next = inputs
-        return step(step_key, x, index, sigma, sigma_next, second_order), None
+        return step.deterministic(step_key, x, index, sigma, sigma_next, second_order), None
 
     inner = (keys[:-1], jnp.arange(steps - 1), sigmas[:-2], sigmas[1:-1])
     x, _ = jax.lax.scan(body, x, inner)
     # The last step ends at sigma 0, where no slope exists: Euler, so that a network is never evaluated there.
-    x = step(keys[-1], x, jnp.asarray(steps - 1), sigmas[-2], sigmas[-1], False)
+    x = step.deterministic(keys[-1], x, jnp.asarray(steps - 1), sigmas[-2], sigmas[-1], False)
     return x, {"evaluations": jnp.asarray((2 if second_order else 1) * (steps - 1) + 1)}
 
 
@@ -137,10 +156,43 @@ def heun(
     )  # fmt: skip
 
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
+def ancestral(
+    key: Array,
+    denoise: Denoise,
+    x: Array,
+    sigmas: Array,
+    *,
+    churn: Churn | None = None,
+    before_step: Hook | None = None,
+    after_stage: Hook | None = None,
+    noise: Array | float = 1.0,
+) -> tuple[Array, Metrics]:
+    """Ancestral sampler: one evaluation a step, each a draw from DDPM's posterior (arXiv 2006.11239, equations 6 and 7).
+
+    In terms of sigma: x' = D + (s'/s)^2 (x - D) + noise * s' sqrt(1 - (s'/s)^2) n. Exact where D is the clean sample itself.
+    `noise` scales what is added: 1 as published, 0 makes the chain deterministic given x. Other arguments as `euler`; churn
+    comes before the step, on top of its own noise.
+    """
+    steps = sigmas.shape[0] - 1
+    step = _Step(denoise, churn or Churn(), before_step, after_stage, steps, "churned")
+
+    def body(x: Array, inputs: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
+        step_key, index, sigma, sigma_next = inputs
+        return step.posterior(step_key, x, index, sigma, sigma_next, noise), None
+
+    x, _ = jax.lax.scan(body, x, (jax.random.split(key, steps), jnp.arange(steps), sigmas[:-1], sigmas[1:]))
+    return x, {"evaluations": jnp.asarray(steps)}
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "ancestral": ancestral}
 
 
 @functools.cache
 def make_sampler(kind: str, predictor: Predictor = "churned") -> Sampler:
-    """The sampler of a name ("euler" or "heun") with its structural settings fixed. Equal arguments give the same object."""
+    """The sampler of a name in `SAMPLERS` with its structural settings fixed. Equal arguments give the same object.
+
+    `predictor` concerns "euler" and "heun" only.
+    """
+    if kind == "ancestral":
+        return ancestral
     return functools.partial(SAMPLERS[kind], predictor=predictor)  # type: ignore[call-arg]

@@ -6,6 +6,8 @@ Trajectories are Gaussian, so any sampler can be scored against the exact answer
 Closed forms are computed once, on the host, in double precision; what enters compiled code is float32.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,10 @@ class LinearGaussian:
         """obs [O], action [A] -> next_obs [O], reward [], discount [] (always 1)."""
         reward = -(jnp.sum(obs**2) + 0.1 * jnp.sum(action**2))
         return self.A @ obs + self.B @ action + _gaussian(key, self.Q), reward, jnp.ones(())
+
+    def without_noise(self) -> "LinearGaussian":
+        """The same dynamics with exact steps."""
+        return dataclasses.replace(self, Q=jnp.zeros_like(self.Q))
 
 
 @struct.dataclass

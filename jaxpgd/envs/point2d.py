@@ -4,6 +4,8 @@ The behaviour policy heads for one goal, the target policy for another, which th
 that behaviour rollouts weighted by the target policy's likelihood show what policy guidance ought to generate.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -52,6 +54,10 @@ class Point2D:
         """obs [2], action [2] -> next_obs [2], reward [], discount [] (always 1)."""
         next_obs = self.mean_step(obs, action) + self.noise_std * jax.random.normal(key, (2,))
         return next_obs, self.reward(next_obs), jnp.ones(())
+
+    def without_noise(self) -> "Point2D":
+        """The same task with exact steps."""
+        return dataclasses.replace(self, noise_std=0.0)
 
 
 @struct.dataclass

@@ -7,18 +7,31 @@ from jaxpgd.packing import usable_steps
 from jaxpgd.types import Environment, Policy, Trajectory
 
 
-def rollout(key: Array, env: Environment, policy: Policy) -> tuple[Trajectory, Array]:
-    """One episode of `env.horizon` steps: Trajectory [T] and its next observations [T, O]."""
+def rollout(
+    key: Array,
+    env: Environment,
+    policy: Policy,
+    start: Array | None = None,
+    *,
+    length: int | None = None,
+    deterministic: bool = False,
+) -> tuple[Trajectory, Array]:
+    """One episode: Trajectory [T] and its next observations [T, O].
+
+    From `start` [O] (default: a reset) for `length` steps (default: `env.horizon`); `deterministic` acts by the policy's mode.
+    The same key gives the same actions and noise whether or not the start is given.
+    """
     reset_key, key = jax.random.split(key)
+    first = env.reset(reset_key) if start is None else start
 
     def advance(obs: Array, step_key: Array) -> tuple[Array, tuple[Array, ...]]:
         action_key, noise_key = jax.random.split(step_key)
-        action = policy.sample(action_key, obs)
+        action = policy.mode(obs) if deterministic else policy.sample(action_key, obs)
         next_obs, reward, discount = env.step(noise_key, obs, action)
         return next_obs, (obs, action, reward, discount, next_obs)
 
     _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
-        advance, env.reset(reset_key), jax.random.split(key, env.horizon)
+        advance, first, jax.random.split(key, env.horizon if length is None else length)
     )
     mask = usable_steps(discount)
     return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -65,12 +66,27 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
     return spec
 
 
-def _stored_entry_point(info: DatasetInfo) -> str:
-    if not info.env_spec:
-        return ""
+def environment_kwargs(info: DatasetInfo) -> dict[str, Any]:
+    """Keyword arguments that the dataset's environment is made with: those stored, else those registered with its id.
+
+    Empty for environments that are unknown or not installed. Raises InputError where the stored spec is broken.
+    """
+    if info.env_spec:
+        return dict(_stored_spec(info).get("kwargs") or {})
     try:
-        return str(json.loads(info.env_spec).get("entry_point", ""))
-    except (json.JSONDecodeError, AttributeError) as error:
+        return {} if is_builtin(info) else dict(environment_spec(info).kwargs)
+    except InputError:
+        return {}
+
+
+def _stored_entry_point(info: DatasetInfo) -> str:
+    return str(_stored_spec(info).get("entry_point", "")) if info.env_spec else ""
+
+
+def _stored_spec(info: DatasetInfo) -> dict[str, Any]:
+    try:
+        return dict(json.loads(info.env_spec or ""))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
 
 

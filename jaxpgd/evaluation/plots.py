@@ -208,3 +208,28 @@ def dynamics_by_step_figure(curves: Mapping[str, np.ndarray], persistence: np.nd
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure
+
+
+def rollout_comparison_figure(curves: Mapping[str, Mapping[str, Any]], *, title: str = "") -> Figure:
+    """State error and distance of state distributions by step of the trajectory: one line for each method, with a legend.
+
+    `curves` has the keys of `rollout_comparison.compare_rollouts` by method: `state_error` [T] with `state_error_se` (band: two
+    standard errors) and `state_distance` [T]. A method without one of the two is left out of its panel, such as a second sample
+    of the truth, which has a distance alone.
+    """
+    figure, axes = _axes(2, 10, 4.4, title or "Synthetic trajectories against true rollouts of the same policy")
+    labels = (("state_error", "state error (standardised RMS)", "State error (bands: two standard errors)"),
+              ("state_distance", "sliced Wasserstein-1 (standardised)", "Distance between the sets of states"))  # fmt: skip
+    for axis, (key, label, panel) in zip(axes, labels, strict=True):
+        for name, curve in curves.items():
+            if key not in curve:
+                continue
+            y, colour = np.asarray(curve[key], np.float64), _colour(name, list(curves))
+            axis.plot(np.arange(len(y)), y, color=colour, label=name, linewidth=1.8)
+            if key + "_se" in curve:
+                bar = 2 * np.asarray(curve[key + "_se"], np.float64)
+                axis.fill_between(np.arange(len(y)), y - bar, y + bar, color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel="step of the trajectory", ylabel=label, title=panel)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=10)
+    return figure

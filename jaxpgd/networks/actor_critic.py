@@ -3,6 +3,7 @@
 All accept any leading axes: obs [..., O], action [..., A].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpgd.networks.mlp import MLP, Init
+from jaxpgd.networks.mlp import MLP, Init, sinusoidal
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
@@ -44,16 +45,52 @@ class GaussianActor(nn.Module):
         return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
 
 
+class TanhGaussianActor(nn.Module):
+    """Normal before tanh with state-dependent spread (soft actor-critic, arXiv 1801.01290, appendix C).
+
+    obs [..., O] -> (mean [..., A], std [..., A] in [exp(-20), exp(2)]), both of the action before tanh.
+    """
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256)
+    init_kind: Init = "uniform"
+
+    @nn.compact
+    def __call__(self, obs: Array) -> tuple[Array, Array]:
+        mean, log_std = jnp.split(MLP((*self.hidden, 2 * self.action_dim), self.init_kind)(obs), 2, axis=-1)
+        return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+
+
+class DiffusionActor(nn.Module):
+    """Predicts the noise in an action (Diffusion-QL, arXiv 2208.06193, appendix).
+
+    (x [..., A] of unit variance, step [...] of the diffusion, obs [..., O]) -> [..., A]. The step enters through
+    `time_features` (an even number above 2) sinusoidal features and two dense layers.
+    """
+
+    action_dim: int
+    hidden: tuple[int, ...] = (256, 256, 256)
+    time_features: int = 16
+    init_kind: Init = "uniform"
+
+    @nn.compact
+    def __call__(self, x: Array, step: Array, obs: Array) -> Array:
+        embed = MLP((2 * self.time_features, self.time_features), self.init_kind, jax.nn.mish)
+        inputs = [x, embed(sinusoidal(step, self.time_features)), obs]
+        return MLP((*self.hidden, self.action_dim), self.init_kind, jax.nn.mish)(jnp.concatenate(inputs, axis=-1))
+
+
 class Critic(nn.Module):
     """One action-value network. (obs [..., O], action [..., A]) -> [...]."""
 
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         x = jnp.concatenate([obs, action], axis=-1)
-        return MLP((*self.hidden, 1), self.init_kind)(x)[..., 0]
+        return MLP((*self.hidden, 1), self.init_kind, self.activation)(x)[..., 0]
 
 
 class CriticEnsemble(nn.Module):
@@ -65,13 +102,14 @@ class CriticEnsemble(nn.Module):
     members: int = 2
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
+    activation: Callable[[Array], Array] = nn.relu
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         stacked = nn.vmap(
             Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=self.members
         )
-        return stacked(self.hidden, self.init_kind, name="members")(obs, action)
+        return stacked(self.hidden, self.init_kind, self.activation, name="members")(obs, action)
 
 
 def member(params: Any, index: int) -> Any:

@@ -21,6 +21,13 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     return nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
+def sinusoidal(position: Array, features: int) -> Array:
+    """Sines, then cosines, of position [...] at features / 2 frequencies from 1 down to 1e-4. -> [..., features]."""
+    half = features // 2
+    angles = position[..., None] * 10_000.0 ** (-jnp.arange(half) / (half - 1))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class MLP(nn.Module):
     """Dense layers of widths `features`, with `activation` after all but the last. x [..., I] -> [..., features[-1]].
 

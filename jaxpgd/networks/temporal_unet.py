@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.networks.mlp import sinusoidal
+
 Norm = Literal["sequence", "step"]
 Block = Literal["plain", "residual"]
 
@@ -89,9 +91,7 @@ class NoiseEmbedding(nn.Module):
     @nn.compact
     def __call__(self, noise: Array) -> Array:
         half = max(self.features // 8, 2)
-        frequencies = 10_000.0 ** (-jnp.arange(half) / (half - 1))
-        angles = noise * frequencies
-        hidden = nn.Dense(self.features)(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]))
+        hidden = nn.Dense(self.features)(sinusoidal(noise, 2 * half))
         return nn.Dense(self.features)(nn.swish(hidden))
 
 

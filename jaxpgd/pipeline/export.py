@@ -8,10 +8,12 @@ import numpy as np
 
 from jaxpgd.data.export import export_minari, export_npz
 from jaxpgd.errors import InputError, check
-from jaxpgd.pipeline.parts import build_synthesizer, prepare, stage_key
+from jaxpgd.pipeline.models import models_stage, needs, require_models
+from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import open_run
-from jaxpgd.pipeline.stages import denoiser_stage, policy_of
-from jaxpgd.synthesis.diffusion import synthesize
+from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.synthesis.diffusion import synthesize_from
+from jaxpgd.synthesis.replay import sample_real
 
 
 def export_synthetic(
@@ -19,36 +21,43 @@ def export_synthetic(
     out: Path,
     *,
     policy: str = "",
+    kind: str = "",
     trajectories: int = 1024,
     coefficient: float | None = None,
     seed: int = 0,
 ) -> None:
     """Write `trajectories` synthetic trajectories under `out`: a Minari dataset and `transitions.npz`.
 
-    Guided towards `policy` ("ARM" or "ARM:SEED" of the run), unguided where it is empty. Raises InputError.
+    `kind` is an arm of the run; empty: guided towards `policy` ("ARM" or "ARM:SEED" of the run), unguided where that is empty.
+    World-model and DyDiff trajectories need a policy, and start at observations of the dataset. Raises InputError.
     """
+    kind = kind or ("guided" if policy else "unguided")
     check(trajectories > 0, "--trajectories", trajectories, "a number above 0")
     check(not out.exists() or (out.is_dir() and not any(out.iterdir())), "--out", str(out), "a new or empty directory")
     run = open_run(run_path)
-    if not run.config.denoiser_from:
-        run.require("denoiser", f"jaxpgd run {run.path / 'config.toml'} --resume")
-    prepared = prepare(run.config)
-    denoiser = denoiser_stage(run, prepared)
-    target = policy_of(run, prepared, denoiser, policy) if policy else None
-    synthesizer = build_synthesizer(run.config, denoiser, guided=target is not None)
+    kinds = sorted({*run.config.arms, *(("unguided", "guided") if needs(run.config, "denoiser") else ())} - {"real"})
+    check(kind in kinds, "--kind", kind, f"one of {', '.join(kinds)}, which this run can make")
+    check(kind == "unguided" or bool(policy), "--policy", policy, f"ARM[:SEED], which {kind} trajectories follow")
     if coefficient is not None:
-        check(target is not None, "--coefficient", coefficient, "no value without --policy")
+        check(kind == "guided", "--coefficient", coefficient, "no value without --policy")
         check(coefficient >= 0, "--coefficient", coefficient, "a number not below 0")
-        synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
+    require_models(run)
+    prepared = prepare(run.config)
+    models = models_stage(run, prepared)
+    target = policy_of(run, prepared, models, policy) if policy else None
+    synthesizer = arm_synthesizer(run.config, models, kind)
+    if coefficient is not None:
+        synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
-    made = synthesize(jax.random.fold_in(stage_key(run.config, "export"), seed), synthesizer, target, count=trajectories)
+    key, key_start = jax.random.split(jax.random.fold_in(stage_key(run.config, "export"), seed))
+    start = sample_real(key_start, prepared.dataset.transitions(), trajectories).obs
+    made = synthesize_from(key, synthesizer, target, start)
     trajectory = jax.tree.map(np.asarray, made)
-    kind = "guided" if target is not None else "unguided"
-    text = f"Synthetic trajectories ({kind}) from a diffusion model of {prepared.dataset.info.name}, made by jaxpgd"
-    name = f"jaxpgd/synthetic-{kind}-v0"
+    text = f"Synthetic trajectories ({kind}) from a model of {prepared.dataset.info.name}, made by jaxpgd"
+    name = f"jaxpgd/synthetic-{kind.replace('_', '-')}-v0"
     export_minari(trajectory, prepared.dataset.info, name, out, description=text)
     export_npz(trajectory, prepared.dataset.info, out / "transitions.npz")
     print(f"wrote {trajectories} trajectories of {trajectory.reward.shape[1]} steps: {out / 'transitions.npz'} and {name}")

@@ -12,14 +12,18 @@ from jax import Array
 from jaxpgd.agents import make_agent
 from jaxpgd.data import load
 from jaxpgd.data.dataset import Dataset, to_device
+from jaxpgd.dynamics.world_model import WorldModel
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
+from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
+from jaxpgd.synthesis.filters import make_filter
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.training.agent import Experience
 from jaxpgd.training.denoiser import Windows, prepare_windows
 from jaxpgd.training.logs import require_wandb
-from jaxpgd.types import Agent, Policy
+from jaxpgd.types import Agent, Policy, Synthesizer
 
 
 @struct.dataclass
@@ -28,6 +32,15 @@ class Prepared:
 
     dataset: Dataset
     windows: Windows
+
+
+@struct.dataclass
+class Models:
+    """What a run trains besides agents; None where no arm needs it."""
+
+    denoiser: TrajectoryDenoiser | None = None
+    world: WorldModel | None = None
+    states: StateDenoiser | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -41,6 +54,14 @@ def prepare(config: Config) -> Prepared:
     known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training
     dataset = to_device(dataset)
     return Prepared(dataset, prepare_windows(dataset, config.data, seed=config.seed))
+
+
+def prepare_state_windows(config: Config, prepared: Prepared) -> Windows:
+    """Windows of DyDiff's state denoiser, which may be longer than those of the trajectory denoiser. Raises InputError."""
+    length = config.synthesis.dydiff.window
+    if length in (0, config.data.window):
+        return prepared.windows
+    return prepare_windows(prepared.dataset, dataclasses.replace(config.data, window=length), seed=config.seed)
 
 
 def stage_key(config: Config, name: str) -> Array:
@@ -65,14 +86,28 @@ def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: b
     return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
 
 
-def build_experience(config: Config, dataset: Dataset, denoiser: TrajectoryDenoiser | None, arm: str) -> Experience:
+def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:
+    """The synthesizer of any arm but `real`, from the models that it needs."""
+    length = config.synthesis.length
+    if arm in ("unguided", "guided"):
+        assert models.denoiser is not None
+        return build_synthesizer(config, models.denoiser, guided=arm == "guided")
+    assert models.world is not None
+    if arm == "world_model":
+        return make_world_model_synthesizer(models.world, config.synthesis.world_model, length=length or config.data.window)
+    assert models.states is not None
+    return make_dydiff(models.world, models.states, config.synthesis.dydiff, config.sampler, length=length)
+
+
+def build_experience(config: Config, dataset: Dataset, models: Models, arm: str) -> Experience:
     """Where the agents of an arm get their batches from."""
     if arm == "real":
         return Experience(dataset.transitions())
-    assert denoiser is not None
-    synthesizer = build_synthesizer(config, denoiser, guided=arm == "guided")
-    first = synthesizer.unguided() if config.synthesis.first_unguided else None
-    return Experience(dataset.transitions(), synthesizer, first)
+    synthesizer = arm_synthesizer(config, models, arm)
+    first = None
+    if arm == "guided" and config.synthesis.first_unguided:
+        first = arm_synthesizer(config, models, "unguided")
+    return Experience(dataset.transitions(), synthesizer, first, make_filter(config.synthesis.filter))
 
 
 def known_target(dataset: Dataset) -> Policy | None:

@@ -11,15 +11,16 @@ from jax import Array
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
-from jaxpgd.pipeline.parts import Prepared, build_synthesizer, known_behaviour, known_target, stage_key
+from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_synthesizer, known_behaviour, known_target, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.pipeline.stages import seed_policy
 from jaxpgd.pipeline.truth import known_truth
 from jaxpgd.settings import Config
-from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize, synthesize_from
+from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.denoiser import Windows
 from jaxpgd.training.progress import StageProgress
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Synthesizer, Trajectory
 
 COVERAGE_NEIGHBOURS = 5
 
@@ -29,7 +30,7 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
     known = known_target(prepared.dataset)
     if known is not None:
         return known, "the environment's target policy"
-    arm = "guided" if "guided" in policies else next(iter(policies))
+    arm = next((arm for arm in ("guided", "dydiff", "world_model") if arm in policies), next(iter(policies)))
     return seed_policy(policies[arm], 0), f"seed 0 of the {arm} arm"
 
 
@@ -110,10 +111,12 @@ def _distances(key: Array, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     return {f"sliced_wasserstein_{order}": sliced_wasserstein(key, x, y, order=order) for order in (1, 2)}
 
 
-def quality_stage(
-    run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser, policies: dict[str, Policy]
-) -> dict[str, Any]:
-    """Score unguided and guided trajectories over the coefficients of the config; writes quality.json and samples.npz."""
+def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policies: dict[str, Policy]) -> dict[str, Any]:
+    """Score the trajectories of every synthesizer; writes quality.json and samples.npz.
+
+    Those of the trajectory denoiser are scored unguided and guided over the coefficients of the config (`rows`), those of the
+    other arms once, for the same target policy (`arms`).
+    """
     if run.is_done("quality"):
         stored: dict[str, Any] = run.read_json("quality.json")
         return stored
@@ -126,8 +129,10 @@ def quality_stage(
     held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
     flat = _flat_tokens(windows, real)
-    coefficients = sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
-    truth = known_truth(prepared.dataset, policy, coefficients[1:], key_truth)
+    denoiser = models.denoiser
+    coefficients = [] if denoiser is None else sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
+    others = [arm for arm in config.arms if arm not in ("real", "unguided", "guided")]
+    truth = known_truth(prepared.dataset, policy, coefficients[1:], key_truth) if coefficients else None
     samples: dict[str, Trajectory] = {"real": real}
     result: dict[str, Any] = {
         "target": target,
@@ -136,9 +141,11 @@ def quality_stage(
         "training_terminal_rate": window_terminal_rate(windows),
         "real": score_trajectories(real, policy, prepared, None, key_scores, behaviour),
         "rows": [],
+        "arms": {},
     }
-    with StageProgress("quality", len(coefficients), "coefficients") as progress:
+    with StageProgress("quality", len(coefficients) + len(others), "synthesizers") as progress:
         for coefficient in coefficients:
+            assert denoiser is not None
             made = _sample(key, config, denoiser, policy, coefficient)
             row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key_scores, behaviour)}
             if truth is not None:
@@ -146,6 +153,11 @@ def quality_stage(
             result["rows"].append(row)
             if coefficient in (0.0, config.guidance.coefficient):
                 samples["unguided" if coefficient == 0 else "guided"] = made
+            progress.advance(1)
+        for arm in others:
+            made = _imagine(key, config, prepared, arm_synthesizer(config, models, arm), policy)
+            result["arms"][arm] = score_trajectories(made, policy, prepared, flat, key_scores, behaviour)
+            samples[arm] = made
             progress.advance(1)
     if truth is not None:
         result["truth"] = truth.summary()
@@ -162,6 +174,13 @@ def _sample(key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Po
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
     made = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
     return jax.tree.map(np.asarray, made)
+
+
+def _imagine(key: Array, config: Config, prepared: Prepared, synthesizer: Synthesizer, policy: Policy) -> Trajectory:
+    """Trajectories of a synthesizer from observations of the dataset."""
+    key_start, key_sample = jax.random.split(key)
+    start = sample_real(key_start, prepared.dataset.transitions(), config.evaluation.trajectories).obs
+    return jax.tree.map(np.asarray, synthesize_from(key_sample, synthesizer, policy, start))
 
 
 def _save_samples(run: RunDirectory, samples: dict[str, Trajectory]) -> None:

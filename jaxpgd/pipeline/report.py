@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -99,6 +100,18 @@ def verdicts(quality: Row) -> list[str]:
     """What the trajectory metrics say, in sentences with their numbers."""
     if not quality:
         return []
+    lines = [] if not quality["rows"] else _guidance_verdicts(quality)
+    for arm, row in quality.get("arms", {}).items():
+        if "dynamics_error" in row:
+            lines.append(
+                f"{arm}: one-step dynamics error {row['dynamics_error']:.4f} "
+                f"({row['dynamics_error'] / row['persistence_error']:.2f} of persistence), action log-likelihood under "
+                f"{quality['target']} {row['log_likelihood']:.3f}"
+            )
+    return lines
+
+
+def _guidance_verdicts(quality: Row) -> list[str]:
     unguided, guided = _rows_by_coefficient(quality)
     gain = guided["log_likelihood"] - unguided["log_likelihood"]
     error = float(np.hypot(guided["log_likelihood_se"], unguided["log_likelihood_se"]))
@@ -167,29 +180,36 @@ def draw_figures(
     if summaries:
         keep("returns", "Final returns: mean and interquartile mean with bootstrap intervals; dots are seeds.",
              lambda: plots.returns_figure(summaries, scores))  # fmt: skip
-    if quality and "dynamics_error" in quality["rows"][0]:
-        unguided, guided = _rows_by_coefficient(quality)
+    if quality and quality["rows"] and "dynamics_error" in quality["rows"][0]:
+        unguided, _ = _rows_by_coefficient(quality)
         level, chosen = unguided["persistence_error"], quality["chosen"]
         keep("sweep", f"Guidance towards {quality['target']}, over its coefficient.",
              lambda: plots.sweep_figure(quality["rows"], persistence=level, chosen=chosen))  # fmt: skip
-        by_step = {"real": quality["real"], "unguided": unguided, "guided": guided}
-        curves = {n: np.asarray(r["dynamics_error_by_step"], np.float64) for n, r in by_step.items()}
+    curves = _dynamics_curves(quality)
+    if curves:
         keep("dynamics", "One-step dynamics error by step of the trajectory.", lambda: plots.dynamics_by_step_figure(curves))
     log = run.log.read()
-    denoiser = [r for r in log if r["stage"] == "denoiser"]
-    if len(denoiser) > 1:
-        steps = np.asarray([r["step"] for r in denoiser])
-        losses = {k: (steps, np.asarray([r[k] for r in denoiser])) for k in ("loss", "validation_loss")}
-        keep("denoiser_loss", "EDM loss of the denoiser: training, and held-out episodes with averaged weights.",
-             lambda: plots.loss_curves(losses))  # fmt: skip
+    for stage in ("denoiser", "state-denoiser"):
+        losses = _losses(log, stage)
+        if losses:
+            caption = f"EDM loss of the {stage}: training, and held-out episodes with averaged weights."
+            keep(f"{stage.replace('-', '_')}_loss", caption, partial(plots.loss_curves, losses))
     learned = _learning_curves(log)
     if learned:
         keep("learning", "Returns during training.", lambda: plots.learning_curves(learned))
     return figures
 
 
+def _losses(log: list[Row], stage: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    rows = [r for r in log if r["stage"] == stage]
+    if len(rows) < 2:
+        return {}
+    steps = np.asarray([r["step"] for r in rows])
+    return {k: (steps, np.asarray([r[k] for r in rows])) for k in ("loss", "validation_loss")}
+
+
 def _trajectories(prepared: Prepared, samples: dict[str, Trajectory]) -> Figure:
-    chosen: dict[str, Trajectory] = {n: samples[n] for n in ("real", "unguided", "guided") if n in samples}
+    chosen: dict[str, Trajectory] = samples
     if prepared.dataset.info.env_id != "point2d":
         return plots.trajectories_figure(chosen, coordinates=None, title="States in the plane of two principal components")
     from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
@@ -198,11 +218,22 @@ def _trajectories(prepared: Prepared, samples: dict[str, Trajectory]) -> Figure:
     return plots.trajectories_figure(chosen, goals, title="Trajectories in the plane")
 
 
+def _dynamics_curves(quality: Row) -> dict[str, np.ndarray]:
+    if not quality or "dynamics_error" not in quality["real"]:
+        return {}
+    rows = {"real": quality["real"]}
+    if quality["rows"]:
+        rows["unguided"], rows["guided"] = _rows_by_coefficient(quality)
+    rows |= quality.get("arms", {})
+    return {n: np.asarray(r["dynamics_error_by_step"], np.float64) for n, r in rows.items()}
+
+
 def _trajectory_caption(quality: Row) -> str:
-    return (
-        "Held-out real windows, unguided samples, and samples guided towards "
-        f"{quality['target']} at coefficient {quality['chosen']:g}."
-    )
+    parts = ["Held-out real windows"]
+    if quality["rows"]:
+        parts += ["unguided samples", f"samples guided at coefficient {quality['chosen']:g}"]
+    parts += [f"{arm} rollouts" for arm in quality.get("arms", {})]
+    return f"{', '.join(parts)}. The target policy: {quality['target']}."
 
 
 def _learning_curves(log: list[Row]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -233,6 +264,7 @@ def write_report(
         report.text("\n\n".join(verdicts(quality)))
         table = [quality_row("real, held out", quality["real"])]
         table += [quality_row(_name(r["coefficient"], quality), r) for r in quality["rows"]]
+        table += [quality_row(arm, r) for arm, r in quality.get("arms", {}).items()]
         report.table("Synthetic trajectories", table, f"Likelihoods are under {quality['target']}; ± one standard error.")
         if "truth" in quality:
             truth = quality["truth"]

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from jaxpgd.errors import check
-from jaxpgd.pipeline.parts import Prepared, prepare
+from jaxpgd.pipeline.models import check_models, models_stage, require_models
+from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run
-from jaxpgd.pipeline.stages import agent_stage, borrowed_denoiser, denoiser_stage, needs_denoiser, returns_stage
+from jaxpgd.pipeline.stages import agent_stage, returns_stage
 from jaxpgd.settings import Config
-from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Policy
 
@@ -21,8 +21,7 @@ from jaxpgd.types import Policy
 def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
     prepared = prepare(config)
-    if config.denoiser_from:
-        borrowed_denoiser(config, prepared)
+    check_models(config, prepared)
     run = create_run(config, resume=resume)
     info = prepared.dataset.info
     print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
@@ -31,13 +30,10 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     return run, prepared
 
 
-def _denoiser(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser | None:
-    return denoiser_stage(run, prepared) if needs_denoiser(run.config) else None
-
-
-def _finish(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None, policies: dict[str, Policy]) -> None:
+def _finish(run: RunDirectory, prepared: Prepared, models: Models, policies: dict[str, Policy]) -> None:
     returns = returns_stage(run, prepared, policies)
-    quality = quality_stage(run, prepared, denoiser, policies) if denoiser is not None else {}
+    synthetic = any(arm != "real" for arm in run.config.arms)
+    quality = quality_stage(run, prepared, models, policies) if synthetic else {}
     report_stage(run, prepared, returns, quality)
 
 
@@ -45,35 +41,34 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
     """Every stage of a run; returns its directory. Stages already done are skipped. Raises InputError."""
     began = time.monotonic()
     run, prepared = _open(config, resume)
-    denoiser = _denoiser(run, prepared)
-    _finish(run, prepared, denoiser, _policies(run, prepared, denoiser))
+    models = models_stage(run, prepared)
+    _finish(run, prepared, models, _policies(run, prepared, models))
     print(f"done in {clock(time.monotonic() - began)}", flush=True)
     return run.path
 
 
 def run_denoiser(config: Config, *, resume: bool = False) -> Path:
-    """The denoiser stage alone; `run_agents` and `run_evaluation` continue."""
+    """The models that the arms need (denoisers, world model) alone; `run_agents` and `run_evaluation` continue."""
     run, prepared = _open(config, resume)
-    denoiser_stage(run, prepared)
-    print(f"denoiser trained; continue with: jaxpgd train-agent {run.path}")
+    models_stage(run, prepared)
+    print(f"models trained; continue with: jaxpgd train-agent {run.path}")
     return run.path
 
 
-def _reopen(path: str) -> tuple[RunDirectory, Prepared, TrajectoryDenoiser | None]:
+def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
     run = open_run(path)
-    if needs_denoiser(run.config) and not run.config.denoiser_from:
-        run.require("denoiser", f"jaxpgd run {Path(path) / 'config.toml'} --resume")
+    require_models(run)
     prepared = prepare(run.config)
-    return run, prepared, _denoiser(run, prepared)
+    return run, prepared, models_stage(run, prepared)
 
 
 def run_agents(path: str, arm: str | None = None) -> None:
     """Train, or continue, the agents of one arm or of all."""
     run = open_run(path)
     check(arm is None or arm in run.config.arms, "--arm", arm, f"one of {', '.join(run.config.arms)}")
-    run, prepared, denoiser = _reopen(path)
+    run, prepared, models = _reopen(path)
     for each in [arm] if arm else run.config.arms:
-        agent_stage(run, prepared, denoiser, each)
+        agent_stage(run, prepared, models, each)
 
 
 def run_evaluation(path: str) -> None:
@@ -81,12 +76,12 @@ def run_evaluation(path: str) -> None:
     run = open_run(path)
     for arm in run.config.arms:
         run.require(f"agent-{arm}", f"jaxpgd train-agent {path}")
-    run, prepared, denoiser = _reopen(path)
-    _finish(run, prepared, denoiser, _policies(run, prepared, denoiser))
+    run, prepared, models = _reopen(path)
+    _finish(run, prepared, models, _policies(run, prepared, models))
 
 
-def _policies(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> dict[str, Policy]:
-    return {arm: agent_stage(run, prepared, denoiser, arm) for arm in run.config.arms}
+def _policies(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str, Policy]:
+    return {arm: agent_stage(run, prepared, models, arm) for arm in run.config.arms}
 
 
 def run_report(path: str) -> None:

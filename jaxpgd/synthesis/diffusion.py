@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
 from jaxpgd.diffusion.guidance import Guidance
-from jaxpgd.diffusion.samplers import Churn, make_sampler
+from jaxpgd.diffusion.samplers import Churn, make_churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
@@ -28,7 +29,8 @@ class TrajectoryDenoiser:
 class DiffusionSynthesizer:
     """Samples whole trajectories of `length` steps; with `guidance`, towards the policy it is called with.
 
-    Start observations only say how many: the model generates its own first states.
+    Start observations only say how many: the model generates its own first states. With `from_start` the first state is
+    in-painted instead: set to the start observation at the sampler's noise level at every stage, and exact at the end.
     """
 
     denoiser: TrajectoryDenoiser
@@ -38,22 +40,36 @@ class DiffusionSynthesizer:
     sampler: Sampler = struct.field(pytree_node=False)
     length: int = struct.field(pytree_node=False)
     batch_size: int = struct.field(pytree_node=False)  # trajectories sampled at once
+    from_start: bool = struct.field(pytree_node=False, default=False)
 
-    def sample_tokens(self, key: Array, policy: Policy | None) -> tuple[Array, Array]:
-        """One trajectory's tokens [T, D] and the number of denoiser evaluations []."""
+    def sample_tokens(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array]:
+        """One trajectory's tokens [T, D] and the number of denoiser evaluations []; start [O] counts with `from_start`."""
         key_noise, key_sampler = jax.random.split(key)
-        codec, denoise, hook = self.denoiser.codec, self.denoiser.denoise, None
+        codec, denoise, nudge = self.denoiser.codec, self.denoiser.denoise, None
         if self.guidance is not None and policy is not None:
-            denoise, hook = self.guidance.attach(denoise, policy, codec)
+            denoise, nudge = self.guidance.attach(denoise, policy, codec)
+        clamp = self.clamp(start) if self.from_start else None
+        before = Chain((nudge, clamp)) if nudge is not None and clamp is not None else nudge or clamp
         x = self.sigmas[0] * jax.random.normal(key_noise, (self.length, codec.token_dim))
-        x, info = self.sampler(key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=hook)
+        x, info = self.sampler(key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=before, after_stage=clamp)
         return x, info["evaluations"]
+
+    def clamp(self, start: Array) -> Clamp:
+        """The hook that holds the first state at start [O]."""
+        codec = self.denoiser.codec
+        value = jnp.zeros((self.length, codec.token_dim))
+        value = value.at[0, codec.obs].set((start - codec.mean[codec.obs]) / codec.std[codec.obs])
+        known = jnp.zeros(value.shape, bool).at[0, codec.obs].set(True)
+        return Clamp(Condition(value, known), noised=True)
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories, weights zero. `policy` may be None where there is no guidance."""
         count = start.shape[0]
-        keys = jax.random.split(key, count)
-        tokens, evaluations = jax.lax.map(lambda k: self.sample_tokens(k, policy), keys, batch_size=min(self.batch_size, count))
+        tokens, evaluations = jax.lax.map(
+            lambda inputs: self.sample_tokens(inputs[0], policy, inputs[1]),
+            (jax.random.split(key, count), start),
+            batch_size=min(self.batch_size, count),
+        )
         trajectory = self.denoiser.codec.decode(tokens)
         info = {
             "evaluations": evaluations[0],
@@ -67,6 +83,10 @@ class DiffusionSynthesizer:
         if self.guidance is None:
             raise ValueError("this synthesizer has no guidance whose coefficient could be set")
         return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient))
+
+    def starting(self) -> "DiffusionSynthesizer":
+        """The same synthesizer with trajectories that begin at the start observations."""
+        return dataclasses.replace(self, from_start=True)
 
     def unguided(self) -> "DiffusionSynthesizer":
         """The same synthesizer without guidance."""
@@ -88,15 +108,12 @@ def make_synthesizer(
     return DiffusionSynthesizer(
         denoiser=denoiser,
         sigmas=karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
-        churn=Churn(
-            jnp.asarray(sampler.churn), jnp.asarray(sampler.churn_min), jnp.asarray(sampler.churn_max),
-            jnp.asarray(sampler.churn_noise),
-        ),
+        churn=make_churn(sampler),
         guidance=None if guidance is None else make_guidance(guidance),
         sampler=make_sampler(sampler.kind, sampler.predictor),
         length=length or denoiser.length,
         batch_size=sampler.batch_size,
-    )  # fmt: skip
+    )
 
 
 def make_guidance(config: GuidanceConfig) -> Guidance:
@@ -117,3 +134,9 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
 def synthesize(key: Array, synthesizer: Synthesizer, policy: Policy | None = None, *, count: int = 1) -> Trajectory:
     """`count` trajectories [N, T] of a synthesizer that needs no start observations; compiled once per structure and count."""
     return synthesizer(key, policy, jnp.zeros((count, 1))).trajectory  # type: ignore[arg-type]
+
+
+@jax.jit
+def synthesize_from(key: Array, synthesizer: Synthesizer, policy: Policy | None, start: Array) -> Trajectory:
+    """N trajectories [N, T] of any synthesizer, from start observations [N, O] (diffusion only counts them)."""
+    return synthesizer(key, policy, start).trajectory  # type: ignore[arg-type]

@@ -21,10 +21,13 @@ class Replay:
     position: Array  # [] row that the next insertion overwrites
 
 
-def init_replay(trajectory: Trajectory) -> Replay:
-    """A replay filled with C trajectories [C, T, ...]: its capacity."""
-    usable, count = _usable(trajectory.mask)
-    return Replay(trajectory=trajectory, usable=usable, count=count, position=jnp.zeros((), jnp.int32))
+def init_replay(trajectory: Trajectory, capacity: int | None = None) -> Replay:
+    """A replay that holds N trajectories [N, T, ...]; `capacity` C >= N leaves room for more (default N)."""
+    count = trajectory.reward.shape[0]
+    room = count if capacity is None else capacity
+    empty = jax.tree.map(lambda x: jnp.zeros((room, *x.shape[1:]), x.dtype), trajectory)  # a mask of zeros: nothing usable
+    usable, size = _usable(empty.mask)
+    return insert(Replay(trajectory=empty, usable=usable, count=size, position=jnp.zeros((), jnp.int32)), trajectory)
 
 
 def _usable(mask: Array) -> tuple[Array, Array]:
@@ -50,6 +53,13 @@ def insert(replay: Replay, trajectory: Trajectory) -> Replay:
     stored = jax.tree.map(lambda old, new: old.at[rows].set(new), replay.trajectory, trajectory)
     usable, size = _usable(stored.mask)
     return Replay(trajectory=stored, usable=usable, count=size, position=(replay.position + count) % capacity)
+
+
+def terminal_share(replay: Replay) -> Array:
+    """Share [] of the stored trajectories that end in a terminal; rows not yet filled do not count."""
+    made = replay.trajectory
+    filled = made.mask.any(-1)
+    return ((made.discount == 0).any(-1) & filled).sum() / jnp.maximum(filled.sum(), 1)
 
 
 def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:

@@ -9,7 +9,8 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sample_mixed, sample_real
+from jaxpgd.synthesis.filters import Filter
+from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sample_mixed, sample_real, terminal_share
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
 
@@ -18,12 +19,14 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory
 class Experience:
     """Where batches come from: real transitions [M], and a synthesizer for the synthetic part (None: real only).
 
-    `first` makes the first content of the replay, before any update; None: the synthesizer itself.
+    `first` makes the first content of the replay, before any update; None: the synthesizer itself. `filter` chooses among
+    what is made.
     """
 
     real: Transition
     synthesizer: Synthesizer | None = None
     first: Synthesizer | None = None
+    filter: Filter = Filter()
 
 
 @struct.dataclass
@@ -44,26 +47,33 @@ class Schedule:
     capacity: int = struct.field(pytree_node=False)  # trajectories in the replay
     refresh_chunks: int = struct.field(pytree_node=False)  # chunks between refreshes; 0: never
     refresh_count: int = struct.field(pytree_node=False)  # trajectories per refresh
+    first_count: int = struct.field(pytree_node=False)  # trajectories before the first update
 
 
 def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
-    """Regimes as numbers: `oneoff` never refreshes, `periodic` replaces all, `continuous` the oldest fraction."""
+    """Regimes as numbers: `oneoff` never refreshes, `periodic` replaces all, `continuous` the oldest fraction.
+
+    `fifo` is `continuous` with a replay that starts with one refresh's worth and fills up.
+    """
     every = 0 if synthesis.regime == "oneoff" else synthesis.interval // config.updates_per_chunk
-    share = synthesis.fraction if synthesis.regime == "continuous" else 1.0
+    share = synthesis.fraction if synthesis.regime in ("continuous", "fifo") else 1.0
+    count = max(1, round(share * synthesis.trajectories))
     return Schedule(
         chunk_updates=config.updates_per_chunk,
         chunks=config.updates // config.updates_per_chunk,
         capacity=synthesis.trajectories,
         refresh_chunks=every,
-        refresh_count=max(1, round(share * synthesis.trajectories)),
+        refresh_count=count,
+        first_count=count if synthesis.regime == "fifo" else synthesis.trajectories,
     )
 
 
-def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, real: Transition, count: int) -> Trajectory:
+def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int) -> Trajectory:
     key_start, key_sample, key_resample = jax.random.split(key, 3)
-    start = sample_real(key_start, real, count).obs
+    start = sample_real(key_start, data.real, data.filter.needed(count)).obs
     made = synthesizer(key_sample, policy, start)
-    return resample(key_resample, made.trajectory, made.log_weight)
+    trajectory = resample(key_resample, made.trajectory, made.log_weight)
+    return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count)
 
 
 def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, hypers: PyTree = None) -> AgentState:
@@ -74,8 +84,8 @@ def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, h
     replay = None
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
-        trajectory = _synthesize(key_replay, first, agent.policy(state), data.real, schedule.capacity)
-        replay = init_replay(trajectory)
+        trajectory = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count)
+        replay = init_replay(trajectory, schedule.capacity)
     return AgentState(agent=state, replay=replay, key=key)
 
 
@@ -84,7 +94,7 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
     assert data.synthesizer is not None and state.replay is not None
     key, key_refresh = jax.random.split(state.key)
     policy = agent.policy(state.agent)
-    made = _synthesize(key_refresh, data.synthesizer, policy, data.real, schedule.refresh_count)
+    made = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count)
     return state.replace(replay=insert(state.replay, made), key=key)  # type: ignore[attr-defined]
 
 
@@ -124,7 +134,7 @@ def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig,
             metrics |= {
                 "synthetic_transitions": state.replay.count,
                 "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
-                "synthetic_terminal_rate": (made.discount == 0).any(-1).mean(),
+                "synthetic_terminal_rate": terminal_share(state.replay),
             }
         return state, metrics
 

@@ -12,29 +12,41 @@ from jax import Array
 
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.diffusion.constraints import Conditions
 from jaxpgd.diffusion.loss import edm_loss
 from jaxpgd.diffusion.precondition import EDMDenoise
 from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.packing import TokenCodec, fit_codec
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
+from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
 from jaxpgd.training.program import Program, fit
 from jaxpgd.types import Metrics, PyTree, Transition
 
 
 @struct.dataclass
 class Windows:
-    """What the denoiser trains on: transitions [M], the starts of training and validation windows, the token codec."""
+    """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
+
+    `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean.
+    """
 
     transitions: Transition  # [M]
     train: Array  # [W] int32
     validation: Array  # [V] int32
     codec: TokenCodec
     length: int = struct.field(pytree_node=False)
+    known: Array | None = None
+    entries: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def dim(self) -> int:
+        """Entries per token that are modelled."""
+        return self.entries or self.codec.token_dim
 
     def tokens(self, start: Array) -> Array:
-        """Normalised tokens [T, D] of the window at `start` []."""
-        return self.codec.encode(gather_window(self.transitions, start, self.length))
+        """Normalised tokens [T, dim] of the window at `start` []."""
+        return self.codec.encode(gather_window(self.transitions, start, self.length))[:, : self.dim]
 
 
 def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
@@ -57,6 +69,16 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
         codec=fit_codec(transitions, np.asarray(train), config.window, config.done_scale),
         length=config.window,
     )
+
+
+def state_windows(windows: Windows, conditions: Conditions) -> Windows:
+    """The same windows for a denoiser of states given actions (DyDiff): [obs, action] entries.
+
+    Conditions (first state, all actions) are seen clean in training, unless `conditions` is "noised": then all is denoised.
+    """
+    codec = windows.codec
+    known = None if conditions == "noised" else known_entries(codec, windows.length)
+    return dataclasses.replace(windows, known=known, entries=codec.obs_dim + codec.action_dim)
 
 
 @struct.dataclass
@@ -125,14 +147,16 @@ def batch_loss(
     key_draw, key_loss = jax.random.split(key)
     drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
     x0 = jax.vmap(windows.tokens)(drawn)
-    loss = functools.partial(edm_loss, denoise=_denoise(params, hypers, config), p_mean=hypers.p_mean, p_std=hypers.p_std)
+    loss = functools.partial(
+        edm_loss, denoise=_denoise(params, hypers, config), p_mean=hypers.p_mean, p_std=hypers.p_std, known=windows.known
+    )
     return jax.vmap(lambda k, x: loss(k, x0=x))(jax.random.split(key_loss, batch), x0).mean()
 
 
 def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:
     """Fresh state. The averaged weights are a copy: they must not share buffers that a jitted step donates."""
     key, key_init = jax.random.split(key)
-    example = jnp.zeros((windows.length, windows.codec.token_dim))
+    example = jnp.zeros((windows.length, windows.dim))
     params = network(config).init(key_init, example, jnp.zeros(()))
     return DenoiserState(
         params=params,
@@ -193,6 +217,27 @@ def denoiser_program(windows: Windows, config: DenoiserConfig, hypers: DenoiserH
 def trained_denoiser(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> TrajectoryDenoiser:
     """The denoiser of the averaged weights."""
     return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length)
+
+
+def trained_state_denoiser(
+    state: DenoiserState, windows: Windows, config: DenoiserConfig, conditions: Conditions
+) -> StateDenoiser:
+    """The state denoiser of the averaged weights, trained on `state_windows(windows, conditions)`."""
+    return StateDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length, conditions)
+
+
+def train_state_denoiser(
+    key: Array,
+    windows: Windows,
+    hypers: DenoiserHypers | None = None,
+    *,
+    config: DenoiserConfig = DenoiserConfig(),
+    conditions: Conditions = "clean",
+) -> tuple[StateDenoiser, Metrics]:
+    """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
+    chosen = state_windows(windows, conditions)
+    state, metrics = fit(key, denoiser_program(chosen, config, hypers), chosen)
+    return trained_state_denoiser(state, chosen, config, conditions), metrics
 
 
 def train_denoiser(

@@ -10,6 +10,7 @@ import pytest
 
 from jaxpgd.agents import AGENTS, make_agent, normalise_observations, replace_hypers
 from jaxpgd.errors import InputError
+from jaxpgd.settings import AgentConfig
 from jaxpgd.types import Transition
 
 HIDDEN = (8,)
@@ -27,6 +28,7 @@ def wrapped(name):
 
 BOTH = pytest.mark.parametrize("make", [plain, wrapped])
 NAMES = pytest.mark.parametrize("name", sorted(AGENTS))
+VARIED = {"bc": ("lr", (0.0, 1e-3))}  # a numeric setting and two values of it
 
 
 def batch_for(agent, key=7, size=16):
@@ -40,14 +42,19 @@ def batch_for(agent, key=7, size=16):
     )
 
 
-UPDATE = jax.jit(lambda agent, key, state, batch: agent.update(key, state, batch))  # compiled once per agent structure
+# compiled once per agent structure
+UPDATE = jax.jit(lambda agent, key, state, batch: agent.update(key, state, batch))
+INIT = jax.jit(lambda agent, key: agent.init(key, EXAMPLE))
+ACT = jax.jit(lambda policy, key, obs, a: (policy.mode(obs), policy.sample(key, obs), policy.log_prob(obs, a, 0.3)))
 
 
 @NAMES
 def test_vmapped_seeds_and_hyperparameters_equal_single_runs(name):
     agent, keys = wrapped(name), jax.random.split(jax.random.key(0), 2)
     batch = batch_for(agent)
-    starts = [agent.init(k, EXAMPLE, replace_hypers(agent.hypers, gamma=g)) for k, g in zip(keys, (0.5, 0.9), strict=True)]
+    varied, values = VARIED.get(name, ("gamma", (0.5, 0.9)))
+    hypers = [replace_hypers(agent.hypers, **{varied: value}) for value in values]
+    starts = [agent.init(k, EXAMPLE, h) for k, h in zip(keys, hypers, strict=True)]
     together = jax.jit(jax.vmap(agent.update, in_axes=(0, 0, None)))
     states = jax.tree.map(lambda *x: jnp.stack(x), *starts)
     for _ in range(3):
@@ -57,16 +64,16 @@ def test_vmapped_seeds_and_hyperparameters_equal_single_runs(name):
             alone, expected = UPDATE(agent, keys[i], alone, batch)
         close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
         jax.tree.map(close, (agent.policy(states).params, metrics), (agent.policy(alone).params, expected))
-    assert not np.allclose(metrics["critic_loss"][0], metrics["critic_loss"][1])
+    assert not np.allclose(metrics["actor_loss"][0], metrics["actor_loss"][1])
     assert all(m.shape == (2,) and np.isfinite(m).all() for m in metrics.values())
 
 
 @NAMES
 def test_same_key_same_bits_and_another_key_other_parameters(name):
     agent = wrapped(name)
-    first, second, other = (UPDATE(agent, k, agent.init(k, EXAMPLE), batch_for(agent)) for k in map(jax.random.key, (5, 5, 6)))
+    first, second, other = (UPDATE(agent, k, INIT(agent, k), batch_for(agent)) for k in map(jax.random.key, (5, 5, 6)))
     jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert first[1]["critic_loss"] != other[1]["critic_loss"]
+    assert first[1]["actor_loss"] != other[1]["actor_loss"]
 
 
 @NAMES
@@ -108,15 +115,14 @@ def test_wrapped_agent_equals_plain_agent_on_standardised_observations(name):
     scale = lambda x: (x - MEAN) / (STD + 1e-3)
     raw = batch_for(agent)
     scaled = raw.replace(obs=scale(raw.obs), next_obs=scale(raw.next_obs))
-    state, expected = agent.init(jax.random.key(0), EXAMPLE), reference.init(jax.random.key(0), EXAMPLE)
+    state, expected = INIT(agent, jax.random.key(0)), INIT(reference, jax.random.key(0))
     (state, metrics), (expected, wanted) = (
         UPDATE(a, jax.random.key(1), s, b) for a, s, b in ((agent, state, raw), (reference, expected, scaled))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, wanted)
     policy, inner, obs, action = agent.policy(state), reference.policy(expected), raw.obs[0, 0], raw.action[0, 0]
-    np.testing.assert_allclose(policy.mode(obs), inner.mode(scale(obs)), rtol=1e-5)
-    np.testing.assert_allclose(policy.sample(jax.random.key(2), obs), inner.sample(jax.random.key(2), scale(obs)), rtol=1e-5)
-    np.testing.assert_allclose(policy.log_prob(obs, action, 0.3), inner.log_prob(scale(obs), action, 0.3), rtol=1e-5)
+    outputs, wanted = (ACT(p, jax.random.key(2), o, action) for p, o in ((policy, obs), (inner, scale(obs))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), outputs, wanted)
 
 
 def test_statistics_can_be_vmapped():
@@ -145,10 +151,31 @@ def test_make_agent_reads_every_setting():
     np.testing.assert_array_equal(agent.hypers.stats.mean, MEAN)
 
 
+@NAMES
+def test_sections_have_every_setting_of_their_agent_and_no_other(name):
+    config = getattr(AgentConfig(), name)
+    changed = {"hidden": HIDDEN, "steps": 2, "candidates": 3, "ema_every": 2, "time_features": 4, "n_actions": 2}
+    structural = AGENTS[name][1]
+    small = dataclasses.replace(config, **{k: v for k, v in changed.items() if k in structural})
+    agent, factory = make_agent(name, small, 2), AGENTS[name][0]
+    numeric = {f.name for f in dataclasses.fields(agent.hypers)}
+    assert numeric | set(structural) == {f.name for f in dataclasses.fields(config)}
+    same = factory(action_dim=2, **{k: getattr(small, k) for k in structural})
+    assert agent.name == name and agent.update_fn == same.update_fn
+    for k in structural:  # each of them reaches the structure
+        other = factory(action_dim=2, **{j: getattr(config if j == k else small, j) for j in structural})
+        assert (agent.update_fn == other.update_fn) == (getattr(config, k) == getattr(small, k))
+    published = dataclasses.asdict(same.hypers) | {"policy_std": None}  # sections have another std for guidance
+    assert dataclasses.asdict(agent.hypers) | {"policy_std": None} == published
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_agent("sac", section("iql"), 2), "agent.kind = 'sac': expected one of iql, td3_bc"),
+        (lambda: make_agent("sac", section("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, td3_bc"),
+        (lambda: AGENTS["cql"][0](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
+        (lambda: AGENTS["diffusion_ql"][0](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
+        (lambda: AGENTS["diffusion_ql"][0](action_dim=2, time_features=5), "time_features = 5: expected an even number"),
         (lambda: make_agent("iql", SimpleNamespace(hidden=HIDDEN), 2), "a section with 'lr'"),
         (lambda: make_agent("iql", section("iql"), 0), "action_dim = 0"),
         (lambda: make_agent("iql", section("iql"), 2, obs_mean=MEAN), "obs_std = None"),

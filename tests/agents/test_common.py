@@ -39,3 +39,14 @@ def test_gaussian_log_prob_sums_over_dimensions_whatever_the_shape_of_the_varian
     expected = norm(np.asarray(mean), 0.6).logpdf(x).sum(-1)
     for variance in (jnp.array(0.36), jnp.full(2, 0.36)):
         np.testing.assert_allclose(common.gaussian_log_prob(x, mean, variance), expected, rtol=1e-5)
+
+
+def test_clip_by_norm_is_optax_clipping_with_a_traced_limit():
+    grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
+    clip = jax.jit(common.clip_by_norm)
+    for limit in (0.5, 5.0, 7.0):
+        expected, _ = optax.clip_by_global_norm(limit).update(grads, optax.EmptyState())
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), clip(grads, limit), expected)
+    jax.tree.map(np.testing.assert_array_equal, clip(grads, 0.0), grads)  # 0: none
+    zero = jax.tree.map(jnp.zeros_like, grads)
+    jax.tree.map(np.testing.assert_array_equal, clip(zero, 1.0), zero)

@@ -1,4 +1,4 @@
-"""Both agents on problems whose values or optimal actions are known."""
+"""The agents on problems whose values or optimal actions are known."""
 
 import functools
 
@@ -7,12 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.agents import iql, replace_hypers, td3_bc
+from jaxpgd.agents import bc, cql, diffusion_ql, iql, replace_hypers, td3_bc
 from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
 from jaxpgd.types import Transition
 
 HIDDEN = (32,)
-AGENTS = {"td3_bc": td3_bc(action_dim=1, hidden=HIDDEN), "iql": iql(action_dim=1, hidden=HIDDEN)}
+AGENTS = {
+    "td3_bc": td3_bc(action_dim=1, hidden=HIDDEN),
+    "iql": iql(action_dim=1, hidden=HIDDEN),
+    "cql": cql(action_dim=1, hidden=HIDDEN, n_actions=4),
+    "diffusion_ql": diffusion_ql(action_dim=1, hidden=HIDDEN, time_features=8),
+}
+# beside gamma: of CQL, the soft actor-critic without its conservative term
+PROBE_HYPERS = {"cql": {"weight": 0.0, "actor_lr": 3e-4}}
 CRITICS, VALUE = CriticEnsemble(2, HIDDEN), ValueNetwork(HIDDEN)
 STATES, GAMMA = np.eye(4, dtype=np.float32), 0.6
 # state: (reward, discount, next state, value)
@@ -26,14 +33,15 @@ PROBES = {
 
 def train(agent, data, updates, batch=64, **hypers):
     """A state after `updates` updates on uniform draws from `data` [N], fast settings unless given others."""
-    hypers = replace_hypers(agent.hypers, **({"lr": 3e-3, "polyak": 0.05} | hypers))
+    fast = {"lr": 3e-3, "critic_lr": 3e-3, "polyak": 0.05}
+    hypers = {k: v for k, v in fast.items() if hasattr(agent.hypers, k)} | hypers
 
     def step(state, key):
         draw, update = jax.random.split(key)
         index = jax.random.randint(draw, (agent.batches, batch), 0, data.reward.shape[0])
         return agent.update(update, state, jax.tree.map(lambda x: x[index], data))
 
-    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data), hypers)
+    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data), replace_hypers(agent.hypers, **hypers))
     return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), updates))[0]
 
 
@@ -44,14 +52,15 @@ def trained_on_probes(name):
     action = jax.random.uniform(jax.random.key(9), (256, 1), minval=-1.0)
     obs = jnp.asarray(STATES)
     data = Transition(obs=obs[index], action=action, reward=columns[0], discount=columns[1], next_obs=obs[columns[2]])
-    return jax.jit(lambda: train(AGENTS[name], data, 800, gamma=GAMMA))()
+    return jax.jit(lambda: train(AGENTS[name], data, 800, gamma=GAMMA, **PROBE_HYPERS.get(name, {})))()
 
 
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("state", PROBES)
 def test_critics_find_the_known_values(name, state):
     action = jnp.array([[-0.5], [0.0], [0.5]])
-    q = CRITICS.apply(trained_on_probes(name).critic, jnp.tile(STATES[state], (3, 1)), action)
+    critics = CRITICS.clone(activation=jax.nn.mish) if name == "diffusion_ql" else CRITICS
+    q = critics.apply(trained_on_probes(name).critic, jnp.tile(STATES[state], (3, 1)), action)
     np.testing.assert_allclose(q, PROBES[state][3], atol=0.1)
 
 
@@ -102,3 +111,61 @@ def test_iql_value_is_the_expectile_and_its_actor_the_weighted_mean():
     assert expected[1] - expected[0] > 0.4
     means = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
     np.testing.assert_allclose(means, expected, atol=0.08)
+
+
+def test_bc_clones_the_mean_of_every_state():
+    """Two states, actions skewed the other way in each, rewards that want something else."""
+    draw = jnp.square(jax.random.uniform(jax.random.key(5), (512, 1)))
+    sign = jnp.tile(jnp.array([1.0, -1.0]), 256)
+    obs, action = jnp.asarray(STATES)[(sign < 0).astype(int)], sign[:, None] * draw
+    data = Transition(obs=obs, action=action, reward=10 * action[:, 0], discount=jnp.ones(512), next_obs=obs)
+    agent = bc(action_dim=1, hidden=HIDDEN)
+    state = jax.jit(lambda: train(agent, data, 500, batch=256))()
+    for row, which in ((0, sign > 0), (1, sign < 0)):
+        mode = agent.policy(state).mode(STATES[row])[0]
+        assert mode == pytest.approx(float(action[which].mean()), abs=0.04)  # their median is 0.08 lower
+
+
+def test_cql_holds_unseen_actions_below_those_of_the_data():
+    """Every action is worth 1, and the data has those below -0.3 only."""
+    action = jax.random.uniform(jax.random.key(3), (512, 1), minval=-1.0, maxval=-0.3)
+    obs = jnp.tile(STATES[0], (512, 1))
+    data = Transition(obs=obs, action=action, reward=jnp.ones(512), discount=jnp.zeros(512), next_obs=obs)
+    weights, agent = jnp.array([0.0, 1.0, 5.0]), AGENTS["cql"]
+    states = jax.jit(jax.vmap(lambda w: train(agent, data, 600, batch=64, weight=w, actor_lr=3e-3)))(weights)
+    points = jnp.array([-0.9, -0.7, -0.5, 0.1, 0.4, 0.9])[:, None]
+    q = jax.vmap(lambda s: CRITICS.apply(s.critic, jnp.tile(STATES[0], (6, 1)), points))(states)  # [3, 2, 6]
+    seen, unseen = np.asarray(q[..., :3]), np.asarray(q[..., 3:])
+    np.testing.assert_allclose(q[0], 1.0, atol=0.1)
+    assert (unseen[1:].max(-1) < seen[1:].min(-1) - 0.5).all()
+    # the policy leaves the data only where nothing holds it
+    modes = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
+    assert (modes[1:] < -0.3).all()
+
+
+def two_modes(best, n=1024):
+    """One state, actions near -best and best alike and some uniform ones, reward 2 - (action - best)^2."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    near = jnp.where(jax.random.bernoulli(keys[0], 0.5, (n, 1)), best, -best) + 0.05 * jax.random.normal(keys[1], (n, 1))
+    anywhere = jax.random.uniform(keys[2], (n, 1), minval=-1.0)
+    action = jnp.where(jax.random.bernoulli(keys[3], 0.2, (n, 1)), anywhere, near)
+    obs, reward = jnp.tile(STATES[0], (n, 1)), 2.0 - jnp.square(action[:, 0] - best)
+    return Transition(obs=obs, action=action, reward=reward, discount=jnp.zeros(n), next_obs=obs)
+
+
+def test_diffusion_ql_keeps_both_modes_without_q_and_finds_the_optimum_with_it():
+    """A Gaussian policy would clone their mean, 0. Five steps end at E[a | x] from sigma 0.49, which is not far from the
+    distance between the modes: even with the exact denoiser a share of the samples lies between them.
+    """
+    data, agent = two_modes(best=0.75), diffusion_ql(action_dim=1, hidden=(32, 32), time_features=8)
+    states = jax.jit(jax.vmap(lambda eta: train(agent, data, 1000, batch=128, eta=eta, lr=1e-2)))(jnp.array([0.0, 5.0]))
+    keys = jax.random.split(jax.random.key(4), 1000)
+    policies = jax.vmap(agent.policy)(states)
+    act = lambda policy: (jax.vmap(lambda k: policy.sample(k, STATES[0])[0])(keys), policy.mode(STATES[0])[0])
+    samples, modes = map(np.asarray, jax.jit(jax.vmap(act))(policies))
+    cloned, improved = samples
+    assert (cloned < -0.4).mean() > 0.25 and (cloned > 0.4).mean() > 0.25
+    assert cloned.std() > 0.5
+    assert improved.mean() == pytest.approx(0.75, abs=0.15)
+    assert (np.abs(improved - 0.75) < 0.25).mean() > 0.75
+    np.testing.assert_allclose(modes, 0.75, atol=0.15)  # the choice among candidates finds it from cloned ones, too

@@ -1,5 +1,5 @@
 import itertools
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,10 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.samplers import Churn, euler, heun, make_sampler
-from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, euler, heun, make_sampler
+from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigmas
 from jaxpgd.envs.linear_gaussian import gaussian_denoise
+from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Stage
 
 PGD_CHURN = Churn(80.0, 0.05, 50.0, 1.003)
@@ -120,7 +121,7 @@ class Recorder:
         return x / (1 + at**2)
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9)])
+@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9), (ancestral, 5)])
 def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     sigmas = karras_sigmas(5, 0.1, 10.0, 7.0)
     levels: list[float] = []
@@ -137,11 +138,11 @@ def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     assert int(info["evaluations"]) == len(levels) == evaluations
     assert min(levels) > 0.0  # a network is never evaluated at sigma 0
     hat = [float(s) * (1.2 if s <= 5.0 else 1.0) for s in sigmas[:-1]]
-    expected = hat if sampler is euler else [v for h, s in zip(hat, sigmas[1:], strict=True) for v in (h, float(s))][:-1]
+    expected = hat if sampler is not heun else [v for h, s in zip(hat, sigmas[1:], strict=True) for v in (h, float(s))][:-1]
     np.testing.assert_allclose(levels, expected, rtol=1e-5)
     assert [int(i) for i, _, _ in before] == [0, 1, 2, 3, 4]
     np.testing.assert_allclose([s for _, s, _ in before], sigmas[:-1], rtol=1e-6)
-    repeats = 1 if sampler is euler else 2
+    repeats = 2 if sampler is heun else 1
     stages = [i for i in range(4) for _ in range(repeats)] + [4]
     assert [int(i) for i, _, _ in after] == stages
     np.testing.assert_allclose([s for _, s, _ in after], [sigmas[i + 1] for i in stages], rtol=1e-6)
@@ -159,7 +160,7 @@ class Clamp:
         return x.at[0].set(self.value)
 
 
-@pytest.mark.parametrize("sampler", [euler, heun])
+@pytest.mark.parametrize("sampler", [euler, heun, ancestral])
 def test_clamped_entries_stay_exact(sampler: Any) -> None:
     value = jnp.array([0.123456, -7.0])
     sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
@@ -167,6 +168,90 @@ def test_clamped_entries_stay_exact(sampler: Any) -> None:
     x = run(jax.random.key(0), jnp.full((3, 2), 80.0))
     np.testing.assert_array_equal(x[0], value)
     assert np.isfinite(x).all() and (x[1:] != value).all()
+
+
+def ancestral_moments(mean: float, std: float, sigmas: np.ndarray, churn: Churn) -> tuple[float, float]:
+    """Mean and standard deviation of the ancestral sampler's output for N(mean, std^2), started at N(0, sigmas[0]^2)."""
+    sigmas = np.asarray(sigmas, np.float64)
+    offset, variance, steps = -mean, sigmas[0] ** 2, len(sigmas) - 1
+    for sigma, after in itertools.pairwise(sigmas):
+        gamma = min(churn.total / steps, np.sqrt(2) - 1) if churn.low <= sigma <= churn.high else 0.0
+        hat = sigma * (1 + gamma)
+        shrink, ratio = std**2 / (std**2 + hat**2), (after / hat) ** 2  # D(x) - mean = shrink (x - mean)
+        keep = shrink + ratio * (1 - shrink)
+        variance = keep**2 * (variance + churn.noise**2 * (hat**2 - sigma**2)) + after**2 * (1 - ratio)
+        offset *= keep
+    return float(mean + offset), float(np.sqrt(variance))
+
+
+ANCESTRAL = {
+    "five VP steps": (vp_sigmas(5, 0.1, 10.0), Churn()),
+    "Karras": (karras_sigmas(24, 0.01, 20.0, 7.0), Churn()),
+    "churn": (karras_sigmas(6, 0.1, 10.0, 7.0), Churn(2.0, 0.5, 5.0, 1.1)),
+}
+
+
+@pytest.mark.parametrize("case", ANCESTRAL)
+def test_ancestral_samples_have_the_closed_form_mean_and_spread(case: str) -> None:
+    (sigmas, churn), count = ANCESTRAL[case], 20_000
+    mean, std = ancestral_moments(0.7, 0.5, np.asarray(sigmas), churn)
+    denoise = gaussian_denoise(np.array([0.7]), np.array([[0.25]]), 1)
+    samples = draw(make_sampler("ancestral"), denoise, sigmas, (1, 1), count, churn)
+    assert abs(samples.mean() - mean) < 4 * std / np.sqrt(count)
+    assert abs(samples.std() / std - 1) < 4 / np.sqrt(2 * count)
+
+
+def test_ancestral_steps_approach_the_data_as_they_shrink() -> None:
+    """The posterior is exact given the clean sample; with its mean instead, the spread is short by an error of order one."""
+    errors = []
+    for steps in (32, 64, 128, 256):
+        _, std = ancestral_moments(0.0, 0.5, np.asarray(karras_sigmas(steps, 0.002, 80.0, 7.0)), Churn())
+        errors.append(1 - std / 0.5)
+    slope = np.polyfit(np.log([32, 64, 128, 256]), np.log(errors), 1)[0]
+    assert abs(slope + 1) < 0.15 and errors[-1] < 0.03, (slope, errors)
+
+
+@struct.dataclass
+class Known:
+    """A denoiser that knows the clean sample."""
+
+    value: Array | float
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        return jnp.full_like(x, self.value)
+
+
+def test_an_ancestral_step_is_the_posterior_of_ddpm() -> None:
+    """In DDPM's coordinates x = sqrt(abar) (x0 + sigma n), with its own expressions for mean and variance (equation 7)."""
+    x0, now, count = 0.4, 1.3, 20_000
+    beta, abar_before = 0.3, 0.8
+    abar = abar_before * (1 - beta)
+    sigmas = jnp.sqrt(jnp.array([1 / abar - 1, 1 / abar_before - 1]))
+    start = jnp.full((count, 1), now / np.sqrt(abar))
+    x, _ = jax.jit(lambda k: ancestral(k, Known(x0), start, sigmas))(jax.random.key(0))
+    samples = np.sqrt(abar_before) * np.asarray(x, np.float64)
+    mean = (np.sqrt(abar_before) * beta * x0 + np.sqrt(1 - beta) * (1 - abar_before) * now) / (1 - abar)
+    std = np.sqrt((1 - abar_before) / (1 - abar) * beta)
+    assert abs(samples.mean() - mean) < 4 * std / np.sqrt(count)
+    assert abs(samples.std() / std - 1) < 4 / np.sqrt(2 * count)
+
+
+def test_ancestral_chain_without_noise_is_deterministic() -> None:
+    sigmas = vp_sigmas(5, 0.1, 10.0)
+    run = jax.jit(lambda key, noise: ancestral(key, Gaussian(0.5), jnp.ones((1, 1)), sigmas, noise=noise)[0])
+    keys = jax.random.split(jax.random.key(0))
+    expected = 1.0
+    for sigma, after in itertools.pairwise(np.asarray(sigmas, np.float64)):
+        shrink = 0.25 / (0.25 + sigma**2)
+        expected *= shrink + (after / sigma) ** 2 * (1 - shrink)
+    np.testing.assert_allclose([run(k, 0.0)[0, 0] for k in keys], expected, rtol=1e-4)
+    assert run(keys[0], 1.0) != run(keys[1], 1.0)
+    np.testing.assert_allclose(ancestral(keys[0], Known(0.3), jnp.ones((1, 1)), sigmas)[0], 0.3, rtol=1e-6)  # ends at D
+
+
+def test_every_sampler_can_be_chosen() -> None:
+    assert set(get_args(get_type_hints(SamplerConfig)["kind"])) == set(SAMPLERS)
+    assert all(make_sampler(kind) is make_sampler(kind) for kind in SAMPLERS)
 
 
 @struct.dataclass

@@ -89,3 +89,21 @@ def test_dynamics_by_step_counts_from_one():
     axis = plots.dynamics_by_step_figure({"unguided": np.array([0.1, 0.2])}, np.array([0.5, 0.5])).axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xydata(), [[1, 0.1], [2, 0.2]])
     assert axis.get_ylim()[0] == 0
+
+
+def test_the_rollout_comparison_has_a_line_for_each_method_in_each_panel():
+    method = {
+        "state_error": np.array([0.0, 0.2]),
+        "state_error_se": np.array([0.0, 0.05]),
+        "state_distance": np.array([0.0, 0.1]),
+    }
+    curves = {"unguided": method, "one-step model": method | {"state_error": np.array([0.0, np.nan])}}
+    figure = plots.rollout_comparison_figure(curves | {"truth again": {"state_distance": np.array([0.01, 0.02])}})
+    error, distance = figure.axes
+    names = lambda axis: [t.get_text() for t in axis.get_legend().get_texts()]
+    assert names(error) == ["unguided", "one-step model"] and names(distance) == [*names(error), "truth again"]
+    np.testing.assert_allclose(error.lines[0].get_xydata(), [[0, 0], [1, 0.2]])
+    np.testing.assert_allclose(distance.lines[2].get_xydata(), [[0, 0.01], [1, 0.02]])
+    band = error.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.0, pytest.approx(0.3)) and not distance.collections
+    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_ylim()[0] == 0 for axis in figure.axes)

@@ -5,8 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, GaussianActor, TanhActor, ValueNetwork, member
-from jaxpgd.networks.mlp import MLP
+from jaxpgd.networks.actor_critic import (
+    Critic,
+    CriticEnsemble,
+    DiffusionActor,
+    GaussianActor,
+    TanhActor,
+    TanhGaussianActor,
+    ValueNetwork,
+    member,
+)
+from jaxpgd.networks.mlp import MLP, sinusoidal
 
 OBS, ACTION = jnp.linspace(-2, 2, 3), jnp.array([0.5, -0.5])
 
@@ -53,6 +62,38 @@ def test_gaussian_actor_clips_its_log_std(log_std, std):
     np.testing.assert_allclose(out, std, rtol=1e-5)
 
 
+def test_tanh_gaussian_actor_has_a_spread_for_every_state_and_clips_it():
+    actor = TanhGaussianActor(2, (8,))
+    params = actor.init(jax.random.key(0), OBS)
+    mean, std = actor.apply(params, jnp.stack([OBS, 2 * OBS]))
+    assert mean.shape == std.shape == (2, 2)
+    assert not np.allclose(std[0], std[1])
+    last = params["params"]["MLP_0"]["Dense_1"]
+    last["kernel"], last["bias"] = jnp.zeros_like(last["kernel"]), jnp.array([5.0, -3.0, -30.0, 30.0])
+    mean, std = actor.apply(params, OBS)
+    np.testing.assert_allclose(mean, [5.0, -3.0])  # before tanh: not bounded
+    np.testing.assert_allclose(std, [np.exp(-20), np.exp(2)], rtol=1e-5)
+
+
+def test_sinusoidal_features_by_hand():
+    frequencies = np.array([1.0, 1e-2, 1e-4])
+    expected = np.concatenate([np.sin(3 * frequencies), np.cos(3 * frequencies)])
+    np.testing.assert_allclose(sinusoidal(jnp.array(3.0), 6), expected, rtol=1e-5)
+    np.testing.assert_allclose(sinusoidal(jnp.array([0.0, 3.0]), 6)[1], expected, rtol=1e-5)
+
+
+def test_diffusion_actor_depends_on_all_it_is_given():
+    actor = DiffusionActor(2, (8, 8), 4)
+    x, step = jnp.array([0.3, -1.0]), jnp.array(2.0)
+    params = actor.init(jax.random.key(0), x, step, OBS)
+    out = actor.apply(params, x, step, OBS)
+    assert out.shape == (2,)
+    for other in ((2 * x, step, OBS), (x, step + 1, OBS), (x, step, 2 * OBS)):
+        assert not np.allclose(actor.apply(params, *other), out)
+    together = actor.apply(params, jnp.stack([x, 2 * x]), jnp.stack([step, step]), jnp.stack([OBS, OBS]))
+    np.testing.assert_allclose(together[0], out, rtol=1e-5)
+
+
 def test_ensemble_members_are_independent_critics():
     ensemble = CriticEnsemble(3, (8, 8))
     params = ensemble.init(jax.random.key(0), OBS, ACTION)
@@ -61,6 +102,10 @@ def test_ensemble_members_are_independent_critics():
     assert len(set(np.asarray(q).ravel().tolist())) == 3
     for i in range(3):
         np.testing.assert_allclose(Critic((8, 8)).apply(member(params, i), OBS, ACTION), q[i, 0], rtol=1e-5)
+    smooth = CriticEnsemble(3, (8, 8), activation=jax.nn.mish).apply(params, OBS, ACTION)
+    one = Critic((8, 8), activation=jax.nn.mish).apply(member(params, 0), OBS, ACTION)
+    np.testing.assert_allclose(smooth[0], one, rtol=1e-5)
+    assert not np.allclose(smooth, q[:, 0])
 
 
 def test_value_network_gives_one_number_per_observation():

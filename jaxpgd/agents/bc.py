@@ -1,0 +1,94 @@
+"""Behaviour cloning: a deterministic actor by least squares on the dataset's actions, hence their conditional mean."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.errors import check
+from jaxpgd.networks.actor_critic import TanhActor
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@struct.dataclass
+class BCHypers:
+    """Numeric settings; any of them may be traced. The actor's are those of TD3+BC, whose cloning term this is."""
+
+    lr: Array | float = 3e-4
+    adam_eps: Array | float = 1e-8
+    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the action
+
+
+@struct.dataclass
+class BCState:
+    """Parameters, optimiser state and hyperparameters."""
+
+    actor: PyTree
+    actor_opt: PyTree
+    hypers: BCHypers
+
+
+@struct.dataclass
+class BCPolicyParams:
+    """Leaves of a cloned policy."""
+
+    actor: PyTree
+    std: Array | float  # [] of the Gaussian that stands for the deterministic actor
+
+
+class _BC:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+
+    def __init__(self, action_dim: int, hidden: tuple[int, ...]) -> None:
+        self.action_dim = action_dim
+        self.actor: Any = TanhActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
+
+    def init(self, key: Array, hypers: BCHypers, example: Transition) -> BCState:
+        common.check_example(example, self.action_dim)
+        actor = self.actor.init(key, example.obs)
+        return BCState(actor, common.adam_init(actor), common.as_arrays(hypers))
+
+    def update(self, key: Array, state: BCState, batch: Transition) -> tuple[BCState, Metrics]:
+        common.check_batch(batch, 1)
+        h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
+        loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+        return BCState(actor, actor_opt, h), {"actor_loss": loss}
+
+    def actor_loss(self, params: PyTree, batch: Transition) -> Array:
+        """|pi(s) - a|^2, averaged over the batch [B] and the action's entries."""
+        return jnp.square(self.actor.apply(params, batch.obs) - batch.action).mean()
+
+    def policy(self, state: BCState) -> Policy:
+        return Policy(BCPolicyParams(state.actor, state.hypers.policy_std), self.sample, self.mode, self.log_prob)
+
+    def sample(self, params: BCPolicyParams, key: Array, obs: Array) -> Array:
+        return self.mode(params, obs)
+
+    def mode(self, params: BCPolicyParams, obs: Array) -> Array:
+        return self.actor.apply(params.actor, obs)
+
+    def log_prob(self, params: BCPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+        return common.gaussian_log_prob(action, self.mode(params, obs), jnp.square(params.std) + variance)
+
+
+@functools.cache
+def _structure(action_dim: int, hidden: tuple[int, ...]) -> _BC:
+    return _BC(action_dim, hidden)
+
+
+def bc(*, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> Agent[BCState]:
+    """Behaviour cloning as an Agent for actions [action_dim]; its `hypers` are BCHypers.
+
+    `update` takes transitions with leading axes [1, B], uses their observations and actions only, needs no key, and returns the
+    metric actor_loss []. The policy is deterministic: `sample` ignores its key; `log_prob` is that of a Gaussian of standard
+    deviation `policy_std` (variance policy_std^2 + variance) around its action.
+    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    """
+    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
+    s = _structure(action_dim, tuple(hidden))
+    return Agent("bc", s.init, s.update, s.policy, hypers=BCHypers(), batches=1)

@@ -1,0 +1,202 @@
+"""CQL (Kumar et al., arXiv 2006.04779): soft actor-critic whose critics are pushed down where the data has no actions.
+
+This is CQL(H): to each critic's squared error comes `weight` times log(integral of exp Q(s, .)) - Q(s, a), the integral
+estimated by importance sampling. One update, in this order, on one batch:
+1. critics, against r + gamma * discount * min Q'(s', a') with a' from the present actor and no entropy bonus;
+2. actor, against the smaller of the new critics and with the present entropy temperature;
+3. entropy temperature, from the log-density of the actions just drawn;
+4. target critics move by `polyak`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.errors import check
+from jaxpgd.networks.actor_critic import CriticEnsemble, TanhGaussianActor
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+_ACTION_CLIP = 1.0 - 1e-6  # actions of +-1 have no arctanh
+
+
+@struct.dataclass
+class CQLHypers:
+    """Numeric settings; any of them may be traced. Weight and learning rates as DyDiff's base agent (arXiv 2405.19189)."""
+
+    actor_lr: Array | float = 3e-5
+    critic_lr: Array | float = 3e-4
+    alpha_lr: Array | float = 3e-5  # of the entropy temperature
+    gamma: Array | float = 0.99
+    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
+    weight: Array | float = 10.0  # of the conservative term
+    cql_temperature: Array | float = 1.0  # of the soft maximum in the conservative term
+    initial_alpha: Array | float = 1.0  # entropy temperature at the start
+    target_entropy: Array | float = -1.0  # per action dimension
+    adam_eps: Array | float = 1e-8
+
+
+@struct.dataclass
+class CQLState:
+    """Parameters, the slow critics, optimiser states and hyperparameters."""
+
+    actor: PyTree
+    critic: PyTree  # stacked, leading axis 2
+    log_alpha: Array  # [] log of the entropy temperature
+    target_critic: PyTree
+    actor_opt: PyTree
+    critic_opt: PyTree
+    alpha_opt: PyTree
+    hypers: CQLHypers
+
+
+def tanh_log_slope(pre_tanh: Array) -> Array:
+    """log |d tanh(u) / du| [...] summed over the action's entries, u [..., A]; exact where 1 - tanh(u)^2 rounds to 0."""
+    return 2.0 * jnp.sum(jnp.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh), axis=-1)
+
+
+def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Array:
+    """temperature * log of the integral of exp(Q / temperature) over actions, by importance sampling (appendix F).
+
+    q [..., K, B] at K actions that were drawn with log-density [K, B] -> [..., B].
+    """
+    return temperature * jax.nn.logmeanexp(q / temperature - log_density, axis=-2)
+
+
+class _CQL:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], n_actions: int) -> None:
+        self.action_dim, self.n_actions = action_dim, n_actions
+        self.actor: Any = TanhGaussianActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
+        self.critics: Any = CriticEnsemble(2, hidden)
+
+    def init(self, key: Array, hypers: CQLHypers, example: Transition) -> CQLState:
+        common.check_example(example, self.action_dim)
+        actor_key, critic_key = jax.random.split(key)
+        actor = self.actor.init(actor_key, example.obs)
+        critic = self.critics.init(critic_key, example.obs, example.action)
+        hypers = common.as_arrays(hypers)
+        log_alpha = jnp.log(hypers.initial_alpha)
+        return CQLState(
+            actor=actor,
+            critic=critic,
+            log_alpha=log_alpha,
+            target_critic=common.copy(critic),
+            actor_opt=common.adam_init(actor),
+            critic_opt=common.adam_init(critic),
+            alpha_opt=common.adam_init(log_alpha),
+            hypers=hypers,
+        )
+
+    def update(self, key: Array, state: CQLState, batch: Transition) -> tuple[CQLState, Metrics]:
+        common.check_batch(batch, 1)
+        h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
+        key_target, key_proposal, key_actor = jax.random.split(key, 3)
+        targets = self.targets(key_target, state, batch)
+        proposals = self.proposals(key_proposal, state.actor, batch)
+        critic_grad = jax.value_and_grad(self.critic_loss, has_aux=True)
+        (critic_loss, metrics), grads = critic_grad(state.critic, batch, targets, proposals, h)
+        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.critic_lr, h.adam_eps)
+
+        actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
+        (actor_loss, log_prob), grads = actor_grad(key_actor, state.actor, critic, batch, jnp.exp(state.log_alpha))
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.actor_lr, h.adam_eps)
+
+        # the gradient of -log_alpha * (log pi + target entropy)
+        alpha_grad = -(log_prob + self.action_dim * h.target_entropy).mean()
+        log_alpha, alpha_opt = common.adam_step(alpha_grad, state.alpha_opt, state.log_alpha, h.alpha_lr, h.adam_eps)
+
+        metrics |= {"critic_loss": critic_loss, "actor_loss": actor_loss, "target_mean": targets.mean()}
+        metrics |= {"entropy": -log_prob.mean(), "alpha": jnp.exp(log_alpha)}
+        target_critic = common.polyak(state.target_critic, critic, h.polyak)
+        return CQLState(actor, critic, log_alpha, target_critic, actor_opt, critic_opt, alpha_opt, h), metrics
+
+    def targets(self, key: Array, state: CQLState, batch: Transition) -> Array:
+        """r + gamma * discount * min Q'(s', a') with a' from the actor, [B]."""
+        action, _ = self.draw(key, state.actor, batch.next_obs)
+        q = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
+        return batch.reward + state.hypers.gamma * batch.discount * q
+
+    def proposals(self, key: Array, actor: PyTree, batch: Transition) -> tuple[Array, Array]:
+        """K = 3 * n_actions actions [K, B, A] with their log-densities [K, B]: uniform ones, from pi(s), from pi(s')."""
+        key_uniform, key_policy = jax.random.split(key)
+        uniform = jax.random.uniform(key_uniform, (self.n_actions, *batch.action.shape), minval=-1.0)
+        uniform_density = jnp.full(uniform.shape[:-1], -self.action_dim * jnp.log(2.0))
+        both = jnp.stack([batch.obs, batch.next_obs])
+        keys = jax.random.split(key_policy, self.n_actions)
+        action, log_prob = jax.vmap(lambda k: self.draw(k, actor, both), out_axes=1)(keys)  # [2, n, B, ...]
+        return jnp.concatenate([uniform, *action]), jnp.concatenate([uniform_density, *log_prob])
+
+    def critic_loss(
+        self, params: PyTree, batch: Transition, targets: Array, proposals: tuple[Array, Array], h: CQLHypers
+    ) -> tuple[Array, Metrics]:
+        """Squared error plus `weight` times the conservative term, averaged over the batch [B] and summed over the critics.
+
+        The squared error has no factor of a half (equation 4 has one), as in the authors' code, so that `weight` means
+        the same. The data's actions and the proposals go through the critics in one product.
+        """
+        action, log_density = proposals
+        action = jnp.concatenate([batch.action[None], action])
+        obs = jnp.broadcast_to(batch.obs, (*action.shape[:2], batch.obs.shape[-1]))
+        q = self.critics.apply(params, obs, action)  # [2, 1 + K, B]
+        error = jnp.square(q[:, 0] - targets).mean(axis=-1).sum()
+        gap = (log_integral(q[:, 1:], log_density, h.cql_temperature) - q[:, 0]).mean(axis=-1).sum()
+        return error + h.weight * gap, {"q_error": error, "conservative_gap": gap, "q_mean": q[:, 0].mean()}
+
+    def actor_loss(self, key: Array, params: PyTree, critic: PyTree, batch: Transition, alpha: Array) -> tuple[Array, Array]:
+        """alpha * log pi(a | s) - min Q(s, a) with a from the actor, averaged over the batch [B]; also log pi, [B]."""
+        action, log_prob = self.draw(key, params, batch.obs)
+        q = self.critics.apply(critic, batch.obs, action).min(axis=0)
+        return (alpha * log_prob - q).mean(), log_prob
+
+    def draw(self, key: Array, actor: PyTree, obs: Array) -> tuple[Array, Array]:
+        """Actions [..., A] at obs [..., O] and their log-densities [...]."""
+        mean, std = self.actor.apply(actor, obs)
+        pre_tanh = mean + std * jax.random.normal(key, mean.shape)
+        log_prob = common.gaussian_log_prob(pre_tanh, mean, jnp.square(std)) - tanh_log_slope(pre_tanh)
+        return jnp.tanh(pre_tanh), log_prob
+
+    def policy(self, state: CQLState) -> Policy:
+        return Policy(state.actor, self.sample, self.mode, self.log_prob)
+
+    def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
+        return self.draw(key, params, obs)[0]
+
+    def mode(self, params: PyTree, obs: Array) -> Array:
+        return jnp.tanh(self.actor.apply(params, obs)[0])
+
+    def log_prob(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
+        mean, std = self.actor.apply(params, obs)
+        action = jnp.clip(action, -_ACTION_CLIP, _ACTION_CLIP)
+        slope = (1.0 - action) * (1.0 + action)  # 1 - action^2 without its rounding near the bounds
+        # the width is a constant of the gradient, as guidance holds the variance that it passes
+        widened = jnp.square(std) + variance / jax.lax.stop_gradient(jnp.square(slope))
+        return common.gaussian_log_prob(jnp.arctanh(action), mean, widened) - jnp.log(slope).sum(axis=-1)
+
+
+@functools.cache
+def _structure(action_dim: int, hidden: tuple[int, ...], n_actions: int) -> _CQL:
+    return _CQL(action_dim, hidden, n_actions)
+
+
+def cql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), n_actions: int = 10) -> Agent[CQLState]:
+    """CQL as an Agent for actions [action_dim]; its `hypers` are CQLHypers.
+
+    `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, q_error, conservative_gap, q_mean,
+    actor_loss, entropy, alpha, target_mean, all []. The conservative term draws `n_actions` actions each uniformly, from the
+    policy at s, and from it at s'.
+    The policy is tanh of a normal; `mode` is tanh of its mean. `log_prob` is the density of the action in [-1, 1]^A, taken at
+    most 1e-6 from the bounds so that it is finite at them. A variance of the action is carried to the normal by the slope of
+    tanh at the action, variance / (1 - action^2)^2: the first order of the blur, good while it is narrow beside the distance to
+    the bounds.
+    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    """
+    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
+    check(n_actions > 0, "n_actions", n_actions, "a number above 0")
+    s = _structure(action_dim, tuple(hidden), n_actions)
+    return Agent("cql", s.init, s.update, s.policy, hypers=CQLHypers(), batches=1)

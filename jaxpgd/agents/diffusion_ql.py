@@ -1,0 +1,249 @@
+"""Diffusion-QL (Wang et al., arXiv 2208.06193): a policy that is a diffusion model of actions, drawn towards high Q.
+
+One update, in this order, on one batch:
+1. critics, against r + gamma * discount * min Q'(s', a') with a' sampled from the averaged actor;
+2. actor: the noise-prediction loss minus `eta` times a normalised Q of sampled actions, through the sampling chain;
+3. the averaged actor, every `ema_every` updates; target critics move by `polyak`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from jaxpgd.agents import common
+from jaxpgd.diffusion.loss import denoising_error
+from jaxpgd.diffusion.precondition import coefficients
+from jaxpgd.diffusion.samplers import ancestral
+from jaxpgd.diffusion.schedules import vp_sigmas, vp_time
+from jaxpgd.errors import check
+from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+_Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
+
+
+@struct.dataclass
+class DiffusionQLHypers:
+    """Numeric settings; any of them may be traced. Defaults are those of the paper (section 5 and appendix)."""
+
+    lr: Array | float = 3e-4
+    gamma: Array | float = 0.99
+    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
+    eta: Array | float = 1.0  # weight of Q against behaviour cloning
+    ema: Array | float = 0.995  # decay of the averaged actor
+    gradient_clip: Array | float = 5.0  # global norm of each network's gradient; 0: none
+    beta_min: Array | float = 0.1  # noise schedule
+    beta_max: Array | float = 10.0
+    adam_eps: Array | float = 1e-8
+    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the deterministic chain's action
+
+
+@struct.dataclass
+class DiffusionQLState:
+    """Parameters, their slow copies, optimiser states, the number of updates done and hyperparameters."""
+
+    actor: PyTree
+    critic: PyTree  # stacked, leading axis 2
+    ema_actor: PyTree
+    target_critic: PyTree
+    actor_opt: PyTree
+    critic_opt: PyTree
+    updates: Array  # []
+    hypers: DiffusionQLHypers
+
+
+@struct.dataclass
+class DiffusionQLPolicyParams:
+    """Leaves of a Diffusion-QL policy."""
+
+    actor: PyTree
+    critic: PyTree  # the target critics, which choose among candidates
+    hypers: DiffusionQLHypers
+
+
+@struct.dataclass
+class ActionDenoise:
+    """The Denoise of actions at one observation: x [A], sigma [] > 0 -> E[action | x] [A].
+
+    The network predicts the noise (EDM table 1, column VP): D = x - sigma * network(x / sqrt(1 + sigma^2), step, obs), with the
+    steps of the schedule counted from 0 at its lowest level. With `clip`, D is kept in [-1, 1], as in sampling.
+    """
+
+    params: PyTree
+    obs: Array  # [O]
+    beta_min: Array | float
+    beta_max: Array | float
+    network: nn.Module = struct.field(pytree_node=False)
+    steps: int = struct.field(pytree_node=False)
+    clip: bool = struct.field(pytree_node=False)
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        """Estimate of the clean action."""
+        step = self.steps * vp_time(sigma, self.beta_min, self.beta_max) - 1.0
+        noise: Array = self.network.apply(self.params, coefficients(sigma, 1.0).into * x, step, self.obs)  # type: ignore[assignment]
+        action = x - sigma * noise
+        return jnp.clip(action, -1.0, 1.0) if self.clip else action
+
+
+class _DiffusionQL:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+
+    def __init__(
+        self, action_dim: int, hidden: tuple[int, ...], steps: int, candidates: int, ema_every: int, time_features: int
+    ) -> None:
+        self.action_dim, self.steps, self.candidates, self.ema_every = action_dim, steps, candidates, ema_every
+        self.actor: Any = DiffusionActor(action_dim, hidden, time_features)  # Any: flax types `apply` as more than it returns
+        self.critics: Any = CriticEnsemble(2, hidden, activation=jax.nn.mish)
+
+    def init(self, key: Array, hypers: DiffusionQLHypers, example: Transition) -> DiffusionQLState:
+        common.check_example(example, self.action_dim)
+        actor_key, critic_key = jax.random.split(key)
+        actor = self.actor.init(actor_key, example.action, jnp.zeros(()), example.obs)
+        critic = self.critics.init(critic_key, example.obs, example.action)
+        return DiffusionQLState(
+            actor=actor,
+            critic=critic,
+            ema_actor=common.copy(actor),
+            target_critic=common.copy(critic),
+            actor_opt=common.adam_init(actor),
+            critic_opt=common.adam_init(critic),
+            updates=jnp.zeros((), jnp.int32),
+            hypers=common.as_arrays(hypers),
+        )
+
+    def update(self, key: Array, state: DiffusionQLState, batch: Transition) -> tuple[DiffusionQLState, Metrics]:
+        common.check_batch(batch, 1)
+        h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
+        key_target, key_actor = jax.random.split(key)
+        targets = self.targets(key_target, state, batch)
+        critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
+        grads = common.clip_by_norm(grads, h.gradient_clip)
+        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
+
+        actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
+        (actor_loss, metrics), grads = actor_grad(key_actor, state.actor, critic, batch, h)
+        grads = common.clip_by_norm(grads, h.gradient_clip)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+
+        updates = state.updates + 1
+        rate = jnp.where(updates % self.ema_every == 0, 1.0 - h.ema, 0.0)
+        ema_actor = common.polyak(state.ema_actor, actor, rate)
+        target_critic = common.polyak(state.target_critic, critic, h.polyak)
+        metrics |= {"critic_loss": critic_loss, "actor_loss": actor_loss, "target_mean": targets.mean()}
+        return DiffusionQLState(actor, critic, ema_actor, target_critic, actor_opt, critic_opt, updates, h), metrics
+
+    def targets(self, key: Array, state: DiffusionQLState, batch: Transition) -> Array:
+        """r + gamma * discount * min Q'(s', a') with a' from the averaged actor, [B]."""
+        action = self.draw(key, state.ema_actor, state.hypers, batch.next_obs)
+        q = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
+        return batch.reward + state.hypers.gamma * batch.discount * q
+
+    def critic_loss(self, params: PyTree, batch: Transition, targets: Array) -> Array:
+        """Squared error, averaged over the batch [B] and summed over the critics."""
+        q = self.critics.apply(params, batch.obs, batch.action)
+        return jnp.square(q - targets).mean(axis=-1).sum()
+
+    def actor_loss(
+        self, key: Array, params: PyTree, critic: PyTree, batch: Transition, h: DiffusionQLHypers
+    ) -> tuple[Array, Metrics]:
+        """Cloning loss - eta * mean Q_i(s, a) / mean |Q_j(s, a)| with a sampled, i one of the critics at random, j the other.
+
+        Means over the batch [B]; no gradient through the normaliser.
+        """
+        key_cloning, key_draw, key_pick = jax.random.split(key, 3)
+        cloning = self.cloning_loss(key_cloning, params, batch, h)
+        q = self.critics.apply(critic, batch.obs, self.draw(key_draw, params, h, batch.obs))
+        pick = jax.random.bernoulli(key_pick).astype(int)
+        scale = jax.lax.stop_gradient(jnp.abs(q[1 - pick]).mean())
+        gain = q[pick].mean() / jnp.maximum(scale, _Q_FLOOR)
+        return cloning - h.eta * gain, {"bc_loss": cloning, "q_gain": gain, "q_mean": q.mean()}
+
+    def cloning_loss(self, key: Array, params: PyTree, batch: Transition, h: DiffusionQLHypers) -> Array:
+        """Error [] of the predicted noise, averaged over the batch [B], at a step of the schedule drawn for every example.
+
+        The noise's error is that of the denoised action over sigma.
+        """
+        key_step, key_noise = jax.random.split(key)
+        sigma = jax.random.choice(key_step, self.sigmas(h)[:-1], batch.reward.shape)
+
+        def error(key: Array, obs: Array, action: Array, sigma: Array) -> Array:
+            return denoising_error(key, self.denoise(params, h, obs, clip=False), action, sigma) / jnp.square(sigma)
+
+        return jax.vmap(error)(jax.random.split(key_noise, sigma.shape[0]), batch.obs, batch.action, sigma).mean()
+
+    def sigmas(self, h: DiffusionQLHypers) -> Array:
+        return vp_sigmas(self.steps, h.beta_min, h.beta_max)
+
+    def denoise(self, actor: PyTree, h: DiffusionQLHypers, obs: Array, *, clip: bool) -> ActionDenoise:
+        return ActionDenoise(actor, obs, h.beta_min, h.beta_max, self.actor, self.steps, clip)
+
+    def chain(self, key: Array, actor: PyTree, h: DiffusionQLHypers, obs: Array, noise: float = 1.0) -> Array:
+        """An action [A] at obs [O]; `noise` 0 starts from the centre and adds none. Within [-1, 1] as its last step is D.
+
+        The chain starts, as published, at unit variance in the coordinates where samples keep it: sqrt(1 + sigma^2) here.
+        """
+        key_start, key_chain = jax.random.split(key)
+        sigmas = self.sigmas(h)
+        start = noise * jnp.sqrt(1.0 + jnp.square(sigmas[0])) * jax.random.normal(key_start, (self.action_dim,))
+        return ancestral(key_chain, self.denoise(actor, h, obs, clip=True), start, sigmas, noise=noise)[0]
+
+    def draw(self, key: Array, actor: PyTree, h: DiffusionQLHypers, obs: Array) -> Array:
+        """Actions [B, A] at obs [B, O]."""
+        return jax.vmap(lambda k, o: self.chain(k, actor, h, o))(jax.random.split(key, obs.shape[0]), obs)
+
+    def policy(self, state: DiffusionQLState) -> Policy:
+        params = DiffusionQLPolicyParams(state.actor, state.target_critic, state.hypers)
+        return Policy(params, self.sample, self.mode, self.log_prob)
+
+    def sample(self, params: DiffusionQLPolicyParams, key: Array, obs: Array) -> Array:
+        return self.chain(key, params.actor, params.hypers, obs)
+
+    def mode(self, params: DiffusionQLPolicyParams, obs: Array) -> Array:
+        many = jnp.broadcast_to(obs, (self.candidates, *obs.shape))
+        action = self.draw(jax.random.key(0), params.actor, params.hypers, many)
+        return action[self.critics.apply(params.critic, many, action).min(axis=0).argmax()]
+
+    def log_prob(self, params: DiffusionQLPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+        centre = self.chain(jax.random.key(0), params.actor, params.hypers, obs, noise=0.0)
+        return common.gaussian_log_prob(action, centre, jnp.square(params.hypers.policy_std) + variance)
+
+
+@functools.cache
+def _structure(
+    action_dim: int, hidden: tuple[int, ...], steps: int, candidates: int, ema_every: int, time_features: int
+) -> _DiffusionQL:
+    return _DiffusionQL(action_dim, hidden, steps, candidates, ema_every, time_features)
+
+
+def diffusion_ql(
+    *,
+    action_dim: int,
+    hidden: tuple[int, ...] = (256, 256, 256),
+    steps: int = 5,
+    candidates: int = 50,
+    ema_every: int = 5,
+    time_features: int = 16,
+) -> Agent[DiffusionQLState]:
+    """Diffusion-QL as an Agent for actions [action_dim]; its `hypers` are DiffusionQLHypers.
+
+    `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, actor_loss, bc_loss, q_gain,
+    q_mean, target_mean, all []. Its policy uses the actor as it is, not the average, as published:
+    - `sample` is one chain of `steps` ancestral steps;
+    - `mode` is the best of `candidates` chains from a fixed key by the smaller target critic. Published: one of them by softmax
+      of its Q; here the same observation always gives the same action, because `mode` has no key;
+    - `log_prob`: a diffusion policy has no log-density. A Gaussian of standard deviation `policy_std` (variance policy_std^2 +
+      variance) stands for it, around the action of the chain without noise.
+    Raises InputError where sizes are not positive, time_features is no even number above 2, or `init` or `update` get other
+    shapes.
+    """
+    sizes = {"action_dim": action_dim, "steps": steps, "candidates": candidates, "ema_every": ema_every}
+    for name, value in sizes.items():
+        check(value > 0, name, value, "a number above 0")
+    check(time_features > 2 and time_features % 2 == 0, "time_features", time_features, "an even number above 2")
+    s = _structure(action_dim, tuple(hidden), steps, candidates, ema_every, time_features)
+    return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=DiffusionQLHypers(), batches=1)

@@ -1,0 +1,196 @@
+"""`jaxpgd compare-rollouts`: how far every model's rollouts of one policy are from the real environment, step by step."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxpgd.errors import InputError, check
+from jaxpgd.evaluation import plots
+from jaxpgd.evaluation.environments import is_builtin
+from jaxpgd.evaluation.report import text_table
+from jaxpgd.evaluation.rollout_comparison import compare_rollouts, crossing
+from jaxpgd.evaluation.simulators import make_simulator, rollout
+from jaxpgd.evaluation.trajectory_metrics import state_entries
+from jaxpgd.pipeline.models import models_stage, require_models
+from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
+from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
+from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.settings import Config
+from jaxpgd.synthesis.diffusion import synthesize_from
+from jaxpgd.synthesis.dydiff import make_dydiff
+from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.training.logs import plain
+from jaxpgd.types import Policy, Synthesizer, Trajectory
+
+ITERATIONS = (0, 1, 2, 4)
+REFERENCE = "ensemble"  # what diffusion is held against
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeOnly:
+    """The sampling function of a policy that always takes its mode: rollouts then differ by their models alone."""
+
+    mode_fn: Callable[[Any, Array], Array]
+
+    def __call__(self, params: Any, key: Array, obs: Array) -> Array:
+        """As `Policy.sample_fn`."""
+        return self.mode_fn(params, obs)
+
+
+def greedy(policy: Policy) -> Policy:
+    """The same policy, acting by its mode."""
+    return dataclasses.replace(policy, sample_fn=ModeOnly(policy.mode_fn))
+
+
+def methods(config: Config, models: Models, length: int) -> dict[str, Synthesizer]:
+    """Everything a run can roll a policy out with, from given start observations, for `length` steps."""
+    found: dict[str, Synthesizer] = {}
+    if models.world is not None:
+        section = dataclasses.replace(config.synthesis.world_model, length=length, penalty=0.0)
+        found[REFERENCE] = make_world_model_synthesizer(models.world, section)
+        if models.states is not None:
+            for iterations in ITERATIONS:
+                chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations)
+                name = f"DyDiff, {iterations} iteration{'s' * (iterations != 1)}"
+                found[name] = make_dydiff(models.world, models.states, chosen, config.sampler, length=length)
+    if models.denoiser is not None:
+        at_length = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
+        guided = build_synthesizer(at_length, models.denoiser, guided=True).starting()
+        found["unguided diffusion"] = guided.unguided()
+        found[f"PGD, coefficient {config.guidance.coefficient:g}"] = guided
+    return found
+
+
+def compare_runs(
+    paths: list[str], out: Path | None = None, *, policy: str = "", length: int = 0, trajectories: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Roll one policy out by every model of the runs and in the real environment; write table and figure under `out`.
+
+    The policy is that of "ARM[:SEED]" of the first run (default: its last arm), acting by its mode; start observations are
+    drawn from the dataset. `length` defaults to the first run's longest training window. Raises InputError.
+    """
+    check(trajectories > 1, "--trajectories", trajectories, "at least 2")
+    runs = [open_run(path) for path in paths]
+    first = runs[0]
+    for run in runs:
+        require_models(run)
+        same = run.config.data.name == first.config.data.name
+        check(same, "data.name", run.config.data.name, f"{first.config.data.name!r}, as in {paths[0]}")
+    length = length or first.config.synthesis.dydiff.window or first.config.data.window
+    multiple = 2 ** (max(run.config.denoiser.blocks for run in runs) - 1)
+    check(length > 1 and length % multiple == 0, "--length", length, f"a multiple of {multiple}, as the denoisers need")
+    target = out or first.path / "comparison"
+    began: list[tuple[RunDirectory, Prepared, Models]] = []
+    for run in runs:
+        prepared = prepare(run.config)
+        began.append((run, prepared, models_stage(run, prepared)))
+    _, prepared, models = began[0]
+    name = policy or first.config.arms[-1]
+    actor = greedy(policy_of(first, prepared, models, name))
+    result = _compare(began, actor, length, trajectories, jax.random.fold_in(stage_key(first.config, "compare"), seed))
+    result |= {"policy": f"{name} of {paths[0]}", "dataset": prepared.dataset.info.name, "runs": paths}
+    _write(target, result)
+    return result
+
+
+def _compare(
+    runs: list[tuple[RunDirectory, Prepared, Models]], policy: Policy, length: int, count: int, key: Array
+) -> dict[str, Any]:
+    prepared = runs[0][1]
+    info = prepared.dataset.info
+    key_start, key_truth, key_noise, key_made, key_score = jax.random.split(key, 5)
+    start = sample_real(key_start, prepared.dataset.transitions(), count).obs
+    simulator = make_simulator(info)
+    truth, _ = rollout(key_truth, simulator, policy, np.asarray(start), length, deterministic=True, noise=False)
+    samples = None
+    if is_builtin(info):
+        samples, _ = rollout(key_noise, simulator, policy, np.asarray(start), length, deterministic=True)
+    std = np.asarray(prepared.windows.codec.std[prepared.windows.codec.obs])
+    found: dict[str, Any] = {}
+
+    def score(made: Trajectory) -> dict[str, Any]:
+        return compare_rollouts(key_score, truth, made, policy, std, entries=state_entries(info), samples=samples)
+
+    floor = truth if samples is None else samples
+    for run, _, models in runs:
+        for name, synthesizer in methods(run.config, models, length).items():
+            label = name if name not in found else f"{name} ({run.path.name})"
+            began = time.monotonic()
+            made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
+            found[label] = {**score(made), "seconds": time.monotonic() - began}
+            print(f"{label}: {clock_row(found[label], length)}", flush=True)
+    if not found:
+        raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")
+    return {
+        "length": length,
+        "trajectories": count,
+        "truth": {"terminal_rate": float((floor.discount == 0).any(-1).mean())},
+        "methods": found,
+        "crossings": crossings(found, length),
+    }
+
+
+def clock_row(row: dict[str, Any], length: int) -> str:
+    """One line of progress."""
+    last = int(np.flatnonzero(np.isfinite(row["state_error"]))[-1])
+    return f"state error {row['state_error'][last]:.3f} at step {last}, return error {row['return_error']:.3g}"
+
+
+def crossings(found: dict[str, Any], length: int) -> dict[str, dict[str, int | float | None]]:
+    """The step from which each method stays below the ensemble, for state error and state distance; None: never."""
+    if REFERENCE not in found:
+        return {}
+    steps, reference = np.arange(length), found[REFERENCE]
+    return {
+        name: {m: crossing(steps, row[m], reference[m]) for m in ("state_error", "state_distance")}
+        for name, row in found.items()
+        if name != REFERENCE
+    }
+
+
+def table(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows to print: errors at a few steps, return error, likelihood, terminals."""
+    length = result["length"]
+    steps = sorted({s for s in (1, 5, 10, 25, 50, 75) if s < length - 1} | {length - 1})
+    rows = []
+    for name, row in result["methods"].items():
+        shown: dict[str, Any] = {"rollouts by": name}
+        shown |= {f"error at {s}": _number(row["state_error"][s]) for s in steps}
+        shown |= {f"distance at {s}": _number(row["state_distance"][s]) for s in (steps[len(steps) // 2], steps[-1])}
+        shown["return error"] = f"{row['return_error']:.3g} ± {row['return_error_se']:.2g}"
+        shown["log-likelihood"] = f"{row['policy_log_likelihood']:.3f} ± {row['policy_log_likelihood_se']:.3f}"
+        shown["terminals"] = f"{100 * row['terminal_rate']:.0f} %"
+        crossed = result["crossings"].get(name, {})
+        shown["below the ensemble from"] = ", ".join(str(crossed[m]) for m in crossed) or "-"
+        rows.append(shown)
+    return rows
+
+
+def _number(x: float) -> str:
+    return f"{float(x):.3f}"
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
+    write_atomic(out / "rollouts.json", json.dumps(plain(result), indent=1))
+    plots.save(plots.rollout_comparison_figure(result["methods"]), out / "rollouts.png")
+    text = text_table(table(result))
+    notes = (
+        f"policy: {result['policy']}; {result['trajectories']} rollouts of {result['length']} steps from dataset states of "
+        f"{result['dataset']}; in the real environment {100 * result['truth']['terminal_rate']:.0f} % end in a terminal.\n"
+        "errors and distances are in standard deviations of the state; 'below the ensemble from': the step from which the "
+        "state error, then the distance, stays below (None: never)."
+    )
+    write_atomic(out / "rollouts.txt", f"{text}\n{notes}\n")
+    print(f"{text}\n{notes}\nfigure: {out / 'rollouts.png'}", flush=True)

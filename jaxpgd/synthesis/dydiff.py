@@ -1,0 +1,139 @@
+"""DyDiff (arXiv 2405.19189): a diffusion model of states given actions, iterated so that it follows the learning policy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.constraints import Condition, Conditions, attach
+from jaxpgd.diffusion.samplers import Churn, make_churn, make_sampler
+from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.dynamics.world_model import Imagination, WorldModel
+from jaxpgd.packing import TokenCodec, usable_steps
+from jaxpgd.settings import DyDiffConfig, SamplerConfig
+from jaxpgd.synthesis.world_model import summary
+from jaxpgd.types import Denoise, Policy, Sampler, Synthesis, Trajectory
+
+
+@struct.dataclass
+class StateDenoiser:
+    """A denoiser of [obs, pre-tanh action] tokens whose conditions are the first observation and all actions."""
+
+    denoise: Denoise
+    codec: TokenCodec
+    length: int = struct.field(pytree_node=False)  # T of training
+    conditions: Conditions = struct.field(pytree_node=False, default="clean")
+
+    def condition(self, start: Array, action: Array) -> Condition:
+        """The known entries for a first observation [O] and actions [T, A]."""
+        obs = jnp.broadcast_to(start, (action.shape[0], start.shape[0]))
+        value = self.codec.encode_steps(obs, action)
+        return Condition(value, known_entries(self.codec, action.shape[0]))
+
+
+def known_entries(codec: TokenCodec, length: int) -> Array:
+    """The conditions among state tokens [T, O + A], bool: all actions, and the first observation."""
+    is_action = jnp.arange(codec.obs_dim + codec.action_dim) >= codec.obs_dim
+    first = jnp.arange(length) == 0
+    return is_action[None, :] | first[:, None]
+
+
+@struct.dataclass
+class DyDiffSynthesizer:
+    """Rolls the policy out in the one-step model, then corrects the states with the diffusion model `iterations` times.
+
+    Each iteration samples states under the clamped first state and actions, mixes them with the previous states
+    (`mix` of the previous, `1 - mix` of the new), and lets the policy act again at the result. Rewards and terminals
+    are the world model's.
+    """
+
+    model: WorldModel
+    denoiser: StateDenoiser
+    imagination: Imagination  # the first rollout; its length is that of the trajectories
+    sigmas: Array  # [n + 1]
+    churn: Churn
+    mix: Array | float
+    sampler: Sampler = struct.field(pytree_node=False)
+    iterations: int = struct.field(pytree_node=False)
+    batch_size: int = struct.field(pytree_node=False)  # trajectories sampled at once
+
+    def sample_states(self, key: Array, start: Array, action: Array) -> Array:
+        """States [T, O] of the diffusion model from start [O] under actions [T, A]."""
+        key_noise, key_sampler = jax.random.split(key)
+        condition = self.denoiser.condition(start, action)
+        denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)
+        x = self.sigmas[0] * jax.random.normal(key_noise, condition.value.shape)
+        x, _ = self.sampler(key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=clamp, after_stage=clamp)
+        return self.denoiser.codec.observation(x).at[0].set(start)
+
+    def refine(self, key: Array, policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
+        """One iteration: states [T, O] and actions [T, A] -> better states, and the policy's actions there."""
+        key_states, key_actions = jax.random.split(key)
+        made = self.sample_states(key_states, obs[0], action)
+        obs = self.mix * obs + (1.0 - self.mix) * made
+        return obs, act(key_actions, policy, obs)
+
+    def complete(self, obs: Array, action: Array) -> Trajectory:
+        """The trajectory of states [T, O] and actions [T, A], with the world model's rewards and terminals."""
+        reward = jax.vmap(self.model.reward)(obs, action)
+        discount = jax.vmap(self.model.discount)(obs[:-1], action[:-1], obs[1:])
+        discount = jnp.append(discount, 1.0)  # where the last step leads is not known: it is masked
+        return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+
+    def one(self, key: Array, policy: Policy, start: Array) -> Trajectory:
+        """One trajectory [T] from start [O]."""
+        key, key_rollout = jax.random.split(key)
+        first = self.imagination.rollout(key_rollout, self.model, policy, start)
+        obs, action = first.obs, first.action
+        if self.iterations == 0:
+            return first
+
+        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
+            return self.refine(key, policy, *carry), None
+
+        (obs, action), _ = jax.lax.scan(step, (obs, action), jax.random.split(key, self.iterations))
+        return self.complete(obs, action)
+
+    def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
+        """start [N, O] -> N trajectories that begin there, weights zero."""
+        count = start.shape[0]
+        trajectory = jax.lax.map(
+            lambda inputs: self.one(inputs[0], policy, inputs[1]),
+            (jax.random.split(key, count), start),
+            batch_size=min(self.batch_size, count),
+        )
+        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(count), info=summary(trajectory))
+
+    def with_iterations(self, iterations: int) -> "DyDiffSynthesizer":
+        """The same synthesizer with another number of iterations."""
+        return dataclasses.replace(self, iterations=iterations)
+
+
+def act(key: Array, policy: Policy, obs: Array) -> Array:
+    """The policy's actions [T, A] at observations [T, O]."""
+    return jax.vmap(policy.sample)(jax.random.split(key, obs.shape[0]), obs)
+
+
+def make_dydiff(
+    model: WorldModel,
+    denoiser: StateDenoiser,
+    config: DyDiffConfig | None = None,
+    sampler: SamplerConfig | None = None,
+    *,
+    length: int = 0,
+) -> DyDiffSynthesizer:
+    """DyDiff from a trained world model and state denoiser; `length` steps per trajectory (0: as in training)."""
+    config, sampler = config or DyDiffConfig(), sampler or SamplerConfig()
+    return DyDiffSynthesizer(
+        model=model,
+        denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
+        imagination=Imagination(elite=config.elite, sampled=config.sampled, length=length or denoiser.length),
+        sigmas=karras_sigmas(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
+        churn=make_churn(sampler),
+        mix=jnp.asarray(config.mix),
+        sampler=make_sampler(sampler.kind, sampler.predictor),
+        iterations=config.iterations,
+        batch_size=sampler.batch_size,
+    )

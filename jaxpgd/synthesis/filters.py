@@ -1,0 +1,57 @@
+"""Choosing which synthetic trajectories are kept, by return (DyDiff, arXiv 2405.19189, section 4.3)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.settings import FilterConfig
+from jaxpgd.types import Trajectory
+
+
+def returns(trajectory: Trajectory) -> Array:
+    """Undiscounted sum of rewards [N] of trajectories [N, T], up to and including the first terminal."""
+    alive = jnp.cumprod(trajectory.discount, axis=-1)
+    taken = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
+    return (taken * trajectory.reward).sum(-1)
+
+
+@struct.dataclass
+class Filter:
+    """Which of N trajectories are kept: all, those of highest return, or a draw that favours them.
+
+    "hardmax": the ones of highest return. "softmax": drawn without replacement with weights exp(z / temperature), z the returns
+    standardised over the N, by adding Gumbel noise and taking the top.
+    """
+
+    temperature: Array | float = 0.05
+    kind: Literal["none", "hardmax", "softmax"] = struct.field(pytree_node=False, default="none")
+    keep: float = struct.field(pytree_node=False, default=1.0)  # share kept; ignored by "none"
+
+    def needed(self, count: int) -> int:
+        """How many trajectories to make so that `count` are kept."""
+        return count if self.kind == "none" else max(count, round(count / self.keep))
+
+    def scores(self, key: Array, values: Array) -> Array:
+        """What the kept trajectories are the highest of: [N] for returns [N]."""
+        if self.kind == "hardmax":
+            return values
+        z = (values - values.mean()) / jnp.maximum(values.std(), 1e-8)
+        return z / self.temperature + jax.random.gumbel(key, values.shape)
+
+    def __call__(self, key: Array, trajectory: Trajectory, count: int) -> Trajectory:
+        """`count` of the trajectories [N, T]. Raises ValueError where there are fewer."""
+        size = trajectory.reward.shape[0]
+        if count > size:
+            raise ValueError(f"filter: cannot keep {count} of {size} trajectories")
+        if self.kind == "none":
+            return jax.tree.map(lambda x: x[:count], trajectory)
+        _, index = jax.lax.top_k(self.scores(key, returns(trajectory)), count)
+        return jax.tree.map(lambda x: x[index], trajectory)
+
+
+def make_filter(config: FilterConfig) -> Filter:
+    """The filter of a config section, its temperature a leaf."""
+    return Filter(temperature=jnp.asarray(config.temperature), kind=config.kind, keep=config.keep)

@@ -1,0 +1,254 @@
+"""Training a world model: the members of the ensemble, the reward model and the terminal classifier, as one program.
+
+Each epoch ends with a loss on held-out transitions. A network whose loss has not improved for `patience` epochs stops, and its
+best parameters count (early stopping); the members of the ensemble run as one vmapped network, each with its own minibatches.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import Array
+
+from jaxpgd.dynamics.world_model import Scales, Terminates, WorldModel, fit_scales
+from jaxpgd.networks.dynamics import GaussianRegressor, ScalarRegressor
+from jaxpgd.settings import DynamicsConfig
+from jaxpgd.training.program import Program, fit
+from jaxpgd.types import Metrics, PyTree, Transition
+
+_IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
+_BOUND_WEIGHT = 0.01  # pulls the bounds of the log-variance together (PETS, appendix A.1)
+
+Part = Literal["state", "reward", "terminal"]
+
+
+@struct.dataclass
+class DynamicsData:
+    """Transitions [M], the indices of those that train and of those held out, and the scales of both."""
+
+    transitions: Transition
+    train: Array  # [.] int32
+    held_out: Array  # [.] int32
+    scales: Scales
+
+
+def prepare_dynamics(transitions: Transition, config: DynamicsConfig, *, seed: int = 0) -> DynamicsData:
+    """Hold some transitions out (host, once)."""
+    size = transitions.reward.shape[0]
+    held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
+    order = np.random.default_rng(seed).permutation(size).astype(np.int32)
+    device = jax.tree.map(jnp.asarray, transitions)
+    return DynamicsData(device, jnp.asarray(order[held:]), jnp.asarray(order[:held]), fit_scales(device))
+
+
+@struct.dataclass
+class PartState:
+    """State of one part: parameters with a leading axis of its members [E], the best seen, and what early stopping needs."""
+
+    params: PyTree
+    optimiser: PyTree
+    best: PyTree
+    best_loss: Array  # [E]
+    stale: Array  # [E] epochs since the last improvement
+
+
+@struct.dataclass
+class DynamicsState:
+    """State of the whole program."""
+
+    state: PartState
+    reward: PartState
+    terminal: PartState | None
+    key: Array
+
+
+def networks(config: DynamicsConfig, obs_dim: int) -> tuple[GaussianRegressor, ScalarRegressor, ScalarRegressor]:
+    """Networks of the state, reward and terminal models."""
+    scalar = ScalarRegressor(config.reward_hidden)
+    return GaussianRegressor(obs_dim, config.hidden), scalar, scalar
+
+
+def gaussian_loss(network: Any, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
+    """Training loss [] (negative log-likelihood and the pull on the bounds) and squared error [] of one member on [B]."""
+    mean, log_variance = network.apply(params, x)
+    square = jnp.square(mean - y)
+    bounds = params["params"]["max_log_variance"].sum() - params["params"]["min_log_variance"].sum()
+    return (square * jnp.exp(-log_variance) + log_variance).mean() + _BOUND_WEIGHT * bounds, square.mean()
+
+
+def squared_loss(network: Any, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
+    """Squared error [], twice."""
+    loss = jnp.square(network.apply(params, x) - y).mean()
+    return loss, loss
+
+
+def logistic_loss(network: Any, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
+    """Cross-entropy [] of a logit, twice."""
+    loss = optax.sigmoid_binary_cross_entropy(network.apply(params, x), y).mean()
+    return loss, loss
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learner:
+    """What distinguishes the three parts. Structure only."""
+
+    part: Part
+    network: Any
+    members: int
+    loss: Callable[[Any, PyTree, Array, Array], tuple[Array, Array]]
+
+    def pair(self, scales: Scales, batch: Transition) -> tuple[Array, Array]:
+        """Inputs and targets of a batch."""
+        if self.part == "terminal":
+            return scales.terminal_inputs(batch.obs, batch.action, batch.next_obs), 1.0 - batch.discount
+        target = scales.target_delta(batch) if self.part == "state" else scales.target_reward(batch)
+        return scales.inputs(batch.obs, batch.action), target
+
+    def init(self, key: Array, data: DynamicsData, config: DynamicsConfig) -> PartState:
+        """Fresh parameters for every member; the best ones are a copy, since states are donated."""
+        x, _ = self.pair(data.scales, jax.tree.map(lambda a: a[0], data.transitions))
+        params = jax.vmap(lambda k: self.network.init(k, x))(jax.random.split(key, self.members))
+        return PartState(
+            params=params,
+            optimiser=jax.vmap(_optimiser(config).init)(params),
+            best=jax.tree.map(jnp.copy, params),
+            best_loss=jnp.full(self.members, jnp.inf),
+            stale=jnp.zeros(self.members, jnp.int32),
+        )
+
+    def epoch(
+        self, key: Array, state: PartState, data: DynamicsData, config: DynamicsConfig, steps: int
+    ) -> tuple[PartState, Metrics]:
+        """`steps` gradient steps for every member that is still in training, then the held-out losses."""
+        key_params = (state.params, state.optimiser)
+        trained, optimiser = jax.lax.scan(
+            lambda carry, k: (self._step(k, carry, data, config), None), key_params, jax.random.split(key, steps)
+        )[0]
+        losses = self._held_out(trained, data, config)
+        better = losses < state.best_loss * (1.0 - _IMPROVEMENT)
+        active = state.stale < config.patience
+        take = better & active
+        best = jax.tree.map(lambda new, old: _where(take, new, old), trained, state.best)
+        state = PartState(
+            params=jax.tree.map(lambda new, old: _where(active, new, old), trained, state.params),
+            optimiser=jax.tree.map(lambda new, old: _where(active, new, old), optimiser, state.optimiser),
+            best=best,
+            best_loss=jnp.where(take, losses, state.best_loss),
+            stale=jnp.where(take, 0, state.stale + 1),
+        )
+        return state, self._metrics(state)
+
+    def rest(self, state: PartState) -> tuple[PartState, Metrics]:
+        """An epoch in which nothing is left to train."""
+        return state, self._metrics(state)
+
+    def _metrics(self, state: PartState) -> Metrics:
+        return {f"{self.part}_loss": state.best_loss.mean(), f"{self.part}_stale": state.stale.min()}
+
+    def _step(
+        self, key: Array, carry: tuple[PyTree, PyTree], data: DynamicsData, config: DynamicsConfig
+    ) -> tuple[PyTree, PyTree]:
+        def one(key: Array, params: PyTree, optimiser: PyTree) -> tuple[PyTree, PyTree]:
+            drawn = data.train[jax.random.randint(key, (config.batch_size,), 0, data.train.shape[0])]
+            x, y = self.pair(data.scales, jax.tree.map(lambda a: a[drawn], data.transitions))
+            grads = jax.grad(lambda p: self.loss(self.network, p, x, y)[0])(params)
+            updates, optimiser = _optimiser(config).update(grads, optimiser, params)
+            return optax.apply_updates(params, updates), optimiser
+
+        return jax.vmap(one)(jax.random.split(key, self.members), *carry)
+
+    def _held_out(self, params: PyTree, data: DynamicsData, config: DynamicsConfig) -> Array:
+        x, y = self.pair(data.scales, jax.tree.map(lambda a: a[data.held_out], data.transitions))
+        return jax.vmap(lambda p: self.loss(self.network, p, x, y)[1])(params)
+
+
+def _where(keep: Array, new: Array, old: Array) -> Array:
+    return jnp.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _optimiser(config: DynamicsConfig) -> optax.GradientTransformation:
+    return optax.adamw(config.lr, weight_decay=config.weight_decay)
+
+
+def _learners(config: DynamicsConfig, obs_dim: int, learned_terminal: bool) -> list[_Learner]:
+    state, reward, terminal = networks(config, obs_dim)
+    found = [
+        _Learner("state", state, config.members, gaussian_loss),
+        _Learner("reward", reward, 1, squared_loss),
+    ]
+    return [*found, _Learner("terminal", terminal, 1, logistic_loss)] if learned_terminal else found
+
+
+def steps_per_epoch(config: DynamicsConfig, size: int) -> int:
+    """Gradient steps per epoch: as set, or one pass over `size` training transitions."""
+    return config.steps_per_epoch or -(-size // config.batch_size)
+
+
+def dynamics_program(
+    data: DynamicsData, config: DynamicsConfig, terminates: Terminates | None = None
+) -> Program[DynamicsState]:
+    """World-model training, one epoch of all parts per chunk. Data: the DynamicsData.
+
+    Without a terminal rule `terminates` a classifier is trained as well. Parts that have stopped cost nothing.
+    """
+    learners = _learners(config, data.transitions.obs.shape[-1], terminates is None)
+    steps = steps_per_epoch(config, data.train.shape[0])
+
+    def init(key: Array, data: DynamicsData) -> DynamicsState:
+        key, *keys = jax.random.split(key, 1 + len(learners))
+        parts = {each.part: each.init(k, data, config) for each, k in zip(learners, keys, strict=True)}
+        return DynamicsState(**{"terminal": None, **parts}, key=key)  # type: ignore[arg-type]
+
+    def chunk(state: DynamicsState, data: DynamicsData, index: Array) -> tuple[DynamicsState, Metrics]:
+        key, *keys = jax.random.split(state.key, 1 + len(learners))
+        metrics: Metrics = {}
+        for each, part_key in zip(learners, keys, strict=True):
+            part = getattr(state, each.part)
+            part, found = jax.lax.cond(
+                (part.stale < config.patience).any(),
+                lambda s, k=part_key, each=each: each.epoch(k, s, data, config, steps),
+                each.rest,
+                part,
+            )
+            state = state.replace(**{each.part: part})  # type: ignore[attr-defined]
+            metrics |= found
+        return state.replace(key=key), metrics  # type: ignore[attr-defined]
+
+    return Program(init=init, chunk=chunk, chunks=config.epochs, steps_per_chunk=1)
+
+
+def trained_dynamics(
+    state: DynamicsState, data: DynamicsData, config: DynamicsConfig, terminates: Terminates | None = None
+) -> WorldModel:
+    """The world model of the best parameters; the `elites` members with the least held-out error are kept."""
+    order = jnp.argsort(state.state.best_loss)[: config.elites]
+    state_network, reward_network, terminal_network = networks(config, data.transitions.obs.shape[-1])
+    first = lambda part: jax.tree.map(lambda p: p[0], part.best)
+    return WorldModel(
+        elites=jax.tree.map(lambda p: p[order], state.state.best),
+        reward_params=first(state.reward),
+        terminal_params=None if state.terminal is None else first(state.terminal),
+        scales=data.scales,
+        state_network=state_network,
+        reward_network=reward_network,
+        terminal_network=terminal_network,
+        terminates=terminates,
+    )
+
+
+def train_dynamics(
+    key: Array, data: DynamicsData, *, config: DynamicsConfig = DynamicsConfig(), terminates: Terminates | None = None
+) -> tuple[WorldModel, Metrics]:
+    """Train a world model from scratch: pure, so that it can be jitted.
+
+    `terminates` maps next_obs [O] to whether the episode ends (`dynamics.termination`); None: a classifier is learned.
+    Returns the model and metrics per epoch [epochs]: state_loss (mean squared error of the standardised change over members,
+    held out), reward_loss, terminal_loss, and for each the least number of epochs without improvement (`..._stale`).
+    """
+    state, metrics = fit(key, dynamics_program(data, config, terminates), data)
+    return trained_dynamics(state, data, config, terminates), metrics

@@ -1,0 +1,54 @@
+"""Behaviour cloning against hand computations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from jaxpgd.agents import bc, replace_hypers
+from jaxpgd.networks.actor_critic import TanhActor
+from jaxpgd.types import Transition
+
+HIDDEN = (8,)
+AGENT, ACTOR = bc(action_dim=2, hidden=HIDDEN), TanhActor(2, HIDDEN)
+KEYS = jax.random.split(jax.random.key(7), 2)
+BATCH = Transition(
+    obs=jax.random.normal(KEYS[0], (1, 32, 3)),
+    action=jax.random.uniform(KEYS[1], (1, 32, 2), minval=-1.0),
+    reward=jnp.zeros((1, 32)),
+    discount=jnp.ones((1, 32)),
+    next_obs=jnp.zeros((1, 32, 3)),
+)
+EXAMPLE = jax.tree.map(lambda x: x[0, 0], BATCH)
+
+
+def make_state(**hypers):
+    return AGENT.init(jax.random.key(0), EXAMPLE, replace_hypers(AGENT.hypers, **hypers))
+
+
+def test_one_update_by_hand():
+    """Adam's first step is lr * sign(gradient) where the gradient is far above epsilon."""
+    state = make_state(lr=1e-3)
+    loss = lambda p: jnp.square(ACTOR.apply(p, BATCH.obs[0]) - BATCH.action[0]).mean()
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.actor)
+    new, metrics = jax.jit(AGENT.update)(jax.random.key(1), state, BATCH)
+    assert metrics["actor_loss"] == pytest.approx(float(value), rel=1e-5)
+    step = lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-8)
+    jax.tree.map(lambda p, g, out: np.testing.assert_allclose(out, step(p, g), atol=2e-6), state.actor, grads, new.actor)
+
+
+def test_nothing_but_observations_and_actions_matters():
+    update, state = jax.jit(AGENT.update), make_state()
+    other = BATCH.replace(reward=BATCH.reward + 3, discount=0 * BATCH.discount, next_obs=BATCH.next_obs + 1)
+    first, second = update(jax.random.key(1), state, BATCH), update(jax.random.key(2), state, other)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.5])
+def test_log_prob_is_a_gaussian_around_the_action(variance):
+    policy = AGENT.policy(make_state(policy_std=0.7))
+    obs, action = jnp.array([0.3, -1.0, 2.0]), jnp.array([0.9, -0.2])
+    expected = norm(policy.mode(obs), np.sqrt(0.49 + variance)).logpdf(action).sum()
+    assert policy.log_prob(obs, action, variance) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(policy.sample(jax.random.key(3), obs), policy.mode(obs))

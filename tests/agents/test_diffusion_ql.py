@@ -1,0 +1,186 @@
+"""Diffusion-QL's denoiser, losses, averages and policy against the published expressions and hand computations."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from jaxpgd.agents import diffusion_ql, replace_hypers
+from jaxpgd.agents.diffusion_ql import _structure
+from jaxpgd.diffusion.schedules import vp_sigmas
+from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
+from jaxpgd.types import Transition
+
+HIDDEN, STEPS, SETTINGS = (8, 8), 5, {"steps": 5, "candidates": 16, "ema_every": 3, "time_features": 4}
+AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), _structure(2, HIDDEN, *SETTINGS.values())
+ACTOR, CRITICS = DiffusionActor(2, HIDDEN, 4), CriticEnsemble(2, HIDDEN, activation=jax.nn.mish)
+KEYS = jax.random.split(jax.random.key(7), 5)
+BATCH = Transition(
+    obs=jax.random.normal(KEYS[0], (1, 16, 3)),
+    action=jax.random.uniform(KEYS[1], (1, 16, 2), minval=-1.0),
+    reward=jax.random.normal(KEYS[2], (1, 16)),
+    discount=jax.random.bernoulli(KEYS[3], 0.5, (1, 16)).astype(jnp.float32),
+    next_obs=jax.random.normal(KEYS[4], (1, 16, 3)),
+)
+FLAT = jax.tree.map(lambda x: x[0], BATCH)
+OBS, ACTION = FLAT.obs[0], FLAT.action[0]
+UPDATE, ACTOR_LOSS = jax.jit(AGENT.update), jax.jit(STRUCTURE.actor_loss)  # compiled once
+MODE = jax.jit(lambda policy, obs: policy.mode(obs))
+
+
+def published_abar():
+    """abar_1 ... abar_5 from the published steps beta_i."""
+    i = np.arange(1, STEPS + 1)
+    return np.cumprod(np.exp(-0.1 / STEPS - 0.5 * (10.0 - 0.1) * (2 * i - 1) / STEPS**2))
+
+
+def make_state(**hypers):
+    state = AGENT.init(jax.random.key(0), jax.tree.map(lambda x: x[0], FLAT), replace_hypers(AGENT.hypers, **hypers))
+    last = state.actor["params"]["MLP_1"]["Dense_2"]
+    last["kernel"] = 4 * last["kernel"]  # a network whose answers matter
+    return state
+
+
+def deaf(critic):
+    """Critics that do not hear the action."""
+    kernel = critic["params"]["members"]["MLP_0"]["Dense_0"]["kernel"]
+    mute = lambda p: p.at[:, 3:].set(0.0) if p is kernel else p
+    return jax.tree.map(mute, critic)
+
+
+def test_denoised_action_is_that_of_the_published_noise_prediction():
+    """x_t = sqrt(abar) a + sqrt(1 - abar) n; the network sees x_t and t - 1; a is recovered from its n."""
+    state, noise = make_state(), np.array([0.3, -1.2])
+    network = jax.jit(lambda x, step: ACTOR.apply(state.actor, x, step, OBS))
+    denoise = jax.jit(lambda x, sigma, clip: STRUCTURE.denoise(state.actor, state.hypers, OBS, clip=clip)(x, sigma),
+                      static_argnums=2)  # fmt: skip
+    for t, abar in enumerate(published_abar(), start=1):
+        x_t = np.sqrt(abar) * np.asarray(ACTION) + np.sqrt(1 - abar) * noise
+        predicted = np.asarray(network(jnp.asarray(x_t, jnp.float32), jnp.asarray(t - 1.0)))
+        expected = (x_t - np.sqrt(1 - abar) * predicted) / np.sqrt(abar)
+        x, sigma = jnp.asarray(x_t / np.sqrt(abar), jnp.float32), jnp.asarray(np.sqrt(1 / abar - 1), jnp.float32)
+        np.testing.assert_allclose(denoise(x, sigma, False), expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(denoise(x, sigma, True), np.clip(expected, -1, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_cloning_loss_is_the_error_of_the_predicted_noise_at_uniform_steps():
+    state, count = make_state(), 20_000
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (count, *x.shape[1:])), FLAT)
+    loss = jax.jit(STRUCTURE.cloning_loss)(jax.random.key(1), state.actor, many, state.hypers)
+    rng = np.random.default_rng(0)
+    t, noise = rng.integers(0, STEPS, count), rng.normal(size=(count, 2))
+    abar = published_abar()[t][:, None]
+    x_t = np.sqrt(abar) * np.asarray(ACTION) + np.sqrt(1 - abar) * noise
+    predicted = jax.vmap(lambda x, t: ACTOR.apply(state.actor, x, t, OBS))(jnp.asarray(x_t), jnp.asarray(t, jnp.float32))
+    errors = np.square(np.asarray(predicted) - noise).mean(1)
+    by_step = [errors[t == i].mean() for i in range(STEPS)]
+    spread = 4 * errors.std() * np.sqrt(2 / count)
+    assert abs(loss - errors.mean()) < spread
+    assert max(by_step) - min(by_step) > 4 * spread  # one step alone would show
+
+
+def test_q_term_is_one_critic_over_the_size_of_the_other():
+    state = make_state(eta=0.7)
+    critic = deaf(state.critic)
+    q = np.asarray(CRITICS.apply(critic, FLAT.obs, FLAT.action))
+    expected = [q[0].mean() / np.abs(q[1]).mean(), q[1].mean() / np.abs(q[0]).mean()]
+    picked = []
+    for key in jax.random.split(jax.random.key(3), 12):
+        loss, metrics = ACTOR_LOSS(key, state.actor, critic, FLAT, state.hypers)
+        picked.append(int(np.abs(metrics["q_gain"] - np.array(expected)).argmin()))
+        assert metrics["q_gain"] == pytest.approx(expected[picked[-1]], rel=1e-4)
+        assert loss == pytest.approx(float(metrics["bc_loss"] - 0.7 * metrics["q_gain"]), rel=1e-4)
+    assert set(picked) == {0, 1}
+
+
+def test_gradient_passes_through_the_whole_chain():
+    """Against a difference quotient, which knows nothing of stopped gradients."""
+    state, keys = make_state(), jax.random.split(jax.random.key(4), 8)
+
+    def actions(shift):
+        actor = jax.tree.map(lambda p: p, state.actor)
+        actor["params"]["MLP_1"]["Dense_2"]["bias"] += shift
+        return jax.vmap(lambda k: STRUCTURE.chain(k, actor, state.hypers, OBS))(keys)
+
+    jacobian, value = jax.jit(jax.jacfwd(actions))(0.0), jax.jit(actions)
+    backward = jax.jit(jax.grad(lambda s: actions(s).sum()))(0.0)
+    quotient = (value(2e-3) - value(-2e-3)) / 4e-3
+    free = np.abs(value(0.0)) < 0.98  # the others are clipped
+    assert free.sum() >= 4
+    np.testing.assert_allclose(jacobian, quotient, rtol=0.05, atol=0.02)
+    assert backward == pytest.approx(float(jacobian.sum()), rel=1e-3)
+    last_step_alone = -float(vp_sigmas(STEPS, 0.1, 10.0)[-2])
+    assert np.abs(np.asarray(jacobian)[free] - last_step_alone).max() > 0.05
+
+
+def test_targets_by_hand_and_from_the_averaged_actor():
+    state = make_state(gamma=0.6)
+    targets = jax.jit(STRUCTURE.targets)
+    silent = state.replace(target_critic=deaf(jax.tree.map(lambda p: 1.5 * p, state.critic)))
+    q = CRITICS.apply(silent.target_critic, FLAT.next_obs, FLAT.action).min(0)
+    expected = FLAT.reward + 0.6 * FLAT.discount * q
+    np.testing.assert_allclose(targets(jax.random.key(1), silent, FLAT), expected, rtol=1e-4, atol=1e-5)
+    double = jax.tree.map(lambda p: 2 * p, state.actor)
+    first = targets(jax.random.key(1), state, FLAT)
+    np.testing.assert_array_equal(first, targets(jax.random.key(1), state.replace(actor=double), FLAT))
+    assert not np.allclose(first, targets(jax.random.key(1), state.replace(ema_actor=double), FLAT))
+
+
+def test_averages_move_when_due():
+    old = state = make_state(ema=0.9, polyak=0.25, lr=1e-2)
+    for i in range(3):
+        before, (state, metrics) = state, UPDATE(jax.random.key(i), state, BATCH)
+        target = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, before.target_critic, state.critic)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.target_critic, target)
+        rate = 0.1 if i == 2 else 0.0
+        average = jax.tree.map(lambda t, o, rate=rate: t + rate * (o - t), old.ema_actor, state.actor)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_actor, average)
+        assert all(np.isfinite(m) for m in metrics.values())
+    assert int(state.updates) == 3
+
+
+@pytest.mark.parametrize(("clip", "moves"), [(0.0, True), (5.0, True), (1e-13, False)])
+def test_gradients_of_both_networks_are_clipped(clip, moves):
+    """Adam undoes the scale of a gradient until it is far below its epsilon."""
+    state = make_state(gradient_clip=clip, lr=1e-3)
+    new, _ = UPDATE(jax.random.key(1), state, BATCH)
+    for name in ("actor", "critic"):
+        step = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), getattr(new, name), getattr(state, name))
+        largest = max(jax.tree.leaves(step))
+        assert largest == pytest.approx(1e-3, rel=0.01) if moves else largest < 1e-6
+
+
+def test_samples_stay_in_bounds_and_mode_is_the_best_of_many():
+    state = make_state()
+    policy = AGENT.policy(state.replace(critic=jax.tree.map(jnp.zeros_like, state.critic)))  # the target critics choose
+    samples = jax.jit(jax.vmap(lambda k: policy.sample(k, OBS)))(jax.random.split(jax.random.key(2), 300))
+    assert np.abs(samples).max() <= 1.0 and len(np.unique(np.asarray(samples), axis=0)) > 100
+    at = lambda action: jnp.broadcast_to(OBS, (*action.shape[:-1], 3))
+    q = lambda action: np.asarray(CRITICS.apply(state.target_critic, at(action), action)).min(0)
+    mode = MODE(policy, OBS)
+    assert q(mode) >= np.quantile(q(samples), 0.7)  # the best of 16 draws is below that with probability 0.7^16 = 0.003
+    np.testing.assert_array_equal(mode, MODE(policy, OBS))
+    worst = policy.replace(params=policy.params.replace(critic=jax.tree.map(lambda p: p, state.target_critic)))
+    last = worst.params.critic["params"]["members"]["MLP_0"]["Dense_2"]
+    last["kernel"], last["bias"] = -last["kernel"], -last["bias"]
+    assert q(MODE(worst, OBS)) < q(mode)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.5])
+def test_log_prob_is_a_gaussian_around_the_chain_without_noise(variance):
+    state = make_state(policy_std=0.7)
+    state = state.replace(actor=state.ema_actor)  # the network before it was scaled up
+    policy, x = AGENT.policy(state), np.zeros(2)
+    sigmas = np.asarray(vp_sigmas(STEPS, 0.1, 10.0), np.float64)
+    for step, (sigma, after) in zip(reversed(range(STEPS)), itertools.pairwise(sigmas), strict=True):
+        scaled = jnp.asarray(x / np.sqrt(1 + sigma**2), jnp.float32)
+        noise = np.asarray(ACTOR.apply(state.actor, scaled, jnp.asarray(float(step)), OBS))
+        x0 = np.clip(x - sigma * noise, -1, 1)
+        x = x0 + (after / sigma) ** 2 * (x - x0)
+    expected = norm(x, np.sqrt(0.49 + variance)).logpdf(np.asarray(ACTION)).sum()
+    log_prob = jax.jit(lambda policy: policy.log_prob(OBS, ACTION, variance))
+    assert log_prob(policy) == pytest.approx(expected, rel=1e-3)
+    assert np.abs(x).max() < 1.0  # not at the bounds, where any chain would end

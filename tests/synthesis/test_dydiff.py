@@ -1,0 +1,207 @@
+"""DyDiff with answers computed by hand, and every synthesizer with every kind of policy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from jaxpgd.agents import AGENTS, make_agent
+from jaxpgd.dynamics.termination import make_rule
+from jaxpgd.packing import TokenCodec, fit_codec
+from jaxpgd.settings import (
+    AgentConfig,
+    DenoiserConfig,
+    DyDiffConfig,
+    DynamicsConfig,
+    GuidanceConfig,
+    SamplerConfig,
+    WorldModelConfig,
+)
+from jaxpgd.synthesis.diffusion import make_synthesizer
+from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries, make_dydiff
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
+from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.types import Policy, Transition
+
+T = 4
+CODEC = TokenCodec(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0, 1.0]), 1, 1)
+SAMPLER = SamplerConfig(steps=6, churn=0.0, batch_size=8)
+
+
+@struct.dataclass
+class Doubling:
+    """s' = 2 s whatever the action; reward s + a; the episode ends above 30."""
+
+    members: int = struct.field(pytree_node=False, default=1)
+
+    def next_states(self, obs, action):
+        return 2.0 * obs[None], jnp.zeros((1, 1))
+
+    def reward(self, obs, action):
+        return obs[0] + action[0]
+
+    def discount(self, obs, action, next_obs):
+        return jnp.where(next_obs[0] > 30.0, 0.0, 1.0)
+
+    def within_reach(self, obs):
+        return obs
+
+
+@struct.dataclass
+class Says:
+    """A denoiser that is sure of the normalised states `z` [T], whatever the conditions."""
+
+    z: jax.Array
+
+    def given(self, x, sigma, condition):
+        return condition.impose(jnp.stack([self.z, jnp.zeros(T)], axis=1))
+
+
+HALF = Policy(jnp.zeros(()), lambda p, key, obs: 0.01 * obs, lambda p, obs: 0.01 * obs)  # acts by the state
+
+
+def dydiff(z, **settings):
+    denoiser = StateDenoiser(Says(jnp.asarray(z, jnp.float32)), CODEC, T, "clean")
+    return make_dydiff(Doubling(), denoiser, DyDiffConfig(**settings), SAMPLER)
+
+
+def test_no_iteration_is_the_first_rollout():
+    made = dydiff([0.0] * T, iterations=0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_allclose(made.obs[0, :, 0], [3, 6, 12, 24])
+    np.testing.assert_allclose(made.action[0, :, 0], [0.03, 0.06, 0.12, 0.24], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("iterations", "mix", "states"), [
+    (1, 0.5, [3, (6 + 5) / 2, (12 + 7) / 2, (24 + 9) / 2]),  # z = 2, 3, 4 are the states 5, 7, 9
+    (2, 0.5, [3, (6 + 3 * 5) / 4, (12 + 3 * 7) / 4, (24 + 3 * 9) / 4]),
+    (1, 0.0, [3, 5, 7, 9]),
+    (1, 0.25, [3, 0.25 * 6 + 0.75 * 5, 0.25 * 12 + 0.75 * 7, 0.25 * 24 + 0.75 * 9]),
+    (3, 1.0, [3, 6, 12, 24]),
+])  # fmt: skip
+def test_mixing_with_the_previous_states_by_hand(iterations, mix, states):
+    made = dydiff([9.0, 2.0, 3.0, 4.0], iterations=iterations, mix=mix)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_allclose(made.obs[0, :, 0], states, rtol=1e-4)
+    np.testing.assert_allclose(made.action[0, :, 0], 0.01 * np.asarray(states), rtol=1e-4)  # the policy acts again
+    np.testing.assert_allclose(made.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
+
+
+def test_terminals_come_from_the_rule_at_the_refined_states_and_mask_the_rest():
+    z = [(s - 1.0) / 2.0 for s in (3.0, 10.0, 31.0, 5.0)]
+    made = dydiff(z, iterations=1, mix=0.0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_array_equal(made.discount[0], [1, 0, 1, 1])  # the step that leads to 31
+    np.testing.assert_array_equal(made.mask[0], [True, True, False, False])
+
+
+def test_conditions_are_the_first_state_and_all_actions():
+    np.testing.assert_array_equal(known_entries(CODEC, 3), [[True, True], [False, True], [False, True]])
+    denoiser = StateDenoiser(Says(jnp.zeros(T)), CODEC, T)
+    condition = denoiser.condition(jnp.array([5.0]), jnp.full((T, 1), 0.5))
+    assert float(condition.value[0, 0]) == 2.0
+    np.testing.assert_allclose(condition.value[:, 1], np.arctanh(0.5), rtol=1e-6)
+
+
+@struct.dataclass
+class Linear:
+    """The exact conditional denoiser of s' = 0.9 s + a + 0.3 noise from a known start, actions known."""
+
+    def given(self, x, sigma, condition):
+        start, actions = condition.value[0, 0], jnp.tanh(condition.value[:, 1])
+        mean = [start]
+        for t in range(T - 1):
+            mean.append(0.9 * mean[-1] + actions[t])
+        lower = jnp.array([[0.3 * 0.9 ** float(t - s) if s <= t else 0.0 for s in range(1, T)] for t in range(1, T)])
+        cov = lower @ lower.T
+        mean = jnp.stack(mean)[1:]
+        states = mean + cov @ jnp.linalg.solve(cov + sigma**2 * jnp.eye(T - 1), x[1:, 0] - mean)
+        return condition.impose(jnp.stack([jnp.append(start, states), x[:, 1]], axis=1))
+
+
+def test_sampled_states_follow_the_conditional_distribution():
+    codec = TokenCodec(jnp.zeros(4), jnp.ones(4), 1, 1)
+    made = make_dydiff(Doubling(), StateDenoiser(Linear(), codec, T), DyDiffConfig(), SamplerConfig(steps=24, churn=10.0))
+    actions, size = jnp.array([[0.5], [-0.5], [0.25], [0.0]]), 2000
+    draw = jax.jit(jax.vmap(lambda k: made.sample_states(k, jnp.array([1.0]), actions)[:, 0]))
+    states = np.asarray(draw(jax.random.split(jax.random.key(0), size)))
+    np.testing.assert_array_equal(states[:, 0], 1.0)
+    mean = [1.0]
+    for a in (0.5, -0.5, 0.25):
+        mean.append(0.9 * mean[-1] + a)
+    std = [0.3 * np.sqrt(sum(0.9 ** (2 * i) for i in range(t))) for t in range(1, T)]
+    np.testing.assert_allclose(states.mean(0)[1:], mean[1:], atol=5 * max(std) / np.sqrt(size) + 0.01)
+    np.testing.assert_allclose(states.std(0)[1:], std, atol=5 * max(std) / np.sqrt(2 * size) + 0.02)
+
+
+# every synthesizer with every kind of policy, and every agent on one synthetic batch
+
+OBS, ACT = 3, 2
+SMALL = DenoiserConfig(features=8, blocks=2, groups=4, steps=1, validate_every=1, validation_batches=1, batch_size=4)
+KINDS = ("unguided", "guided", "world_model", "dydiff")
+AGENT_KINDS = sorted(AGENTS)
+
+
+def transitions(size=64):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return Transition(draw(size, OBS), jnp.tanh(draw(size, ACT)), draw(size), jnp.ones(size), draw(size, OBS))
+
+
+@pytest.fixture(scope="module")
+def synthesizers():
+    data, key = transitions(), jax.random.key(0)
+    starts = np.arange(0, 64 - T, T)
+    windows = Windows(data, jnp.asarray(starts), jnp.asarray(starts), fit_codec(data, starts, T), T)
+    denoiser = trained_denoiser(denoiser_program(windows, SMALL).init(key, windows), windows, SMALL)
+    chosen = state_windows(windows, "clean")
+    states = trained_state_denoiser(denoiser_program(chosen, SMALL).init(key, chosen), chosen, SMALL, "clean")
+    small = DynamicsConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,))
+    known, rule = prepare_dynamics(data, small), make_rule("never")
+    world = trained_dynamics(dynamics_program(known, small, rule).init(key, known), known, small, rule)
+    sampler = SamplerConfig(steps=2, batch_size=4)
+    return {
+        "unguided": make_synthesizer(denoiser, sampler),
+        "guided": make_synthesizer(denoiser, sampler, GuidanceConfig(coefficient=0.1)),
+        "world_model": make_world_model_synthesizer(world, WorldModelConfig(penalty=0.1), length=T),
+        "dydiff": make_dydiff(world, states, DyDiffConfig(), sampler),
+    }
+
+
+def small_agent(kind):
+    section = getattr(AgentConfig(), kind)
+    hidden = {"hidden": (8, 8)} if hasattr(section, "hidden") else {}
+    return make_agent(kind, dataclasses.replace(section, **hidden), ACT)
+
+
+@pytest.mark.parametrize("agent_kind", AGENT_KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent_kind):
+    agent, data = small_agent(agent_kind), transitions()
+    policy = agent.policy(agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], data)))
+    made = jax.jit(lambda s, p: s(jax.random.key(2), p, data.obs[:5]))(synthesizers[kind], policy)
+    assert made.trajectory.obs.shape == (5, T, OBS) and made.trajectory.action.shape == (5, T, ACT)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(made.trajectory))
+    assert float(jnp.abs(made.trajectory.action).max()) <= 1.0
+    if kind in ("world_model", "dydiff"):
+        np.testing.assert_array_equal(made.trajectory.obs[:, 0], data.obs[:5])
+
+
+@pytest.mark.parametrize("agent_kind", AGENT_KINDS)
+def test_every_agent_learns_from_a_synthetic_batch(synthesizers, agent_kind):
+    agent, data = small_agent(agent_kind), transitions()
+    made = synthesizers["world_model"](jax.random.key(0), small_policy(), data.obs[:8]).trajectory
+    flat = jax.tree.map(lambda x: x[:, : T - 1].reshape(-1, *x.shape[2:]), made)
+    after = made.obs[:, 1:].reshape(-1, OBS)
+    batch = Transition(flat.obs, flat.action, flat.reward, flat.discount, after)
+    stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (agent.batches, *x.shape)), batch)
+    state = agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], data))
+    changed, metrics = jax.jit(agent.update)(jax.random.key(2), state, stacked)
+    assert all(np.isfinite(m).all() for m in jax.tree.leaves(metrics))
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), agent.policy(state).params, agent.policy(changed).params)
+    assert any(jax.tree.leaves(moved))
+
+
+def small_policy():
+    return Policy(jnp.zeros(()), lambda p, key, obs: jnp.tanh(obs[:ACT]), lambda p, obs: jnp.tanh(obs[:ACT]))

@@ -1,0 +1,73 @@
+"""Filters with answers computed by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.settings import FilterConfig
+from jaxpgd.synthesis.filters import Filter, make_filter, returns
+from jaxpgd.types import Trajectory
+
+
+def trajectories(rewards, discount=None):
+    rewards = jnp.asarray(rewards, jnp.float32)
+    discount = jnp.ones_like(rewards) if discount is None else jnp.asarray(discount, jnp.float32)
+    label = jnp.broadcast_to(jnp.arange(len(rewards), dtype=jnp.float32)[:, None, None], (*rewards.shape, 1))
+    return Trajectory(obs=label, action=label, reward=rewards, discount=discount, mask=jnp.ones(rewards.shape, bool))
+
+
+def kept(made):
+    return sorted(np.asarray(made.obs[:, 0, 0]).astype(int))
+
+
+def test_returns_stop_at_the_first_terminal():
+    made = trajectories([[1, 2, 4], [1, 2, 4], [1, 2, 4]], [[1, 1, 1], [1, 0, 1], [0, 1, 0]])
+    np.testing.assert_array_equal(returns(made), [7, 3, 1])
+
+
+def test_hardmax_keeps_the_highest_returns():
+    made = trajectories([[1.0], [5.0], [3.0], [4.0], [2.0]])
+    assert kept(Filter(kind="hardmax", keep=0.6)(jax.random.key(0), made, 3)) == [1, 2, 3]
+
+
+def test_softmax_draws_one_with_the_probabilities_of_a_softmax():
+    values = np.array([0.0, 1.0, 3.0])
+    z = (values - values.mean()) / values.std()
+    expected = np.exp(z / 2.0) / np.exp(z / 2.0).sum()
+    made, size = trajectories(values[:, None]), 4000
+    draw = lambda key: Filter(temperature=2.0, kind="softmax")(key, made, 1).obs[0, 0, 0]
+    drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), size)))
+    for i in range(3):
+        bound = 5 * np.sqrt(expected[i] * (1 - expected[i]) / size)
+        assert np.mean(drawn == i) == pytest.approx(expected[i], abs=bound)
+
+
+def test_softmax_draws_a_pair_without_replacement():
+    """P(pair {i, j}) = p_i p_j / (1 - p_i) + p_j p_i / (1 - p_j)."""
+    values = np.array([0.0, 1.0, 3.0])
+    z = (values - values.mean()) / values.std()
+    p = np.exp(z) / np.exp(z).sum()
+    made, size = trajectories(values[:, None]), 4000
+    draw = lambda key: jnp.sort(Filter(temperature=1.0, kind="softmax")(key, made, 2).obs[:, 0, 0])
+    drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), size)))
+    assert (drawn[:, 0] < drawn[:, 1]).all()
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        expected = p[i] * p[j] * (1 / (1 - p[i]) + 1 / (1 - p[j]))
+        bound = 5 * np.sqrt(expected * (1 - expected) / size)
+        assert np.mean((drawn == [i, j]).all(1)) == pytest.approx(expected, abs=bound)
+
+
+def test_a_cold_softmax_is_hardmax_and_equal_returns_do_no_harm():
+    made = trajectories([[1.0], [5.0], [3.0], [4.0]])
+    assert kept(Filter(temperature=1e-4, kind="softmax")(jax.random.key(1), made, 2)) == [1, 3]
+    equal = Filter(temperature=0.05, kind="softmax")(jax.random.key(1), trajectories([[2.0]] * 4), 3)
+    assert len(set(kept(equal))) == 3
+
+
+def test_how_many_to_make():
+    assert Filter().needed(10) == 10
+    assert make_filter(FilterConfig(kind="softmax", keep=0.6)).needed(1229) == 2048  # DyDiff's published numbers
+    assert kept(Filter()(jax.random.key(0), trajectories([[1.0], [2.0], [3.0]]), 2)) == [0, 1]
+    with pytest.raises(ValueError, match="cannot keep 4 of 3"):
+        Filter()(jax.random.key(0), trajectories([[1.0], [2.0], [3.0]]), 4)

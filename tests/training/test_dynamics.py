@@ -1,0 +1,109 @@
+"""The world model on systems whose dynamics, rewards and terminals are known."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.dynamics.termination import make_rule
+from jaxpgd.settings import DynamicsConfig
+from jaxpgd.training.dynamics import (
+    dynamics_program,
+    prepare_dynamics,
+    steps_per_epoch,
+    train_dynamics,
+    trained_dynamics,
+)
+from jaxpgd.training.program import fit
+from jaxpgd.types import Transition
+
+A = np.array([[0.9, 0.2], [-0.1, 0.8]], np.float32)
+B = np.array([[0.5], [1.0]], np.float32)
+NOISE = 0.1
+CONFIG = DynamicsConfig(
+    members=3, elites=2, hidden=(32, 32), reward_hidden=(32,), epochs=12, batch_size=64, steps_per_epoch=60, patience=4, lr=3e-3
+)
+
+
+def linear(size=4000, noise=NOISE):
+    """s' = A s + B a + noise; reward s_1 - a; the episode ends where s'_1 > 1."""
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(size, 2)).astype(np.float32), rng.uniform(-1, 1, (size, 1)).astype(np.float32)
+    next_obs = obs @ A.T + action @ B.T + noise * rng.normal(size=(size, 2)).astype(np.float32)
+    discount = (next_obs[:, 0] <= 1.0).astype(np.float32)
+    return Transition(obs, action, obs[:, 0] - action[:, 0], discount, next_obs.astype(np.float32))
+
+
+@functools.cache
+def trained():
+    data = prepare_dynamics(linear(), CONFIG)
+    return jax.jit(lambda key: train_dynamics(key, data, config=CONFIG))(jax.random.key(0))
+
+
+def test_it_learns_next_state_noise_reward_and_terminals():
+    model, metrics = trained()
+    test = linear(size=500, noise=0.0)
+    mean, std = jax.vmap(model.next_states)(test.obs, test.action)
+    assert mean.shape == (500, CONFIG.elites, 2)
+    error = np.asarray(mean.mean(1)) - test.next_obs
+    assert np.sqrt(np.mean(error**2)) < 0.06  # of a spread of 1, with noise of 0.1 in the data
+    assert float(jnp.median(std)) == pytest.approx(NOISE, rel=0.3)
+    reward = jax.vmap(model.reward)(test.obs, test.action)
+    assert np.sqrt(np.mean((reward - test.reward) ** 2)) < 0.1
+    ended = jax.vmap(model.discount)(test.obs, test.action, test.next_obs)
+    assert np.mean(np.asarray(ended) == test.discount) > 0.97 and 0.05 < np.mean(test.discount == 0) < 0.3
+    assert metrics["state_loss"].shape == (CONFIG.epochs,) and metrics["terminal_loss"][-1] < metrics["terminal_loss"][0]
+
+
+def test_a_known_rule_replaces_the_classifier():
+    data = prepare_dynamics(linear(), CONFIG)
+    short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=2)
+    program = dynamics_program(data, short, make_rule("hopper"))
+    state, metrics = fit(jax.random.key(0), program, data)
+    assert state.terminal is None and "terminal_loss" not in metrics
+    model = trained_dynamics(state, data, short, make_rule("hopper"))
+    fallen, upright = jnp.array([0.5, 0.0]), jnp.array([1.2, 0.0])  # z 0.5 is below 0.7
+    assert [float(model.discount(fallen, jnp.zeros(1), x)) for x in (fallen, upright)] == [0.0, 1.0]
+
+
+def test_elites_are_the_members_of_least_held_out_loss():
+    data = prepare_dynamics(linear(), CONFIG)
+    short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=2)
+    state, _ = fit(jax.random.key(0), dynamics_program(data, short, make_rule("never")), data)
+    state = state.replace(state=state.state.replace(best_loss=jnp.array([0.3, 0.1, 0.2])))
+    model = trained_dynamics(state, data, short, make_rule("never"))
+    for elite, all_members in zip(jax.tree.leaves(model.elites), jax.tree.leaves(state.state.best), strict=True):
+        np.testing.assert_array_equal(elite, all_members[jnp.array([1, 2])])
+
+
+def test_early_stopping_keeps_the_best_and_freezes_what_has_stopped():
+    """A learning rate of 0 never improves after the first epoch: every part stops after `patience` more."""
+    data = prepare_dynamics(linear(400), CONFIG)
+    still = dataclasses.replace(CONFIG, lr=0.0, weight_decay=0.0, steps_per_epoch=1, epochs=8, patience=3)
+    program = dynamics_program(data, still)
+    state, metrics = fit(jax.random.key(0), program, data)
+    np.testing.assert_array_equal(metrics["state_stale"], [0, 1, 2, 3, 3, 3, 3, 3])
+    np.testing.assert_array_equal(metrics["reward_stale"], [0, 1, 2, 3, 3, 3, 3, 3])
+    jax.tree.map(np.testing.assert_array_equal, state.state.best, state.state.params)
+    assert np.isfinite(state.state.best_loss).all()
+
+
+def test_same_key_same_bits():
+    data = prepare_dynamics(linear(400), CONFIG)
+    short = dataclasses.replace(CONFIG, epochs=2, steps_per_epoch=3)
+    run = jax.jit(lambda key: fit(key, dynamics_program(data, short), data)[0])
+    first, again, other = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    jax.tree.map(np.testing.assert_array_equal, first.state.params, again.state.params)
+    assert not np.array_equal(first.state.best_loss, other.state.best_loss)
+
+
+def test_holdout_and_epoch_sizes():
+    data = prepare_dynamics(linear(100), dataclasses.replace(CONFIG, holdout=0.2))
+    assert (len(data.train), len(data.held_out)) == (80, 20)
+    assert not set(np.asarray(data.train)) & set(np.asarray(data.held_out))
+    capped = prepare_dynamics(linear(100), dataclasses.replace(CONFIG, holdout=0.2, holdout_most=5))
+    assert len(capped.held_out) == 5
+    assert steps_per_epoch(dataclasses.replace(CONFIG, steps_per_epoch=0), 130) == 3
