@@ -196,7 +196,13 @@ def small_agent(kind):
     return make_agent(kind, dataclasses.replace(section, **hidden), ACT)
 
 
-@pytest.mark.parametrize("agent_kind", AGENT_KINDS)
+# one agent for each kind of policy: Gaussian, deterministic, diffusion; the others' policies are of the same kinds
+EACH_KIND_OF_POLICY = [
+    pytest.param(kind, marks=() if kind in ("iql", "td3_bc", "diffusion_ql") else pytest.mark.slow) for kind in AGENT_KINDS
+]
+
+
+@pytest.mark.parametrize("agent_kind", EACH_KIND_OF_POLICY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent_kind):
     agent, data = small_agent(agent_kind), transitions()
