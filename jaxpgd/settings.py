@@ -13,7 +13,7 @@ Arm = Literal["real", "unguided", "guided", "dydiff", "world_model"]  # where an
 class DataConfig:
     """Which dataset, and which windows of it train the denoiser."""
 
-    name: str = "point2d"  # Minari id, path of a D4RL .hdf5 or flat .npz file, or "point2d"
+    name: str = "point2d"  # Minari id, path of a D4RL .hdf5 or flat .npz file, "point2d" or "point2d-N" (N steps)
     env_id: str = ""  # Gymnasium id to evaluate in; empty: the one that the dataset names
     window: int = 16  # steps per training window, and of synthetic trajectories
     stride: int = 1  # steps between window starts

@@ -6,6 +6,7 @@ from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.flat_files import load_flat
 from jaxpgd.data.minari_files import load_minari
 from jaxpgd.data.point2d import point2d_dataset
+from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
 
 _FLAT = (".hdf5", ".h5", ".npz")
@@ -14,13 +15,14 @@ _FLAT = (".hdf5", ".h5", ".npz")
 def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
     """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
 
-    `name` is "point2d" (built in; `episodes` and `seed` say what is generated), the path of a D4RL .hdf5/.h5 file or of a .npz
-    with the same keys (see `flat_files.load_flat`), or a Minari id (see `minari_files.load_minari`).
+    `name` is "point2d" or, for episodes of N steps, "point2d-N" (built in; `episodes` and `seed` say what is generated), the
+    path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), or a Minari id (see
+    `minari_files.load_minari`).
     Raises InputError for names that are none of these and for data that fail a check.
     """
-    if name == "point2d":
+    if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
-        return point2d_dataset(episodes, seed)
+        return point2d_dataset(episodes, seed, builtin_environment(name))
     path = Path(name).expanduser()
     if path.suffix in _FLAT:
         check(path.is_file(), "data.name", name, "an existing file", "Check the path.")

@@ -190,7 +190,7 @@ def known_rule(env_id: str | None, env_kwargs: Settings | None = None, obs_slice
         if settings.get("continuing_task", True):
             return "never"
         return "maze_goal" if (obs_slices or {}).keys() >= _GOALS else None
-    rule = _ENVIRONMENTS.get(env_id or "")
+    rule = _ENVIRONMENTS.get(re.sub(r"^point2d-\d+$", "point2d", env_id or ""))
     return "never" if rule and not settings.get("terminate_when_unhealthy", True) else rule
 
 

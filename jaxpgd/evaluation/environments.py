@@ -12,16 +12,16 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.envs import builtin
 from jaxpgd.errors import InputError, check
 
-BUILTIN = ("point2d",)
 _ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen")
 _INSTALL = 'Install it with: pip install "jaxpgd[mujoco]"'
 
 
 def is_builtin(info: DatasetInfo) -> bool:
     """Whether the dataset's environment is one of jaxpgd's own JAX environments."""
-    return info.env_id in BUILTIN
+    return builtin.is_builtin(info.env_id)
 
 
 def require_environment(info: DatasetInfo) -> None:

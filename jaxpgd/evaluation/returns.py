@@ -6,8 +6,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jax import Array
 
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.errors import check
-from jaxpgd.evaluation.builtin import builtin_environment
 from jaxpgd.evaluation.environments import (
     environment_spec,
     flatten_obs,
@@ -31,7 +31,7 @@ def evaluate(key: Array, policy: Policy, info: DatasetInfo, *, episodes: int, ho
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
     require_environment(info)
     if is_builtin(info):
-        result = rollout_returns(key, builtin_environment(info), policy, episodes, horizon)
+        result = rollout_returns(key, builtin_environment(info.env_id), policy, episodes, horizon)
         return Returns(returns=np.asarray(result.returns), lengths=np.asarray(result.lengths))
     limit = environment_spec(info).max_episode_steps
     check(horizon is not None or limit is not None, "horizon", horizon, "a number of steps",

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.rollout import rollout as environment_rollout
 from jaxpgd.errors import InputError, check
-from jaxpgd.evaluation.builtin import builtin_environment
 from jaxpgd.evaluation.environments import flatten_obs, is_builtin, make_environment, quiet_mujoco
 from jaxpgd.packing import usable_steps
 from jaxpgd.types import Policy, Trajectory
@@ -51,7 +51,7 @@ def make_simulator(info: DatasetInfo) -> "KnownSimulator":
     InvertedPendulum. Raises InputError for others, and where an extra is missing.
     """
     if is_builtin(info):
-        return BuiltinSimulator(builtin_environment(info))
+        return BuiltinSimulator(builtin_environment(info.env_id))
     family = _family(info)
     if family is None:
         known = ", ".join(["point2d", "PointMaze", *_OMITTED_QPOS])

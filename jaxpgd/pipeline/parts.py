@@ -13,6 +13,8 @@ from jaxpgd.agents import make_agent
 from jaxpgd.data import load
 from jaxpgd.data.dataset import Dataset, to_device
 from jaxpgd.dynamics.world_model import WorldModel
+from jaxpgd.envs.builtin import builtin_environment
+from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment
 from jaxpgd.settings import Config
@@ -114,9 +116,7 @@ def known_target(dataset: Dataset) -> Policy | None:
     """The target policy that a built-in environment comes with, if any."""
     if not is_builtin(dataset.info):
         return None
-    from jaxpgd.envs.point2d import Point2D, target_policy
-
-    return target_policy(Point2D())
+    return target_policy(builtin_environment(dataset.info.env_id))
 
 
 def known_behaviour(config: Config, dataset: Dataset) -> Policy | None:
@@ -125,6 +125,4 @@ def known_behaviour(config: Config, dataset: Dataset) -> Policy | None:
         return behaviour_actor(config.evaluation.behaviour)
     if not is_builtin(dataset.info):
         return None
-    from jaxpgd.envs.point2d import Point2D, behaviour_policy
-
-    return behaviour_policy(Point2D())
+    return behaviour_policy(builtin_environment(dataset.info.env_id))

@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxpgd.config import to_toml
+from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
 from jaxpgd.evaluation import plots
+from jaxpgd.evaluation.environments import is_builtin
 from jaxpgd.evaluation.report import Report, text_table
 from jaxpgd.evaluation.statistics import Summary, summarise
 from jaxpgd.pipeline.parts import Prepared
@@ -210,10 +212,8 @@ def _losses(log: list[Row], stage: str) -> dict[str, tuple[np.ndarray, np.ndarra
 
 def _trajectories(prepared: Prepared, samples: dict[str, Trajectory]) -> Figure:
     chosen: dict[str, Trajectory] = samples
-    if prepared.dataset.info.env_id != "point2d":
+    if not is_builtin(prepared.dataset.info):
         return plots.trajectories_figure(chosen, coordinates=None, title="States in the plane of two principal components")
-    from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
-
     goals = {"behaviour goal": BEHAVIOUR_GOAL, "target goal": TARGET_GOAL}
     return plots.trajectories_figure(chosen, goals, title="Trajectories in the plane")
 

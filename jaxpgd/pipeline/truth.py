@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.data.dataset import Dataset
-from jaxpgd.envs.point2d import Point2D, effective_sample_size, importance_truth
+from jaxpgd.envs.builtin import builtin_environment
+from jaxpgd.envs.point2d import effective_sample_size, importance_truth
 from jaxpgd.evaluation.distances import sliced_wasserstein
 from jaxpgd.evaluation.environments import is_builtin
 from jaxpgd.training.denoiser import Windows
@@ -58,7 +59,8 @@ def known_truth(dataset: Dataset, policy: Policy, coefficients: list[float], key
     """Importance-weighted truth of guidance towards `policy`, where a built-in environment makes it known; else None."""
     if not is_builtin(dataset.info):
         return None
-    trajectory, log_likelihood = importance_truth(key, Point2D(), policy, 1.0, ROLLOUTS)
+    env = builtin_environment(dataset.info.env_id)
+    trajectory, log_likelihood = importance_truth(key, env, policy, 1.0, ROLLOUTS)
     truth = ImportanceTruth(jax.tree.map(np.asarray, trajectory), np.asarray(log_likelihood), min(coefficients))
     enough = [c for c in coefficients if truth.effective_size(c) >= LEAST_EFFECTIVE_SIZE]
     return dataclasses.replace(truth, coefficient=max(enough, default=min(coefficients)))

@@ -1,9 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxpgd.data import load
 from jaxpgd.data.point2d import REF_MAX, REF_MIN
+from jaxpgd.dynamics.termination import known_rule
+from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.envs.point2d import (
     TARGET_STD,
     Point2D,
@@ -13,6 +16,7 @@ from jaxpgd.envs.point2d import (
     importance_truth,
     target_policy,
 )
+from jaxpgd.errors import InputError
 
 ENV = Point2D()
 
@@ -58,6 +62,17 @@ def test_importance_weights_keep_enough_samples_and_turn_towards_the_target() ->
     shift = jax.nn.softmax(log_weight) @ trajectory.obs[:, -1] - trajectory.obs[:, -1].mean(0)
     assert shift[0] < -0.1 and shift[1] > 0.03
     assert effective_sample_size(jnp.zeros(10)) == 10
+
+
+def test_episodes_of_another_length_have_their_own_name_and_no_scores() -> None:
+    d = load("point2d-40", episodes=3)
+    assert d.offsets.tolist() == [0, 40, 80, 120] and d.info.env_id == d.info.name == "point2d-40"
+    assert d.info.ref_min is None and load("point2d-16", episodes=3).info == load("point2d", episodes=3).info
+    assert builtin_environment("point2d-40") == Point2D(horizon=40)
+    assert is_builtin("point2d-40") and not any(map(is_builtin, ("point2d-0", "point2d-", "point2d-v0", "xpoint2d", None)))
+    assert known_rule("point2d-40") == "never"
+    with pytest.raises(InputError, match=r"env_id = 'point2d-v0'.*point2d-N"):
+        builtin_environment("point2d-v0")
 
 
 def test_dataset_is_reproducible_and_whole_episodes_are_windows() -> None:
