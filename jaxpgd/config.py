@@ -147,7 +147,7 @@ _NOT_NEGATIVE = (
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "
     "sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
-    "agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
+    "agent.diffusion_ql.decay_updates agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
     "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()
 _SHARES = (

@@ -213,6 +213,7 @@ class DiffusionQLConfig:
     """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
 
     lr: float = 3e-4
+    decay_updates: float = 0.0  # cosine decay of lr to 0 over so many updates (published: all of them); 0: none
     gamma: float = 0.99
     polyak: float = 0.005
     eta: float = 1.0  # weight of Q against behaviour cloning

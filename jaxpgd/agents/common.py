@@ -32,6 +32,12 @@ def adam_step(grads: PyTree, state: Any, params: PyTree, lr: Array | float, eps:
     return jax.tree.map(lambda p, u: p - lr * u, params, updates), state
 
 
+def cosine_decay(updates: Array, over: Array | float) -> Array:
+    """Factor [] of a learning rate: 0.5 (1 + cos(pi t)) with t the share of `over` updates done, 0 from there; over 0: 1."""
+    done = jnp.clip(updates / jnp.maximum(over, 1.0), 0.0, 1.0)
+    return jnp.where(over > 0, 0.5 * (1.0 + jnp.cos(jnp.pi * done)), 1.0)
+
+
 def clip_by_norm(grads: PyTree, limit: Array | float) -> PyTree:
     """Gradients scaled down to global norm `limit` where they exceed it; 0: as they are."""
     norm = optax.global_norm(grads)

@@ -32,6 +32,7 @@ class DiffusionQLHypers:
     """Numeric settings; any of them may be traced. Defaults are those of the paper (section 5 and appendix)."""
 
     lr: Array | float = 3e-4
+    decay_updates: Array | float = 0.0  # cosine decay of lr to 0 over so many updates; 0: none
     gamma: Array | float = 0.99
     polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
     eta: Array | float = 1.0  # weight of Q against behaviour cloning
@@ -120,15 +121,16 @@ class _DiffusionQL:
         common.check_batch(batch, 1)
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         key_target, key_actor = jax.random.split(key)
+        lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
         targets = self.targets(key_target, state, batch)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
         grads = common.clip_by_norm(grads, h.gradient_clip)
-        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
+        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, lr, h.adam_eps)
 
         actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
         (actor_loss, metrics), grads = actor_grad(key_actor, state.actor, critic, batch, h)
         grads = common.clip_by_norm(grads, h.gradient_clip)
-        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, lr, h.adam_eps)
 
         updates = state.updates + 1
         rate = jnp.where(updates % self.ema_every == 0, 1.0 - h.ema, 0.0)

@@ -146,6 +146,16 @@ def test_gradients_of_both_networks_are_clipped(clip, moves):
         assert largest == pytest.approx(1e-3, rel=0.01) if moves else largest < 1e-6
 
 
+def test_learning_rate_decays_as_a_cosine():
+    """Adam's first step is lr; at a quarter of the decay's length the factor is (1 + cos(pi/4)) / 2, past its end 0."""
+    for done, factor in ((0, 1.0), (25, 0.5 + np.sqrt(2) / 4), (100, 0.0), (150, 0.0)):
+        state = make_state(lr=1e-3, decay_updates=100.0).replace(updates=jnp.asarray(done))
+        new, _ = UPDATE(jax.random.key(1), state, BATCH)
+        for name in ("actor", "critic"):
+            step = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), getattr(new, name), getattr(state, name))
+            assert max(jax.tree.leaves(step)) == pytest.approx(factor * 1e-3, rel=0.01, abs=1e-9)
+
+
 def test_samples_stay_in_bounds_and_mode_is_the_best_of_many():
     state = make_state()
     policy = AGENT.policy(state.replace(critic=jax.tree.map(jnp.zeros_like, state.critic)))  # the target critics choose
