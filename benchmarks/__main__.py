@@ -10,7 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # name -> module with `run() -> dict`; imported only when asked for
-SUITES: dict[str, str] = {"agents": "benchmarks.agents", "conditions": "benchmarks.conditions"}
+SUITES: dict[str, str] = {
+    "agents": "benchmarks.agents",
+    "conditions": "benchmarks.conditions",
+    "guidance": "benchmarks.guidance",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

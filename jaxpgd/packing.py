@@ -18,6 +18,7 @@ class TokenCodec:
     std: Array  # [D]
     obs_dim: int = struct.field(pytree_node=False)
     action_dim: int = struct.field(pytree_node=False)
+    squashed: bool = struct.field(pytree_node=False, default=True)  # whether action entries are arctanh of actions
 
     @property
     def token_dim(self) -> int:
@@ -63,13 +64,17 @@ class TokenCodec:
         """Pre-tanh actions [..., T, A] of tokens."""
         return tokens[..., self.action] * self.std[self.action] + self.mean[self.action]
 
+    def action_of(self, pre_tanh: Array) -> Array:
+        """Actions [..., A] of pre-tanh actions; the same where the codec does not squash."""
+        return jnp.tanh(pre_tanh) if self.squashed else pre_tanh
+
     def decode(self, tokens: Array) -> Trajectory:
         """Trajectory of tokens [..., T, D]. A done entry above one half is a terminal; what follows it is masked."""
         raw = tokens * self.std + self.mean
         discount = jnp.where(raw[..., self.done] > 0.5, 0.0, 1.0)
         return Trajectory(
             obs=raw[..., self.obs],
-            action=jnp.tanh(raw[..., self.action]),
+            action=self.action_of(raw[..., self.action]),
             reward=raw[..., self.reward],
             discount=discount,
             mask=usable_steps(discount),

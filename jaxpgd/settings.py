@@ -73,12 +73,17 @@ class SamplerConfig:
 class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
-    kind: Literal["published", "reconstruction"] = "reconstruction"
+    kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
     coefficient: float = 1.0  # lambda
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule
-    hold_states: bool = False  # reconstruction: no gradient through the policy's observation
+    hold_states: bool = False  # all but published: no gradient through the policy's observation
+    iterations: int = 4  # moment: steps of conjugate gradients, each costs two forward-equivalents
+    damping: float = 0.0  # moment: added to the diagonal of the system
+    proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by
+    particles: int = 256  # smc: trajectories of a population
+    threshold: float = 0.5  # smc: resampled where the effective size falls under this share of the population
     sigma_min: float = 0.0  # guide only for sigma in [sigma_min, sigma_max]
     sigma_max: float = 1e9
 
@@ -227,6 +232,7 @@ class DiffusionQLConfig:
     time_features: int = 16  # sinusoidal features of the step; an even number above 2
     adam_eps: float = 1e-8
     policy_std: float = 0.5  # std of the Gaussian that stands for the policy in guidance, around its chain without noise
+    own_score: bool = False  # guidance follows the policy's own score instead of that Gaussian's
     hidden: tuple[int, ...] = (256, 256, 256)
 
 

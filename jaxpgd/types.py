@@ -96,13 +96,15 @@ class Policy:
 
     `log_prob_fn(params, obs [O], action [A], variance [A] or [])` is the log-density of the action in [-1, 1]^A under the
     policy blurred by Gaussian noise of that variance (0: the policy itself). A deterministic policy gives a Gaussian around
-    its action, with the standard deviation that its maker documents.
+    its action, with the standard deviation that its maker documents. A policy that knows a gradient of its log-density better
+    than log_prob does (a diffusion policy) gives it as `score_fn`, of the same arguments; guidance then follows that.
     """
 
     params: PyTree
     sample_fn: Callable[[PyTree, Array, Array], Array] = struct.field(pytree_node=False)
     mode_fn: Callable[[PyTree, Array], Array] = struct.field(pytree_node=False)
     log_prob_fn: Callable[[PyTree, Array, Array, Array | float], Array] | None = struct.field(pytree_node=False, default=None)
+    score_fn: Callable[[PyTree, Array, Array, Array | float], Array] | None = struct.field(pytree_node=False, default=None)
 
     def sample(self, key: Array, obs: Array) -> Array:
         """Draw an action [A] at obs [O]."""
@@ -117,6 +119,12 @@ class Policy:
         if self.log_prob_fn is None:
             raise TypeError("this policy has no log_prob: give it log_prob_fn to guide towards it or to score actions")
         return self.log_prob_fn(self.params, obs, action, variance)
+
+    def score(self, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+        """Gradient [A] of the log-density in the action: the policy's own where it has `score_fn`, else that of `log_prob`."""
+        if self.score_fn is not None:
+            return self.score_fn(self.params, obs, action, variance)
+        return jax.grad(lambda a: self.log_prob(obs, a, variance))(action)
 
 
 class Synthesizer(Protocol):

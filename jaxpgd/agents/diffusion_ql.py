@@ -95,9 +95,17 @@ class _DiffusionQL:
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
     def __init__(
-        self, action_dim: int, hidden: tuple[int, ...], steps: int, candidates: int, ema_every: int, time_features: int
+        self,
+        action_dim: int,
+        hidden: tuple[int, ...],
+        steps: int,
+        candidates: int,
+        ema_every: int,
+        time_features: int,
+        own_score: bool,
     ) -> None:
         self.action_dim, self.steps, self.candidates, self.ema_every = action_dim, steps, candidates, ema_every
+        self.own_score = own_score
         self.actor: Any = DiffusionActor(action_dim, hidden, time_features)  # Any: flax types `apply` as more than it returns
         self.critics: Any = CriticEnsemble(2, hidden, activation=jax.nn.mish)
 
@@ -200,7 +208,7 @@ class _DiffusionQL:
 
     def policy(self, state: DiffusionQLState) -> Policy:
         params = DiffusionQLPolicyParams(state.actor, state.target_critic, state.hypers)
-        return Policy(params, self.sample, self.mode, self.log_prob)
+        return Policy(params, self.sample, self.mode, self.log_prob, self.score if self.own_score else None)
 
     def sample(self, params: DiffusionQLPolicyParams, key: Array, obs: Array) -> Array:
         return self.chain(key, params.actor, params.hypers, obs)
@@ -214,12 +222,24 @@ class _DiffusionQL:
         centre = self.chain(jax.random.key(0), params.actor, params.hypers, obs, noise=0.0)
         return common.gaussian_log_prob(action, centre, jnp.square(params.hypers.policy_std) + variance)
 
+    def score(self, params: DiffusionQLPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+        levels = self.sigmas(params.hypers)[:-1]
+        sigma = jnp.clip(jnp.sqrt(jnp.mean(jnp.asarray(variance))), levels.min(), levels.max())
+        denoised = self.denoise(params.actor, params.hypers, obs, clip=False)(action, sigma)
+        return (denoised - action) / jnp.square(sigma)
+
 
 @functools.cache
 def _structure(
-    action_dim: int, hidden: tuple[int, ...], steps: int, candidates: int, ema_every: int, time_features: int
+    action_dim: int,
+    hidden: tuple[int, ...],
+    steps: int,
+    candidates: int,
+    ema_every: int,
+    time_features: int,
+    own_score: bool = False,
 ) -> _DiffusionQL:
-    return _DiffusionQL(action_dim, hidden, steps, candidates, ema_every, time_features)
+    return _DiffusionQL(action_dim, hidden, steps, candidates, ema_every, time_features, own_score)
 
 
 def diffusion_ql(
@@ -230,6 +250,7 @@ def diffusion_ql(
     candidates: int = 50,
     ema_every: int = 5,
     time_features: int = 16,
+    own_score: bool = False,
 ) -> Agent[DiffusionQLState]:
     """Diffusion-QL as an Agent for actions [action_dim]; its `hypers` are DiffusionQLHypers.
 
@@ -239,7 +260,9 @@ def diffusion_ql(
     - `mode` is the best of `candidates` chains from a fixed key by the smaller target critic. Published: one of them by softmax
       of its Q; here the same observation always gives the same action, because `mode` has no key;
     - `log_prob`: a diffusion policy has no log-density. A Gaussian of standard deviation `policy_std` (variance policy_std^2 +
-      variance) stands for it, around the action of the chain without noise.
+      variance) stands for it, around the action of the chain without noise;
+    - `score`, with `own_score`: that of the noised policy, (D(a) - a) / sigma^2 at sigma^2 = variance (its mean over entries),
+      kept within the schedule. Guidance then follows it instead of the Gaussian's gradient.
     Raises InputError where sizes are not positive, time_features is no even number above 2, or `init` or `update` get other
     shapes.
     """
@@ -247,5 +270,5 @@ def diffusion_ql(
     for name, value in sizes.items():
         check(value > 0, name, value, "a number above 0")
     check(time_features > 2 and time_features % 2 == 0, "time_features", time_features, "an even number above 2")
-    s = _structure(action_dim, tuple(hidden), steps, candidates, ema_every, time_features)
+    s = _structure(action_dim, tuple(hidden), steps, candidates, ema_every, time_features, own_score)
     return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=DiffusionQLHypers(), batches=1)

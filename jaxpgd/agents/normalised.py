@@ -67,6 +67,10 @@ def _log_prob(params: NormalisedPolicyParams, obs: Array, action: Array, varianc
     return params.inner.log_prob(params.stats.apply(obs), action, variance)
 
 
+def _score(params: NormalisedPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+    return params.inner.score(params.stats.apply(obs), action, variance)
+
+
 class _Normalised:
     """The functions of a wrapped agent. One instance per agent structure: its methods then compare equal."""
 
@@ -88,7 +92,8 @@ class _Normalised:
     def policy(self, state: NormalisedState) -> Policy:
         inner = self.inner_policy(state.inner)
         log_prob_fn = None if inner.log_prob_fn is None else _log_prob
-        return Policy(NormalisedPolicyParams(inner, state.stats), _sample, _mode, log_prob_fn)
+        score_fn = None if inner.score_fn is None else _score
+        return Policy(NormalisedPolicyParams(inner, state.stats), _sample, _mode, log_prob_fn, score_fn)
 
 
 def _standardise(stats: ObservationStats, batch: Transition) -> Transition:

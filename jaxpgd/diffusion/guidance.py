@@ -1,9 +1,17 @@
 """Moving samples towards a policy: the published nudge (a sampler hook) and guidance at the denoised point (a Denoise).
 
-The target of both is p_off(trajectory) * pi(tanh u | s)^coefficient in the space of pre-tanh actions u (PGD section 4).
+The target of all is p_off(trajectory) * q(trajectory)^coefficient, q the product over t of pi(tanh u_t | s_t), in the space of
+pre-tanh actions u (PGD section 4): q is the density of the environment's action, without the log-slope of tanh. A ladder, by
+what is assumed of the posterior of the clean trajectory given the noised one, and by cost per evaluation in forward-equivalents
+(a forward pass of the denoiser is 1, the product of a vector with its Jacobian 1 more):
+
+- `published` (1, or 2 at the denoised point): none; action entries move along the policy's gradient. Not the stated target.
+- `reconstruction` (2): entries independent, of variance sigma^2 / (1 + sigma^2). Exact for unit Gaussian tokens.
+- `moment` (1 + 2 per iteration, module `moment`): covariance sigma^2 times the denoiser's Jacobian. Exact for Gaussians.
+- `smc` (that of its proposal, module `smc`): any of these corrected by weights; exact as steps and particles grow.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +19,46 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.packing import TokenCodec
-from jaxpgd.types import Denoise, Hook, Policy, Stage
+from jaxpgd.types import Denoise, Policy, Stage
 
 Normalise = Literal["none", "safe", "official"]
 
 
-def log_likelihood(policy: Policy, obs: Array, pre_tanh: Array, variance: Array | float = 0.0) -> Array:
-    """Sum over T of log pi(tanh(u) | s) []. obs [T, O], pre_tanh [T, A], variance [T, A] of the action or a number."""
-    action = jnp.tanh(pre_tanh)
-    return jax.vmap(policy.log_prob)(obs, action, jnp.broadcast_to(variance, action.shape)).sum()
+@struct.dataclass
+class Look:
+    """What guidance sees at x [T, D] and one noise level."""
+
+    denoised: Array  # [T, D], E[x0 | x]
+    guided: Array  # [T, D], the same for the target instead of the data
+    log_twist: Array  # [], estimate of log E[q(x0)^coefficient | x], up to a constant of the noise level
+
+
+class Guided(Protocol):
+    """A guided Denoise that also says how likely its target makes x: what `smc` proposes with."""
+
+    def __call__(self, x: Array, sigma: Array) -> Array: ...
+
+    def look(self, x: Array, sigma: Array) -> Look:
+        """x [T, D], sigma [] > 0."""
+        ...
+
+    def log_target(self, x0: Array) -> Array:
+        """coefficient * log q [] of clean tokens [T, D]."""
+        ...
+
+
+def log_likelihood(policy: Policy, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+    """Sum over T of log pi(a | s) []. obs [T, O], action [T, A], variance [T, A] of the action or a number.
+
+    Of a policy with a score of its own the gradient is that score, in the action alone; its value is 0 without a log_prob.
+    """
+    variance = jnp.broadcast_to(variance, action.shape)
+    if policy.score_fn is None:
+        return jax.vmap(policy.log_prob)(obs, action, variance).sum()
+    hold = jax.lax.stop_gradient
+    value = jax.vmap(policy.log_prob)(obs, action, variance).sum() if policy.log_prob_fn is not None else jnp.zeros(())
+    score = hold(jax.vmap(policy.score)(obs, action, variance))
+    return hold(value) + (score * (action - hold(action))).sum()
 
 
 @struct.dataclass
@@ -44,7 +83,8 @@ class PolicyNudge:
         obs = self.codec.observation(x)
 
         def objective(actions: Array) -> Array:
-            return log_likelihood(self.policy, obs, self.codec.pre_tanh(x.at[:, self.codec.action].set(actions)))
+            pre_tanh = self.codec.pre_tanh(x.at[:, self.codec.action].set(actions))
+            return log_likelihood(self.policy, obs, self.codec.action_of(pre_tanh))
 
         return _normalise(jax.grad(objective)(x[:, self.codec.action]), self.normalise)
 
@@ -71,57 +111,90 @@ def _normalise(gradient: Array, how: Normalise) -> Array:
 
 
 @struct.dataclass
-class ReconstructionGuidance:
-    """Guidance at the denoised point, through the denoiser: D'(x) = D(x) + coefficient * sigma^2 * grad_x log q(D(x)).
+class Likelihood:
+    """log q of tokens, as guidance at the denoised point uses it; the fields are those of a `Guidance` with its policy."""
 
-    q is the policy's likelihood blurred by the variance of E[x0 | x], taken as sigma^2 / (1 + sigma^2) in units of the
-    normalised tokens (exact where tokens are independent unit Gaussians) and carried to the action by the slope of tanh.
-    With `hold_states` the policy's observation is constant, so that states move only through the denoiser's Jacobian.
-    """
-
-    denoise: Denoise
     policy: Policy
     codec: TokenCodec
     coefficient: Array | float
-    sigma_min: Array | float
-    sigma_max: Array | float
+    sigma_min: Array | float = 0.0
+    sigma_max: Array | float = jnp.inf
     hold_states: bool = struct.field(pytree_node=False, default=False)
 
-    def _log_q(self, x: Array, sigma: Array) -> tuple[Array, Array]:
-        x0 = self.denoise(x, sigma)
-        obs, pre_tanh = self.codec.observation(x0), self.codec.pre_tanh(x0)
-        if self.hold_states:
-            obs = jax.lax.stop_gradient(obs)
-        slope = 1.0 - jnp.square(jnp.tanh(pre_tanh))
-        variance = jnp.square(slope * self.codec.std[self.codec.action]) * sigma**2 / (1.0 + sigma**2)
-        return log_likelihood(self.policy, obs, pre_tanh, jax.lax.stop_gradient(variance)), x0
+    def parts(self, x0: Array) -> tuple[Array, Array]:
+        """Observations [T, O], without a gradient where states are held, and actions [T, A] of tokens x0 [T, D]."""
+        obs = self.codec.observation(x0)
+        action = self.codec.action_of(self.codec.pre_tanh(x0))
+        return jax.lax.stop_gradient(obs) if self.hold_states else obs, action
 
-    def __call__(self, x: Array, sigma: Array) -> Array:
-        """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
-        gradient, x0 = jax.grad(self._log_q, has_aux=True)(x, sigma)
-        active = (sigma >= self.sigma_min) & (sigma <= self.sigma_max)
-        return x0 + jnp.where(active, self.coefficient * sigma**2, 0.0) * gradient
+    def blurred(self, x0: Array, sigma: Array) -> Array:
+        """log q [] at the denoised point x0 [T, D], widened by what sigma leaves unknown of x0.
+
+        The variance of an entry of x0 given x is taken as sigma^2 / (1 + sigma^2) in units of the normalised tokens, carried to
+        the action by the slope of tanh. q^coefficient of a Gaussian policy is a Gaussian of its variance over the coefficient,
+        hence the factor.
+        """
+        obs, action = self.parts(x0)
+        slope = 1.0 - jnp.square(action) if self.codec.squashed else jnp.ones_like(action)
+        variance = jnp.square(slope * self.codec.std[self.codec.action]) * sigma**2 / (1.0 + sigma**2)
+        return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(self.coefficient * variance))
+
+    def exact(self, x0: Array) -> Array:
+        """coefficient * log q [] of clean tokens x0 [T, D]."""
+        return self.coefficient * log_likelihood(self.policy, *self.parts(x0))
+
+    def weight(self, sigma: Array) -> Array:
+        """The coefficient [] where sigma is among the noise levels that are guided, else 0."""
+        return jnp.where((sigma >= self.sigma_min) & (sigma <= self.sigma_max), self.coefficient, 0.0)
 
 
 @struct.dataclass
-class Guidance:
-    """Which guidance, with its numbers as leaves; `attach` makes it act on a denoiser for a policy."""
+class ReconstructionGuidance:
+    """Guidance at the denoised point, through the denoiser: D'(x) = D(x) + coefficient * sigma^2 * grad_x log q(D(x)).
 
-    coefficient: Array | float
-    sine: Array | float = 0.3
-    sigma_min: Array | float = 0.0
-    sigma_max: Array | float = jnp.inf
-    kind: Literal["published", "reconstruction"] = struct.field(pytree_node=False, default="reconstruction")
-    at: Literal["noised", "denoised"] = struct.field(pytree_node=False, default="denoised")
-    normalise: Normalise = struct.field(pytree_node=False, default="safe")
-    hold_states: bool = struct.field(pytree_node=False, default=False)
+    q is widened as in `Likelihood.blurred` (exact where tokens are independent unit Gaussians and the policy is Gaussian). With
+    `hold_states` the policy's observation is constant, so that states move only through the denoiser's Jacobian.
+    """
 
-    def attach(self, denoise: Denoise, policy: Policy, codec: TokenCodec) -> tuple[Denoise, Hook | None]:
-        """The Denoise and the `before_step` hook to sample with."""
-        if self.kind == "reconstruction":
-            wrapped = ReconstructionGuidance(
-                denoise, policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.hold_states
-            )
-            return wrapped, None
-        nudge = PolicyNudge(policy, codec, self.coefficient, self.sine, self.sigma_min, self.sigma_max, self.at, self.normalise)
-        return denoise, nudge
+    denoise: Denoise
+    likelihood: Likelihood
+
+    def look(self, x: Array, sigma: Array) -> Look:
+        """As `Guided.look`: a forward and a backward pass."""
+
+        def log_q(x: Array) -> tuple[Array, Array]:
+            x0 = self.denoise(x, sigma)
+            return self.likelihood.blurred(x0, sigma), x0
+
+        (value, x0), gradient = jax.value_and_grad(log_q, has_aux=True)(x)
+        guided = x0 + self.likelihood.weight(sigma) * sigma**2 * gradient
+        return Look(x0, guided, self.likelihood.coefficient * value)
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
+        return self.look(x, sigma).guided
+
+    def log_target(self, x0: Array) -> Array:
+        """As `Guided.log_target`."""
+        return self.likelihood.exact(x0)
+
+
+@struct.dataclass
+class Unguided:
+    """The denoiser itself, with the twist of `ReconstructionGuidance`: `smc` then guides by weights alone."""
+
+    denoise: Denoise
+    likelihood: Likelihood
+
+    def look(self, x: Array, sigma: Array) -> Look:
+        """As `Guided.look`: a forward pass."""
+        x0 = self.denoise(x, sigma)
+        return Look(x0, x0, self.likelihood.coefficient * self.likelihood.blurred(x0, sigma))
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        """Estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
+        return self.denoise(x, sigma)
+
+    def log_target(self, x0: Array) -> Array:
+        """As `Guided.log_target`."""
+        return self.likelihood.exact(x0)

@@ -8,11 +8,13 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
-from jaxpgd.diffusion.guidance import Guidance
+from jaxpgd.diffusion.ladder import Guidance, make_guidance
+from jaxpgd.diffusion.smc import smc
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
+from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
-from jaxpgd.types import Denoise, Policy, Synthesis, Synthesizer, Trajectory
+from jaxpgd.types import Denoise, Metrics, Policy, Synthesis, Synthesizer, Trajectory
 
 
 @struct.dataclass
@@ -58,13 +60,55 @@ class DiffusionSynthesizer:
         return Clamp(Condition(value, known), noised=True)
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
-        """start [N, O] -> N trajectories, weights zero. `policy` may be None where there is no guidance."""
+        """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
+        if policy is not None and self.weighted:
+            return self.populations(key, policy, start)
         tokens, evaluations = map_starts(
             lambda key, obs: self.sample_tokens(key, policy, obs), key, start, self.sampling.batch_size
         )
         trajectory = self.denoiser.codec.decode(tokens)
-        info = {"evaluations": evaluations[0]} | summary(trajectory)
+        info = self.account(evaluations[0], guided=policy is not None) | summary(trajectory)
         return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=info)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether trajectories come with weights."""
+        return self.guidance is not None and self.guidance.weighted
+
+    def account(self, evaluations: Array, *, guided: bool) -> Metrics:
+        """What one trajectory cost."""
+        cost = evaluations
+        if self.guidance is not None and guided:
+            cost = self.guidance.forward_equivalents(evaluations, self.sampling.sigmas.shape[0] - 1)
+        return {"evaluations": evaluations, "forward_equivalents": cost}
+
+    def populations(self, key: Array, policy: Policy, start: Array) -> Synthesis:
+        """As `__call__`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
+
+        N is rounded up to whole populations for sampling. Raises ValueError with `from_start`, which particles do not support.
+        """
+        assert self.guidance is not None
+        if self.from_start:
+            raise ValueError('guidance.kind = "smc": trajectories cannot be made to begin at given observations')
+        codec, count = self.denoiser.codec, start.shape[0]
+        size = min(self.guidance.particles, count)
+        guided, threshold = self.guidance.guided(self.denoiser.denoise, policy, codec), self.guidance.threshold
+
+        def one(key: Array) -> tuple[Array, Array, Metrics]:
+            return smc(
+                key, guided, (self.length, codec.token_dim), self.sampling.sigmas,
+                particles=size, threshold=threshold, batch_size=self.sampling.batch_size,
+            )  # fmt: skip
+
+        tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, -(-count // size)))
+        # a population counts by its estimate of the normaliser, its particles by their weights
+        log_weight = jax.nn.log_softmax(log_weight, axis=-1) + info["log_normaliser"][:, None]
+        tokens = tokens.reshape(-1, *tokens.shape[2:])[:count]
+        trajectory = codec.decode(tokens)
+        means = {"ess": info["ess"].mean(), "least_ess": info["least_ess"].min(), "resampled": info["resampled"].mean()}
+        means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
+        account = self.account(info["looks"][0], guided=True)
+        return Synthesis(trajectory, log_weight.reshape(-1)[:count], account | means | summary(trajectory))
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":
         """The same synthesizer with another guidance coefficient. Raises ValueError where it has no guidance."""
@@ -73,8 +117,12 @@ class DiffusionSynthesizer:
         return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient))
 
     def starting(self) -> "DiffusionSynthesizer":
-        """The same synthesizer with trajectories that begin at the start observations."""
-        return dataclasses.replace(self, from_start=True)
+        """The same synthesizer with trajectories that begin at the start observations.
+
+        Particles cannot be made to begin there: of "smc" its proposal is left, without weights.
+        """
+        guidance = None if self.guidance is None else self.guidance.unweighted()
+        return dataclasses.replace(self, from_start=True, guidance=guidance)
 
     def unguided(self) -> "DiffusionSynthesizer":
         """The same synthesizer without guidance."""
@@ -100,27 +148,22 @@ def make_synthesizer(
     )
 
 
-def make_guidance(config: GuidanceConfig) -> Guidance:
-    """Guidance with the numbers of its section as leaves."""
-    return Guidance(
-        coefficient=jnp.asarray(config.coefficient),
-        sine=jnp.asarray(config.sine),
-        sigma_min=jnp.asarray(config.sigma_min),
-        sigma_max=jnp.asarray(config.sigma_max),
-        kind=config.kind,
-        at=config.at,
-        normalise=config.normalise,
-        hold_states=config.hold_states,
-    )
-
-
 @jax.jit(static_argnames="count")
 def synthesize(key: Array, synthesizer: Synthesizer, policy: Policy | None = None, *, count: int = 1) -> Trajectory:
-    """`count` trajectories [N, T] of a synthesizer that needs no start observations; compiled once per structure and count."""
-    return synthesizer(key, policy, jnp.zeros((count, 1))).trajectory  # type: ignore[arg-type]
+    """`count` trajectories [N, T] of a synthesizer that needs no start observations; compiled once per structure and count.
+
+    Weighted trajectories are resampled.
+    """
+    return _unweighted(key, synthesizer, synthesizer(key, policy, jnp.zeros((count, 1))))  # type: ignore[arg-type]
 
 
 @jax.jit
 def synthesize_from(key: Array, synthesizer: Synthesizer, policy: Policy | None, start: Array) -> Trajectory:
     """N trajectories [N, T] of any synthesizer, from start observations [N, O] (diffusion only counts them)."""
-    return synthesizer(key, policy, start).trajectory  # type: ignore[arg-type]
+    return _unweighted(key, synthesizer, synthesizer(key, policy, start))  # type: ignore[arg-type]
+
+
+def _unweighted(key: Array, synthesizer: Synthesizer, made: Synthesis) -> Trajectory:
+    if not getattr(synthesizer, "weighted", False):
+        return made.trajectory
+    return resample(jax.random.fold_in(key, 1), made.trajectory, made.log_weight)

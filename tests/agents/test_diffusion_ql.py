@@ -11,6 +11,7 @@ from scipy.stats import norm
 
 from jaxpgd.agents import diffusion_ql, replace_hypers
 from jaxpgd.agents.diffusion_ql import _structure
+from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.schedules import vp_sigmas
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 
@@ -187,3 +188,18 @@ def test_log_prob_is_a_gaussian_around_the_chain_without_noise(variance):
     log_prob = jax.jit(lambda policy: policy.log_prob(OBS, ACTION, variance))
     assert log_prob(policy) == pytest.approx(expected, rel=1e-3)
     assert np.abs(x).max() < 1.0  # not at the bounds, where any chain would end
+
+
+def test_its_own_score_is_that_of_the_noised_policy():
+    """(D(a) - a) / sigma^2 at the level of the variance, within the schedule; guidance follows it, action by action."""
+    agent = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS, own_score=True)
+    state = make_state()
+    policy, levels = agent.policy(state), np.asarray(vp_sigmas(STEPS, 0.1, 10.0))[:-1]
+    for variance in (0.0, 1.3, 1e6):
+        sigma = jnp.clip(jnp.sqrt(variance), levels.min(), levels.max())
+        denoised = STRUCTURE.denoise(state.actor, state.hypers, OBS, clip=False)(ACTION, sigma)
+        wanted = (denoised - ACTION) / sigma**2
+        np.testing.assert_allclose(policy.score(OBS, ACTION, variance), wanted, rtol=1e-5)
+        gradient = jax.grad(lambda a, v=variance: log_likelihood(policy, OBS[None], a[None], v))(ACTION)
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5)
+    assert AGENT.policy(state).score_fn is None

@@ -8,7 +8,9 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.guidance import Guidance, PolicyNudge, ReconstructionGuidance, log_likelihood
+from jaxpgd.diffusion.guidance import Likelihood, PolicyNudge, ReconstructionGuidance, Unguided, log_likelihood
+from jaxpgd.diffusion.ladder import Guidance
+from jaxpgd.diffusion.moment import MomentGuidance
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Stage
@@ -48,11 +50,9 @@ def hand_gradient(x: np.ndarray) -> np.ndarray:
 
 
 def test_log_likelihood_sums_over_steps() -> None:
-    obs, pre_tanh = jnp.array([[0.0], [1.0]]), jnp.array([[0.3], [-0.4]])
-    expected = sum(
-        jax.scipy.stats.norm.logpdf(np.tanh(u), GAIN * s + BIAS, np.sqrt(STD**2 + 0.5)) for s, u in ((0, 0.3), (1, -0.4))
-    )
-    np.testing.assert_allclose(log_likelihood(POLICY, obs, pre_tanh, 0.5), expected, rtol=1e-5)
+    obs, action = jnp.array([[0.0], [1.0]]), jnp.array([[0.3], [-0.4]])
+    expected = sum(jax.scipy.stats.norm.logpdf(a, GAIN * s + BIAS, np.sqrt(STD**2 + 0.5)) for s, a in ((0, 0.3), (1, -0.4)))
+    np.testing.assert_allclose(log_likelihood(POLICY, obs, action, 0.5), expected, rtol=1e-5)
 
 
 def test_gradient_by_hand() -> None:
@@ -110,16 +110,16 @@ def small_policy(gain: float = 0.0) -> Any:
 
 
 def guided(coefficient: float = 1.0, gain: float = 0.0, **changes: Any) -> ReconstructionGuidance:
-    plain = ReconstructionGuidance(Shrink(), small_policy(gain), SMALL, coefficient, 0.0, jnp.inf)
-    return dataclasses.replace(plain, **changes)
+    return ReconstructionGuidance(Shrink(), Likelihood(small_policy(gain), SMALL, coefficient, **changes))
 
 
+@pytest.mark.parametrize("coefficient", [0.25, 1.0, 4.0])
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 5.0, 80.0])
-def test_reconstruction_is_exact_for_unit_gaussians(sigma: float) -> None:
-    """For x0 ~ N(0, 1) N(x0; m, s^2) the denoiser is the posterior mean of prior, likelihood and noise together."""
-    precision = 1 + 1 / TARGET_STD**2 + 1 / sigma**2
-    exact = (np.asarray(X[:, 1]) / sigma**2 + TARGET_MEAN / TARGET_STD**2) / precision
-    result = guided()(X, jnp.asarray(sigma))
+def test_reconstruction_is_exact_for_unit_gaussians(sigma: float, coefficient: float) -> None:
+    """For x0 ~ N(0, 1) N(x0; m, s^2)^c the denoiser is the posterior mean of prior, likelihood and noise together."""
+    weight = coefficient / TARGET_STD**2
+    exact = (np.asarray(X[:, 1]) / sigma**2 + weight * TARGET_MEAN) / (1 + weight + 1 / sigma**2)
+    result = guided(coefficient)(X, jnp.asarray(sigma))
     np.testing.assert_allclose(result[:, 1], exact, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(result[:, [0, 2, 3]], X[:, jnp.array([0, 2, 3])] / (1 + sigma**2), rtol=1e-5)
 
@@ -135,12 +135,9 @@ def test_reconstruction_moves_states_unless_they_are_held() -> None:
     assert (np.abs(free[:, 1]) > 0.05).all()
 
 
-def test_coefficient_scales_and_noise_levels_switch() -> None:
+def test_no_coefficient_is_no_guidance_and_noise_levels_switch() -> None:
     sigma = jnp.asarray(1.0)
-    plain = Shrink()(X, sigma)
-    np.testing.assert_allclose(guided(0.0)(X, sigma), plain, rtol=1e-6)
-    once, twice = guided(1.0)(X, sigma) - plain, guided(2.0)(X, sigma) - plain
-    np.testing.assert_allclose(twice, 2 * once, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(guided(0.0)(X, sigma), Shrink()(X, sigma), rtol=1e-6)
     for outside in (0.4, 3.1):
         switched = guided(1.0, sigma_min=0.5, sigma_max=3.0)
         np.testing.assert_allclose(switched(X, jnp.asarray(outside)), Shrink()(X, jnp.asarray(outside)), rtol=1e-6)
@@ -152,7 +149,21 @@ def test_attach_gives_a_hook_or_a_denoiser() -> None:
     assert isinstance(denoise, Shrink) and isinstance(hook, PolicyNudge)
     assert hook.coefficient == 0.7 and hook.at == "denoised" and hook.normalise == "safe"
     denoise, hook = Guidance(0.7, hold_states=True).attach(Shrink(), POLICY, CODEC)
-    assert isinstance(denoise, ReconstructionGuidance) and denoise.hold_states and hook is None
+    assert isinstance(denoise, ReconstructionGuidance) and denoise.likelihood.hold_states and hook is None
+    assert isinstance(Guidance(1.0, kind="moment").attach(Shrink(), POLICY, CODEC)[0], MomentGuidance)
+    proposals = ("none", Unguided), ("reconstruction", ReconstructionGuidance), ("moment", MomentGuidance)
+    for proposal, kind in proposals:
+        assert isinstance(Guidance(1.0, kind="smc", proposal=proposal).guided(Shrink(), POLICY, CODEC), kind)
+    with pytest.raises(ValueError, match="'published'"):
+        Guidance(1.0, kind="published").guided(Shrink(), POLICY, CODEC)
+
+
+def test_cost_in_forward_equivalents() -> None:
+    """Heun with 32 steps evaluates 63 times; the nudge at the denoised point adds one forward pass a step."""
+    cost = lambda **settings: int(Guidance(1.0, **settings).forward_equivalents(jnp.asarray(63), 32))
+    assert cost() == 126 and cost(kind="moment", iterations=3) == 7 * 63
+    assert cost(kind="published", at="noised") == 63 and cost(kind="published") == 95
+    assert cost(kind="smc", proposal="none") == 63 and cost(kind="smc") == 126
 
 
 def test_new_numbers_do_not_trace_again() -> None:

@@ -1,0 +1,75 @@
+"""Any distribution of distrax as a policy to guide towards, to roll out or to score actions with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import distrax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.types import Policy, PyTree
+
+_EDGE = 1.0 - 1e-6  # tanh distributions have no density at the bounds themselves
+
+Make = Callable[[PyTree, Array], distrax.Distribution]
+
+
+@struct.dataclass
+class _Sample:
+    make: Make = struct.field(pytree_node=False)
+
+    def __call__(self, params: PyTree, key: Array, obs: Array) -> Array:
+        return jnp.clip(self.make(params, obs).sample(seed=key), -1.0, 1.0)
+
+
+@struct.dataclass
+class _Mode:
+    make: Make = struct.field(pytree_node=False)
+
+    def __call__(self, params: PyTree, obs: Array) -> Array:
+        return jnp.clip(_mode(self.make(params, obs)), -1.0, 1.0)
+
+
+@struct.dataclass
+class _LogProb:
+    make: Make = struct.field(pytree_node=False)
+
+    def __call__(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
+        distribution = self.make(params, obs)
+        value: Any = _blurred(distribution, variance).log_prob(_inside(distribution, action))
+        return jnp.sum(value)  # over independent entries, where the distribution does not
+
+
+def distribution_policy(make: Make, params: PyTree) -> Policy:
+    """The policy whose actions at obs [O] are distributed as `make(params, obs)`, over [A]: one event, or A independent ones.
+
+    `make` must be one function object for all uses: a new one means a new trace. Samples and modes are clipped to [-1, 1];
+    the mode of a squashed distribution is its base's mode, squashed. `log_prob` blurs normal distributions by the variance it
+    is given; others count as they are, which makes guidance towards them too sharp at high noise.
+    """
+    return Policy(params=params, sample_fn=_Sample(make), mode_fn=_Mode(make), log_prob_fn=_LogProb(make))
+
+
+def _mode(distribution: Any) -> Array:
+    if isinstance(distribution, distrax.Independent):
+        return _mode(distribution.distribution)
+    if isinstance(distribution, distrax.Transformed):
+        return distribution.bijector.forward(_mode(distribution.distribution))
+    return distribution.mode()
+
+
+def _blurred(distribution: Any, variance: Array | float) -> Any:
+    if isinstance(distribution, distrax.Normal):
+        return distrax.Normal(distribution.loc, jnp.sqrt(jnp.square(distribution.scale) + variance))
+    if isinstance(distribution, distrax.MultivariateNormalDiag):
+        return distrax.MultivariateNormalDiag(distribution.loc, jnp.sqrt(jnp.square(distribution.scale_diag) + variance))
+    if isinstance(distribution, distrax.Independent):
+        return distrax.Independent(_blurred(distribution.distribution, variance), distribution.reinterpreted_batch_ndims)
+    return distribution
+
+
+def _inside(distribution: Any, action: Array) -> Array:
+    """Actions within the open interval for squashed distributions, as they are for others."""
+    inner = distribution.distribution if isinstance(distribution, distrax.Independent) else distribution
+    return jnp.clip(action, -_EDGE, _EDGE) if isinstance(inner, distrax.Transformed) else action

@@ -1,0 +1,126 @@
+"""Twisted sequential Monte Carlo: guided samples corrected by weights, so that they follow the stated target.
+
+A population of particles goes down the noise levels by ancestral steps. At every level sigma the target is p_sigma(x) times a
+twist, which estimates E[q(x0)^coefficient | x] and at sigma = 0 is q^coefficient itself. Steps are proposed with a guided
+denoiser; what its proposals are too many or too few is made up by weights (Wu et al., arXiv 2306.17775, algorithm 1). The twist
+and the proposal may be wrong: as particles grow, the error that remains is that of the unguided ancestral sampler.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.guidance import Guided, Look
+from jaxpgd.types import Metrics
+
+
+@struct.dataclass
+class Population:
+    """P particles at one noise level. Log weights are those since the last resampling."""
+
+    x: Array  # [P, T, D]
+    look: Look  # [P, ...]
+    log_weight: Array  # [P]
+    log_normaliser: Array  # [], of what was resampled away
+
+
+def effective_sample_size(log_weight: Array) -> Array:
+    """(sum w)^2 / sum w^2 [] of log weights [P]."""
+    return 1.0 / jnp.square(jax.nn.softmax(log_weight)).sum()
+
+
+def systematic(key: Array, log_weight: Array) -> Array:
+    """Indices [P] in which particle i occurs P w_i times, rounded up or down (Kitagawa 1996)."""
+    count = log_weight.shape[0]
+    cumulative = jnp.cumsum(jax.nn.softmax(log_weight))
+    positions = (jnp.arange(count) + jax.random.uniform(key)) / count * cumulative[-1]
+    return jnp.minimum(jnp.searchsorted(cumulative, positions, side="right"), count - 1)
+
+
+def smc(
+    key: Array,
+    guided: Guided,
+    shape: tuple[int, ...],
+    sigmas: Array,
+    *,
+    particles: int,
+    threshold: Array | float = 0.5,
+    batch_size: int = 0,
+) -> tuple[Array, Array, Metrics]:
+    """A population [P, T, D] of the target with log weights [P].
+
+    sigmas [n + 1] decrease to 0; `shape` is [T, D]. The population is resampled where its effective size falls under
+    `threshold` times P; `batch_size` particles are looked at together (0: all). Info, all []: `log_normaliser`, the estimate of
+    log E[q^coefficient] under the data's distribution; `ess` at the end and `least_ess` on the way, as shares of P;
+    `resampled`, how often; and `looks`, guided evaluations per particle. With one particle it is the proposal; with a constant
+    likelihood weights stay equal.
+    """
+    key_start, key_march = jax.random.split(key)
+    see = _looker(guided, batch_size)
+    x = sigmas[0] * jax.random.normal(key_start, (particles, *shape))
+    look = see(x, sigmas[0])
+    start = Population(x, look, look.log_twist, jnp.zeros(()))
+
+    def step(population: Population, at: tuple[Array, Array, Array]) -> tuple[Population, tuple[Array, Array]]:
+        key, sigma, sigma_next = at
+        key_resample, key_move = jax.random.split(key)
+        share = effective_sample_size(population.log_weight) / particles
+        population = _resample(key_resample, population, share < threshold)
+        moved, correction = _propose(key_move, population, sigma, sigma_next)
+        look = see(moved, sigma_next)
+        log_weight = population.log_weight + look.log_twist - population.look.log_twist + correction
+        return Population(moved, look, log_weight, population.log_normaliser), (share, share < threshold)
+
+    keys = jax.random.split(key_march, sigmas.shape[0] - 2)
+    population, (shares, resampled) = jax.lax.scan(step, start, (keys, sigmas[:-2], sigmas[1:-1]))
+    # the last step has no noise: it ends at the denoised point, under proposal and model alike
+    x = population.look.denoised
+    log_weight = population.log_weight + jax.vmap(guided.log_target)(x) - population.look.log_twist
+    share = effective_sample_size(log_weight) / particles
+    info = {
+        "log_normaliser": population.log_normaliser + _log_mean(log_weight),
+        "ess": share,
+        "least_ess": jnp.minimum(shares.min(initial=1.0), share),
+        "resampled": resampled.sum(),
+        "looks": jnp.asarray(sigmas.shape[0] - 1),
+    }
+    return x, log_weight, info
+
+
+def _looker(guided: Guided, batch_size: int) -> Callable[[Array, Array], Look]:
+    def see(x: Array, sigma: Array) -> Look:
+        one = lambda y: guided.look(y, sigma)
+        return jax.vmap(one)(x) if batch_size == 0 else jax.lax.map(one, x, batch_size=min(batch_size, len(x)))
+
+    return see
+
+
+def _log_mean(log_weight: Array) -> Array:
+    return jax.nn.logsumexp(log_weight) - jnp.log(log_weight.shape[0])
+
+
+def _resample(key: Array, population: Population, when: Array) -> Population:
+    """The population with equal weights where `when` [] is true, as it is elsewhere."""
+    count = population.log_weight.shape[0]
+    index = jnp.where(when, systematic(key, population.log_weight), jnp.arange(count))
+    x, look = jax.tree.map(lambda a: a[index], (population.x, population.look))
+    gone = jnp.where(when, _log_mean(population.log_weight), 0.0)
+    return Population(x, look, jnp.where(when, 0.0, population.log_weight), population.log_normaliser + gone)
+
+
+def _propose(key: Array, population: Population, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:
+    """Ancestral steps towards the guided points, and log of model over proposal [P] for each.
+
+    Both are Gaussians of the same spread around means that differ by (1 - ratio) times the guidance.
+    """
+    ratio = jnp.square(sigma_next / sigma)
+    spread = sigma_next * jnp.sqrt(1.0 - ratio)
+    noise = jax.random.normal(key, population.x.shape)
+    guided = population.look.guided
+    x = guided + ratio * (population.x - guided) + spread * noise
+    shift = (1.0 - ratio) * (guided - population.look.denoised) / spread
+    entries = tuple(range(1, noise.ndim))
+    return x, -(shift * noise + 0.5 * jnp.square(shift)).sum(entries)
