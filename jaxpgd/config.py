@@ -151,7 +151,7 @@ _NOT_NEGATIVE = (
     "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()
 _SHARES = (
-    "guidance.threshold data.validation_fraction "
+    "guidance.threshold guidance.target_ess data.validation_fraction "
     "denoiser.warmup_fraction denoiser.initial_lr_fraction denoiser.ema denoiser.p_high "
     "synthesis.fraction synthesis.synthetic_ratio synthesis.filter.keep synthesis.dydiff.mix dynamics.holdout "
     "agent.td3_bc.gamma agent.td3_bc.polyak agent.iql.gamma agent.iql.polyak "

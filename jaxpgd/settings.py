@@ -74,7 +74,9 @@ class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
     kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
-    coefficient: float = 1.0  # lambda
+    coefficient: float = 1.0  # lambda; with target_ess the largest that may be chosen
+    target_ess: float = 0.0  # share; above 0, every generation takes the largest lambda that leaves unguided samples, weighted
+    #                          towards the target, an effective size of this share of them
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule

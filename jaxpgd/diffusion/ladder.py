@@ -30,6 +30,7 @@ class Guidance:
     sigma_max: Array | float = jnp.inf
     damping: Array | float = 0.0
     threshold: Array | float = 0.5
+    target_ess: Array | float = 0.0
     kind: Kind = struct.field(pytree_node=False, default="reconstruction")
     at: Literal["noised", "denoised"] = struct.field(pytree_node=False, default="denoised")
     normalise: Normalise = struct.field(pytree_node=False, default="safe")
@@ -37,6 +38,7 @@ class Guidance:
     iterations: int = struct.field(pytree_node=False, default=4)
     proposal: Proposal = struct.field(pytree_node=False, default="reconstruction")
     particles: int = struct.field(pytree_node=False, default=256)
+    adaptive: bool = struct.field(pytree_node=False, default=False)  # whether `target_ess` chooses the coefficient
 
     def guided(self, denoise: Denoise, policy: Policy, codec: TokenCodec) -> Guided:
         """The guided Denoise: of "smc" its proposal. Raises ValueError for "published", which is none.
@@ -87,7 +89,8 @@ class Guidance:
 
 def make_guidance(config: GuidanceConfig) -> Guidance:
     """Guidance with the numbers of its section as leaves."""
-    numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold")
+    numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold", "target_ess")
     structure = ("kind", "at", "normalise", "hold_states", "iterations", "proposal", "particles")
     fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name)) for name in numbers}
+    fields["adaptive"] = config.target_ess > 0
     return Guidance(**fields, **{name: getattr(config, name) for name in structure})

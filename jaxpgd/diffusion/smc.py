@@ -32,6 +32,24 @@ def effective_sample_size(log_weight: Array) -> Array:
     return 1.0 / jnp.square(jax.nn.softmax(log_weight)).sum()
 
 
+def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | float) -> Array:
+    """The largest exponent [] in [0, most] at which weights likelihood^exponent [N] keep an effective size of `share` times N.
+
+    The effective size falls as the exponent grows, so bisection finds it; 40 halvings leave `most` / 10^12.
+    """
+    wanted = share * log_likelihood.shape[0]
+
+    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        low, high = bounds
+        middle = (low + high) / 2.0
+        enough = effective_sample_size(middle * log_likelihood) >= wanted
+        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
+
+    top = jnp.asarray(most, log_likelihood.dtype)
+    (low, _), _ = jax.lax.scan(halve, (jnp.zeros_like(top), top), None, length=40)
+    return jnp.where(effective_sample_size(top * log_likelihood) >= wanted, top, low)
+
+
 def systematic(key: Array, log_weight: Array) -> Array:
     """Indices [P] in which particle i occurs P w_i times, rounded up or down (Kitagawa 1996)."""
     count = log_weight.shape[0]

@@ -8,8 +8,9 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
+from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.ladder import Guidance, make_guidance
-from jaxpgd.diffusion.smc import smc
+from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
@@ -61,6 +62,8 @@ class DiffusionSynthesizer:
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
+        if policy is not None and self.guidance is not None and self.guidance.adaptive:
+            return self.adapted(key, policy, start)
         if policy is not None and self.weighted:
             return self.populations(key, policy, start)
         tokens, evaluations = map_starts(
@@ -69,6 +72,20 @@ class DiffusionSynthesizer:
         trajectory = self.denoiser.codec.decode(tokens)
         info = self.account(evaluations[0], guided=policy is not None) | summary(trajectory)
         return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=info)
+
+    def adapted(self, key: Array, policy: Policy, start: Array) -> Synthesis:
+        """As `__call__`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
+
+        It is found on as many unguided trajectories as are asked for, which double the number of forward passes.
+        """
+        assert self.guidance is not None
+        key, key_unguided = jax.random.split(key)
+        plain = self.unguided()(key_unguided, None, start).trajectory
+        log_q = jax.vmap(lambda obs, action: log_likelihood(policy, obs, action))(plain.obs, plain.action)
+        coefficient = largest_exponent(log_q, self.guidance.target_ess, self.guidance.coefficient)
+        chosen = dataclasses.replace(self.guidance, coefficient=coefficient, adaptive=False)
+        made = dataclasses.replace(self, guidance=chosen)(key, policy, start)
+        return made.replace(info=made.info | {"coefficient": coefficient})  # type: ignore[attr-defined,no-any-return]
 
     @property
     def weighted(self) -> bool:
@@ -111,10 +128,10 @@ class DiffusionSynthesizer:
         return Synthesis(trajectory, log_weight.reshape(-1)[:count], account | means | summary(trajectory))
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":
-        """The same synthesizer with another guidance coefficient. Raises ValueError where it has no guidance."""
+        """The same synthesizer with another guidance coefficient, not adapted. Raises ValueError where it has no guidance."""
         if self.guidance is None:
             raise ValueError("this synthesizer has no guidance whose coefficient could be set")
-        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient))
+        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient, adaptive=False))
 
     def starting(self) -> "DiffusionSynthesizer":
         """The same synthesizer with trajectories that begin at the start observations.

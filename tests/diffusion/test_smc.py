@@ -7,7 +7,7 @@ import pytest
 
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
-from jaxpgd.diffusion.smc import effective_sample_size, smc, systematic
+from jaxpgd.diffusion.smc import effective_sample_size, largest_exponent, smc, systematic
 from jaxpgd.envs.gaussian_tilt import fitted, gaussian_wasserstein, log_normaliser, tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.packing import TokenCodec
@@ -100,3 +100,13 @@ def test_populations_vmap_and_batches_change_nothing():
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.vmap(lambda k: run(k, 0))(keys)
     np.testing.assert_allclose(many[1], run(keys[1], 4), rtol=1e-4, atol=1e-4)
+
+
+def test_largest_exponent_by_hand():
+    """Two values, likelihoods 1 and e: weights 1 and e^c, effective size (1 + e^c)^2 / (1 + e^2c) = 2 / (1 + tanh(c/2)^2)."""
+    log_q = jnp.array([0.0, 1.0])
+    for share in (0.9, 0.7):
+        wanted = 2 * np.arctanh(np.sqrt(1 / share - 1))
+        np.testing.assert_allclose(largest_exponent(log_q, share, 10.0), wanted, rtol=1e-4)
+    assert float(largest_exponent(log_q, 0.9, 0.1)) == pytest.approx(0.1)
+    assert float(largest_exponent(jnp.zeros(5), 0.99, 3.0)) == pytest.approx(3.0)

@@ -99,6 +99,54 @@ def test_count_length_and_batches() -> None:
     np.testing.assert_allclose(made.obs, whole.obs, rtol=1e-4)  # the batch size changes nothing but speed
 
 
+@pytest.mark.parametrize("particles", [COUNT, 600])
+def test_weighted_populations_have_the_tilted_distribution(particles: int) -> None:
+    """N(0, 1) tilted by N(1.5, 0.6^2): mean 1.5 / 1.36, variance 0.36 / 1.36; the normaliser is N(1.5; 0, 1.36) in units of 0.01.
+
+    Populations of 600 make 4200, of which 4096 are kept; their weights are on one scale.
+    """
+    guidance = GuidanceConfig(kind="smc", particles=particles)
+    sampler = SamplerConfig(steps=128)
+    made = call(jax.random.key(0), make_synthesizer(DENOISER, sampler, guidance), POLICY)
+    z = np.arctanh(np.asarray(made.trajectory.action, np.float64))[:, :, 0] / 0.01
+    weight = np.exp(np.asarray(made.log_weight, np.float64) - float(made.log_weight.max()))
+    weight, ess = weight / weight.sum(), weight.sum() ** 2 / (weight**2).sum()
+    assert ess > 0.5 * COUNT and float(made.info["ess"]) > 0.5
+    mean = weight @ z
+    sd = 0.6 / np.sqrt(1.36)
+    np.testing.assert_array_less(np.abs(mean - 1.5 / 1.36), 4 * sd / np.sqrt(ess) + 0.02)
+    np.testing.assert_allclose(np.sqrt(weight @ (z - mean) ** 2), sd, rtol=4 / np.sqrt(2 * ess) + 0.03)
+    exact = 2 * (-0.5 * np.log(2 * np.pi * 1.36) - 1.5**2 / (2 * 1.36) - np.log(0.01))
+    assert float(made.info["log_normaliser"]) == pytest.approx(exact, abs=0.1)
+    assert int(made.info["evaluations"]) == 128 and int(made.info["forward_equivalents"]) == 256
+    # what enters compiled consumers has no weights left
+    drawn = synthesize(jax.random.key(0), make_synthesizer(DENOISER, sampler, guidance), POLICY, count=COUNT)
+    assert abs(np.arctanh(np.asarray(drawn.action)).mean() / 0.01 - 1.5 / 1.36) < 0.1
+
+
+def test_particles_cannot_start_where_they_are_told() -> None:
+    made = make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(kind="smc"))
+    with pytest.raises(ValueError, match="cannot be made to begin"):
+        dataclasses.replace(made, from_start=True)(jax.random.key(0), POLICY, START[:4])
+    started = made.starting()
+    assert started.guidance is not None and started.guidance.kind == "reconstruction"
+    assert make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(kind="smc", proposal="none")).starting().guidance is None
+
+
+def test_the_coefficient_that_keeps_an_effective_size() -> None:
+    """Likelihoods N(z; 1.5, 0.6^2) of two steps of N(0, 1): a share of one half is kept to a coefficient below one."""
+    made = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(target_ess=0.5)), POLICY)
+    chosen = float(made.info["coefficient"])
+    z = np.random.default_rng(0).normal(size=(400_000, 2))
+    log_q = (-0.5 * ((z - 1.5) / 0.6) ** 2).sum(1)
+    weight = np.exp(chosen * log_q)
+    assert weight.sum() ** 2 / (weight**2).sum() / len(z) == pytest.approx(0.5, abs=0.04)
+    mild = call(
+        jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(target_ess=0.5, coefficient=0.01)), POLICY
+    )
+    assert float(mild.info["coefficient"]) == pytest.approx(0.01)
+
+
 def test_settings_reach_the_sampler() -> None:
     config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, churn=7.0, churn_noise=1.1)
     made = make_synthesizer(DENOISER, config, GuidanceConfig(coefficient=0.7, sine=0.2, sigma_max=9.0, hold_states=True))
