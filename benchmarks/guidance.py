@@ -19,7 +19,6 @@ from benchmarks.timing import describe_device
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.samplers import Churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
-from jaxpgd.diffusion.smc import smc
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -32,8 +31,10 @@ from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
 from jaxpgd.packing import TokenCodec
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling
+from jaxpgd.types import Denoise, Metrics, Policy
 
 COUNT, COEFFICIENTS = 4096, (0.25, 1.0)
 HEADS = ("guidance", "coefficient", "steps", "forward_equivalents", "w2", "log_likelihood", "dynamics_error", "log_normaliser")
@@ -48,10 +49,18 @@ class Method:
     sampler: str
     steps: tuple[int, ...]
     churn: float = 0.0
+    step_size: float = 0.0  # published: its coefficient, which is not that of the target
+
+
+def nudge(step_size: float) -> Method:
+    """The published guidance with the published churn."""
+    return Method(
+        f"published, step size {step_size:g}", Guidance(0.0, kind="published", at="noised"), "heun", (), 80.0, step_size
+    )
 
 
 def methods(particles: int = COUNT) -> tuple[Method, ...]:
-    """The ladder. Coefficients are set later; `published` is a step size: see `nudges`."""
+    """The ladder but for `published`; coefficients are set later. Of "smc" only the noise levels of its sampler count."""
     smc_with = lambda proposal: Guidance(0.0, kind="smc", proposal=proposal, particles=particles)
     return (
         Method("none", None, "heun", (32,)),
@@ -60,9 +69,9 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
         Method("moment, 2 iterations", Guidance(0.0, kind="moment", iterations=2), "heun", (8, 16, 32)),
         Method("moment, 4 iterations", Guidance(0.0, kind="moment", iterations=4), "heun", (8, 16, 32)),
         Method("moment, 16 iterations", Guidance(0.0, kind="moment", iterations=16), "heun", (32,)),
-        Method("smc of none", smc_with("none"), "smc", (32, 128)),
-        Method("smc of reconstruction", smc_with("reconstruction"), "smc", (32, 64, 128, 256, 512)),
-        Method("smc of moment", smc_with("moment"), "smc", (32, 64)),
+        Method("smc of none", smc_with("none"), "heun", (32, 128)),
+        Method("smc of reconstruction", smc_with("reconstruction"), "heun", (32, 64, 128, 256, 512)),
+        Method("smc of moment", smc_with("moment"), "heun", (32, 64)),
     )
 
 
@@ -93,53 +102,58 @@ def codec_of(problem: TiltedProblem) -> TokenCodec:
     return TokenCodec(single(problem.centre), single(problem.scale), env.obs_dim, env.action_dim, squashed=False)
 
 
-@functools.partial(jax.jit, static_argnames=("count", "weighted", "sampler"))
+@functools.partial(jax.jit, static_argnames=("count", "length", "sampler"))
 def draw(
     key: Array,
-    problem: tuple[Any, ...],
+    denoiser: tuple[Denoise, TokenCodec],
+    policy: Policy,
     guidance: Guidance | None,
     sigmas: Array,
     churn: Array,
+    *,
     count: int,
-    weighted: bool,
+    length: int,
     sampler: str,
-) -> tuple[Array, Array, Array]:
-    """Tokens [N, T, D], log weights [N], estimate of the log normaliser [] (0 where there is none)."""
-    denoise, policy, codec = problem
-    shape = (1, 1) if isinstance(denoise, Mixture) else denoise.mean.shape
-    if guidance is not None and weighted:
-        guided = guidance.guided(denoise, policy, codec)
-        x, log_weight, info = smc(key, guided, shape, sigmas, particles=count, threshold=guidance.threshold)
-        return x, log_weight, info["log_normaliser"]
-    hook = None
-    if guidance is not None:
-        denoise, hook = guidance.attach(denoise, policy, codec)
+) -> tuple[Array, Array, Metrics]:
+    """Tokens [N, T, D], log weights [N] and what they cost."""
     sampling = Sampling(sigmas, Churn(churn, 0.05, 50.0, 1.0), make_sampler(sampler), count)
-    x = jax.vmap(lambda k: sampling.draw(k, denoise, shape, before_step=hook)[0])(jax.random.split(key, count))
-    return x, jnp.zeros(count), jnp.zeros(())
+    synthesizer = DiffusionSynthesizer(TrajectoryDenoiser(*denoiser, length), sampling, guidance, length)
+    return synthesizer.sample(key, policy if guidance is not None else None, jnp.zeros((count, 1)))
 
 
-def measure(problem: TiltedProblem, method: Method, coefficient: float, steps: int, count: int = COUNT, seed: int = 0) -> dict:
-    """One row."""
-    guidance = None if method.guidance is None else dataclasses.replace(method.guidance, coefficient=jnp.asarray(coefficient))
-    sigmas = karras_sigmas(steps, 0.002, 80.0, 7.0)
-    weighted = guidance is not None and guidance.weighted
-    parts = (problem.denoise, problem.policy, codec_of(problem))
-    key, key_resample = jax.random.split(jax.random.key(seed))
+def sample(
+    denoiser: tuple[Denoise, TokenCodec],
+    policy: Policy,
+    method: Method,
+    coefficient: float,
+    steps: int,
+    length: int,
+    count: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Unweighted tokens [N, T, D] of a method, and the row of what they cost. A larger population is thinned to `count`."""
+    guidance, size = method.guidance, count
+    if guidance is not None:
+        guidance = dataclasses.replace(guidance, coefficient=jnp.asarray(coefficient))
+        size = guidance.particles if guidance.weighted else count
+    sigmas, churn = karras_sigmas(steps, 0.002, 80.0, 7.0), jnp.asarray(method.churn)
     began = time.perf_counter()
-    size = guidance.particles if weighted and guidance is not None else count
-    sampler = "heun" if weighted else method.sampler
-    x, log_weight, log_z = draw(key, parts, guidance, sigmas, jnp.asarray(method.churn), size, weighted, sampler)
-    if weighted:  # a larger population is thinned to as many samples as are scored of the others
-        x = resample(key_resample, x, log_weight)[:: max(size // count, 1)]
-    evaluations = steps if weighted else {"heun": 2 * steps - 1, "euler": steps, "ancestral": steps}[method.sampler]
-    cost = evaluations if guidance is None else int(guidance.forward_equivalents(np.asarray(evaluations), steps))
-    row = {"guidance": method.name, "coefficient": coefficient, "steps": steps, "forward_equivalents": cost}
-    row |= score(problem, np.asarray(x, np.float64), coefficient)
-    if weighted:
-        row["log_normaliser"] = float(log_z)
-        row["ess"] = float(1.0 / jnp.square(jax.nn.softmax(log_weight)).sum()) / size
-    return row | {"seconds": time.perf_counter() - began}
+    x, log_weight, info = draw(
+        jax.random.key(0), denoiser, policy, guidance, sigmas, churn, count=size, length=length, sampler=method.sampler
+    )
+    if guidance is not None and guidance.weighted:
+        x = resample(jax.random.key(1), x, log_weight)[:: max(size // count, 1)]
+    row = {"guidance": method.name, "coefficient": coefficient, "steps": steps}
+    row |= {name: float(info[name]) for name in ("log_normaliser", "ess") if name in info}
+    row |= {"forward_equivalents": int(info["forward_equivalents"]), "seconds": time.perf_counter() - began}
+    return np.asarray(x, np.float64), row
+
+
+def measure(problem: TiltedProblem, method: Method, coefficient: float, steps: int) -> dict[str, Any]:
+    """One row; `published` has its own step size in place of the coefficient."""
+    setting = method.step_size or coefficient
+    parts = (problem.denoise, codec_of(problem))
+    x, row = sample(parts, problem.policy, method, setting, steps, problem.env.horizon, COUNT)
+    return row | {"coefficient": coefficient} | score(problem, x, coefficient)
 
 
 def score(problem: TiltedProblem, x: np.ndarray, coefficient: float) -> dict[str, float]:
@@ -173,24 +187,8 @@ def floor(problem: TiltedProblem, coefficient: float, count: int = COUNT) -> dic
 
 def published(problem: TiltedProblem, coefficient: float, steps: int) -> dict[str, Any]:
     """The published guidance at the step size that comes closest to the target of a coefficient."""
-    rows = []
-    for size in NUDGES:
-        method = Method(f"published, step size {size:g}", Guidance(0.0, kind="published", at="noised"), "heun", (steps,), 80.0)
-        guided = dataclasses.replace(method.guidance, coefficient=jnp.asarray(size))  # type: ignore[type-var]
-        row = measure_at(problem, dataclasses.replace(method, guidance=guided), coefficient, steps)
-        rows.append(row)
-    return min(rows, key=lambda r: r["w2"])
-
-
-def measure_at(problem: TiltedProblem, method: Method, coefficient: float, steps: int) -> dict[str, Any]:
-    """A row of a guidance whose own coefficient is set already, held against the target of `coefficient`."""
-    parts = (problem.denoise, problem.policy, codec_of(problem))
-    sigmas = karras_sigmas(steps, 0.002, 80.0, 7.0)
-    x, _, _ = draw(jax.random.key(0), parts, method.guidance, sigmas, jnp.asarray(method.churn), COUNT, False, method.sampler)
-    assert method.guidance is not None
-    cost = int(method.guidance.forward_equivalents(np.asarray(2 * steps - 1), steps))
-    row = {"guidance": method.name, "coefficient": coefficient, "steps": steps, "forward_equivalents": cost}
-    return row | score(problem, np.asarray(x, np.float64), coefficient)
+    made = (measure(problem, nudge(size), coefficient, steps) for size in NUDGES)
+    return min(made, key=lambda row: row["w2"])
 
 
 def rows(problem: TiltedProblem) -> Iterator[dict[str, Any]]:
@@ -207,9 +205,9 @@ def bias(problem: TiltedProblem, coefficient: float = 1.0, steps: int = 64) -> l
     """The error of `smc` as particles grow."""
     found = []
     for particles in (64, 512, 4096, 16384):
-        method = Method(f"smc of reconstruction, {particles} particles", None, "smc", (steps,))
         guidance = Guidance(0.0, kind="smc", particles=particles)
-        found.append(measure(problem, dataclasses.replace(method, guidance=guidance), coefficient, steps))
+        method = Method(f"smc of reconstruction, {particles} particles", guidance, "heun", (steps,))
+        found.append(measure(problem, method, coefficient, steps))
     return found
 
 
@@ -224,26 +222,18 @@ def mixtures() -> dict[str, Mixture]:
 def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, Any]]:
     """KL of every guidance from the tilted density of one action, policy N(0.5, 0.5^2), 64 noise levels."""
     policy, edges = gaussian_policy(0.5, 0.5), np.linspace(-4.0, 4.0, 161)
-    sigmas = karras_sigmas(64, 0.002, 80.0, 7.0)
-    nudge = Method("published", Guidance(0.0, kind="published", at="noised"), "heun", (64,), 80.0)
     for coefficient in (0.25, 1.0, 4.0):
         masses = tilted_masses(edges, behaviour, policy, coefficient)
         exact = np.random.default_rng(0).choice((edges[:-1] + edges[1:]) / 2, count, p=masses)
         yield {"guidance": "exact samples", "coefficient": coefficient, "kl": divergence(exact, edges, masses)}
-        for method in (nudge, *methods(count)):
-            guidance, weighted = method.guidance, method.sampler == "smc"
-            if guidance is not None:
-                guidance = dataclasses.replace(guidance, coefficient=jnp.asarray(coefficient))
-            parts, churn = (behaviour, policy, MIXTURE_CODEC), jnp.asarray(method.churn)
-            sampler = "heun" if weighted else method.sampler
-            x, log_weight, _ = draw(jax.random.key(0), parts, guidance, sigmas, churn, count, weighted, sampler)
-            x = resample(jax.random.key(1), x, log_weight) if weighted else x
-            yield {"guidance": method.name, "coefficient": coefficient, "kl": divergence(np.asarray(x), edges, masses)}
+        for method in (nudge(coefficient), *methods(count)):
+            x, row = sample((behaviour, MIXTURE_CODEC), policy, method, coefficient, 64, 1, count)
+            yield row | {"kl": divergence(x, edges, masses)}
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Rows as text."""
-    heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "kl")
+    heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "forward_equivalents", "kl")
     text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
     cells = [heads, *([text(r.get(h, "-")) for h in heads] for r in found)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]

@@ -23,7 +23,7 @@ class TokenCodec:
     @property
     def token_dim(self) -> int:
         """D."""
-        return self.obs_dim + self.action_dim + 2
+        return self.mean.shape[-1]
 
     @property
     def obs(self) -> slice:

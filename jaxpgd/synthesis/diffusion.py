@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
-from jaxpgd.diffusion.guidance import log_likelihood
+from jaxpgd.diffusion.guidance import Likelihood
 from jaxpgd.diffusion.ladder import Guidance, make_guidance
 from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.packing import TokenCodec
@@ -62,30 +62,35 @@ class DiffusionSynthesizer:
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
-        if policy is not None and self.guidance is not None and self.guidance.adaptive:
-            return self.adapted(key, policy, start)
-        if policy is not None and self.weighted:
-            return self.populations(key, policy, start)
+        tokens, log_weight, info = self.sample(key, policy, start)
+        trajectory = self.denoiser.codec.decode(tokens)
+        return Synthesis(trajectory, log_weight, info | summary(trajectory))
+
+    def sample(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array, Metrics]:
+        """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded."""
+        if policy is not None and self.guidance is not None:
+            if self.guidance.adaptive:
+                return self.adapted(key, policy, start)
+            if self.guidance.weighted:
+                return self.populations(key, policy, start)
         tokens, evaluations = map_starts(
             lambda key, obs: self.sample_tokens(key, policy, obs), key, start, self.sampling.batch_size
         )
-        trajectory = self.denoiser.codec.decode(tokens)
-        info = self.account(evaluations[0], guided=policy is not None) | summary(trajectory)
-        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=info)
+        return tokens, jnp.zeros(start.shape[0]), self.account(evaluations[0], guided=policy is not None)
 
-    def adapted(self, key: Array, policy: Policy, start: Array) -> Synthesis:
-        """As `__call__`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
+    def adapted(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
+        """As `sample`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
 
-        It is found on as many unguided trajectories as are asked for, which double the number of forward passes.
+        It is found on as many unguided trajectories as are asked for, which cost a forward pass an evaluation besides.
         """
         assert self.guidance is not None
         key, key_unguided = jax.random.split(key)
-        plain = self.unguided()(key_unguided, None, start).trajectory
-        log_q = jax.vmap(lambda obs, action: log_likelihood(policy, obs, action))(plain.obs, plain.action)
+        plain, _, spent = self.unguided().sample(key_unguided, None, start)
+        log_q = jax.vmap(Likelihood(policy, self.denoiser.codec, 1.0).exact)(plain)
         coefficient = largest_exponent(log_q, self.guidance.target_ess, self.guidance.coefficient)
-        chosen = dataclasses.replace(self.guidance, coefficient=coefficient, adaptive=False)
-        made = dataclasses.replace(self, guidance=chosen)(key, policy, start)
-        return made.replace(info=made.info | {"coefficient": coefficient})  # type: ignore[attr-defined,no-any-return]
+        tokens, log_weight, info = self.with_coefficient(coefficient).sample(key, policy, start)
+        cost = info["forward_equivalents"] + spent["evaluations"]
+        return tokens, log_weight, info | {"coefficient": coefficient, "forward_equivalents": cost}
 
     @property
     def weighted(self) -> bool:
@@ -99,8 +104,8 @@ class DiffusionSynthesizer:
             cost = self.guidance.forward_equivalents(evaluations, self.sampling.sigmas.shape[0] - 1)
         return {"evaluations": evaluations, "forward_equivalents": cost}
 
-    def populations(self, key: Array, policy: Policy, start: Array) -> Synthesis:
-        """As `__call__`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
+    def populations(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
+        """As `sample`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
 
         N is rounded up to whole populations for sampling. Raises ValueError with `from_start`, which particles do not support.
         """
@@ -120,12 +125,10 @@ class DiffusionSynthesizer:
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, -(-count // size)))
         # a population counts by its estimate of the normaliser, its particles by their weights
         log_weight = jax.nn.log_softmax(log_weight, axis=-1) + info["log_normaliser"][:, None]
-        tokens = tokens.reshape(-1, *tokens.shape[2:])[:count]
-        trajectory = codec.decode(tokens)
         means = {"ess": info["ess"].mean(), "least_ess": info["least_ess"].min(), "resampled": info["resampled"].mean()}
         means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
         account = self.account(info["looks"][0], guided=True)
-        return Synthesis(trajectory, log_weight.reshape(-1)[:count], account | means | summary(trajectory))
+        return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], account | means
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":
         """The same synthesizer with another guidance coefficient, not adapted. Raises ValueError where it has no guidance."""

@@ -101,7 +101,7 @@ def test_count_length_and_batches() -> None:
 
 @pytest.mark.parametrize("particles", [COUNT, 600])
 def test_weighted_populations_have_the_tilted_distribution(particles: int) -> None:
-    """N(0, 1) tilted by N(1.5, 0.6^2): mean 1.5 / 1.36, variance 0.36 / 1.36; the normaliser is N(1.5; 0, 1.36) in units of 0.01.
+    """N(0, 1) tilted by N(1.5, 0.6^2): mean 1.5 / 1.36, variance 0.36 / 1.36; normaliser N(1.5; 0, 1.36) in units of 0.01.
 
     Populations of 600 make 4200, of which 4096 are kept; their weights are on one scale.
     """
