@@ -14,6 +14,8 @@ from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sampl
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
 
+_CLIPPED = 0.999  # actions at which tokens are clipped
+
 
 @struct.dataclass
 class Experience:
@@ -31,11 +33,12 @@ class Experience:
 
 @struct.dataclass
 class AgentState:
-    """State of agent training: the agent's own, its replay, its key."""
+    """State of agent training: the agent's own, its replay, its key, the account of the last generation."""
 
     agent: PyTree
     replay: Replay | None
     key: Array
+    made: Metrics | None = None
 
 
 @struct.dataclass
@@ -68,12 +71,34 @@ def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
     )
 
 
-def _synthesize(key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int) -> Trajectory:
+def _synthesize(
+    key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int
+) -> tuple[Trajectory, Metrics]:
     key_start, key_sample, key_resample = jax.random.split(key, 3)
-    start = sample_real(key_start, data.real, data.filter.needed(count)).obs
-    made = synthesizer(key_sample, policy, start)
+    start = sample_real(key_start, data.real, data.filter.needed(count))
+    made = synthesizer(key_sample, policy, start.obs)
     trajectory = resample(key_resample, made.trajectory, made.log_weight)
-    return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count)
+    account = _account(policy, start, trajectory, made.log_weight)
+    return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
+
+
+def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Array) -> Metrics:
+    """What a generation is like, before any filter, each []: `ess` of its weights as a share (1: none were needed), share of
+    `clipped_actions`, and the policy's log-likelihood per action, of the dataset (`data_log_likelihood`) and of what was made
+    (`log_likelihood`; both left out for policies without a density)."""
+    weight = jax.nn.softmax(log_weight)
+    account = {
+        "ess": 1.0 / jnp.square(weight).sum() / log_weight.shape[0],
+        "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(),
+    }
+    if policy.log_prob_fn is None:
+        return account
+    log_prob = jax.vmap(policy.log_prob)
+    before = log_prob(real.obs, real.action).mean()
+    alive = jnp.cumprod(made.discount, axis=-1)
+    counted = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=-1)
+    after = jnp.where(counted > 0, jax.vmap(log_prob)(made.obs, made.action), 0.0).sum() / counted.sum()
+    return account | {"data_log_likelihood": before, "log_likelihood": after}
 
 
 def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, hypers: PyTree = None) -> AgentState:
@@ -81,12 +106,12 @@ def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, h
     key, key_agent, key_replay = jax.random.split(key, 3)
     example = jax.tree.map(lambda x: x[0], data.real)
     state = agent.init(key_agent, example, hypers)
-    replay = None
+    replay = account = None
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
-        trajectory = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count)
+        trajectory, account = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count)
         replay = init_replay(trajectory, schedule.capacity)
-    return AgentState(agent=state, replay=replay, key=key)
+    return AgentState(agent=state, replay=replay, key=key, made=account)
 
 
 def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedule) -> AgentState:
@@ -94,8 +119,8 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
     assert data.synthesizer is not None and state.replay is not None
     key, key_refresh = jax.random.split(state.key)
     policy = agent.policy(state.agent)
-    made = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count)
-    return state.replace(replay=insert(state.replay, made), key=key)  # type: ignore[attr-defined]
+    made, account = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count)
+    return state.replace(replay=insert(state.replay, made), key=key, made=account)  # type: ignore[attr-defined]
 
 
 def update_many(
@@ -136,6 +161,7 @@ def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig,
                 "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
                 "synthetic_terminal_rate": terminal_share(state.replay),
             }
+            metrics |= {f"synthetic_{name}": value for name, value in (state.made or {}).items()}
         return state, metrics
 
     return Program(

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from flax import struct
 from jax import Array
+from scipy.stats import norm
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
+from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.packing import usable_steps
 from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, agent_program, make_schedule, train_agent
+from jaxpgd.training.agent import Experience, _account, agent_program, make_schedule, train_agent
 from jaxpgd.training.program import fit
 from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition
 
@@ -129,6 +131,20 @@ def test_batches_mix_as_set(ratio: float, real: int) -> None:
     np.testing.assert_array_equal(metrics["synthetic_reward_seen"], [-1, -1, 10, 10, 20, 20])
     np.testing.assert_array_equal(metrics["synthetic_transitions"], np.full(6, 16))  # two of three steps are usable
     np.testing.assert_allclose(metrics["synthetic_reward"], [-1, -1, 10, 10, 20, 20])
+
+
+def test_generations_give_an_account() -> None:
+    """Likelihoods of a linear policy by hand, over steps up to a terminal; effective size of weights 3 : 1."""
+    real = Transition(jnp.array([[1.0]]), jnp.array([[0.2]]), jnp.zeros(1), jnp.ones(1), jnp.zeros((1, 1)))
+    obs, action = jnp.array([[[1.0], [2.0]], [[0.5], [7.0]]]), jnp.array([[[0.3], [1.0]], [[0.1], [-1.0]]])
+    discount = jnp.array([[1.0, 1.0], [0.0, 1.0]])  # the second trajectory ends at its first step
+    made = Trajectory(obs, action, jnp.zeros((2, 2)), discount, jnp.ones((2, 2), bool))
+    account = _account(linear_policy([[0.4]], [0.0], 0.5), real, made, jnp.log(jnp.array([3.0, 1.0])))
+    log_prob = lambda s, a: norm.logpdf(a, 0.4 * s, 0.5)
+    np.testing.assert_allclose(account["data_log_likelihood"], log_prob(1.0, 0.2), rtol=1e-5)
+    after = np.mean([log_prob(1.0, 0.3), log_prob(2.0, 1.0), log_prob(0.5, 0.1)])
+    np.testing.assert_allclose(account["log_likelihood"], after, rtol=1e-5)
+    np.testing.assert_allclose([account["ess"], account["clipped_actions"]], [0.8, 0.5], rtol=1e-5)
 
 
 def test_real_experience_needs_no_replay() -> None:
