@@ -23,6 +23,9 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
         write synthetic trajectories as a Minari dataset and a flat npz
   compare-rollouts RUN [RUN ...] [--policy ARM[:SEED]] [--length T] [--trajectories N] [--out DIR] [--seed N]
         one policy rolled out by every model of the runs, against the real environment: error by step
+  frontier RUN [RUN ...] [--policy ARM[:SEED] | --actor FILE.npz] [--kinds A,B] [--coefficients X,Y] [--trajectories N]
+           [--max-dynamics-error TIMES] [--out DIR] [--seed N]
+        likelihood against dynamics error of every guidance; the largest coefficient within an error
   data info NAME [--window T] [--stride K] [--episodes N]
         what a dataset holds
 
@@ -129,16 +132,40 @@ def _synthesize(args: list[str]) -> None:
     export_synthetic(found.pop("run"), out, **found)
 
 
+def _paths(args: list[str], command: str) -> tuple[list[str], list[str]]:
+    """The run directories that `args` begin with, at least one, and the rest. Raises InputError."""
+    count = next((i for i, a in enumerate(args) if a.startswith("--")), len(args))
+    check(count > 0, "arguments", "", "RUN", f"See `jaxpgd {command}`.")
+    return args[:count], args[count:]
+
+
 def _compare(args: list[str]) -> None:
-    paths: list[str] = []
-    while args and not args[0].startswith("--"):
-        paths.append(args[0])
-        args = args[1:]
-    check(bool(paths), "arguments", "", "RUN", "See `jaxpgd compare-rollouts`.")
+    paths, args = _paths(args, "compare-rollouts")
     found = options(args, "compare-rollouts", policy=str, length=int, trajectories=int, out=Path, seed=int)
     from jaxpgd.pipeline.compare import compare_runs
 
     compare_runs(paths, found.pop("out", None), **found)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _frontier(args: list[str]) -> None:
+    paths, args = _paths(args, "frontier")
+    found = options(
+        args, "frontier", policy=str, actor=str, trajectories=int, coefficients=numbers, kinds=names, max_dynamics_error=float,
+        out=Path, seed=int,
+    )  # fmt: skip
+    from jaxpgd.pipeline.frontier import frontier_runs
+
+    frontier_runs(paths, found.pop("out", None), **found)
 
 
 def _data(args: list[str]) -> None:
@@ -160,6 +187,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": _report,
     "synthesize": _synthesize,
     "compare-rollouts": _compare,
+    "frontier": _frontier,
     "data": _data,
 }
 

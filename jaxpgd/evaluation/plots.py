@@ -233,3 +233,29 @@ def rollout_comparison_figure(curves: Mapping[str, Mapping[str, Any]], *, title:
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=10)
     return figure
+
+
+def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Dynamics error against action log-likelihood: a line for each guidance over its coefficients, bars: the range over runs.
+
+    Rows have `guidance`, `coefficient`, `log_likelihood`, `dynamics_error`, and both with `_low` and `_high`.
+    """
+    figure, (axis,) = _axes(1, 7.5, 4.6)
+    kinds = list(dict.fromkeys(r["guidance"] for r in rows))
+    for kind in kinds:
+        chosen = sorted((r for r in rows if r["guidance"] == kind), key=lambda r: r["coefficient"])
+        x, y = ([r[name] for r in chosen] for name in ("log_likelihood", "dynamics_error"))
+        bars = [
+            [[r[n] - r[n + "_low"] for r in chosen], [r[n + "_high"] - r[n] for r in chosen]]
+            for n in ("log_likelihood", "dynamics_error")
+        ]
+        axis.errorbar(x, y, bars[1], bars[0], color=_colour(kind, kinds), marker="o", capsize=2, label=kind, linewidth=1.4)
+        for r in chosen:
+            if r["coefficient"] > 0:
+                axis.annotate(f"{r['coefficient']:g}", (r["log_likelihood"], r["dynamics_error"]), fontsize=7, alpha=0.8)
+    axis.set(
+        xlabel="log-likelihood (nats per action)", ylabel="one-step error (standardised RMS)", yscale="log",
+        title="What guidance gains and costs (numbers: coefficients)",
+    )  # fmt: skip
+    axis.legend(fontsize=10)
+    return figure

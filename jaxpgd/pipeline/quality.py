@@ -48,7 +48,7 @@ def score_trajectories(
     """
     windows, info = prepared.windows, prepared.dataset.info
     likelihood, likelihood_error, _ = action_log_likelihood(policy, trajectory)
-    tokens = _flat_tokens(windows, trajectory)
+    tokens = flat_tokens(windows, trajectory)
     row: dict[str, Any] = {
         "log_likelihood": likelihood,
         "log_likelihood_se": likelihood_error,
@@ -88,7 +88,8 @@ def window_terminal_rate(windows: Windows) -> float:
     return float((windows.transitions.discount[windows.train + windows.length - 1] == 0).mean())
 
 
-def _flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
+def flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
+    """Normalised tokens [N, T * D] of trajectories [N, T]."""
     return np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
 
 
@@ -97,8 +98,8 @@ def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, A
     rng = np.random.default_rng(0)
     train = rng.permutation(np.asarray(windows.train))
     size = min(count, len(train) // 2)
-    halves = [_flat_tokens(windows, real_windows(windows, part)) for part in (train[:size], train[size : 2 * size])]
-    held_out = _flat_tokens(windows, real_windows(windows, rng.permutation(np.asarray(windows.validation))[:count]))
+    halves = [flat_tokens(windows, real_windows(windows, part)) for part in (train[:size], train[size : 2 * size])]
+    held_out = flat_tokens(windows, real_windows(windows, rng.permutation(np.asarray(windows.validation))[:count]))
     return {
         "halves": _distances(key, halves[0], halves[1]),
         "held_out": _distances(key, halves[0], held_out),
@@ -128,7 +129,7 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
     rng = np.random.default_rng(config.seed)
     held_out = rng.permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
-    flat = _flat_tokens(windows, real)
+    flat = flat_tokens(windows, real)
     denoiser = models.denoiser
     coefficients = [] if denoiser is None else sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
     others = [arm for arm in config.arms if arm not in ("real", "unguided", "guided")]
