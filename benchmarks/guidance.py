@@ -69,6 +69,7 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
         Method("moment, 2 iterations", Guidance(0.0, kind="moment", iterations=2), "heun", (8, 16, 32)),
         Method("moment, 4 iterations", Guidance(0.0, kind="moment", iterations=4), "heun", (8, 16, 32)),
         Method("moment, 16 iterations", Guidance(0.0, kind="moment", iterations=16), "heun", (32,)),
+        Method("smc, first order", Guidance(0.0, kind="smc", particles=particles, order="first"), "heun", (32, 64, 128)),
         Method("smc of none", smc_with("none"), "heun", (32, 128)),
         Method("smc of reconstruction", smc_with("reconstruction"), "heun", (32, 64, 128, 256, 512)),
         Method("smc of moment", smc_with("moment"), "heun", (32, 64)),

@@ -84,6 +84,7 @@ class GuidanceConfig:
     iterations: int = 4  # moment: steps of conjugate gradients, each costs two forward-equivalents
     damping: float = 0.0  # moment: added to the diagonal of the system
     proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by
+    order: Literal["first", "second"] = "second"  # smc: of the steps
     particles: int = 256  # smc: trajectories of a population
     threshold: float = 0.5  # smc: resampled where the effective size falls under this share of the population
     sigma_min: float = 0.0  # guide only for sigma in [sigma_min, sigma_max]

@@ -37,6 +37,7 @@ class Guidance:
     hold_states: bool = struct.field(pytree_node=False, default=False)
     iterations: int = struct.field(pytree_node=False, default=4)
     proposal: Proposal = struct.field(pytree_node=False, default="reconstruction")
+    order: Literal["first", "second"] = struct.field(pytree_node=False, default="second")
     particles: int = struct.field(pytree_node=False, default=256)
     adaptive: bool = struct.field(pytree_node=False, default=False)  # whether `target_ess` chooses the coefficient
 
@@ -90,7 +91,7 @@ class Guidance:
 def make_guidance(config: GuidanceConfig) -> Guidance:
     """Guidance with the numbers of its section as leaves."""
     numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold", "target_ess")
-    structure = ("kind", "at", "normalise", "hold_states", "iterations", "proposal", "particles")
+    structure = ("kind", "at", "normalise", "hold_states", "iterations", "proposal", "particles", "order")
     fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name)) for name in numbers}
     fields["adaptive"] = config.target_ess > 0
     return Guidance(**fields, **{name: getattr(config, name) for name in structure})

@@ -114,12 +114,12 @@ class DiffusionSynthesizer:
             raise ValueError('guidance.kind = "smc": trajectories cannot be made to begin at given observations')
         codec, count = self.denoiser.codec, start.shape[0]
         size = min(self.guidance.particles, count)
-        guided, threshold = self.guidance.guided(self.denoiser.denoise, policy, codec), self.guidance.threshold
+        guidance, guided = self.guidance, self.guidance.guided(self.denoiser.denoise, policy, codec)
 
         def one(key: Array) -> tuple[Array, Array, Metrics]:
             return smc(
                 key, guided, (self.length, codec.token_dim), self.sampling.sigmas,
-                particles=size, threshold=threshold, batch_size=self.sampling.batch_size,
+                particles=size, threshold=guidance.threshold, order=guidance.order, batch_size=self.sampling.batch_size,
             )  # fmt: skip
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, -(-count // size)))

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.diffusion.guidance import Look
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
-from jaxpgd.diffusion.smc import effective_sample_size, largest_exponent, smc, systematic
+from jaxpgd.diffusion.smc import carried, effective_sample_size, largest_exponent, smc, systematic
 from jaxpgd.envs.gaussian_tilt import fitted, gaussian_wasserstein, log_normaliser, tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.packing import TokenCodec
@@ -26,7 +27,7 @@ def guided(coefficient, policy=PROBLEM.policy, **settings):
 
 def test_one_particle_is_its_proposal():
     key, sigmas, proposal = jax.random.key(3), karras_sigmas(6, 0.02, 20.0, 7.0), guided(1.0)
-    x, log_weight, info = jax.jit(lambda k: smc(k, proposal, SHAPE, sigmas, particles=1))(key)
+    x, log_weight, info = jax.jit(lambda k: smc(k, proposal, SHAPE, sigmas, particles=1, order="first"))(key)
     key_start, key_march = jax.random.split(key)
     y = sigmas[0] * jax.random.normal(key_start, (1, *SHAPE))[0]
     for i, step in enumerate(jax.random.split(key_march, 5)):
@@ -49,6 +50,15 @@ def test_a_constant_likelihood_leaves_weights_equal(proposal):
     np.testing.assert_allclose(info["log_normaliser"], 0.5 * 16 * 0.3, rtol=1e-5)
     assert float(info["least_ess"]) == pytest.approx(1.0) and int(info["resampled"]) == 0
     assert len(np.unique(np.asarray(x), axis=0)) == 8
+
+
+def test_second_order_steps_carry_the_points_on():
+    """From sigma 4 by 2 to 1: equal steps in log sigma, so half of the last change is added."""
+    look = lambda v: Look(jnp.full((2, 1, 1), v), jnp.full((2, 1, 1), 10 * v), jnp.zeros(2))
+    ahead = carried(look(1.0), look(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 1.0)))
+    np.testing.assert_allclose([ahead.denoised[0, 0, 0], ahead.guided[0, 0, 0]], [1.3, 13.0], rtol=1e-6)
+    last = carried(look(1.0), look(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 0.0)))
+    np.testing.assert_allclose(last.denoised[0, 0, 0], 1.0)
 
 
 def test_systematic_resampling_by_hand():
