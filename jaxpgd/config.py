@@ -190,8 +190,8 @@ def validate(config: Config) -> None:
         want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
         check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
               "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
-    check(s.kind != "ancestral" or s.predictor == "churned", "sampler.predictor", s.predictor,
-          "'churned' where sampler.kind is 'ancestral'")  # fmt: skip
+    check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
+          f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
     ranges = (
         ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
         ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),

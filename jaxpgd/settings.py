@@ -56,7 +56,8 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    kind: Literal["heun", "euler", "ancestral"] = "heun"  # "ancestral": the random steps of DDPM
+    # "ancestral": the random steps of DDPM; "dpmpp_2m": DPM-Solver++ of second order, "_sde" with noise; neither has churn
+    kind: Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde"] = "heun"
     steps: int = 32
     sigma_min: float = 0.002
     sigma_max: float = 80.0

@@ -1,10 +1,10 @@
 """Twisted sequential Monte Carlo: guided samples corrected by weights, so that they follow the stated target.
 
 A population of particles goes down the noise levels by random steps, ancestral ones or those of second order (SDE-DPM-Solver++
-2M, arXiv 2211.01095), in which the denoised point is carried on from the last step's. At every level sigma the target is p_sigma(x) times a
-twist, which estimates E[q(x0)^coefficient | x] and at sigma = 0 is q^coefficient itself. Steps are proposed with a guided
-denoiser; what its proposals are too many or too few is made up by weights (Wu et al., arXiv 2306.17775, algorithm 1). The twist
-and the proposal may be wrong: as particles grow, the error that remains is that of the unguided ancestral sampler.
+2M, arXiv 2211.01095), in which the denoised point is carried on from the last step's. At every level sigma the target is
+p_sigma(x) times a twist, which estimates E[q(x0)^coefficient | x] and at sigma = 0 is q^coefficient itself. Steps are proposed
+with a guided denoiser; what its proposals are too many or too few is made up by weights (Wu et al., arXiv 2306.17775, algorithm
+1). The twist and the proposal may be wrong: as particles grow, the error that remains is that of the unguided steps.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, euler, heun, make_sampler
+from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, dpmpp_2m, dpmpp_2m_sde, euler, heun, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigmas
 from jaxpgd.envs.linear_gaussian import gaussian_denoise
 from jaxpgd.settings import SamplerConfig
@@ -52,7 +52,10 @@ def linear_std(kind: str, predictor: str, std: float, sigmas: np.ndarray, churn:
     return float(np.sqrt(variance))
 
 
-@pytest.mark.parametrize(("sampler", "order", "steps"), [(euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96))])
+@pytest.mark.parametrize(
+    ("sampler", "order", "steps"),
+    [(euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96)), (dpmpp_2m, 2, (24, 48, 96, 192))],
+)
 def test_order_of_convergence(sampler: Any, order: int, steps: tuple[int, ...]) -> None:
     """The probability-flow ODE of N(0, s^2) scales x by sqrt(s^2 + sigma^2); the last step to 0 is the denoiser itself."""
     std, low, high = 0.5, 0.05, 10.0
@@ -121,7 +124,7 @@ class Recorder:
         return x / (1 + at**2)
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9), (ancestral, 5)])
+@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9), (ancestral, 5), (dpmpp_2m, 5)])
 def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     sigmas = karras_sigmas(5, 0.1, 10.0, 7.0)
     levels: list[float] = []
@@ -137,7 +140,8 @@ def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     jax.effects_barrier()
     assert int(info["evaluations"]) == len(levels) == evaluations
     assert min(levels) > 0.0  # a network is never evaluated at sigma 0
-    hat = [float(s) * (1.2 if s <= 5.0 else 1.0) for s in sigmas[:-1]]
+    amount = 1.0 if sampler is dpmpp_2m else 1.2  # which takes no churn
+    hat = [float(s) * (amount if s <= 5.0 else 1.0) for s in sigmas[:-1]]
     expected = hat if sampler is not heun else [v for h, s in zip(hat, sigmas[1:], strict=True) for v in (h, float(s))][:-1]
     np.testing.assert_allclose(levels, expected, rtol=1e-5)
     assert [int(i) for i, _, _ in before] == [0, 1, 2, 3, 4]
@@ -160,7 +164,7 @@ class Clamp:
         return x.at[0].set(self.value)
 
 
-@pytest.mark.parametrize("sampler", [euler, heun, ancestral])
+@pytest.mark.parametrize("sampler", [euler, heun, ancestral, dpmpp_2m, dpmpp_2m_sde])
 def test_clamped_entries_stay_exact(sampler: Any) -> None:
     value = jnp.array([0.123456, -7.0])
     sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
@@ -199,6 +203,40 @@ def test_ancestral_samples_have_the_closed_form_mean_and_spread(case: str) -> No
     samples = draw(make_sampler("ancestral"), denoise, sigmas, (1, 1), count, churn)
     assert abs(samples.mean() - mean) < 4 * std / np.sqrt(count)
     assert abs(samples.std() / std - 1) < 4 / np.sqrt(2 * count)
+
+
+def multistep_std(std: float, sigmas: np.ndarray, noise: float) -> float:
+    """Standard deviation of DPM-Solver++(2M) for N(0, std^2): its states are linear in the start and in every fresh noise."""
+    sigmas = np.asarray(sigmas, np.float64)
+    shrink = lambda sigma: std**2 / (std**2 + sigma**2)
+    x, before = np.zeros(len(sigmas)), np.zeros(len(sigmas))  # coefficients of start and noises
+    x[0] = sigmas[0]
+    for i in range(len(sigmas) - 1):
+        now, after, x0 = sigmas[i], sigmas[i + 1], shrink(sigmas[i]) * x
+        point = x0
+        if i > 0 and after > 0:
+            point = x0 + 0.5 * np.log(now / after) / np.log(sigmas[i - 1] / now) * (x0 - before)
+        ratio = after / now
+        x = point + ratio ** (1 + noise) * (x - point)
+        x[i + 1] += after * np.sqrt(1 - ratio ** (2 * noise))
+        before = x0
+    return float(np.sqrt((x**2).sum()))
+
+
+@pytest.mark.parametrize(("sampler", "noise"), [(dpmpp_2m, 0.0), (dpmpp_2m_sde, 1.0)])
+def test_second_order_samples_have_the_closed_form_spread(sampler: Any, noise: float) -> None:
+    sigmas = karras_sigmas(12, 0.01, 20.0, 7.0)
+    expected = multistep_std(0.5, np.asarray(sigmas), noise)
+    samples = draw(sampler, Gaussian(0.5), sigmas, (1, 1), 20_000, Churn())
+    assert abs(samples.std() / expected - 1) < 4 / np.sqrt(2 * 20_000)
+    assert abs(samples.mean()) < 4 * expected / np.sqrt(20_000)
+
+
+def test_with_noise_the_second_order_is_closer_than_ancestral_steps() -> None:
+    for steps in (32, 128):
+        sigmas = np.asarray(karras_sigmas(steps, 0.002, 80.0, 7.0))
+        _, first = ancestral_moments(0.0, 0.5, sigmas, Churn())
+        assert abs(multistep_std(0.5, sigmas, 1.0) - 0.5) < abs(first - 0.5) / 3
 
 
 def test_ancestral_steps_approach_the_data_as_they_shrink() -> None:
