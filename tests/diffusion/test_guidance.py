@@ -113,7 +113,7 @@ def guided(coefficient: float = 1.0, gain: float = 0.0, **changes: Any) -> Recon
     return ReconstructionGuidance(Shrink(), Likelihood(small_policy(gain), SMALL, coefficient, **changes))
 
 
-@pytest.mark.parametrize("coefficient", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("coefficient", [1.0, 4.0])
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 5.0, 80.0])
 def test_reconstruction_is_exact_for_unit_gaussians(sigma: float, coefficient: float) -> None:
     """For x0 ~ N(0, 1) N(x0; m, s^2)^c the denoiser is the posterior mean of prior, likelihood and noise together."""
