@@ -22,6 +22,7 @@ from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Denoise, Policy, Stage
 
 Normalise = Literal["none", "safe", "official"]
+_LEAST_CURVATURE = 1e-3  # of log pi in the action: a flat or convex spot says nothing of a mean
 
 
 @struct.dataclass
@@ -120,6 +121,7 @@ class Likelihood:
     sigma_min: Array | float = 0.0
     sigma_max: Array | float = jnp.inf
     hold_states: bool = struct.field(pytree_node=False, default=False)
+    states: bool = struct.field(pytree_node=False, default=False)  # whether unknown states widen it
 
     def parts(self, x0: Array) -> tuple[Array, Array]:
         """Observations [T, O], without a gradient where states are held, and actions [T, A] of tokens x0 [T, D]."""
@@ -131,14 +133,29 @@ class Likelihood:
         """log q [] at the denoised point x0 [T, D], widened by what sigma leaves unknown of x0.
 
         The variance of an entry of x0 given x is taken as sigma^2 / (1 + sigma^2) in units of the normalised tokens, carried to
-        the action by the slope of tanh. q^coefficient of a Gaussian policy is a Gaussian of its variance over the coefficient,
-        hence the factor above 1. Below 1 it is left out: what is unknown of the states widens q as well, and without it
-        reconstruction was measured to be twice as far from its target (lambda 0.25, linear-Gaussian reference case).
+        the action by the slope of tanh and, with `states`, from the states through the policy's mean. q^coefficient of a
+        Gaussian policy is a Gaussian of its variance over the coefficient, hence the factor. Without `states` it is left out
+        below 1: the unknown states widen q as well, and a larger variance of the actions makes up for them in part.
         """
         obs, action = self.parts(x0)
         slope = 1.0 - jnp.square(action) if self.codec.squashed else jnp.ones_like(action)
-        variance = jnp.square(slope * self.codec.std[self.codec.action]) * sigma**2 / (1.0 + sigma**2)
-        return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(jnp.maximum(self.coefficient, 1.0) * variance))
+        unknown = sigma**2 / (1.0 + sigma**2)
+        variance = jnp.square(slope * self.codec.std[self.codec.action])
+        factor = jnp.maximum(self.coefficient, 1.0)
+        if self.states:
+            variance += jax.vmap(self.state_variance)(obs, action)
+            factor = jnp.asarray(self.coefficient)
+        return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(factor * unknown * variance))
+
+    def state_variance(self, obs: Array, action: Array) -> Array:
+        """Variance [A] that the policy's mean has where normalised states have unit variance: by its slope in obs [O].
+
+        The slope of a Gaussian's mean is the score's slope in the state over its curvature in the action.
+        """
+        score = self.policy.score
+        curvature = jnp.maximum(-jnp.diagonal(jax.jacfwd(lambda a: score(obs, a))(action)), _LEAST_CURVATURE)
+        slope = jax.jacrev(lambda o: score(o, action))(obs) / curvature[:, None]
+        return jnp.square(slope * self.codec.std[self.codec.obs]).sum(axis=-1)
 
     def exact(self, x0: Array) -> Array:
         """coefficient * log q [] of clean tokens x0 [T, D]."""

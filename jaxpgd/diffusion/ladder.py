@@ -49,7 +49,9 @@ class Guidance:
         if self.weighted and policy.log_prob_fn is None:
             raise TypeError('guidance.kind = "smc": expected a policy with log_prob_fn, which weights are made of')
         kind = self.proposal if self.kind == "smc" else self.kind
-        likelihood = Likelihood(policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.hold_states)
+        likelihood = Likelihood(
+            policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.hold_states, self.weighted
+        )
         if kind == "none":
             return Unguided(denoise, likelihood)
         if kind == "reconstruction":

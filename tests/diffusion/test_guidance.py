@@ -179,3 +179,18 @@ def test_new_numbers_do_not_trace_again() -> None:
     first = run(Guidance(jnp.asarray(1.0)), small_policy(0.1), jnp.asarray(1.0))
     second = run(Guidance(jnp.asarray(0.5)), small_policy(0.9), jnp.asarray(0.7))
     assert traces == 1 and (first != second).any()
+
+
+def test_unknown_states_widen_the_policy() -> None:
+    """N(K s + k, v) seen with s, a of variance c in normalised units: v + coefficient * c (std_a^2 + K^2 std_s^2)."""
+    codec = dataclasses.replace(CODEC, squashed=False)
+    sigma, coefficient = 0.8, 0.4
+    unknown = sigma**2 / (1 + sigma**2)
+    likelihood = Likelihood(POLICY, codec, coefficient, states=True)
+    np.testing.assert_allclose(likelihood.state_variance(jnp.array([0.7]), jnp.array([0.2])), [(GAIN * 2.0) ** 2], rtol=1e-4)
+    total = STD**2 + coefficient * unknown * (0.7**2 + (GAIN * 2.0) ** 2)
+    s, a = 2.0 * np.asarray(X[:, 0]) + 0.5, 0.7 * np.asarray(X[:, 1]) - 0.1
+    wanted = jax.scipy.stats.norm.logpdf(a, GAIN * s + BIAS, np.sqrt(total)).sum()
+    np.testing.assert_allclose(likelihood.blurred(X, jnp.asarray(sigma)), wanted, rtol=1e-4)
+    assert Guidance(1.0, kind="smc").guided(Shrink(), POLICY, CODEC).likelihood.states
+    assert not Guidance(1.0).guided(Shrink(), POLICY, CODEC).likelihood.states
