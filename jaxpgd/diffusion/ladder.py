@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -11,7 +12,7 @@ from jaxpgd.diffusion.guidance import Guided, Likelihood, Normalise, PolicyNudge
 from jaxpgd.diffusion.moment import MomentGuidance
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig
-from jaxpgd.types import Denoise, Hook, Policy
+from jaxpgd.types import Denoise, Hook, Metrics, Policy
 
 Kind = Literal["published", "reconstruction", "moment", "smc"]
 Proposal = Literal["none", "reconstruction", "moment"]
@@ -88,6 +89,23 @@ class Guidance:
         """Of one sample that took so many evaluations in so many steps: the nudge at the denoised point adds one a step."""
         nudges = steps if self.kind == "published" and self.at == "denoised" else 0
         return self.cost * evaluations + nudges
+
+
+def guidance_profile(key: Array, guided: Guided, tokens: Array, sigmas: Array) -> Metrics:
+    """How strong guidance is at noise levels sigmas [K], on clean tokens [N, T, D] with noise of that level on them.
+
+    `guidance_norm` [K]: root mean square over tokens of the change that guidance makes to the score; `score_norm` [K]: that of
+    the unguided score (D(x) - x) / sigma^2.
+    """
+
+    def at(key: Array, sigma: Array) -> tuple[Array, Array]:
+        x = tokens + sigma * jax.random.normal(key, tokens.shape)
+        look = jax.vmap(guided.look, in_axes=(0, None))(x, sigma)
+        size = lambda change: jnp.sqrt(jnp.square(change).mean()) / jnp.square(sigma)
+        return size(look.guided - look.denoised), size(look.denoised - x)
+
+    guidance, score = jax.lax.map(lambda pair: at(*pair), (jax.random.split(key, sigmas.shape[0]), sigmas))
+    return {"guidance_norm": guidance, "score_norm": score}
 
 
 def make_guidance(config: GuidanceConfig) -> Guidance:

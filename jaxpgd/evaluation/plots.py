@@ -235,6 +235,17 @@ def rollout_comparison_figure(curves: Mapping[str, Mapping[str, Any]], *, title:
     return figure
 
 
+def guidance_strength_figure(profile: Mapping[str, Any]) -> Figure:
+    """Size of guidance and of the score over noise levels: `sigma`, `guidance_norm` and `score_norm`, each [K]."""
+    figure, (axis,) = _axes(1, 7, 4.2)
+    sigma = np.asarray(profile["sigma"], np.float64)
+    for name, label, colour in (("score_norm", "score", "unguided"), ("guidance_norm", "guidance", "guided")):
+        axis.plot(sigma, np.asarray(profile[name], np.float64), color=COLOURS[colour], marker="o", label=label)
+    axis.set(xscale="log", yscale="log", xlabel="noise level", ylabel="root mean square per entry", title="Guidance and score")
+    axis.legend()
+    return figure
+
+
 def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Dynamics error against action log-likelihood: a line for each guidance over its coefficients, bars: the range over runs.
 

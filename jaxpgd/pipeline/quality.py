@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpgd.diffusion.ladder import guidance_profile, make_guidance
+from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
@@ -23,6 +25,7 @@ from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Policy, Synthesizer, Trajectory
 
 COVERAGE_NEIGHBOURS = 5
+_PROFILE_LEVELS, _PROFILE_SAMPLES = 16, 64
 
 
 def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Policy, str]:
@@ -162,6 +165,8 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
             progress.advance(1)
     if truth is not None:
         result["truth"] = truth.summary()
+    if denoiser is not None and config.guidance.kind != "published":
+        result["profile"] = _profile(key_scores, config, denoiser, policy, windows, samples["unguided"])
     run.write_json("quality.json", result)
     _save_samples(run, samples)
     run.finish("quality", {"seconds": time.monotonic() - began})
@@ -175,6 +180,19 @@ def _sample(key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Po
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
     made = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
     return jax.tree.map(np.asarray, made)
+
+
+def _profile(
+    key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Policy, windows: Windows, made: Trajectory
+) -> dict[str, Any]:
+    """Strength of guidance and score by noise level, at the chosen coefficient, around unguided samples."""
+    guidance = make_guidance(config.guidance)
+    sampler = config.sampler
+    sigmas = karras_sigmas(_PROFILE_LEVELS, sampler.sigma_min, sampler.sigma_max, sampler.rho)[:-1]
+    tokens = windows.codec.encode(jax.tree.map(lambda x: jnp.asarray(x[:_PROFILE_SAMPLES]), made))
+    guided = guidance.guided(denoiser.denoise, policy, windows.codec)
+    found = jax.jit(guidance_profile)(key, guided, tokens, sigmas)
+    return {"sigma": np.asarray(sigmas), **jax.tree.map(np.asarray, found)}
 
 
 def _imagine(key: Array, config: Config, prepared: Prepared, synthesizer: Synthesizer, policy: Policy) -> Trajectory:

@@ -187,6 +187,9 @@ def draw_figures(
         level, chosen = unguided["persistence_error"], quality["chosen"]
         keep("sweep", f"Guidance towards {quality['target']}, over its coefficient.",
              lambda: plots.sweep_figure(quality["rows"], persistence=level, chosen=chosen))  # fmt: skip
+    if quality and "profile" in quality:
+        keep("guidance_strength", f"Size of guidance and of the score by noise level, coefficient {quality['chosen']:g}.",
+             lambda: plots.guidance_strength_figure(quality["profile"]))  # fmt: skip
     curves = _dynamics_curves(quality)
     if curves:
         keep("dynamics", "One-step dynamics error by step of the trajectory.", lambda: plots.dynamics_by_step_figure(curves))

@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.guidance import Likelihood, PolicyNudge, ReconstructionGuidance, Unguided, log_likelihood
-from jaxpgd.diffusion.ladder import Guidance
+from jaxpgd.diffusion.ladder import Guidance, guidance_profile
 from jaxpgd.diffusion.moment import MomentGuidance
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.packing import TokenCodec
@@ -194,3 +194,16 @@ def test_unknown_states_widen_the_policy() -> None:
     np.testing.assert_allclose(likelihood.blurred(X, jnp.asarray(sigma)), wanted, rtol=1e-4)
     assert Guidance(1.0, kind="smc").guided(Shrink(), POLICY, CODEC).likelihood.states
     assert not Guidance(1.0).guided(Shrink(), POLICY, CODEC).likelihood.states
+
+
+def test_profile_of_unit_gaussians() -> None:
+    """Score -x / (1 + sigma^2) of x ~ N(0, 1 + sigma^2): its size is 1 / sqrt(1 + sigma^2)."""
+    tokens = jax.random.normal(jax.random.key(0), (4000, 3, 4))
+    sigmas = jnp.array([0.5, 2.0, 20.0])
+    found = guidance_profile(jax.random.key(1), guided(0.0), tokens, sigmas)
+    np.testing.assert_allclose(found["score_norm"], 1 / np.sqrt(1 + np.asarray(sigmas) ** 2), rtol=4 / np.sqrt(2 * tokens.size))
+    np.testing.assert_array_equal(found["guidance_norm"], 0.0)
+    once = guidance_profile(jax.random.key(1), guided(1.0), tokens, sigmas)["guidance_norm"]
+    x = tokens + 2.0 * jax.random.normal(jax.random.split(jax.random.key(1), 3)[1], tokens.shape)
+    change = jax.vmap(lambda y: guided(1.0)(y, jnp.asarray(2.0)) - Shrink()(y, jnp.asarray(2.0)))(x)
+    np.testing.assert_allclose(once[1], np.sqrt((np.asarray(change, np.float64) ** 2).mean()) / 4.0, rtol=1e-3)
