@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.config import load_config
-from jaxpgd.errors import InputError, check
+from jaxpgd.errors import DivergenceError, InputError, check
 from jaxpgd.overrides import read_overrides
 from jaxpgd.settings import Config
 
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except DivergenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; add --resume to continue from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None

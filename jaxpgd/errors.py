@@ -1,8 +1,12 @@
-"""The one error that bad input raises: it names the field, the value, what was expected and the remedy."""
+"""The error that bad input raises, which names field, value, expectation and remedy; and that of diverged training."""
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The command line prints it without a traceback and exits with 2."""
+
+
+class DivergenceError(RuntimeError):
+    """Training met a number that is not finite. The command line prints it without a traceback and exits with 1."""
 
 
 def check(condition: bool, field: str, value: object, expected: str, remedy: str = "") -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpgd.errors import DivergenceError
+from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
@@ -45,7 +48,8 @@ def drive(
     """Run or resume `program` as `stage` of a run; returns its final state. A finished stage is only read.
 
     After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations). The state is
-    checkpointed at least `checkpoint_seconds` apart, and at the end.
+    checkpointed at least `checkpoint_seconds` apart, at the end, and where SIGINT or SIGTERM asks to stop.
+    Raises DivergenceError where a loss or a gradient is not finite; the last checkpoint is of before.
     """
     store = run.checkpoints(stage)
     init = jax.jit(program.init)
@@ -64,20 +68,37 @@ def drive(
     chunk = jax.jit(program.chunk, donate_argnums=0)
     total = program.chunks * program.steps_per_chunk
     saved = time.monotonic()
-    with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
+    with Interruption() as stop, StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
         while done < program.chunks:
             state, metrics = chunk(state, data, jnp.asarray(done))
             done += 1
             row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics)}
+            check_finite(row, stage, run.path)
             if after_chunk is not None:
                 row |= after_chunk(done, state)
             run.log.write(stage, done, row)
             progress.advance(program.steps_per_chunk, _note(metrics, note))
-            if done == program.chunks or time.monotonic() - saved >= run.config.checkpoint_seconds:
+            if done == program.chunks or stop.requested or time.monotonic() - saved >= run.config.checkpoint_seconds:
                 store.save(done, state)
                 saved = time.monotonic()
+            if stop.requested and done < program.chunks:
+                stop.leave()
     run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
     return state
+
+
+def check_finite(row: dict[str, Any], stage: str, path: Path) -> None:
+    """Raise DivergenceError naming the first loss or gradient norm of a chunk that is not finite, and its seeds."""
+    for name, value in row.items():
+        if not name.endswith(("loss", "gradient_norm")):
+            continue
+        bad = np.flatnonzero(~np.isfinite(np.atleast_1d(np.asarray(value, np.float64))))
+        if bad.size:
+            where = f" (seeds {', '.join(map(str, bad))})" if np.ndim(value) else ""
+            raise DivergenceError(
+                f"stage {stage!r} of {path}: {name} is not finite in the chunk that ends at step {row['step']}{where}. The "
+                "last checkpoint is of before: a smaller learning rate or gradient clipping needs a new run."
+            )
 
 
 def _note(metrics: Metrics, name: str) -> str:

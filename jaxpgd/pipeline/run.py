@@ -11,7 +11,7 @@ from jaxpgd.pipeline.models import check_models, models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
-from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run
+from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run
 from jaxpgd.pipeline.stages import agent_stage, returns_stage
 from jaxpgd.settings import Config
 from jaxpgd.training.progress import clock
@@ -56,7 +56,7 @@ def run_denoiser(config: Config, *, resume: bool = False) -> Path:
 
 
 def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
-    run = open_run(path)
+    run = claim(open_run(path))
     require_models(run)
     prepared = prepare(run.config)
     return run, prepared, models_stage(run, prepared)
@@ -86,7 +86,7 @@ def _policies(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str
 
 def run_report(path: str) -> None:
     """Figures and report.html again, from what the run holds."""
-    run = open_run(path)
+    run = claim(open_run(path))
     run.require("returns", f"jaxpgd evaluate {path}")
     quality: dict[str, Any] = run.read_json("quality.json")
     report_stage(run, prepare(run.config), run.read_json("returns.json"), quality)

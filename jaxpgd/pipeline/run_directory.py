@@ -1,5 +1,6 @@
 """A run directory: resolved config, versions, metrics, checkpoints, results, figures. Stages leave a marker when done."""
 
+import errno
 import json
 import os
 import platform
@@ -14,6 +15,11 @@ from jaxpgd.errors import InputError
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
 from jaxpgd.training.logs import MetricsLog, plain
+
+try:
+    import fcntl
+except ImportError:  # not on this system: runs are then not locked
+    fcntl = None  # type: ignore[assignment]
 
 _PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "minari", "gymnasium", "mujoco")
 
@@ -37,11 +43,48 @@ def versions() -> dict[str, str]:
     return found
 
 
+class RunLock:
+    """Held by the process that writes into a run directory; the system lets go of it when the process ends, however it ends."""
+
+    def __init__(self, path: Path):
+        self.path = path / "run.lock"
+        self.file: Any = None
+
+    def take(self) -> None:
+        """Raises InputError where another process has it."""
+        if self.file is not None or fcntl is None:
+            return
+        file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # a file system without locks
+            raise InputError(
+                f"out = {str(self.path.parent)!r}: another process (number {holder}) is writing there. Wait for it, or choose "
+                "another directory with --out."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self.file = file
+
+    def release(self) -> None:
+        """Let go."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
 class RunDirectory:
     """Paths and small files of one run."""
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
+        self.lock = RunLock(path)
         self.log = MetricsLog(path / "metrics.jsonl", config.wandb_project, path.name)
 
     def checkpoints(self, stage: str) -> CheckpointStore:
@@ -97,9 +140,9 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
                 f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
                 "or choose another directory with --out."
             )
-        return RunDirectory(path, config)
+        return claim(RunDirectory(path, config))
     # A run that was killed while its directory was made has left some of these, and config.toml, written last, is missing.
-    beginnings = {"stages", "versions.json", "versions.json.partial", "config.toml.partial"}
+    beginnings = {"run.lock", "stages", "versions.json", "versions.json.partial", "config.toml.partial"}
     if path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
         raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
     try:
@@ -111,7 +154,18 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
         raise InputError(
             f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
         ) from error
-    return RunDirectory(path, config)
+    return claim(RunDirectory(path, config))
+
+
+_HELD: dict[Path, RunLock] = {}  # by directory: a process may open one again, as it does when a run is continued in Python
+
+
+def claim(run: RunDirectory) -> RunDirectory:
+    """The run, locked by this process until it ends. Raises InputError where another process writes into it."""
+    path = run.path.absolute()
+    run.lock = _HELD.setdefault(path, run.lock)
+    run.lock.take()
+    return run
 
 
 def _check_writable(path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Checkpoints of training states: Orbax, one directory per chunk, restored against an expected structure."""
+"""Checkpoints of training states: Orbax, one directory per chunk, with checksums, restored against an expected structure."""
 
+import hashlib
+import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +15,14 @@ import orbax.checkpoint as ocp
 
 from jaxpgd.errors import InputError
 
+CHECKSUMS = "checksums.json"  # of every entry's bytes, beside Orbax's files
+_UNFINISHED = ".writing"  # suffix of a checkpoint that is not complete
+
 Tree = TypeVar("Tree")
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose files cannot be read or are not what was written."""
 
 
 def _is_key(leaf: Any) -> bool:
@@ -57,14 +67,25 @@ def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
 
 
 def save_tree(path: Path, tree: Any) -> None:
-    """Write a tree to a new directory; it appears only when it is complete."""
+    """Write a tree to a new directory; it appears only when it is complete, checksums included."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + _UNFINISHED)
+    shutil.rmtree(partial, ignore_errors=True)
+    values = flatten(tree)
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(partial, values)
+        writer.wait_until_finished()
+    (partial / CHECKSUMS).write_text(json.dumps({name: checksum(value) for name, value in values.items()}, indent=1))
     if path.exists():
         shutil.rmtree(path)
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(path, flatten(tree))
-        writer.wait_until_finished()
+    partial.rename(path)
+
+
+def checksum(value: np.ndarray) -> str:
+    """SHA-256 of an array's type, shape and bytes."""
+    array = np.ascontiguousarray(value)
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def load_tree(path: Path, target: Tree) -> Tree:
@@ -75,13 +96,25 @@ def load_tree(path: Path, target: Tree) -> Tree:
     try:
         with ocp.StandardCheckpointer() as reader:
             values = reader.restore(path)
+        _verify(path, values)
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). Delete this directory: "
-            "`--resume` then continues from the checkpoint before it, or starts the stage again."
+        raise DamagedCheckpoint(
+            f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). `--resume` continues from the checkpoint before it, "
+            "or starts the stage again."
         ) from error
     return unflatten(target, values, str(path))
+
+
+def _verify(path: Path, values: dict[str, Any]) -> None:
+    """Raise ValueError where an entry is not what was written. Checkpoints without checksums are taken as they are."""
+    stored = path / CHECKSUMS
+    if not stored.exists():
+        return
+    expected = json.loads(stored.read_text())
+    for name, value in values.items():
+        if expected.get(name) != checksum(np.asarray(value)):
+            raise ValueError(f"checksum of entry {name!r} does not match")
 
 
 class CheckpointStore:
@@ -103,6 +136,22 @@ class CheckpointStore:
             shutil.rmtree(self.directory / str(old))
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
-        """The newest state and its chunk count, or None where there is none."""
-        saved = self.saved()
-        return (load_tree(self.directory / str(saved[-1]), target), saved[-1]) if saved else None
+        """The newest state that can be read and its chunk count, or None where there is none.
+
+        A damaged one is set aside with a message, and the one before it is taken. Where every one is damaged the
+        stage starts again. Raises InputError where it belongs to other settings.
+        """
+        damaged: InputError | None = None
+        for chunks in reversed(self.saved()):
+            path = self.directory / str(chunks)
+            try:
+                return load_tree(path, target), chunks
+            except DamagedCheckpoint as error:
+                damaged = damaged or error
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+                aside = path.with_name(path.name + ".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        if damaged is not None:
+            print(f"warning: no checkpoint in {self.directory} can be read: starting this stage again", file=sys.stderr)
+        return None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.training.checkpoints import CheckpointStore, flatten, load_tree, save_tree, unflatten
+from jaxpgd.training.checkpoints import CHECKSUMS, CheckpointStore, checksum, flatten, load_tree, save_tree, unflatten
 
 
 def tree(scale: float = 1.0, size: int = 3) -> dict[str, Any]:
@@ -77,3 +77,41 @@ def test_store_keeps_the_newest(tmp_path: Path) -> None:
     same(found[0], tree(10.0))
     (tmp_path / "stage" / "12.orbax-checkpoint-tmp").mkdir()  # what a killed writer leaves
     assert store.saved() == [2, 10]
+
+
+def test_checksums_tell_changed_bytes_types_and_shapes() -> None:
+    x = np.arange(6.0)
+    assert checksum(x) == checksum(x.copy()) == checksum(np.arange(12.0)[::2] / 2)
+    others = [np.arange(6.0).reshape(2, 3), np.arange(6), np.nextafter(x, 9)]
+    assert len({checksum(y) for y in [x, *others]}) == 4
+
+
+def test_a_wrong_checksum_is_damage(tmp_path: Path) -> None:
+    save_tree(tmp_path / "one", tree())
+    stored = tmp_path / "one" / CHECKSUMS
+    stored.write_text(stored.read_text().replace(checksum(flatten(tree())["params/bias"]), "0" * 64))
+    with pytest.raises(InputError, match=r"damaged or incomplete \(checksum of entry 'params/bias' does not match"):
+        load_tree(tmp_path / "one", tree())
+    stored.unlink()  # as written by earlier versions
+    same(load_tree(tmp_path / "one", tree()), tree())
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = CheckpointStore(tmp_path / "stage")
+    for chunks in (3, 5):
+        store.save(chunks, tree(float(chunks)))
+    for file in (p for p in (tmp_path / "stage" / "5").rglob("*") if p.is_file() and p.name != CHECKSUMS):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 :] = b""
+        file.write_bytes(bytes(content))
+    found = store.restore(tree())
+    assert found is not None and found[1] == 3
+    same(found[0], tree(3.0))
+    assert "stage/5" in capsys.readouterr().err and store.saved() == [3]
+    for file in (p for p in (tmp_path / "stage" / "3").rglob("*") if p.is_file()):
+        file.write_bytes(b"")
+    assert store.restore(tree()) is None and "starting this stage again" in capsys.readouterr().err
+    store.save(1, tree())
+    with pytest.raises(InputError, match="other settings"):  # not damage: it stays
+        store.restore(tree(size=4))
+    assert store.saved() == [1]

@@ -1,0 +1,103 @@
+"""Locks, signals and numbers that are not finite."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.errors import DivergenceError, InputError
+from jaxpgd.pipeline import drive as driving
+from jaxpgd.pipeline.drive import check_finite, drive
+from jaxpgd.pipeline.interruption import Interruption
+from jaxpgd.pipeline.run_directory import RunLock, create_run
+from jaxpgd.settings import Config
+from jaxpgd.training.program import Program
+
+HOLD = "import sys, time; from pathlib import Path; from jaxpgd.pipeline.run_directory import RunLock;" \
+       "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(60)"  # fmt: skip
+
+
+def test_two_processes_cannot_write_into_one_directory(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"another process \(number {other.pid}\) is writing there"):
+            RunLock(tmp_path).take()
+        with pytest.raises(InputError, match="another process"):
+            create_run(Config(out=str(tmp_path)), resume=False)
+    finally:
+        other.kill()
+        other.wait()
+    lock = RunLock(tmp_path)  # the file of a killed process is still there, its lock is not
+    lock.take()
+    assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+    lock.release()
+
+
+def counting(chunks: int, fails: float = np.inf) -> Program[Any]:
+    def chunk(state: Any, data: Any, index: Any) -> Any:
+        return state + 1.0, {"loss": jnp.where(state + 1.0 >= fails, jnp.nan, 1.0)}
+
+    return Program(init=lambda key, data: jnp.zeros(()), chunk=chunk, chunks=chunks, steps_per_chunk=1)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_saves_and_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[BaseException]
+) -> None:
+    run = create_run(Config(out=str(tmp_path), checkpoint_seconds=1e9), resume=False)
+
+    def after(done: int, state: Any) -> dict[str, Any]:
+        if done == 3:
+            os.kill(os.getpid(), number)
+        return {}
+
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        drive(run, "stage", jnp.zeros(()), counting(6), None, after_chunk=after)
+    assert signal.getsignal(number) is before
+    assert run.checkpoints("stage").saved()[-1] == 3 and not run.is_done("stage")
+    assert float(drive(run, "stage", jnp.zeros(()), counting(6), None)) == 6.0
+    assert [row["chunk"] for row in run.log.read()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_in_the_last_chunk_finishes_the_stage(tmp_path: Path) -> None:
+    run = create_run(Config(out=str(tmp_path)), resume=False)
+    kill = lambda done, state: os.kill(os.getpid(), signal.SIGTERM) or {} if done == 2 else {}
+    drive(run, "stage", jnp.zeros(()), counting(2), None, after_chunk=kill)
+    assert run.is_done("stage")
+
+
+def test_threads_leave_signals_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def enter() -> None:
+        with Interruption() as stop:
+            seen.append((signal.getsignal(signal.SIGINT), stop.requested))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(before, None)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+    run = create_run(Config(out=str(tmp_path), checkpoint_seconds=0.0), resume=False)
+    with pytest.raises(DivergenceError, match=r"stage 'stage' of .*: loss is not finite in the chunk that ends at step 4\."):
+        drive(run, "stage", jnp.zeros(()), counting(6, fails=4.0), None)
+    assert run.checkpoints("stage").saved()[-1] == 3 and not run.is_done("stage")
+
+
+def test_bad_seeds_are_named() -> None:
+    row = {"step": 9, "returns": [np.nan], "critic_loss": np.array([1.0, np.inf, np.nan])}
+    with pytest.raises(DivergenceError, match=r"critic_loss is not finite .* step 9 \(seeds 1, 2\)"):
+        check_finite(row, "agent", Path("run"))
+    check_finite({"step": 9, "returns": [np.nan], "loss": 1.0}, "agent", Path("run"))
+    assert driving.check_finite is check_finite
