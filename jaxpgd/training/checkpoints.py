@@ -130,7 +130,10 @@ class CheckpointStore:
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
     def save(self, chunks: int, state: Any) -> None:
-        """Write the state after `chunks` chunks, then drop old ones."""
+        """Write the state after `chunks` chunks, then drop old ones and what killed writers left."""
+        if self.directory.is_dir():
+            for left in self.directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
         save_tree(self.directory / str(chunks), state)
         for old in self.saved()[: -self.keep]:
             shutil.rmtree(self.directory / str(old))

@@ -75,8 +75,11 @@ def test_store_keeps_the_newest(tmp_path: Path) -> None:
     found = store.restore(jax.eval_shape(tree))
     assert found is not None and found[1] == 10
     same(found[0], tree(10.0))
-    (tmp_path / "stage" / "12.orbax-checkpoint-tmp").mkdir()  # what a killed writer leaves
+    for left in ("12.writing", "12.writing.orbax-checkpoint-tmp"):  # what a killed writer leaves
+        (tmp_path / "stage" / left).mkdir()
     assert store.saved() == [2, 10]
+    store.save(11, tree())
+    assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["10", "11"]
 
 
 def test_checksums_tell_changed_bytes_types_and_shapes() -> None:
