@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # name -> module with `run() -> dict`; imported only when asked for
-SUITES: dict[str, str] = {
-    "agents": "benchmarks.agents",
-    "conditions": "benchmarks.conditions",
-    "guidance": "benchmarks.guidance",
-}
+SUITES = {name: f"benchmarks.{name}" for name in ("agents", "conditions", "denoiser", "guidance", "sampling")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

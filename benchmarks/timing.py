@@ -12,6 +12,11 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+try:
+    import resource
+except ImportError:  # not on this system
+    resource = None  # type: ignore[assignment]
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -42,6 +47,24 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
     jax.block_until_ready(compiled(*args))
     seconds = time_calls(lambda: compiled(*args), repeats)
     return Timing(compile_seconds, statistics.median(seconds), max(seconds) - min(seconds), repeats)
+
+
+def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
+    """Arithmetic of one call of a jitted function, as its compiler counts it (the body of a scan once)."""
+    jitted: Any = fn
+    analysis = jitted.lower(*args).compile().cost_analysis()
+    found = analysis[0] if isinstance(analysis, list) else analysis
+    return float((found or {}).get("flops", float("nan")))
+
+
+def peak_memory() -> int | None:
+    """Most bytes in use so far: of the first device where it tells, else of this process."""
+    found = jax.devices()[0].memory_stats()
+    if found and "peak_bytes_in_use" in found:
+        return int(found["peak_bytes_in_use"])
+    if resource is None:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if platform.system() == "Darwin" else 1024)
 
 
 def matmul_peak(size: int = 1024, repeats: int = 5) -> float:

@@ -171,7 +171,8 @@ def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: 
     )
 
 
-def _train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Metrics]:
+def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Metrics]:
+    """One gradient step of `steps` in all, on a batch drawn with the state's key; averaged weights included."""
     key, key_loss = jax.random.split(state.key)
     loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(
         key_loss, state.params, state.hypers, windows, windows.train, config.batch_size, config
@@ -202,7 +203,7 @@ def denoiser_program(windows: Windows, config: DenoiserConfig, hypers: DenoiserH
 
     def chunk(state: DenoiserState, data: Windows, index: Array) -> tuple[DenoiserState, Metrics]:
         def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Metrics]:
-            return _train_step(state, data, config, steps)
+            return train_step(state, data, config, steps)
 
         state, metrics = jax.lax.scan(step, state, None, length=config.validate_every)
         means = {"loss": metrics["loss"].mean(), "gradient_norm": metrics["gradient_norm"].mean()}

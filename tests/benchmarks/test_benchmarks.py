@@ -1,5 +1,6 @@
 """The measuring tools, and the agent suite on sizes that take a moment."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import agents, timing
+from benchmarks import agents, denoiser, guidance, sampling, timing
 from jaxpgd.agents import iql, td3_bc
 
 TINY = agents.Size(transitions=500, obs_dim=3, action_dim=2, batch=8, hidden=(8,), updates=3, baseline_updates=2, repeats=2)
@@ -79,3 +80,34 @@ def test_unknown_suite_and_folder_are_refused(tmp_path):
         with pytest.raises(SystemExit) as error:
             cli.main(arguments)
         assert error.value.code == 2
+
+
+def test_the_denoiser_suite_counts_what_it_trains():
+    size = denoiser.Size(obs_dim=2, action_dim=1, transitions=400, window=8, batch=4, features=(8,), steps=2, repeats=2)
+    (row,) = denoiser.run(size)["rows"]
+    assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["baseline_steps_per_second"])
+    # the last convolution alone, forward: batch * window * taps * features * features
+    assert row["gflop_per_step"] * 1e9 > 2 * 4 * 8 * 3 * 8 * 8 and row["matmul_share"] > 0
+
+
+def test_the_sampling_suite_names_its_baselines():
+    methods = tuple(
+        dataclasses.replace(m, sampler=dataclasses.replace(m.sampler, steps=2))
+        for m in sampling.METHODS
+        if "dpmpp" not in m.name
+    )
+    found = sampling.run(sampling.Size(trajectories=2, features=8, window=8, repeats=1, methods=methods))["rows"]
+    ratios = {row["method"]: row["ratio"] for row in found}
+    assert ratios["published, unguided"] == ratios["published, nudged"] == 1.0
+    assert {"heun 32", "heun 32, reconstruction", "smc 32"} <= ratios.keys()
+
+
+def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
+    monkeypatch.setattr(guidance, "COUNT", 512)
+    problem = guidance.cases()["16 steps, 6 states, 3 actions"]
+    row = guidance.floor(problem, 0.25)
+    assert row["w2"] < 2.0 and row["dynamics_error"] > 0
+    method = guidance.Method("moment", guidance.Guidance(0.0, kind="moment", iterations=2), "heun", (4,))
+    assert guidance.measure(problem, method, 0.25, 4)["forward_equivalents"] == 35
+    text = guidance.table([row])
+    assert "exact samples" in text and "w2" in text

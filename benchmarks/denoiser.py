@@ -1,0 +1,114 @@
+"""Denoiser training steps a second, averaged weights included, against a loop of single steps with the published network.
+
+Ours: whole intervals in one scan. Baseline: the published U-Net, one jitted step per call from a Python loop that reads the
+loss each time, as the official training script does.
+"""
+
+import dataclasses
+import functools
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from benchmarks.agents import Size as DataSize
+from benchmarks.agents import make_data
+from benchmarks.timing import compiled_flops, describe_device, matmul_peak, measure, peak_memory, time_calls
+from jaxpgd.packing import fit_codec
+from jaxpgd.settings import DenoiserConfig
+from jaxpgd.training.denoiser import DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the measurement; the defaults are HalfCheetah's and the published window and batch."""
+
+    obs_dim: int = 17
+    action_dim: int = 6
+    transitions: int = 20_000
+    window: int = 32
+    batch: int = 32
+    features: tuple[int, ...] = (128,)
+    blocks: int = 3
+    steps: int = 8  # per scan
+    repeats: int = 5
+
+
+def make_windows(size: Size) -> Windows:
+    """Windows of random transitions."""
+    data = make_data(
+        jax.random.key(0), DataSize(transitions=size.transitions, obs_dim=size.obs_dim, action_dim=size.action_dim)
+    )
+    starts = np.arange(0, size.transitions - size.window, size.window // 4)
+    codec = fit_codec(data, starts, size.window)
+    return Windows(data, jnp.asarray(starts), jnp.asarray(starts), codec, size.window)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps"), donate_argnums=0)
+def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Array]:
+    """`steps` steps in one program; the state and each loss."""
+
+    def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Array]:
+        state, metrics = train_step(state, windows, config, 1_000_000)
+        return state, metrics["loss"]
+
+    return jax.lax.scan(step, state, None, length=steps)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def one_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Array]:
+    """One step."""
+    state, metrics = train_step(state, windows, config, 1_000_000)
+    return state, metrics["loss"]
+
+
+def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float:
+    """Steps a second of the Python loop (median of the repeats)."""
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+
+    def loop() -> Any:
+        current = state
+        for _ in range(size.steps):
+            current, loss = one_step(current, windows, config)
+            float(loss)
+        return current
+
+    jax.block_until_ready(loop())
+    return size.steps / statistics.median(time_calls(loop, max(1, size.repeats // 2)))
+
+
+def measure_features(windows: Windows, features: int, size: Size, peak: float) -> dict[str, Any]:
+    """Rates of one width, ours and the baseline's."""
+    config = DenoiserConfig(features=features, blocks=size.blocks, batch_size=size.batch)
+    published = dataclasses.replace(config, block="plain", norm="step")
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    flops = compiled_flops(one_step, state, windows, config)
+    run = lambda state, windows: scan_steps.__wrapped__(state, windows, config, size.steps)
+    timing = measure(run, state, windows, repeats=size.repeats)
+    rate, baseline = size.steps / timing.median_seconds, baseline_rate(windows, published, size)
+    return {
+        "features": features,
+        "steps_per_second": rate,
+        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds,
+        "compile_seconds": timing.compile_seconds,
+        "gflop_per_step": flops / 1e9,
+        "matmul_share": rate * flops / 1e9 / peak,
+        "baseline_steps_per_second": baseline,
+        "ratio": rate / baseline,
+    }
+
+
+def run(size: Size | None = None) -> dict[str, Any]:
+    """Measure every width; on an accelerator 1024 features as well."""
+    size = size or Size()
+    if jax.devices()[0].platform != "cpu" and size == Size():
+        size = dataclasses.replace(size, features=(128, 1024))
+    windows, peak = make_windows(size), matmul_peak()
+    rows = [measure_features(windows, features, size, peak) for features in size.features]
+    return {
+        "suite": "denoiser", "device": describe_device(), "size": dataclasses.asdict(size), "matmul_gflops": peak, "rows": rows,
+        "peak_memory_bytes": peak_memory(),
+    }  # fmt: skip

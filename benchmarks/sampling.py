@@ -1,0 +1,112 @@
+"""Trajectories a second, unguided and guided, against the published sampler: 256 Heun steps with churn, published network.
+
+The baseline compiles its sampler once, here; the official code does so again at every regeneration. Quality is not measured
+here: random weights take as long as trained ones.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from benchmarks.denoiser import Size as DenoiserSize
+from benchmarks.denoiser import make_windows
+from benchmarks.timing import describe_device, matmul_peak, measure, peak_memory
+from jaxpgd.agents import td3_bc
+from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
+from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.types import Policy, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A sampler, with guidance or without."""
+
+    name: str
+    sampler: SamplerConfig
+    guidance: GuidanceConfig | None = None
+    published: bool = False  # whether the network is the published one
+
+    @property
+    def baseline(self) -> str:
+        """What it is held against."""
+        return BASELINES[self.guidance is not None].name
+
+
+BASELINES = (
+    Method("published, unguided", SamplerConfig(steps=256), None, True),
+    Method("published, nudged", SamplerConfig(steps=256), GuidanceConfig(kind="published", at="noised"), True),
+)
+METHODS = (
+    *BASELINES,
+    Method("heun 32", SamplerConfig(steps=32)),
+    Method("dpmpp_2m_sde 32", SamplerConfig(kind="dpmpp_2m_sde", steps=32)),
+    Method("dpmpp_2m 12", SamplerConfig(kind="dpmpp_2m", steps=12)),
+    Method("heun 32, reconstruction", SamplerConfig(steps=32), GuidanceConfig()),
+    Method("dpmpp_2m_sde 32, reconstruction", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig()),
+    Method("smc 32", SamplerConfig(steps=32), GuidanceConfig(kind="smc")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the measurement."""
+
+    trajectories: int = 32
+    features: int = 128
+    blocks: int = 3
+    window: int = 32
+    repeats: int = 3
+    methods: tuple[Method, ...] = METHODS
+
+
+def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSynthesizer:
+    """The synthesizer of a method, with random weights."""
+    config = DenoiserConfig(features=size.features, blocks=size.blocks)
+    if method.published:
+        config = dataclasses.replace(config, block="plain", norm="step")
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    sampler = dataclasses.replace(method.sampler, batch_size=size.trajectories)
+    return make_synthesizer(trained_denoiser(state, windows, config), sampler, method.guidance)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def draw(key: jax.Array, synthesizer: DiffusionSynthesizer, policy: Policy | None, count: int) -> Trajectory:
+    """`count` trajectories."""
+    return synthesizer(key, policy, jax.numpy.zeros((count, 1))).trajectory
+
+
+def measure_method(windows: Windows, method: Method, policy: Policy, size: Size) -> dict[str, Any]:
+    """Trajectories a second of one method."""
+    synthesizer = synthesizer_of(windows, method, size)
+    target = policy if method.guidance is not None else None
+    timing = measure(
+        lambda key, synthesizer, target: draw(key, synthesizer, target, size.trajectories),
+        jax.random.key(1), synthesizer, target, repeats=size.repeats,
+    )  # fmt: skip
+    return {
+        "method": method.name,
+        "trajectories_per_second": size.trajectories / timing.median_seconds,
+        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds,
+        "compile_seconds": timing.compile_seconds,
+    }
+
+
+def run(size: Size | None = None) -> dict[str, Any]:
+    """Measure all methods; ratios are to the published sampler with or without its guidance."""
+    size = size or Size()
+    shape = DenoiserSize(window=size.window)
+    windows = make_windows(shape)
+    agent = td3_bc(action_dim=shape.action_dim)
+    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
+    rows = {method.name: measure_method(windows, method, policy, size) for method in size.methods}
+    for method in size.methods:
+        if method.baseline in rows:
+            reference = rows[method.baseline]["trajectories_per_second"]
+            rows[method.name]["ratio"] = rows[method.name]["trajectories_per_second"] / reference
+    return {
+        "suite": "sampling", "device": describe_device(), "size": dataclasses.asdict(size) | {"methods": len(size.methods)},
+        "matmul_gflops": matmul_peak(), "rows": list(rows.values()), "peak_memory_bytes": peak_memory(),
+    }  # fmt: skip
