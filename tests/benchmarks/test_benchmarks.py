@@ -83,7 +83,9 @@ def test_unknown_suite_and_folder_are_refused(tmp_path):
 
 
 def test_the_denoiser_suite_counts_what_it_trains():
-    size = denoiser.Size(obs_dim=2, action_dim=1, transitions=400, window=8, batch=4, features=(8,), steps=2, repeats=2)
+    size = denoiser.Size(
+        obs_dim=2, action_dim=1, transitions=400, window=8, batch=4, features=(8,), blocks=1, steps=2, repeats=2
+    )
     (row,) = denoiser.run(size)["rows"]
     assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["baseline_steps_per_second"])
     # the last convolution alone, forward: batch * window * taps * features * features
@@ -91,15 +93,13 @@ def test_the_denoiser_suite_counts_what_it_trains():
 
 
 def test_the_sampling_suite_names_its_baselines():
-    methods = tuple(
-        dataclasses.replace(m, sampler=dataclasses.replace(m.sampler, steps=2))
-        for m in sampling.METHODS
-        if "dpmpp" not in m.name
-    )
-    found = sampling.run(sampling.Size(trajectories=2, features=8, window=8, repeats=1, methods=methods))["rows"]
+    chosen = ("published, unguided", "published, nudged", "smc 32")
+    few = lambda method: dataclasses.replace(method, sampler=dataclasses.replace(method.sampler, steps=2))
+    methods = tuple(few(method) for method in sampling.METHODS if method.name in chosen)
+    found = sampling.run(sampling.Size(trajectories=2, features=8, blocks=1, window=8, repeats=1, methods=methods))["rows"]
     ratios = {row["method"]: row["ratio"] for row in found}
     assert ratios["published, unguided"] == ratios["published, nudged"] == 1.0
-    assert {"heun 32", "heun 32, reconstruction", "smc 32"} <= ratios.keys()
+    assert ratios["smc 32"] > 0 and len(ratios) == 3
 
 
 def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
