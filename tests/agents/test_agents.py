@@ -28,6 +28,10 @@ def wrapped(name):
 
 BOTH = pytest.mark.parametrize("make", [plain, wrapped])
 NAMES = pytest.mark.parametrize("name", sorted(AGENTS))
+# for what does not depend on the agent: those whose updates compile in seconds
+QUICK = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("cql", "diffusion_ql") else ()) for name in sorted(AGENTS)]
+)
 VARIED = {"bc": ("lr", (0.0, 1e-3))}  # a numeric setting and two values of it
 
 
@@ -109,7 +113,7 @@ def test_states_can_be_donated(name):
     agent.init(jax.random.key(0), EXAMPLE)  # its hyperparameters survived
 
 
-@NAMES
+@QUICK
 def test_wrapped_agent_equals_plain_agent_on_standardised_observations(name):
     agent, reference = wrapped(name), plain(name)
     scale = lambda x: (x - MEAN) / (STD + 1e-3)

@@ -92,6 +92,7 @@ def test_the_denoiser_suite_counts_what_it_trains():
     assert row["gflop_per_step"] * 1e9 > 2 * 4 * 8 * 3 * 8 * 8 and row["matmul_share"] > 0
 
 
+@pytest.mark.slow
 def test_the_sampling_suite_names_its_baselines():
     chosen = ("published, unguided", "published, nudged", "smc 32")
     few = lambda method: dataclasses.replace(method, sampler=dataclasses.replace(method.sampler, steps=2))

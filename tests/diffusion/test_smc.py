@@ -11,6 +11,8 @@ from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.diffusion.smc import carried, effective_sample_size, largest_exponent, smc, systematic
 from jaxpgd.envs.gaussian_tilt import fitted, gaussian_wasserstein, log_normaliser, tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
+from jaxpgd.envs.mixture import CODEC as CODEC_1D
+from jaxpgd.envs.mixture import gaussian_policy, mixture
 from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Policy
 
@@ -106,9 +108,10 @@ def test_the_reference_case():
 
 def test_populations_vmap_and_batches_change_nothing():
     sigmas = karras_sigmas(4, 0.02, 20.0, 7.0)
-    run = lambda key, batch: smc(key, guided(0.5), SHAPE, sigmas, particles=6, batch_size=batch)[0]
+    guidance = Guidance(jnp.asarray(0.5), kind="smc").guided(mixture([1.0], [0.3], [0.7]), gaussian_policy(0.5, 0.5), CODEC_1D)
+    run = jax.jit(lambda key, batch: smc(key, guidance, (1, 1), sigmas, particles=6, batch_size=batch)[0], static_argnums=1)
     keys = jax.random.split(jax.random.key(0), 3)
-    many = jax.vmap(lambda k: run(k, 0))(keys)
+    many = jax.jit(jax.vmap(lambda k: run(k, 0)))(keys)
     np.testing.assert_allclose(many[1], run(keys[1], 4), rtol=1e-4, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxpgd.cli import main
 from jaxpgd.data import load
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline import models, quality, run, stages
@@ -207,3 +208,33 @@ def test_a_finished_stage_without_its_last_checkpoint_is_run_again(finished: Pat
     again = checkpoints(copy)
     for name, value in checkpoints(finished).items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def test_frontier_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--trajectories", "8", "--coefficients", "0.5,2", "--kinds", "published,smc", "--policy", "guided:1"]
+    main(["frontier", str(finished), *arguments, "--max-dynamics-error", "100", "--out", str(tmp_path / "f")])
+    result = json.loads((tmp_path / "f" / "frontier.json").read_text())
+    assert [(c["guidance"], c["coefficient"]) for c in result["cells"]] == [
+        ("unguided", 0.0), ("published", 0.5), ("published", 2.0), ("smc", 0.5), ("smc", 2.0),
+    ]  # fmt: skip
+    costs = [c["forward_equivalents"] for c in result["cells"][::2]]
+    assert costs == [3, 3 + 3, 2 * 3]  # euler, 3 steps; smc proposes by reconstruction
+    assert np.isfinite([c["dynamics_error"] for c in result["cells"]]).all()
+    assert set(result["largest"]) == {"published", "smc"}
+    assert (tmp_path / "f" / "frontier.png").stat().st_size > 5000
+    assert "dominated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--coefficients", "0,1"], "--coefficients = (0.0, 1.0)"),
+    (["--coefficients", "a"], "--coefficients = 'a': expected numbers"),
+    (["--kinds", "magic"], "--kinds = ['magic']"),
+    (["--actor", "nowhere.npz"], "policy = 'nowhere.npz'"),
+    (["--actor", "a.npz", "--policy", "guided"], "expected one of them"),
+])  # fmt: skip
+def test_bad_arguments_of_frontier(
+    finished: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["frontier", str(finished), *arguments])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
