@@ -1,4 +1,4 @@
-"""The frontier of likelihood against dynamics error: summaries by hand. The command is tested with the other commands of a run."""
+"""The frontier of likelihood against dynamics error: summaries by hand. The command itself is tested in test_run.py."""
 
 import pytest
 
