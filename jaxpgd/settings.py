@@ -56,12 +56,11 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    # "ancestral": the random steps of DDPM; "dpmpp_2m": DPM-Solver++ of second order, "_sde" with noise; neither has churn
-    kind: Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde"] = "heun"
-    steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    kind: Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde"] = "heun"  # the last two have no churn
+    steps: int = 32  # noise levels; heun evaluates the network twice at each but the last, the others once
+    sigma_min: float = 0.002  # least noise level
+    sigma_max: float = 80.0  # largest noise level
+    rho: float = 7.0  # how noise levels crowd towards the least (EDM equation 5)
     churn: float = 80.0  # S_churn: total of noise put back over all steps
     churn_min: float = 0.05  # noise is put back for sigma in [churn_min, churn_max]
     churn_max: float = 50.0
@@ -76,8 +75,7 @@ class GuidanceConfig:
 
     kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
     coefficient: float = 1.0  # lambda; with target_ess the largest that may be chosen
-    target_ess: float = 0.0  # share; above 0, every generation takes the largest lambda that leaves unguided samples, weighted
-    #                          towards the target, an effective size of this share of them
+    target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule
@@ -103,8 +101,8 @@ class DynamicsConfig:
     lr: float = 1e-3
     weight_decay: float = 5e-5
     batch_size: int = 256
-    holdout: float = 0.1  # share of transitions held out, and
-    holdout_most: int = 10_000  # no more than this many
+    holdout: float = 0.1  # share of transitions held out
+    holdout_most: int = 10_000  # at most so many are held out
     epochs: int = 100  # at most; early stopping ends sooner
     steps_per_epoch: int = 0  # gradient steps; 0: one pass over the training transitions
     patience: int = 5  # epochs without improvement after which a network stops

@@ -70,6 +70,7 @@ def check_actions(name: str, action: np.ndarray) -> None:
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(
-            f"action of {name} = {action[first]:.6g} at index {first} (rescaled by the bounds): expected [-1, 1]; "
-            f"{int(bad.sum())} of {bad.size} entries are outside. Correct the bounds stored with the data, or clip the actions."
+            f"action of {name} = {action[first]:.6g} at index {first} (rescaled by its bounds): expected [-1, 1]; "
+            f"{int(bad.sum())} of {bad.size} entries are outside. Flat files say their bounds, [A] each, under action_low and "
+            "action_high (-1 and 1 where they do not); correct them, or the actions."
         )

@@ -40,6 +40,7 @@ def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | 
 
     The effective size falls as the exponent grows, so bisection finds it; 40 halvings leave `most` / 10^12.
     """
+    log_likelihood = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood)
     wanted = share * log_likelihood.shape[0]
 
     def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
@@ -84,7 +85,7 @@ def smc(
     see = _looker(guided, batch_size)
     x = sigmas[0] * jax.random.normal(key_start, (particles, *shape))
     look = see(x, sigmas[0])
-    start = Population(x, look, look, look.log_twist, jnp.zeros(()))
+    start = Population(x, look, look, _usable(look.log_twist), jnp.zeros(()))
 
     def step(population: Population, at: tuple[Array, Array, Array, Array]) -> tuple[Population, tuple[Array, Array]]:
         key, sigma, sigma_next, after = at
@@ -94,14 +95,14 @@ def smc(
         moved, correction = _propose(key_move, population, sigma, sigma_next)
         look = see(moved, sigma_next)
         ahead = carried(look, population.look, sigma, sigma_next, after) if order == "second" else look
-        log_weight = population.log_weight + look.log_twist - population.look.log_twist + correction
+        log_weight = _usable(population.log_weight + look.log_twist - population.look.log_twist + correction)
         return Population(moved, look, ahead, log_weight, population.log_normaliser), (share, share < threshold)
 
     keys = jax.random.split(key_march, sigmas.shape[0] - 2)
     population, (shares, resampled) = jax.lax.scan(step, start, (keys, sigmas[:-2], sigmas[1:-1], sigmas[2:]))
     # the last step has no noise: it ends at the denoised point, under proposal and model alike
     x = population.look.denoised
-    log_weight = population.log_weight + jax.vmap(guided.log_target)(x) - population.look.log_twist
+    log_weight = _usable(population.log_weight + jax.vmap(guided.log_target)(x) - population.look.log_twist)
     share = effective_sample_size(log_weight) / particles
     info = {
         "log_normaliser": population.log_normaliser + _log_mean(log_weight),
@@ -130,6 +131,11 @@ def _looker(guided: Guided, batch_size: int) -> Callable[[Array, Array], Look]:
         return jax.vmap(one)(x) if batch_size == 0 else jax.lax.map(one, x, batch_size=min(batch_size, len(x)))
 
     return see
+
+
+def _usable(log_weight: Array) -> Array:
+    """Log weights [P]; a particle that has left the numbers weighs nothing."""
+    return jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
 
 
 def _log_mean(log_weight: Array) -> Array:

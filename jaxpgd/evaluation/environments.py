@@ -25,7 +25,7 @@ def is_builtin(info: DatasetInfo) -> bool:
 
 
 def require_environment(info: DatasetInfo) -> None:
-    """Check that the environment of `info` can be made and takes actions of the dataset's size.
+    """Check that the environment of `info` can be made and takes actions of the dataset's size and bounds.
 
     Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
     environment is unknown, or an extra is not installed.
@@ -35,10 +35,16 @@ def require_environment(info: DatasetInfo) -> None:
     if is_builtin(info):
         return
     env = make_environment(info)
-    shape = env.action_space.shape
+    shape, space = env.action_space.shape, env.action_space
     env.close()
     check(shape == (len(info.action_low),), "env_id", info.env_id,
           f"an environment with {len(info.action_low)} action entries as in the dataset, not {shape}")  # fmt: skip
+    if not isinstance(space, gymnasium.spaces.Box):
+        return
+    for name, ours, theirs in (("action_low", info.action_low, space.low), ("action_high", info.action_high, space.high)):
+        same = np.isclose(ours, theirs, rtol=1e-4, atol=1e-6) | ~np.isfinite(theirs)
+        check(bool(np.all(same)), f"{name} of {info.name}", list(ours), f"that of {info.env_id}, {theirs.tolist()}",
+              f"Store action_low and action_high, [{len(ours)}] each, with the data: actions are scaled by them.")  # fmt: skip
 
 
 def make_environment(info: DatasetInfo) -> gymnasium.Env:

@@ -1,5 +1,6 @@
 """Running a training program from Python: compiled chunks with progress, logs and checkpoints in between."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.errors import DivergenceError
+from jaxpgd.errors import DivergenceError, InputError
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.training.program import Program
@@ -56,6 +57,11 @@ def drive(
     found = store.restore(jax.eval_shape(init, key, data))
     if found is not None and found[1] == program.chunks and run.is_done(stage):
         return found[0]
+    if not run.claimed:
+        raise InputError(
+            f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
+            f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
+        )
     began = time.monotonic()
     if found is None:
         with StageProgress(f"{stage}, start", 1, "state") as progress:
@@ -78,27 +84,34 @@ def drive(
                 row |= after_chunk(done, state)
             run.log.write(stage, done, row)
             progress.advance(program.steps_per_chunk, _note(metrics, note))
-            if done == program.chunks or stop.requested or time.monotonic() - saved >= run.config.checkpoint_seconds:
+            asked = stop.requested
+            if done == program.chunks or asked or time.monotonic() - saved >= run.config.checkpoint_seconds:
                 store.save(done, state)
                 saved = time.monotonic()
-            if stop.requested and done < program.chunks:
+            if asked and done < program.chunks:
                 stop.leave()
-    run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
+        run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
+    if stop.requested:
+        stop.leave()
     return state
 
 
 def check_finite(row: dict[str, Any], stage: str, path: Path) -> None:
-    """Raise DivergenceError naming the first loss or gradient norm of a chunk that is not finite, and its seeds."""
+    """Raise DivergenceError naming the first loss or gradient norm of a chunk that is not finite for any seed.
+
+    Where other seeds go on, those that are lost are named in a warning.
+    """
     for name, value in row.items():
         if not name.endswith(("loss", "gradient_norm")):
             continue
-        bad = np.flatnonzero(~np.isfinite(np.atleast_1d(np.asarray(value, np.float64))))
-        if bad.size:
-            where = f" (seeds {', '.join(map(str, bad))})" if np.ndim(value) else ""
+        finite = np.isfinite(np.atleast_1d(np.asarray(value, np.float64)))
+        what = f"stage {stage!r} of {path}: {name} is not finite in the chunk that ends at step {row['step']}"
+        if not finite.any():
             raise DivergenceError(
-                f"stage {stage!r} of {path}: {name} is not finite in the chunk that ends at step {row['step']}{where}. The "
-                "last checkpoint is of before: a smaller learning rate or gradient clipping needs a new run."
+                f"{what}. The last checkpoint is of before: a smaller learning rate or gradient clipping needs a new run."
             )
+        if not finite.all():
+            print(f"warning: {what} (of {', '.join(map(str, np.flatnonzero(~finite)))})", file=sys.stderr, flush=True)
 
 
 def _note(metrics: Metrics, name: str) -> str:

@@ -29,9 +29,9 @@ from jaxpgd.types import Policy, Synthesis, Synthesizer
 LADDER: dict[str, dict[str, Any]] = {
     "published": {"kind": "published"},
     "reconstruction": {"kind": "reconstruction"},
-    "reconstruction, states held": {"kind": "reconstruction", "hold_states": True},
+    "reconstruction-held": {"kind": "reconstruction", "hold_states": True},  # no gradient through the policy's observation
     "moment": {"kind": "moment", "iterations": 2},
-    "smc": {"kind": "smc"},
+    "smc": {"kind": "smc", "proposal": "reconstruction"},
 }
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHOWN = ("log_likelihood", "dynamics_error", "persistence_error", "coverage", "terminal_rate", "forward_equivalents", "ess")
@@ -63,7 +63,11 @@ def frontier_runs(
     runs = [open_run(path) for path in paths]
     for run in runs:
         require_models(run)
-        check(run.config.data == runs[0].config.data, "data", run.config.data.name, f"the [data] settings of {paths[0]}")
+        for section in ("data", "sampler", "guidance"):
+            ours, first = getattr(run.config, section), getattr(runs[0].config, section)
+            check(ours == first, section, str(run.path), f"a run with the [{section}] settings of {paths[0]}")
+    target_path = out or runs[0].path / "frontier"
+    _make_directory(target_path)
     opened = [_open(run) for run in runs]
     target, name = _target(runs[0], *opened[0], policy, actor)
     found: list[dict[str, Any]] = []
@@ -79,7 +83,7 @@ def frontier_runs(
     }  # fmt: skip
     if max_dynamics_error > 0:
         result["largest"] = largest_coefficients(rows, max_dynamics_error)
-    _write(out or runs[0].path / "frontier", result)
+    _write(target_path, result)
     return result
 
 
@@ -128,7 +132,8 @@ def _cells(
     cells = [("unguided", 0.0), *((kind, c) for kind in kinds for c in coefficients)]
     for kind, coefficient in cells:
         settings = LADDER.get(kind, {"kind": "reconstruction"})
-        guidance = dataclasses.replace(config.guidance, **settings, coefficient=coefficient, target_ess=0.0)
+        rung = {"hold_states": False, "coefficient": coefficient, "target_ess": 0.0} | settings
+        guidance = dataclasses.replace(config.guidance, **rung)
         synthesizer = build_synthesizer(_with(config, guidance, count), models.denoiser, guided=coefficient > 0)
         made = _draw(key, synthesizer, policy, count)
         row = score_trajectories(jax.tree.map(np.asarray, made.trajectory), policy, prepared, real, key_score)
@@ -137,7 +142,7 @@ def _cells(
 
 
 def _with(config: Config, guidance: GuidanceConfig, count: int) -> Config:
-    """The config with this guidance; `smc` takes twice the steps, which its first-order sampler does at Heun's cost."""
+    """The config with this guidance; `smc` takes twice the steps: an evaluation each, as Heun's two."""
     guidance = dataclasses.replace(guidance, particles=count)
     steps = config.sampler.steps * (2 if guidance.kind == "smc" and config.sampler.kind == "heun" else 1)
     return dataclasses.replace(config, guidance=guidance, sampler=dataclasses.replace(config.sampler, steps=steps))
@@ -179,7 +184,8 @@ def dominated(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
             and other["dynamics_error"] < row["dynamics_error"]
         )
         found.setdefault(row["guidance"], [])
-        if next(better, None) is not None:
+        finite = np.isfinite([row["log_likelihood"], row["dynamics_error"]]).all()
+        if not finite or next(better, None) is not None:
             found[row["guidance"]].append(row["coefficient"])
     return found
 
@@ -191,17 +197,20 @@ def largest_coefficients(rows: list[dict[str, Any]], times: float) -> dict[str, 
     for kind in dict.fromkeys(row["guidance"] for row in rows if row["guidance"] != "unguided"):
         found[kind] = 0.0
         for row in sorted((r for r in rows if r["guidance"] == kind), key=lambda r: r["coefficient"]):
-            if row["dynamics_error"] > bound:
+            if not row["dynamics_error"] <= bound:  # nor where it is not a number
                 break
             found[kind] = row["coefficient"]
     return found
 
 
-def _write(out: Path, result: dict[str, Any]) -> None:
+def _make_directory(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
     write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1))
     plots.save(plots.frontier_figure(result["rows"]), out / "frontier.png")
     table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *SHOWN)} for row in result["rows"]]

@@ -1,5 +1,6 @@
 """Signals that end a run: the stage saves its state at the end of the chunk, then leaves."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -20,13 +21,15 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._request) for number in self.SIGNALS}
+            handled = [n for n in self.SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._request) for number in handled}
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
         self._restore()
-        print(f"{signal.Signals(number).name}: saving at the end of this chunk; send it again to stop at once", flush=True)
+        text = f"{signal.Signals(number).name}: saving at the end of this chunk; send it again to stop at once\n"
+        os.write(2, text.encode())  # print may be in the middle of a line
 
     def leave(self) -> None:
         """Raise what the signal asks for: KeyboardInterrupt for SIGINT, SystemExit (143) for SIGTERM."""

@@ -81,10 +81,12 @@ def quality_row(name: str, row: Row) -> Row:
         ("coverage", "coverage"),
         ("density", "density"),
         ("terminal_rate", "ending in a terminal"),
-        ("distance_to_truth", "distance to the weighted truth"),
     ):
         if key in row:
             shown[title] = _with_error(row, key) if f"{key}_se" in row else row[key]
+    if "unguided_distance_to_truth" in row:
+        title = "distance to the weighted truth of its coefficient (of unguided samples)"
+        shown[title] = f"{row['distance_to_truth']:.3f} ({row['unguided_distance_to_truth']:.3f})"
     return shown
 
 
@@ -138,9 +140,10 @@ def _guidance_verdicts(quality: Row) -> list[str]:
         key = f"sliced_wasserstein_{order}"
         if key in unguided:
             halves, held_out = (quality["reference"][name][key] for name in ("halves", "held_out"))
+            size = quality["reference"]["windows"]
             lines.append(
                 f"sliced W{order} distance to held-out windows: unguided {unguided[key]:.4f} "
-                f"(two halves of the real windows {halves:.4f}, real training windows {held_out:.4f})"
+                f"(two halves of {size} real windows each {halves:.4f}, training windows {held_out:.4f})"
             )
     lines.append(
         f"trajectories ending in a terminal: unguided {100 * unguided['terminal_rate']:.2f} %, "
@@ -273,7 +276,8 @@ def write_report(
             truth = quality["truth"]
             report.text(
                 f"The truth: {truth['rollouts']} behaviour rollouts weighted by the target policy's likelihood to the power "
-                f"{truth['coefficient']:g} (effective sample size {truth['effective_sample_size']:.0f})."
+                f"{truth['coefficient']:g} (effective sample size {truth['effective_sample_size']:.0f}). "
+                "Each row is held against the truth of its own coefficient; where too few rollouts count there is none."
             )
     for name, caption in figures.items():
         report.figure(name.replace("_", " ").capitalize(), run.figure(name), caption)

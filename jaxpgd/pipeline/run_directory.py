@@ -49,12 +49,18 @@ class RunLock:
     def __init__(self, path: Path):
         self.path = path / "run.lock"
         self.file: Any = None
+        self.owner = 0
 
     def take(self) -> None:
-        """Raises InputError where another process has it."""
-        if self.file is not None or fcntl is None:
+        """Raises InputError where another process has it, or where its file cannot be written."""
+        if fcntl is None or self._held():
             return
-        file = self.path.open("a+")
+        try:
+            file = self.path.open("a+")
+        except OSError as error:
+            raise InputError(
+                f"run = {str(self.path.parent)!r}: expected a directory that can be written ({error.strerror})."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -70,7 +76,13 @@ class RunLock:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        self.file = file
+        self.file, self.owner = file, os.getpid()
+
+    def _held(self) -> bool:
+        """Whether this very process has the lock of the file that is there now."""
+        if self.file is None or self.owner != os.getpid() or not self.path.exists():
+            return False
+        return os.fstat(self.file.fileno()).st_ino == self.path.stat().st_ino
 
     def release(self) -> None:
         """Let go."""
@@ -84,7 +96,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: Config):
         self.path, self.config = path, config
-        self.lock = RunLock(path)
+        self.lock, self.claimed = RunLock(path), False  # who claims a run may train in it
         self.log = MetricsLog(path / "metrics.jsonl", config.wandb_project, path.name)
 
     def checkpoints(self, stage: str) -> CheckpointStore:
@@ -133,20 +145,21 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     path = Path(config.out)
     stored = path / "config.toml"
     _check_writable(path)
-    if stored.exists():
-        _check_same(load_config(stored), config, path)
-        if not resume and not (path / "stages" / "report.json").exists():
-            raise InputError(
-                f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
-                "or choose another directory with --out."
-            )
-        return claim(RunDirectory(path, config))
     # A run that was killed while its directory was made has left some of these, and config.toml, written last, is missing.
     beginnings = {"run.lock", "stages", "versions.json", "versions.json.partial", "config.toml.partial"}
-    if path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
+    if not stored.exists() and path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
         raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        run = claim(RunDirectory(path, config))  # from here on nobody else writes
+        if stored.exists():
+            _check_same(load_config(stored), config, path)
+            if not resume and not (path / "stages" / "report.json").exists():
+                raise InputError(
+                    f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
+                    "or choose another directory with --out."
+                )
+            return run
         (path / "stages").mkdir(exist_ok=True)
         write_atomic(path / "versions.json", json.dumps(versions(), indent=1))
         write_atomic(stored, to_toml(config))
@@ -154,7 +167,7 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
         raise InputError(
             f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
         ) from error
-    return claim(RunDirectory(path, config))
+    return run
 
 
 _HELD: dict[Path, RunLock] = {}  # by directory: a process may open one again, as it does when a run is continued in Python
@@ -162,9 +175,9 @@ _HELD: dict[Path, RunLock] = {}  # by directory: a process may open one again, a
 
 def claim(run: RunDirectory) -> RunDirectory:
     """The run, locked by this process until it ends. Raises InputError where another process writes into it."""
-    path = run.path.absolute()
-    run.lock = _HELD.setdefault(path, run.lock)
+    run.lock = _HELD.setdefault(run.path.resolve(), run.lock)
     run.lock.take()
+    run.claimed = True
     return run
 
 

@@ -102,7 +102,8 @@ class DiffusionSynthesizer:
         cost = evaluations
         if self.guidance is not None and guided:
             cost = self.guidance.forward_equivalents(evaluations, self.sampling.sigmas.shape[0] - 1)
-        return {"evaluations": evaluations, "forward_equivalents": cost}
+        coefficient = self.guidance.coefficient if self.guidance is not None and guided else 0.0
+        return {"evaluations": evaluations, "forward_equivalents": cost, "coefficient": jnp.asarray(coefficient)}
 
     def populations(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
         """As `sample`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.

@@ -14,6 +14,7 @@ from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sampl
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
 
+_SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _CLIPPED = 0.999  # actions at which tokens are clipped
 
 
@@ -79,6 +80,7 @@ def _synthesize(
     made = synthesizer(key_sample, policy, start.obs)
     trajectory = resample(key_resample, made.trajectory, made.log_weight)
     account = _account(policy, start, trajectory, made.log_weight)
+    account["coefficient"] = jnp.asarray(made.info.get("coefficient", 0.0), jnp.float32)
     return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
 
 
@@ -87,6 +89,7 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
     `clipped_actions`, and the policy's log-likelihood per action, of the dataset (`data_log_likelihood`) and of what was made
     (`log_likelihood`; both left out for policies without a density)."""
     weight = jax.nn.softmax(log_weight)
+    real, scored = jax.tree.map(lambda x: x[:_SCORED], (real, made))
     account = {
         "ess": 1.0 / jnp.square(weight).sum() / log_weight.shape[0],
         "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(),
@@ -95,9 +98,9 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
         return account
     log_prob = jax.vmap(policy.log_prob)
     before = log_prob(real.obs, real.action).mean()
-    alive = jnp.cumprod(made.discount, axis=-1)
+    alive = jnp.cumprod(scored.discount, axis=-1)
     counted = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=-1)
-    after = jnp.where(counted > 0, jax.vmap(log_prob)(made.obs, made.action), 0.0).sum() / counted.sum()
+    after = jnp.where(counted > 0, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum() / counted.sum()
     return account | {"data_log_likelihood": before, "log_likelihood": after}
 
 

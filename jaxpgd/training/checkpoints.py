@@ -1,5 +1,6 @@
 """Checkpoints of training states: Orbax, one directory per chunk, with checksums, restored against an expected structure."""
 
+import errno
 import hashlib
 import json
 import re
@@ -16,6 +17,8 @@ import orbax.checkpoint as ocp
 from jaxpgd.errors import InputError
 
 CHECKSUMS = "checksums.json"  # of every entry's bytes, beside Orbax's files
+# what the system says of itself and not of the file
+_NOT_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM}
 _UNFINISHED = ".writing"  # suffix of a checkpoint that is not complete
 
 Tree = TypeVar("Tree")
@@ -97,11 +100,15 @@ def load_tree(path: Path, target: Tree) -> Tree:
         with ocp.StandardCheckpointer() as reader:
             values = reader.restore(path)
         _verify(path, values)
+    except MemoryError:
+        raise
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+            raise
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DamagedCheckpoint(
-            f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). `--resume` continues from the checkpoint before it, "
-            "or starts the stage again."
+            f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). The checkpoint before it is taken where there "
+            "is one."
         ) from error
     return unflatten(target, values, str(path))
 
@@ -112,6 +119,8 @@ def _verify(path: Path, values: dict[str, Any]) -> None:
     if not stored.exists():
         return
     expected = json.loads(stored.read_text())
+    if expected.keys() != values.keys():
+        raise ValueError(f"entries {sorted(expected.keys() ^ values.keys())[:3]} are not those that were written")
     for name, value in values.items():
         if expected.get(name) != checksum(np.asarray(value)):
             raise ValueError(f"checksum of entry {name!r} does not match")
@@ -139,22 +148,20 @@ class CheckpointStore:
             shutil.rmtree(self.directory / str(old))
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
-        """The newest state that can be read and its chunk count, or None where there is none.
+        """The newest state that can be read and its chunk count, or None where none was saved.
 
-        A damaged one is set aside with a message, and the one before it is taken. Where every one is damaged the
-        stage starts again. Raises InputError where it belongs to other settings.
+        A damaged one gives way, with a warning, to the one before. Raises InputError where every one is damaged, or where they
+        belong to other settings.
         """
-        damaged: InputError | None = None
+        damaged: DamagedCheckpoint | None = None
         for chunks in reversed(self.saved()):
-            path = self.directory / str(chunks)
             try:
-                return load_tree(path, target), chunks
+                return load_tree(self.directory / str(chunks), target), chunks
             except DamagedCheckpoint as error:
-                damaged = damaged or error
+                damaged = error
                 print(f"warning: {error}", file=sys.stderr, flush=True)
-                aside = path.with_name(path.name + ".damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
         if damaged is not None:
-            print(f"warning: no checkpoint in {self.directory} can be read: starting this stage again", file=sys.stderr)
+            raise DamagedCheckpoint(
+                f"checkpoints = {str(self.directory)!r}: every one is damaged. Delete this directory to start its stage again."
+            )
         return None

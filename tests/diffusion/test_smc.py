@@ -123,3 +123,19 @@ def test_largest_exponent_by_hand():
         np.testing.assert_allclose(largest_exponent(log_q, share, 10.0), wanted, rtol=1e-4)
     assert float(largest_exponent(log_q, 0.9, 0.1)) == pytest.approx(0.1)
     assert float(largest_exponent(jnp.zeros(5), 0.99, 3.0)) == pytest.approx(3.0)
+
+
+def test_a_particle_that_leaves_the_numbers_weighs_nothing():
+    class Breaks:
+        """The proposal, which loses every particle that starts above 30 in its first entry."""
+
+        inner = guided(0.5)
+        log_target = inner.log_target
+
+        def look(self, x, sigma):
+            return jax.tree.map(lambda v: jnp.where((x[0, 0] > 30.0) & (sigma > 20.0), jnp.nan, v), self.inner.look(x, sigma))
+
+    x, log_weight, info = smc(jax.random.key(0), Breaks(), SHAPE, karras_sigmas(6, 0.02, 80.0, 7.0), particles=32)
+    lost = np.isneginf(np.asarray(log_weight))
+    assert not np.isnan(log_weight).any() and np.isfinite(info["log_normaliser"]) and np.isfinite(x[~lost]).all()
+    assert float(info["ess"]) > 0

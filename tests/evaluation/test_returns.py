@@ -119,6 +119,13 @@ def test_environments_that_cannot_be_used_are_refused(bad, words):
         require_environment(bad)
 
 
+def test_other_action_bounds_than_the_environments_are_refused():
+    with pytest.raises(
+        InputError, match=r"action_low of .* = \[-1.0\]: expected that of jaxpgd/Countdown-v0, \[0.0\].*action_high"
+    ):
+        require_environment(dataclasses.replace(info(), action_low=(-1.0,)))
+
+
 def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
     find = importlib.util.find_spec
     absent = ("mujoco", "gymnasium_robotics")

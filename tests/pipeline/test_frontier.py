@@ -36,3 +36,5 @@ def test_largest_coefficients_by_hand() -> None:
     """Within 1.5 times 0.05: published leaves the bound at 1, though it comes back at 3."""
     assert largest_coefficients(ROWS, 1.5) == {"published": 0.3, "moment": 0.3}
     assert largest_coefficients(ROWS, 1.05) == {"published": 0.0, "moment": 0.0}
+    lost = [*ROWS[:1], row("moment", 0.3, -3.0, 0.055), row("moment", 1.0, float("nan"), float("nan"))]
+    assert largest_coefficients(lost, 1.5) == {"moment": 0.3} and dominated(lost) == {"moment": [1.0]}

@@ -1,6 +1,7 @@
 """Locks, signals and numbers that are not finite."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,9 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import DivergenceError, InputError
-from jaxpgd.pipeline import drive as driving
 from jaxpgd.pipeline.drive import check_finite, drive
 from jaxpgd.pipeline.interruption import Interruption
-from jaxpgd.pipeline.run_directory import RunLock, create_run
+from jaxpgd.pipeline.run_directory import RunLock, create_run, open_run
 from jaxpgd.settings import Config
 from jaxpgd.training.program import Program
 
@@ -68,11 +68,40 @@ def test_a_signal_saves_and_leaves(
     assert [row["chunk"] for row in run.log.read()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_signal_in_the_last_chunk_finishes_the_stage(tmp_path: Path) -> None:
+def test_a_signal_in_the_last_chunk_finishes_the_stage_and_leaves(tmp_path: Path) -> None:
     run = create_run(Config(out=str(tmp_path)), resume=False)
     kill = lambda done, state: os.kill(os.getpid(), signal.SIGTERM) or {} if done == 2 else {}
-    drive(run, "stage", jnp.zeros(()), counting(2), None, after_chunk=kill)
+    with pytest.raises(SystemExit):
+        drive(run, "stage", jnp.zeros(()), counting(2), None, after_chunk=kill)
     assert run.is_done("stage")
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_only_who_claims_a_run_trains_in_it(tmp_path: Path) -> None:
+    run = create_run(Config(out=str(tmp_path)), resume=False)
+    drive(run, "stage", jnp.zeros(()), counting(2), None)
+    reader = open_run(tmp_path)
+    assert float(drive(reader, "stage", jnp.zeros(()), counting(2), None)) == 2.0
+    with pytest.raises(InputError, match=r"stage 'other' cannot be read"):
+        drive(reader, "other", jnp.zeros(()), counting(2), None)
+
+
+def test_the_lock_is_of_the_directory_that_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    create_run(Config(out=str(out)), resume=False)
+    create_run(Config(out=str(tmp_path / "x" / ".." / "run")), resume=True)  # another name of it
+    shutil.rmtree(out)
+    create_run(Config(out=str(out)), resume=False)
+    other = subprocess.run([sys.executable, "-c", HOLD, str(out)], capture_output=True, text=True, check=False)
+    assert other.returncode != 0 and f"number {os.getpid()}" in other.stderr
 
 
 def test_threads_leave_signals_alone() -> None:
@@ -95,9 +124,11 @@ def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
     assert run.checkpoints("stage").saved()[-1] == 3 and not run.is_done("stage")
 
 
-def test_bad_seeds_are_named() -> None:
+def test_lost_seeds_are_named_and_all_lost_end_the_stage(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"step": 9, "returns": [np.nan], "critic_loss": np.array([1.0, np.inf, np.nan])}
-    with pytest.raises(DivergenceError, match=r"critic_loss is not finite .* step 9 \(seeds 1, 2\)"):
-        check_finite(row, "agent", Path("run"))
+    check_finite(row, "agent", Path("run"))
+    assert "critic_loss is not finite in the chunk that ends at step 9 (of 1, 2)" in capsys.readouterr().err
+    with pytest.raises(DivergenceError, match=r"critic_loss is not finite .* step 9\."):
+        check_finite(row | {"critic_loss": np.array([np.inf, np.nan])}, "agent", Path("run"))
     check_finite({"step": 9, "returns": [np.nan], "loss": 1.0}, "agent", Path("run"))
-    assert driving.check_finite is check_finite
+    assert not capsys.readouterr().err

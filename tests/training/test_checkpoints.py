@@ -1,9 +1,11 @@
+import errno
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxpgd.errors import InputError
@@ -56,7 +58,7 @@ def test_truncated_and_missing_files_name_the_path(tmp_path: Path) -> None:
     biggest = max((p for p in (tmp_path / "one").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = biggest.read_bytes()
     biggest.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"checkpoint = .*one.*damaged or incomplete.*--resume"):
+    with pytest.raises(InputError, match=r"checkpoint = .*one.*damaged or incomplete.*The checkpoint before it"):
         load_tree(tmp_path / "one", tree())
     for file in (p for p in (tmp_path / "one").rglob("*") if p.is_file()):
         file.write_bytes(b"")
@@ -110,11 +112,26 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path,
     found = store.restore(tree())
     assert found is not None and found[1] == 3
     same(found[0], tree(3.0))
-    assert "stage/5" in capsys.readouterr().err and store.saved() == [3]
-    for file in (p for p in (tmp_path / "stage" / "3").rglob("*") if p.is_file()):
+    assert "stage/5" in capsys.readouterr().err and store.saved() == [3, 5]  # nothing is lost by reading
+    store.save(5, tree(5.0))  # as a resumed stage does
+    found = store.restore(tree())
+    assert found is not None and found[1] == 5
+    for file in (p for p in (tmp_path / "stage").rglob("*") if p.is_file()):
         file.write_bytes(b"")
-    assert store.restore(tree()) is None and "starting this stage again" in capsys.readouterr().err
-    store.save(1, tree())
-    with pytest.raises(InputError, match="other settings"):  # not damage: it stays
+    with pytest.raises(InputError, match=r"checkpoints = .*every one is damaged. Delete this directory"):
+        store.restore(tree())
+    store.save(6, tree())
+    with pytest.raises(InputError, match="other settings"):  # not damage
         store.restore(tree(size=4))
-    assert store.saved() == [1]
+
+
+def test_what_the_system_lacks_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path / "stage")
+    store.save(1, tree())
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", refuse)
+    with pytest.raises(OSError, match="too many open files"):
+        store.restore(tree())
