@@ -136,7 +136,7 @@ def test_published_configs_cover_every_environment_with_both_agents():
 def test_readme_names_commands_targets_and_configs_that_exist():
     code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", readme(), flags=re.DOTALL | re.MULTILINE)
     lines = [line for block, span in code for line in (block or span).splitlines()]
-    started = [re.match(r"(?:\w+=\S+ )?(jaxpgd|make) ([a-z-]+)", line) for line in lines]
+    started = [re.match(r"(?:\w+=\S+ )?(jaxpgd|make) ([a-z][a-z-]+)", line) for line in lines]
     used = {m.groups() for m in started if m}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert used <= {("jaxpgd", c) for c in COMMANDS} | {("make", t) for t in targets}
