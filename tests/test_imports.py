@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jaxpgd"
-BASE = {"types", "errors"}
+BASE = {"types", "errors", "weights"}
 ALLOWED = {
     "errors": set(),
     "types": set(),
+    "weights": set(),
     "settings": set(),
     "config": {"errors", "settings"},
     "overrides": {"errors", "settings"},
     "packing": {*BASE, "settings"},
     "networks": {"types"},
-    "diffusion": {"types", "packing", "networks", "settings"},
+    "diffusion": {"types", "weights", "packing", "networks", "settings"},
     "dynamics": {*BASE, "packing", "networks", "settings"},
     "agents": {*BASE, "networks", "diffusion"},
     "envs": {*BASE, "packing"},

@@ -92,17 +92,24 @@ class _Step:
     ) -> tuple[Array, Array]:
         """A step of second order from sigmas[1] to sigmas[2], with the denoised point `before` at sigmas[0]; and its own."""
         key_before, key_noise, key_after = jax.random.split(key, 3)
-        sigma_before, sigma, sigma_next = sigmas
+        _, sigma, sigma_next = sigmas
         if self.before_step is not None:
             x = self.before_step(x, self.stage(key_before, index, sigma))
         x0 = self.denoise(x, sigma)
-        # the point in the middle of the step in log sigma, by the last two; at sigma 0, infinitely far, the last one
-        ratio = jnp.log(sigma / jnp.maximum(sigma_next, 1e-10)) / jnp.log(sigma_before / sigma)
-        point = x0 + jnp.where((index > 0) & (sigma_next > 0), 0.5 * ratio, 0.0) * (x0 - before)
+        point = x0 + jnp.where(index > 0, carry_weight(*sigmas), 0.0) * (x0 - before)
         shrink = (sigma_next / sigma) ** (1.0 + noise)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * noise))
         x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape)
         return self.finish(key_after, x, index, sigma_next), x0
+
+
+def carry_weight(sigma_before: Array, sigma: Array, sigma_next: Array) -> Array:
+    """Share [] of its last change by which a denoised point at sigma is carried on to the middle of the next step in log sigma.
+
+    None at the step to sigma 0, which is infinitely far.
+    """
+    ratio = jnp.log(sigma / jnp.maximum(sigma_next, 1e-10)) / jnp.log(sigma_before / sigma)
+    return jnp.where(sigma_next > 0, 0.5 * ratio, 0.0)
 
 
 def _march(step: Callable[..., Array], x: Array, keys: Array, sigmas: Array) -> Array:

@@ -16,7 +16,9 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.guidance import Guided, Look
+from jaxpgd.diffusion.samplers import carry_weight
 from jaxpgd.types import Metrics
+from jaxpgd.weights import effective_sample_size, systematic
 
 
 @struct.dataclass
@@ -28,11 +30,6 @@ class Population:
     ahead: Look  # [P, ...]; the points of `look` carried on from those of the step before: what the next step goes towards
     log_weight: Array  # [P]
     log_normaliser: Array  # [], of what was resampled away
-
-
-def effective_sample_size(log_weight: Array) -> Array:
-    """(sum w)^2 / sum w^2 [] of log weights [P]."""
-    return 1.0 / jnp.square(jax.nn.softmax(log_weight)).sum()
 
 
 def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | float) -> Array:
@@ -52,14 +49,6 @@ def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | 
     top = jnp.asarray(most, log_likelihood.dtype)
     (low, _), _ = jax.lax.scan(halve, (jnp.zeros_like(top), top), None, length=40)
     return jnp.where(effective_sample_size(top * log_likelihood) >= wanted, top, low)
-
-
-def systematic(key: Array, log_weight: Array) -> Array:
-    """Indices [P] in which particle i occurs P w_i times, rounded up or down (Kitagawa 1996)."""
-    count = log_weight.shape[0]
-    cumulative = jnp.cumsum(jax.nn.softmax(log_weight))
-    positions = (jnp.arange(count) + jax.random.uniform(key)) / count * cumulative[-1]
-    return jnp.minimum(jnp.searchsorted(cumulative, positions, side="right"), count - 1)
 
 
 def smc(
@@ -119,8 +108,7 @@ def carried(look: Look, before: Look, sigma_before: Array, sigma: Array, after: 
 
     At the last step, to sigma 0, they stay: it ends at the denoised point itself.
     """
-    ratio = jnp.log(sigma / jnp.maximum(after, 1e-10)) / jnp.log(sigma_before / sigma)
-    weight = jnp.where(after > 0, 0.5 * ratio, 0.0)
+    weight = carry_weight(sigma_before, sigma, after)
     forward = lambda now, then: now + weight * (now - then)
     return Look(forward(look.denoised, before.denoised), forward(look.guided, before.guided), look.log_twist)
 

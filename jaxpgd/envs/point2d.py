@@ -121,9 +121,3 @@ def importance_truth(
     trajectory, _ = collect(key, env, behaviour_policy(env), samples)
     log_prob = jax.vmap(jax.vmap(policy.log_prob))(trajectory.obs, trajectory.action)
     return trajectory, coefficient * jnp.sum(log_prob, axis=-1)
-
-
-def effective_sample_size(log_weight: Array) -> Array:
-    """(sum w)^2 / sum w^2 [] of log weights [N]."""
-    weight = jax.nn.softmax(log_weight)
-    return 1.0 / jnp.sum(weight**2)

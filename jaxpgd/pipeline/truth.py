@@ -10,11 +10,12 @@ from jax import Array
 
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.envs.builtin import builtin_environment
-from jaxpgd.envs.point2d import effective_sample_size, importance_truth
+from jaxpgd.envs.point2d import importance_truth
 from jaxpgd.evaluation.distances import sliced_wasserstein
 from jaxpgd.evaluation.environments import is_builtin
 from jaxpgd.training.denoiser import Windows
 from jaxpgd.types import Policy, Trajectory
+from jaxpgd.weights import effective_sample_size
 
 ROLLOUTS = 20_000
 LEAST_EFFECTIVE_SIZE = 500.0  # below it the weighted rollouts say too little of the target

@@ -6,6 +6,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.types import Trajectory, Transition
+from jaxpgd.weights import systematic
 
 
 @struct.dataclass
@@ -37,10 +38,7 @@ def _usable(mask: Array) -> tuple[Array, Array]:
 
 def resample(key: Array, trajectory: Trajectory, log_weight: Array) -> Trajectory:
     """N unweighted trajectories from N weighted ones (systematic resampling; with equal weights, each of them once)."""
-    count = log_weight.shape[0]
-    positions = (jnp.arange(count) + jax.random.uniform(key, minval=0.01, maxval=0.99)) / count
-    index = jnp.searchsorted(jnp.cumsum(jax.nn.softmax(log_weight)), positions)
-    index = jnp.minimum(index, count - 1)  # the last sum may round to less than 1
+    index = systematic(key, log_weight)
     return jax.tree.map(lambda x: x[index], trajectory)
 
 

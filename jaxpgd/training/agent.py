@@ -13,6 +13,7 @@ from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sample_mixed, sample_real, terminal_share
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
+from jaxpgd.weights import effective_sample_size
 
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _CLIPPED = 0.999  # actions at which tokens are clipped
@@ -88,10 +89,9 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
     """What a generation is like, before any filter, each []: `ess` of its weights as a share (1: none were needed), share of
     `clipped_actions`, and the policy's log-likelihood per action, of the dataset (`data_log_likelihood`) and of what was made
     (`log_likelihood`; both left out for policies without a density)."""
-    weight = jax.nn.softmax(log_weight)
     real, scored = jax.tree.map(lambda x: x[:_SCORED], (real, made))
     account = {
-        "ess": 1.0 / jnp.square(weight).sum() / log_weight.shape[0],
+        "ess": effective_sample_size(log_weight) / log_weight.shape[0],
         "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(),
     }
     if policy.log_prob_fn is None:

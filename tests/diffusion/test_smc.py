@@ -8,13 +8,14 @@ import pytest
 from jaxpgd.diffusion.guidance import Look
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
-from jaxpgd.diffusion.smc import carried, effective_sample_size, largest_exponent, smc, systematic
+from jaxpgd.diffusion.smc import carried, largest_exponent, smc
 from jaxpgd.envs.gaussian_tilt import fitted, gaussian_wasserstein, log_normaliser, tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as CODEC_1D
 from jaxpgd.envs.mixture import gaussian_policy, mixture
 from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Policy
+from jaxpgd.weights import effective_sample_size, systematic
 
 PROBLEM = tilted_problem(*reference_case())
 CODEC = TokenCodec(

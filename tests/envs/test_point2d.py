@@ -12,11 +12,11 @@ from jaxpgd.envs.point2d import (
     Point2D,
     behaviour_policy,
     collect,
-    effective_sample_size,
     importance_truth,
     target_policy,
 )
 from jaxpgd.errors import InputError
+from jaxpgd.weights import effective_sample_size
 
 ENV = Point2D()
 
