@@ -259,3 +259,11 @@ def run() -> dict[str, Any]:
         found[name] = list(mixture_rows(behaviour))
         print(f"\n{name}\n{table(found[name])}", flush=True)
     return {"suite": "guidance", **describe_device(), "samples": COUNT, "rows": found}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from benchmarks.__main__ import main
+
+    main(["guidance", *sys.argv[1:]])

@@ -146,8 +146,9 @@ _NOT_NEGATIVE = (
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "
-    "guidance.damping sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
-    "agent.diffusion_ql.decay_updates agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
+    "guidance.max_dynamics_error guidance.damping sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
+    "agent.iql.decay_updates agent.cql.cloning_updates agent.diffusion_ql.decay_updates "
+    "agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
     "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()
 _SHARES = (
@@ -190,6 +191,12 @@ def validate(config: Config) -> None:
         want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
         check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
               "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
+        check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
+              "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
+    check(g.target_ess == 0 or g.kind != "published", "guidance.target_ess", g.target_ess,
+          "0 where guidance.kind is 'published', whose coefficient is a step size and no exponent")  # fmt: skip
+    check(g.max_dynamics_error == 0 or g.target_ess == 0, "guidance.max_dynamics_error", g.max_dynamics_error,
+          f"0 where guidance.target_ess = {g.target_ess} chooses the coefficient")  # fmt: skip
     check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
           f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
     ranges = (

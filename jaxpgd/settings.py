@@ -74,8 +74,9 @@ class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
     kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
-    coefficient: float = 1.0  # lambda; with target_ess the largest that may be chosen
+    coefficient: float = 1.0  # lambda; with target_ess or max_dynamics_error the largest that may be chosen
     target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
+    max_dynamics_error: float = 0.0  # above 0: largest lambda whose dynamics error is within this times the unguided
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule
@@ -84,7 +85,7 @@ class GuidanceConfig:
     damping: float = 0.0  # moment: added to the diagonal of the system
     proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by
     order: Literal["first", "second"] = "second"  # smc: of the steps
-    particles: int = 256  # smc: trajectories of a population
+    particles: int = 256  # smc: trajectories of a population, at most
     threshold: float = 0.5  # smc: resampled where the effective size falls under this share of the population
     sigma_min: float = 0.0  # guide only for sigma in [sigma_min, sigma_max]
     sigma_max: float = 1e9
@@ -178,6 +179,7 @@ class IQLConfig:
     """IQL (arXiv 2110.06169) with PGD's settings."""
 
     lr: float = 3e-4
+    decay_updates: float = 0.0  # cosine decay of the actor's lr to 0 over so many updates (IQL: all of them); 0: none
     gamma: float = 0.99
     polyak: float = 0.005
     tau: float = 0.7  # expectile
@@ -211,6 +213,7 @@ class CQLConfig:
     n_actions: int = 10  # actions drawn for that term: so many uniformly, from the policy at s, and from it at s'
     initial_alpha: float = 1.0  # entropy temperature at the start; learned
     target_entropy: float = -1.0  # per action dimension
+    cloning_updates: float = 0.0  # first updates in which the actor clones the data (CQL's code on MuJoCo: 40,000)
     adam_eps: float = 1e-8
     hidden: tuple[int, ...] = (256, 256)
 

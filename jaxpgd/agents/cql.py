@@ -37,6 +37,7 @@ class CQLHypers:
     cql_temperature: Array | float = 1.0  # of the soft maximum in the conservative term
     initial_alpha: Array | float = 1.0  # entropy temperature at the start
     target_entropy: Array | float = -1.0  # per action dimension
+    cloning_updates: Array | float = 0.0  # first updates in which the actor clones the data instead of raising Q
     adam_eps: Array | float = 1e-8
 
 
@@ -51,6 +52,7 @@ class CQLState:
     actor_opt: PyTree
     critic_opt: PyTree
     alpha_opt: PyTree
+    updates: Array  # []
     hypers: CQLHypers
 
 
@@ -90,6 +92,7 @@ class _CQL:
             actor_opt=common.adam_init(actor),
             critic_opt=common.adam_init(critic),
             alpha_opt=common.adam_init(log_alpha),
+            updates=jnp.zeros((), jnp.int32),
             hypers=hypers,
         )
 
@@ -104,7 +107,8 @@ class _CQL:
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.critic_lr, h.adam_eps)
 
         actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
-        (actor_loss, log_prob), grads = actor_grad(key_actor, state.actor, critic, batch, jnp.exp(state.log_alpha))
+        cloning = state.updates < h.cloning_updates
+        (actor_loss, log_prob), grads = actor_grad(key_actor, state.actor, critic, batch, jnp.exp(state.log_alpha), cloning)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.actor_lr, h.adam_eps)
 
         # the gradient of -log_alpha * (log pi + target entropy)
@@ -114,7 +118,8 @@ class _CQL:
         metrics |= {"critic_loss": critic_loss, "actor_loss": actor_loss, "target_mean": targets.mean()}
         metrics |= {"entropy": -log_prob.mean(), "alpha": jnp.exp(log_alpha)}
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
-        return CQLState(actor, critic, log_alpha, target_critic, actor_opt, critic_opt, alpha_opt, h), metrics
+        optimisers = (actor_opt, critic_opt, alpha_opt)
+        return CQLState(actor, critic, log_alpha, target_critic, *optimisers, state.updates + 1, h), metrics
 
     def targets(self, key: Array, state: CQLState, batch: Transition) -> Array:
         """r + gamma * discount * min Q'(s', a') with a' from the actor, [B]."""
@@ -148,11 +153,17 @@ class _CQL:
         gap = (log_integral(q[:, 1:], log_density, h.cql_temperature) - q[:, 0]).mean(axis=-1).sum()
         return error + h.weight * gap, {"q_error": error, "conservative_gap": gap, "q_mean": q[:, 0].mean()}
 
-    def actor_loss(self, key: Array, params: PyTree, critic: PyTree, batch: Transition, alpha: Array) -> tuple[Array, Array]:
-        """alpha * log pi(a | s) - min Q(s, a) with a from the actor, averaged over the batch [B]; also log pi, [B]."""
+    def actor_loss(
+        self, key: Array, params: PyTree, critic: PyTree, batch: Transition, alpha: Array, cloning: Array
+    ) -> tuple[Array, Array]:
+        """alpha * log pi(a | s) - min Q(s, a) with a from the actor, averaged over the batch [B]; also log pi, [B].
+
+        While `cloning` [] the log-density of the data's action stands in the place of Q, as in the authors' code.
+        """
         action, log_prob = self.draw(key, params, batch.obs)
         q = self.critics.apply(critic, batch.obs, action).min(axis=0)
-        return (alpha * log_prob - q).mean(), log_prob
+        cloned = self.log_prob(params, batch.obs, batch.action, 0.0)
+        return (alpha * log_prob - jnp.where(cloning, cloned, q)).mean(), log_prob
 
     def draw(self, key: Array, actor: PyTree, obs: Array) -> tuple[Array, Array]:
         """Actions [..., A] at obs [..., O] and their log-densities [...]."""

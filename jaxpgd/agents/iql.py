@@ -23,6 +23,7 @@ class IQLHypers:
     """Numeric settings; any of them may be traced. Defaults are those of PGD (arXiv 2404.06356, appendix)."""
 
     lr: Array | float = 3e-4
+    decay_updates: Array | float = 0.0  # cosine decay of the actor's lr to 0 over so many updates; 0: none
     gamma: Array | float = 0.99
     polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
     tau: Array | float = 0.7  # expectile
@@ -42,6 +43,7 @@ class IQLState:
     actor_opt: PyTree
     critic_opt: PyTree
     value_opt: PyTree
+    updates: Array  # []
     hypers: IQLHypers
 
 
@@ -78,6 +80,7 @@ class _IQL:
             actor_opt=common.adam_init(actor),
             critic_opt=common.adam_init(critic),
             value_opt=common.adam_init(value),
+            updates=jnp.zeros((), jnp.int32),
             hypers=common.as_arrays(hypers),
         )
 
@@ -91,7 +94,8 @@ class _IQL:
         advantage = q - self.value.apply(value, batch.obs)
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
-        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+        actor_lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, actor_lr, h.adam_eps)
 
         targets = batch.reward + h.gamma * batch.discount * self.value.apply(value, batch.next_obs)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
@@ -100,7 +104,8 @@ class _IQL:
         metrics = {"value_loss": value_loss, "actor_loss": actor_loss, "critic_loss": critic_loss, "q_mean": q.mean()}
         metrics |= {"advantage_mean": advantage.mean(), "weight_mean": weight.mean(), "target_mean": targets.mean()}
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
-        return IQLState(actor, critic, value, target_critic, actor_opt, critic_opt, value_opt, h), metrics
+        optimisers = (actor_opt, critic_opt, value_opt)
+        return IQLState(actor, critic, value, target_critic, *optimisers, state.updates + 1, h), metrics
 
     def value_loss(self, params: PyTree, batch: Transition, q: Array, tau: Array | float) -> Array:
         return expectile_loss(q - self.value.apply(params, batch.obs), tau).mean()

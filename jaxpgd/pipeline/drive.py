@@ -44,11 +44,13 @@ def drive(
     *,
     unit: str = "steps",
     note: str = "loss",
+    before_chunk: Callable[[int, State, PyTree], tuple[PyTree, dict[str, Any]]] | None = None,
     after_chunk: Callable[[int, State], dict[str, Any]] | None = None,
 ) -> State:
     """Run or resume `program` as `stage` of a run; returns its final state. A finished stage is only read.
 
-    After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations). The state is
+    After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations), and so may
+    `before_chunk(chunks done, state, data)`, whose data, of the same shapes, the chunk gets instead. The state is
     checkpointed at least `checkpoint_seconds` apart, at the end, and where SIGINT or SIGTERM asks to stop.
     Raises DivergenceError where a loss or a gradient is not finite; the last checkpoint is of before.
     """
@@ -59,8 +61,8 @@ def drive(
         return found[0]
     if not run.claimed:
         raise InputError(
-            f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
-            f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
+            f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read: it is damaged, or of another "
+            f"version of jaxpgd than this. Train that stage again with `jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
     began = time.monotonic()
     if found is None:
@@ -76,9 +78,10 @@ def drive(
     saved = time.monotonic()
     with Interruption() as stop, StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
         while done < program.chunks:
-            state, metrics = chunk(state, data, jnp.asarray(done))
+            given, chosen = (data, {}) if before_chunk is None else before_chunk(done, state, data)
+            state, metrics = chunk(state, given, jnp.asarray(done))
             done += 1
-            row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics)}
+            row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
             check_finite(row, stage, run.path)
             if after_chunk is not None:
                 row |= after_chunk(done, state)

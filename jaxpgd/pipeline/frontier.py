@@ -21,6 +21,7 @@ from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, known_tar
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
 from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.pipeline.truth import known_truth
 from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.training.logs import plain
@@ -35,6 +36,7 @@ LADDER: dict[str, dict[str, Any]] = {
 }
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHOWN = ("log_likelihood", "dynamics_error", "persistence_error", "coverage", "terminal_rate", "forward_equivalents", "ess")
+DISTANCES = ("distance_to_truth", "unguided_distance_to_truth")  # where importance weights make the target known
 
 
 def frontier_runs(
@@ -126,17 +128,23 @@ def _cells(
 ) -> Any:
     """A row for each guidance and coefficient of one denoiser, the unguided one first; the same noise in all."""
     assert models.denoiser is not None
-    key, key_score = jax.random.split(jax.random.fold_in(stage_key(config, "frontier"), seed))
+    key, key_score, key_truth = jax.random.split(jax.random.fold_in(stage_key(config, "frontier"), seed), 3)
+    truth = known_truth(prepared.dataset, policy, sorted(coefficients), key_truth)
     held_out = np.random.default_rng(0).permutation(np.asarray(prepared.windows.validation))[:count]
     real = flat_tokens(prepared.windows, real_windows(prepared.windows, held_out))
     cells = [("unguided", 0.0), *((kind, c) for kind in kinds for c in coefficients)]
+    plain = None
     for kind, coefficient in cells:
         settings = LADDER.get(kind, {"kind": "reconstruction"})
-        rung = {"hold_states": False, "coefficient": coefficient, "target_ess": 0.0} | settings
+        rung = {"hold_states": False, "coefficient": coefficient, "target_ess": 0.0, "max_dynamics_error": 0.0} | settings
         guidance = dataclasses.replace(config.guidance, **rung)
         synthesizer = build_synthesizer(_with(config, guidance, count), models.denoiser, guided=coefficient > 0)
         made = _draw(key, synthesizer, policy, count)
-        row = score_trajectories(jax.tree.map(np.asarray, made.trajectory), policy, prepared, real, key_score)
+        trajectory = jax.tree.map(np.asarray, made.trajectory)
+        plain = trajectory if plain is None else plain
+        row = score_trajectories(trajectory, policy, prepared, real, key_score)
+        if truth is not None:
+            row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
         info = {k: float(made.info[k]) for k in ("forward_equivalents", "ess") if k in made.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 
@@ -162,7 +170,7 @@ def summarise_cells(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (guidance, coefficient), members in groups.items():
         row: dict[str, Any] = {"guidance": guidance, "coefficient": coefficient, "runs": len(members)}
-        for name in SHOWN:
+        for name in (*SHOWN, *DISTANCES):
             values = [float(m[name]) for m in members if name in m]
             if values:
                 row |= {name: float(np.mean(values)), f"{name}_low": min(values), f"{name}_high": max(values)}
@@ -213,7 +221,8 @@ def _make_directory(out: Path) -> None:
 def _write(out: Path, result: dict[str, Any]) -> None:
     write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1))
     plots.save(plots.frontier_figure(result["rows"]), out / "frontier.png")
-    table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *SHOWN)} for row in result["rows"]]
+    shown = [name for name in (*SHOWN, *DISTANCES) if any(name in row for row in result["rows"])]
+    table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *shown)} for row in result["rows"]]
     notes = [
         f"target: {result['target']}; {result['trajectories']} trajectories a cell, {len(result['runs'])} denoisers of "
         f"{result['dataset']}; means over them.",

@@ -152,14 +152,11 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
             assert denoiser is not None
             made = _sample(key, config, denoiser, policy, coefficient)
             row = {"coefficient": coefficient, **score_trajectories(made, policy, prepared, flat, key_scores, behaviour)}
-            if truth is not None:
-                row |= truth.distances(key_scores, windows, made, coefficient)
-                if coefficient > 0 and "distance_to_truth" in row:  # what no guidance would be worth at this coefficient
-                    plain = truth.distances(key_scores, windows, samples["unguided"], coefficient)
-                    row["unguided_distance_to_truth"] = plain["distance_to_truth"]
-            result["rows"].append(row)
             if coefficient in (0.0, config.guidance.coefficient):
                 samples["unguided" if coefficient == 0 else "guided"] = made
+            if truth is not None:
+                row |= truth.compared(key_scores, windows, made, samples["unguided"], coefficient)
+            result["rows"].append(row)
             progress.advance(1)
         for arm in others:
             made = _imagine(key, config, prepared, arm_synthesizer(config, models, arm), policy)

@@ -105,6 +105,8 @@ def verdicts(quality: Row) -> list[str]:
     if not quality:
         return []
     lines = [] if not quality["rows"] else _guidance_verdicts(quality)
+    if "dynamics_error" not in quality["real"]:
+        lines.append("no dynamics error: no simulator replays this environment")
     for arm, row in quality.get("arms", {}).items():
         if "dynamics_error" in row:
             lines.append(

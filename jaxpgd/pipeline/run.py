@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxpgd.errors import check
+from jaxpgd.pipeline.calibration import check_calibration
 from jaxpgd.pipeline.models import check_models, models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
@@ -22,6 +23,7 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
     prepared = prepare(config)
     check_models(config, prepared)
+    check_calibration(config, prepared)
     run = create_run(config, resume=resume)
     info = prepared.dataset.info
     print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
@@ -41,8 +43,9 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
     """Every stage of a run; returns its directory. Stages already done are skipped. Raises InputError."""
     began = time.monotonic()
     run, prepared = _open(config, resume)
-    models = models_stage(run, prepared)
-    _finish(run, prepared, models, _policies(run, prepared, models))
+    with run:
+        models = models_stage(run, prepared)
+        _finish(run, prepared, models, _policies(run, prepared, models))
     print(f"done in {clock(time.monotonic() - began)}", flush=True)
     return run.path
 
@@ -50,15 +53,17 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
 def run_denoiser(config: Config, *, resume: bool = False) -> Path:
     """The models that the arms need (denoisers, world model) alone; `run_agents` and `run_evaluation` continue."""
     run, prepared = _open(config, resume)
-    models_stage(run, prepared)
+    with run:
+        models_stage(run, prepared)
     print(f"models trained; continue with: jaxpgd train-agent {run.path}")
     return run.path
 
 
 def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
-    run = claim(open_run(path))
+    run = open_run(path)
     require_models(run)
     prepared = prepare(run.config)
+    run = claim(run)
     return run, prepared, models_stage(run, prepared)
 
 
@@ -67,8 +72,9 @@ def run_agents(path: str, arm: str | None = None) -> None:
     run = open_run(path)
     check(arm is None or arm in run.config.arms, "--arm", arm, f"one of {', '.join(run.config.arms)}")
     run, prepared, models = _reopen(path)
-    for each in [arm] if arm else run.config.arms:
-        agent_stage(run, prepared, models, each)
+    with run:
+        for each in [arm] if arm else run.config.arms:
+            agent_stage(run, prepared, models, each)
 
 
 def run_evaluation(path: str) -> None:
@@ -77,7 +83,8 @@ def run_evaluation(path: str) -> None:
     for arm in run.config.arms:
         run.require(f"agent-{arm}", f"jaxpgd train-agent {path}")
     run, prepared, models = _reopen(path)
-    _finish(run, prepared, models, _policies(run, prepared, models))
+    with run:
+        _finish(run, prepared, models, _policies(run, prepared, models))
 
 
 def _policies(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str, Policy]:
@@ -86,7 +93,7 @@ def _policies(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str
 
 def run_report(path: str) -> None:
     """Figures and report.html again, from what the run holds."""
-    run = claim(open_run(path))
-    run.require("returns", f"jaxpgd evaluate {path}")
-    quality: dict[str, Any] = run.read_json("quality.json")
-    report_stage(run, prepare(run.config), run.read_json("returns.json"), quality)
+    with claim(open_run(path)) as run:
+        run.require("returns", f"jaxpgd evaluate {path}")
+        quality: dict[str, Any] = run.read_json("quality.json")
+        report_stage(run, prepare(run.config), run.read_json("returns.json"), quality)

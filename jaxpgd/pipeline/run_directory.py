@@ -99,6 +99,13 @@ class RunDirectory:
         self.lock, self.claimed = RunLock(path), False  # who claims a run may train in it
         self.log = MetricsLog(path / "metrics.jsonl", config.wandb_project, path.name)
 
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Other processes may write again."""
+        self.lock.release()
+
     def checkpoints(self, stage: str) -> CheckpointStore:
         """The checkpoints of a stage."""
         return CheckpointStore(self.path / "checkpoints" / stage)
@@ -174,7 +181,10 @@ _HELD: dict[Path, RunLock] = {}  # by directory: a process may open one again, a
 
 
 def claim(run: RunDirectory) -> RunDirectory:
-    """The run, locked by this process until it ends. Raises InputError where another process writes into it."""
+    """The run, locked by this process until a `with` of it ends, or the process.
+
+    Raises InputError where another process writes into it.
+    """
     run.lock = _HELD.setdefault(run.path.resolve(), run.lock)
     run.lock.take()
     run.claimed = True

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import numpy as np
 from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import check
 from jaxpgd.evaluation.returns import evaluate
+from jaxpgd.pipeline.calibration import calibrate
 from jaxpgd.pipeline.drive import drive, over_seeds
 from jaxpgd.pipeline.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.agent import AgentState, agent_program
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
+from jaxpgd.training.agent import AgentState, Experience, agent_program, make_schedule
 from jaxpgd.types import Policy
 
 
@@ -37,7 +39,22 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
         found = evaluate(key_return, jax.vmap(agent.policy)(state.agent), dataset.info, episodes=episodes)
         return {"returns": found.returns.mean(-1)}
 
-    state = drive(run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk)
+    schedule = make_schedule(config.agent, config.synthesis)
+    most, times = config.guidance.coefficient, config.guidance.max_dynamics_error
+
+    def choose(done: int, state: AgentState, data: Experience) -> tuple[Experience, dict[str, Any]]:
+        if not schedule.due(done):
+            return data, {}
+        key_choice = jax.random.fold_in(stage_key(config, "calibration"), done)
+        synthesizer, policies = cast(DiffusionSynthesizer, data.synthesizer), jax.vmap(agent.policy)(state.agent)
+        coefficient, found = calibrate(key_choice, synthesizer, policies, prepared, most, times)
+        fixed = synthesizer.with_coefficient(jnp.asarray(coefficient, jnp.float32))
+        return data.replace(synthesizer=fixed), found  # type: ignore[attr-defined]
+
+    state = drive(
+        run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk,
+        before_chunk=choose if arm == "guided" and times > 0 else None,
+    )  # fmt: skip
     return jax.vmap(agent.policy)(state.agent)
 
 

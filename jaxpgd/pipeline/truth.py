@@ -50,6 +50,13 @@ class ImportanceTruth:
         weights = np.asarray(jax.nn.softmax(coefficient * jnp.asarray(self.log_likelihood)))
         return {"distance_to_truth": sliced_wasserstein(key, *flat, y_weights=weights)}
 
+    def compared(self, key: Array, windows: Windows, made: Trajectory, plain: Trajectory, coefficient: float) -> dict[str, Any]:
+        """`distances` of trajectories, and of the unguided ones `plain` to the same target: what no guidance would be worth."""
+        row = self.distances(key, windows, made, coefficient)
+        if coefficient > 0 and row:
+            row["unguided_distance_to_truth"] = self.distances(key, windows, plain, coefficient)["distance_to_truth"]
+        return row
+
     def summary(self) -> dict[str, Any]:
         """Rollouts, the coefficient of the comparison, and the effective sample size there."""
         size = self.effective_size(self.coefficient)

@@ -82,8 +82,11 @@ class DiffusionSynthesizer:
         """As `sample`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
 
         It is found on as many unguided trajectories as are asked for, which cost a forward pass an evaluation besides.
+        Raises TypeError for policies without log_prob_fn.
         """
         assert self.guidance is not None
+        if policy.log_prob_fn is None:
+            raise TypeError("guidance.target_ess: expected a policy with log_prob_fn, which weights are made of")
         key, key_unguided = jax.random.split(key)
         plain, _, spent = self.unguided().sample(key_unguided, None, start)
         log_q = jax.vmap(Likelihood(policy, self.denoiser.codec, 1.0).exact)(plain)
@@ -108,13 +111,15 @@ class DiffusionSynthesizer:
     def populations(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
         """As `sample`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
 
-        N is rounded up to whole populations for sampling. Raises ValueError with `from_start`, which particles do not support.
+        Populations are of equal size: at most one particle of each is made in vain. Raises ValueError with `from_start`,
+        which particles do not support.
         """
         assert self.guidance is not None
         if self.from_start:
             raise ValueError('guidance.kind = "smc": trajectories cannot be made to begin at given observations')
         codec, count = self.denoiser.codec, start.shape[0]
-        size = min(self.guidance.particles, count)
+        number = -(-count // self.guidance.particles)
+        size = -(-count // number)
         guidance, guided = self.guidance, self.guidance.guided(self.denoiser.denoise, policy, codec)
 
         def one(key: Array) -> tuple[Array, Array, Metrics]:
@@ -123,7 +128,7 @@ class DiffusionSynthesizer:
                 particles=size, threshold=guidance.threshold, order=guidance.order, batch_size=self.sampling.batch_size,
             )  # fmt: skip
 
-        tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, -(-count // size)))
+        tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
         # a population counts by its estimate of the normaliser, its particles by their weights
         log_weight = jax.nn.log_softmax(log_weight, axis=-1) + info["log_normaliser"][:, None]
         means = {"ess": info["ess"].mean(), "least_ess": info["least_ess"].min(), "resampled": info["resampled"].mean()}

@@ -54,6 +54,12 @@ class Schedule:
     refresh_count: int = struct.field(pytree_node=False)  # trajectories per refresh
     first_count: int = struct.field(pytree_node=False)  # trajectories before the first update
 
+    def due(self, index: Array | int) -> Array | bool:
+        """Whether a refresh comes before the updates of chunk `index`."""
+        if self.refresh_chunks == 0:
+            return False
+        return (index > 0) & (index % self.refresh_chunks == 0)
+
 
 def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
     """Regimes as numbers: `oneoff` never refreshes, `periodic` replaces all, `continuous` the oldest fraction.
@@ -153,8 +159,7 @@ def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig,
     def chunk(state: AgentState, data: Experience, index: Array) -> tuple[AgentState, Metrics]:
         has_replay = data.synthesizer is not None
         if has_replay and schedule.refresh_chunks > 0:
-            due = (index > 0) & (index % schedule.refresh_chunks == 0)
-            state = jax.lax.cond(due, lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
+            state = jax.lax.cond(schedule.due(index), lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
         share = synthetic if has_replay else 0
         state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates)
         if state.replay is not None:

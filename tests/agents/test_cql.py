@@ -96,6 +96,20 @@ def test_one_update_by_hand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, expected)
 
 
+def test_the_actor_clones_the_data_at_first():
+    """While it clones, the log-density of the data's actions stands where Q does afterwards; the critics are the same."""
+    clone = make_state(cloning_updates=2.0, initial_alpha=0.5)
+    log_prob = jax.vmap(AGENT.policy(clone).log_prob)(FLAT.obs, FLAT.action)
+    update = jax.jit(AGENT.update)
+    new, metrics = update(jax.random.key(1), clone, BATCH)
+    assert metrics["actor_loss"] == pytest.approx(float(-0.5 * metrics["entropy"] - log_prob.mean()), rel=1e-4)
+    raised, other = update(jax.random.key(1), make_state(initial_alpha=0.5), BATCH)
+    jax.tree.map(np.testing.assert_array_equal, new.critic, raised.critic)
+    past, metrics = update(jax.random.key(1), clone.replace(updates=jnp.asarray(2)), BATCH)
+    assert metrics["actor_loss"] == other["actor_loss"] and past.updates == 3
+    jax.tree.map(np.testing.assert_array_equal, past.actor, raised.actor)
+
+
 @pytest.mark.parametrize(("mean", "std"), [(0.3, 0.5), (-1.0, 0.8)])
 def test_log_prob_integrates_to_one_and_is_that_of_distrax(mean, std):
     policy, log_prob = one_dimension(mean, std)

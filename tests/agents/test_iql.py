@@ -51,6 +51,18 @@ def test_one_update_by_hand():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, expected)
 
 
+def test_the_actors_learning_rate_decays_as_a_cosine():
+    """Adam's first step is lr; at a quarter of the decay's length the factor is (1 + cos(pi/4)) / 2; the critics keep lr."""
+    update = jax.jit(AGENT.update)
+    for done, factor in ((0, 1.0), (25, 0.5 + np.sqrt(2) / 4), (100, 0.0)):
+        state = make_state(lr=1e-3, decay_updates=100.0).replace(updates=jnp.asarray(done))
+        new, _ = update(jax.random.key(1), state, BATCH)
+        for name, expected in (("actor", factor), ("critic", 1.0), ("value", 1.0)):
+            step = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), getattr(new, name), getattr(state, name))
+            assert max(jax.tree.leaves(step)) == pytest.approx(expected * 1e-3, rel=0.02, abs=1e-9)
+        assert new.updates == done + 1
+
+
 @pytest.mark.parametrize("variance", [0.0, 0.5])
 def test_log_prob_is_the_actors_normal(variance):
     state = make_state()

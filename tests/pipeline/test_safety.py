@@ -98,6 +98,16 @@ def test_only_who_claims_a_run_trains_in_it(tmp_path: Path) -> None:
         drive(reader, "other", jnp.zeros(()), counting(2), None)
 
 
+def test_a_run_that_has_ended_may_be_written_by_others(tmp_path: Path) -> None:
+    run = create_run(Config(out=str(tmp_path / "run")), resume=False)
+    with run:
+        assert run.lock.file is not None
+    other = RunLock(tmp_path / "run")
+    other.take()
+    assert other.file is not None
+    other.release()
+
+
 def test_the_lock_is_of_the_directory_that_is_there(tmp_path: Path) -> None:
     out = tmp_path / "run"
     create_run(Config(out=str(out)), resume=False)

@@ -1,0 +1,79 @@
+"""`guidance.max_dynamics_error`: the largest coefficient at which guided trajectories still follow the real dynamics."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpgd.errors import check
+from jaxpgd.evaluation.simulators import has_simulator, make_simulator
+from jaxpgd.evaluation.trajectory_metrics import dynamics_error, state_entries
+from jaxpgd.pipeline.parts import Prepared
+from jaxpgd.settings import Config
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
+from jaxpgd.types import Policy, Trajectory
+
+TRAJECTORIES = 128  # of each coefficient looked at, over all seeds
+_SPAN = 256.0  # the least coefficient looked at is this part of the largest
+_LOOKS = 4  # after the first: halvings of the span's logarithm, to a factor of 1.41
+
+
+def check_calibration(config: Config, prepared: Prepared) -> None:
+    """Raise InputError where a run asks for a bound on the dynamics error and the environment has no simulator."""
+    bound, info = config.guidance.max_dynamics_error, prepared.dataset.info
+    if bound > 0 and "guided" in config.arms:
+        expected = f"0 for {info.env_id!r}, which no simulator replays"
+        check(has_simulator(info), "guidance.max_dynamics_error", bound, expected, "Use guidance.target_ess instead.")
+
+
+def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:
+    """The largest coefficient found, up to `most`, whose error is at most `bound`, where errors grow with it; 0: none."""
+    if error(most) <= bound:
+        return most
+    good, low, high = 0.0, math.log(most / _SPAN), math.log(most)
+    for _ in range(_LOOKS):
+        middle = 0.5 * (low + high)
+        if error(math.exp(middle)) <= bound:
+            good, low = math.exp(middle), middle
+        else:
+            high = middle
+    return good
+
+
+def calibrate(
+    key: Array, synthesizer: DiffusionSynthesizer, policies: Policy, prepared: Prepared, most: float, times: float
+) -> tuple[float, dict[str, float]]:
+    """The largest coefficient up to `most` whose dynamics error is within `times` that of unguided trajectories.
+
+    `policies` have a leading axis of seeds; their trajectories are looked at together. Returns the coefficient, and the two
+    errors beside each other. The noise is the same at every coefficient.
+    """
+    windows, info = prepared.windows, prepared.dataset.info
+    simulator, entries = make_simulator(info), state_entries(info)
+    scale = np.asarray(windows.codec.std[windows.codec.obs])
+    measure = lambda made: float(dynamics_error(_flat(made), simulator, scale, entries)["rms"])
+    seeds = jax.tree.leaves(policies)[0].shape[0]
+    keys, count = jax.random.split(key, seeds), -(-TRAJECTORIES // seeds)
+    plain = measure(_samples(keys, synthesizer.unguided(), policies, count))
+    errors: dict[float, float] = {0.0: plain}
+
+    def error(coefficient: float) -> float:
+        guided = synthesizer.with_coefficient(jnp.asarray(coefficient, jnp.float32))
+        errors[coefficient] = measure(_samples(keys, guided, policies, count))
+        return errors[coefficient]
+
+    found = largest_within(error, most, times * plain)
+    return found, {"unguided_dynamics_error": plain, "guided_dynamics_error": errors[found]}
+
+
+@jax.jit(static_argnames="count")
+def _samples(keys: Array, synthesizer: DiffusionSynthesizer, policies: Policy, count: int) -> Trajectory:
+    """Trajectories [S, N, T] for policies [S]."""
+    return jax.vmap(lambda key, policy: synthesize(key, synthesizer, policy, count=count))(keys, policies)
+
+
+def _flat(made: Trajectory) -> Trajectory:
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), made)
