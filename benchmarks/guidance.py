@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.denoiser import Size as DenoiserSize
+from benchmarks.denoiser import make_windows
+from benchmarks.sampling import Method as SamplingMethod
+from benchmarks.sampling import Size as SamplingSize
+from benchmarks.sampling import synthesizer_of
 from benchmarks.timing import describe_device
+from benchmarks.timing import measure as measure_call
+from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.samplers import Churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
@@ -31,6 +38,7 @@ from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
 from jaxpgd.packing import TokenCodec
+from jaxpgd.settings import SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling
@@ -234,9 +242,37 @@ def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, 
             yield row | {"kl": divergence(x, edges, masses)}
 
 
+def costs(batch: int = 32, features: int = 64, repeats: int = 5) -> list[dict[str, Any]]:
+    """Time of one guided evaluation over that of a forward pass, beside the forward-equivalents that are counted for it.
+
+    The network is the temporal U-Net for windows of 32 steps, the policy that of TD3+BC, both with random weights.
+    """
+    windows = make_windows(DenoiserSize())
+    size = SamplingSize(trajectories=batch, features=features)
+    denoiser = synthesizer_of(windows, SamplingMethod("", SamplerConfig()), size).denoiser
+    agent = td3_bc(action_dim=windows.transitions.action.shape[-1])
+    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
+    x, sigma = jax.random.normal(jax.random.key(0), (batch, size.window, denoiser.codec.token_dim)), jnp.asarray(1.0)
+
+    def seconds(denoise: Denoise) -> float:
+        return measure_call(lambda x: jax.vmap(lambda y: denoise(y, sigma))(x), x, repeats=repeats).median_seconds
+
+    forward = seconds(denoiser.denoise)
+    found = []
+    for name, guidance in {
+        "reconstruction": Guidance(1.0),
+        "moment, 2 iterations": Guidance(1.0, kind="moment", iterations=2),
+        "moment, 4 iterations": Guidance(1.0, kind="moment", iterations=4),
+    }.items():
+        guided = seconds(guidance.guided(denoiser.denoise, policy, denoiser.codec))
+        found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
+    return found
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Rows as text."""
-    heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "forward_equivalents", "kl")
+    heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "forward_equivalents", "kl", "forward_times")
+    heads = tuple(head for head in heads if any(head in row for row in found) or head in HEADS[:2])
     text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
     cells = [heads, *([text(r.get(h, "-")) for h in heads] for r in found)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
@@ -258,6 +294,8 @@ def run() -> dict[str, Any]:
     for name, behaviour in mixtures().items():
         found[name] = list(mixture_rows(behaviour))
         print(f"\n{name}\n{table(found[name])}", flush=True)
+    found["costs"] = costs()
+    print(f"\ncosts\n{table(found['costs'])}", flush=True)
     return {"suite": "guidance", **describe_device(), "samples": COUNT, "rows": found}
 
 

@@ -112,3 +112,10 @@ def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
     assert guidance.measure(problem, method, 0.25, 4)["forward_equivalents"] == 35
     text = guidance.table([row])
     assert "exact samples" in text and "w2" in text
+
+
+def test_costs_are_measured_beside_those_counted():
+    found = guidance.costs(batch=2, features=8, repeats=1)
+    assert [row["forward_equivalents"] for row in found] == [2, 5, 9]
+    assert all(row["forward_times"] > 0 for row in found)
+    assert "forward_times" in guidance.table(found)
