@@ -242,20 +242,20 @@ def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, 
             yield row | {"kl": divergence(x, edges, masses)}
 
 
-def costs(batch: int = 32, features: int = 64, repeats: int = 5) -> list[dict[str, Any]]:
+def costs(size: SamplingSize = SamplingSize(features=64, repeats=5)) -> list[dict[str, Any]]:
     """Time of one guided evaluation over that of a forward pass, beside the forward-equivalents that are counted for it.
 
-    The network is the temporal U-Net for windows of 32 steps, the policy that of TD3+BC, both with random weights.
+    For a batch of `size.trajectories`; the network is the temporal U-Net, the policy that of TD3+BC, both with random weights.
     """
-    windows = make_windows(DenoiserSize())
-    size = SamplingSize(trajectories=batch, features=features)
+    windows = make_windows(DenoiserSize(window=size.window))
     denoiser = synthesizer_of(windows, SamplingMethod("", SamplerConfig()), size).denoiser
     agent = td3_bc(action_dim=windows.transitions.action.shape[-1])
     policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
-    x, sigma = jax.random.normal(jax.random.key(0), (batch, size.window, denoiser.codec.token_dim)), jnp.asarray(1.0)
+    shape = (size.trajectories, size.window, denoiser.codec.token_dim)
+    x, sigma = jax.random.normal(jax.random.key(0), shape), jnp.asarray(1.0)
 
     def seconds(denoise: Denoise) -> float:
-        return measure_call(lambda x: jax.vmap(lambda y: denoise(y, sigma))(x), x, repeats=repeats).median_seconds
+        return measure_call(lambda x: jax.vmap(lambda y: denoise(y, sigma))(x), x, repeats=size.repeats).median_seconds
 
     forward = seconds(denoiser.denoise)
     found = []

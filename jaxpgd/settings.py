@@ -76,7 +76,7 @@ class GuidanceConfig:
     kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
     coefficient: float = 1.0  # lambda; with target_ess or max_dynamics_error the largest that may be chosen
     target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
-    max_dynamics_error: float = 0.0  # above 0: largest lambda whose dynamics error is within this times the unguided
+    max_dynamics_error: float = 0.0  # of runs; above 0: largest lambda whose dynamics error is within this times the unguided
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule

@@ -112,6 +112,6 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
     """Guidance with the numbers of its section as leaves."""
     numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold", "target_ess")
     structure = ("kind", "at", "normalise", "hold_states", "iterations", "proposal", "particles", "order")
-    fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name)) for name in numbers}
+    fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in numbers}
     fields["adaptive"] = config.target_ess > 0
     return Guidance(**fields, **{name: getattr(config, name) for name in structure})

@@ -24,8 +24,8 @@ def is_builtin(info: DatasetInfo) -> bool:
     return builtin.is_builtin(info.env_id)
 
 
-def require_environment(info: DatasetInfo) -> None:
-    """Check that the environment of `info` can be made and takes actions of the dataset's size and bounds.
+def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
+    """Check that the environment of `info` can be made, with observations and actions of the dataset's sizes and bounds.
 
     Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
     environment is unknown, or an extra is not installed.
@@ -35,8 +35,10 @@ def require_environment(info: DatasetInfo) -> None:
     if is_builtin(info):
         return
     env = make_environment(info)
-    shape, space = env.action_space.shape, env.action_space
+    shape, space, seen = env.action_space.shape, env.action_space, env.observation_space
     env.close()
+    if obs_dim is not None:
+        _check_observations(info, seen, obs_dim)
     check(shape == (len(info.action_low),), "env_id", info.env_id,
           f"an environment with {len(info.action_low)} action entries as in the dataset, not {shape}")  # fmt: skip
     if not isinstance(space, gymnasium.spaces.Box):
@@ -45,6 +47,18 @@ def require_environment(info: DatasetInfo) -> None:
         same = np.isclose(ours, theirs, rtol=1e-4, atol=1e-6) | ~np.isfinite(theirs)
         check(bool(np.all(same)), f"{name} of {info.name}", list(ours), f"that of {info.env_id}, {theirs.tolist()}",
               f"Store action_low and action_high, [{len(ours)}] each, with the data: actions are scaled by them.")  # fmt: skip
+
+
+def _check_observations(info: DatasetInfo, space: gymnasium.Space, obs_dim: int) -> None:
+    """Raise InputError unless observations of the space make the dataset's [obs_dim]."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        missing = [k for k in info.obs_keys if k not in space.spaces]
+        check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(space.spaces)}",
+              f"{info.env_id} has these observations.")  # fmt: skip
+        space = gymnasium.spaces.Dict({k: space.spaces[k] for k in info.obs_keys})
+    size = gymnasium.spaces.flatdim(space)
+    check(size == obs_dim, "env_id", info.env_id, f"an environment with {obs_dim} observation entries as in the dataset, "
+          f"not {size}")  # fmt: skip
 
 
 def make_environment(info: DatasetInfo) -> gymnasium.Env:

@@ -1,5 +1,6 @@
 """`guidance.max_dynamics_error`: the largest coefficient at which guided trajectories still follow the real dynamics."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -12,12 +13,14 @@ from jaxpgd.errors import check
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import dynamics_error, state_entries
 from jaxpgd.pipeline.parts import Prepared
+from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
 from jaxpgd.types import Policy, Trajectory
 
+COEFFICIENT = "guidance_coefficient"  # in metrics.jsonl
 TRAJECTORIES = 128  # of each coefficient looked at, over all seeds
-_SPAN = 256.0  # the least coefficient looked at is this part of the largest
+_SPAN = 256.0  # between the largest coefficient and what counts as none
 _LOOKS = 4  # after the first: halvings of the span's logarithm, to a factor of 1.41
 
 
@@ -27,6 +30,18 @@ def check_calibration(config: Config, prepared: Prepared) -> None:
     if bound > 0 and "guided" in config.arms:
         expected = f"0 for {info.env_id!r}, which no simulator replays"
         check(has_simulator(info), "guidance.max_dynamics_error", bound, expected, "Use guidance.target_ess instead.")
+        make_simulator(info)  # raises where it cannot be made for this data
+
+
+def settled(run: RunDirectory) -> Config:
+    """The run's config, with the coefficient that its guided arm was last given where the dynamics error chose it."""
+    config = run.config
+    if config.guidance.max_dynamics_error == 0:
+        return config
+    chosen = [row[COEFFICIENT] for row in run.log.read() if row["stage"] == "agent-guided" and COEFFICIENT in row]
+    if not chosen:
+        return config
+    return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, coefficient=chosen[-1]))
 
 
 def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:
@@ -44,19 +59,29 @@ def largest_within(error: Callable[[float], float], most: float, bound: float) -
 
 
 def calibrate(
-    key: Array, synthesizer: DiffusionSynthesizer, policies: Policy, prepared: Prepared, most: float, times: float
+    key: Array,
+    synthesizer: DiffusionSynthesizer,
+    policies: Policy,
+    prepared: Prepared,
+    most: float,
+    times: float,
+    count: int = TRAJECTORIES,
 ) -> tuple[float, dict[str, float]]:
     """The largest coefficient up to `most` whose dynamics error is within `times` that of unguided trajectories.
 
-    `policies` have a leading axis of seeds; their trajectories are looked at together. Returns the coefficient, and the two
-    errors beside each other. The noise is the same at every coefficient.
+    `policies` have a leading axis of seeds; those that are still numbers are looked at together, by at least `count`
+    trajectories, and as many of each as make a population where guidance is weighted. Returns the coefficient, and it with
+    the two errors for the log. The noise is the same at every coefficient.
     """
     windows, info = prepared.windows, prepared.dataset.info
     simulator, entries = make_simulator(info), state_entries(info)
     scale = np.asarray(windows.codec.std[windows.codec.obs])
     measure = lambda made: float(dynamics_error(_flat(made), simulator, scale, entries)["rms"])
+    policies = _healthy(policies)
     seeds = jax.tree.leaves(policies)[0].shape[0]
-    keys, count = jax.random.split(key, seeds), -(-TRAJECTORIES // seeds)
+    keys, count = jax.random.split(key, seeds), -(-count // seeds)
+    if synthesizer.guidance is not None and synthesizer.weighted:
+        count = max(count, synthesizer.guidance.particles)
     plain = measure(_samples(keys, synthesizer.unguided(), policies, count))
     errors: dict[float, float] = {0.0: plain}
 
@@ -66,7 +91,14 @@ def calibrate(
         return errors[coefficient]
 
     found = largest_within(error, most, times * plain)
-    return found, {"unguided_dynamics_error": plain, "guided_dynamics_error": errors[found]}
+    return found, {COEFFICIENT: found, "unguided_dynamics_error": plain, "guided_dynamics_error": errors[found]}
+
+
+def _healthy(policies: Policy) -> Policy:
+    """The policies [S'] whose numbers are finite; all [S] where none is."""
+    finite = [np.isfinite(np.asarray(x, np.float64)).reshape(len(x), -1).all(-1) for x in jax.tree.leaves(policies)]
+    kept = np.logical_and.reduce(finite)
+    return jax.tree.map(lambda x: x[kept], policies) if kept.any() and not kept.all() else policies
 
 
 @jax.jit(static_argnames="count")

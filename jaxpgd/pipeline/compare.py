@@ -17,6 +17,7 @@ from jaxpgd.evaluation.report import text_table
 from jaxpgd.evaluation.rollout_comparison import compare_rollouts, crossing, paired_crossing
 from jaxpgd.evaluation.simulators import make_simulator, rollout
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, state_entries, terminal_rate
+from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
@@ -132,7 +133,7 @@ def _compare(
 
     floor = truth if samples is None else samples
     for index, (run, _, models) in enumerate(runs):
-        for name, synthesizer in methods(run.config, models, length).items():
+        for name, synthesizer in methods(settled(run), models, length).items():
             label = name if name not in found else f"{name} (run {index + 1}, {run.path.name})"
             made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
             found[label] = score(made)

@@ -61,8 +61,8 @@ def drive(
         return found[0]
     if not run.claimed:
         raise InputError(
-            f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read: it is damaged, or of another "
-            f"version of jaxpgd than this. Train that stage again with `jaxpgd run {run.path / 'config.toml'} --resume` first."
+            f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
+            f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
     began = time.monotonic()
     if found is None:

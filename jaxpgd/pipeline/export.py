@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxpgd.data.export import export_minari, export_npz
 from jaxpgd.errors import InputError, check
+from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import open_run
@@ -45,7 +46,7 @@ def export_synthetic(
     prepared = prepare(run.config)
     models = models_stage(run, prepared)
     target = policy_of(run, prepared, models, policy) if policy else None
-    synthesizer = arm_synthesizer(run.config, models, kind)
+    synthesizer = arm_synthesizer(settled(run), models, kind)
     if coefficient is not None:
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
     try:

@@ -143,7 +143,7 @@ def _cells(
         trajectory = jax.tree.map(np.asarray, made.trajectory)
         plain = trajectory if plain is None else plain
         row = score_trajectories(trajectory, policy, prepared, real, key_score)
-        if truth is not None:
+        if truth is not None and coefficient > 0:
             row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
         info = {k: float(made.info[k]) for k in ("forward_equivalents", "ess") if k in made.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
@@ -229,6 +229,8 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         "dominated (another guidance has more likelihood and less error): "
         + ", ".join(f"{kind} at {', '.join(f'{c:g}' for c in cs) or 'none'}" for kind, cs in result["dominated"].items()),
     ]
+    if "distance_to_truth" in shown:
+        notes.append("distance to the truth: of each row's own coefficient, which `published` takes as a step size.")
     if "largest" in result:
         notes.append("largest coefficient: " + ", ".join(f"{k} {c:g}" for k, c in result["largest"].items()))
     text = text_table(table) + "\n" + "\n".join(notes)

@@ -15,7 +15,7 @@ from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.training.denoiser import denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.dynamics import dynamics_program, informative, prepare_dynamics, trained_dynamics
 
 # which arms need which model
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,7 @@ def check_models(config: Config, prepared: Prepared) -> None:
         borrowed_denoiser(config, prepared)
     if needs(config, "dynamics"):
         termination_of(config, prepared.dataset.info)
+        informative(prepared.dataset.transitions(), config.dynamics)
     if needs(config, "state-denoiser"):
         prepare_state_windows(config, prepared)
 

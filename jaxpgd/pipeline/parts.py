@@ -52,7 +52,7 @@ def prepare(config: Config) -> Prepared:
     if config.data.env_id:
         info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None)
         dataset = dataclasses.replace(dataset, info=info)
-    require_environment(dataset.info)
+    require_environment(dataset.info, dataset.obs_dim)
     known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training
     dataset = to_device(dataset)
     return Prepared(dataset, prepare_windows(dataset, config.data, seed=config.seed))

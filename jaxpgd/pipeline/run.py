@@ -12,7 +12,7 @@ from jaxpgd.pipeline.models import check_models, models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
-from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run
+from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run, releasing
 from jaxpgd.pipeline.stages import agent_stage, returns_stage
 from jaxpgd.settings import Config
 from jaxpgd.training.progress import clock
@@ -64,7 +64,8 @@ def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
     require_models(run)
     prepared = prepare(run.config)
     run = claim(run)
-    return run, prepared, models_stage(run, prepared)
+    with releasing(run):
+        return run, prepared, models_stage(run, prepared)
 
 
 def run_agents(path: str, arm: str | None = None) -> None:

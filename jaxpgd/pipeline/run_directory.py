@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,11 +51,17 @@ class RunLock:
     def __init__(self, path: Path):
         self.path = path / "run.lock"
         self.file: Any = None
-        self.owner = 0
+        self.owner = self.holders = 0
 
     def take(self) -> None:
-        """Raises InputError where another process has it, or where its file cannot be written."""
-        if fcntl is None or self._held():
+        """Raises InputError where another process has it, or where its file cannot be written.
+
+        Within a process it may be taken more than once; it is free when each has let go.
+        """
+        if fcntl is None:
+            return
+        if self._held():
+            self.holders += 1
             return
         try:
             file = self.path.open("a+")
@@ -76,7 +84,7 @@ class RunLock:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        self.file, self.owner = file, os.getpid()
+        self.file, self.owner, self.holders = file, os.getpid(), 1
 
     def _held(self) -> bool:
         """Whether this very process has the lock of the file that is there now."""
@@ -86,7 +94,8 @@ class RunLock:
 
     def release(self) -> None:
         """Let go."""
-        if self.file is not None:
+        self.holders = max(self.holders - 1, 0)
+        if self.file is not None and self.holders == 0:
             self.file.close()
             self.file = None
 
@@ -103,8 +112,10 @@ class RunDirectory:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Other processes may write again."""
-        self.lock.release()
+        """Others may write again."""
+        if self.claimed:
+            self.claimed = False
+            self.lock.release()
 
     def checkpoints(self, stage: str) -> CheckpointStore:
         """The checkpoints of a stage."""
@@ -159,22 +170,29 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     try:
         path.mkdir(parents=True, exist_ok=True)
         run = claim(RunDirectory(path, config))  # from here on nobody else writes
-        if stored.exists():
-            _check_same(load_config(stored), config, path)
-            if not resume and not (path / "stages" / "report.json").exists():
-                raise InputError(
-                    f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
-                    "or choose another directory with --out."
-                )
-            return run
-        (path / "stages").mkdir(exist_ok=True)
-        write_atomic(path / "versions.json", json.dumps(versions(), indent=1))
-        write_atomic(stored, to_toml(config))
+        with releasing(run):
+            _begin(run, resume)
     except OSError as error:
         raise InputError(
             f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
         ) from error
     return run
+
+
+def _begin(run: RunDirectory, resume: bool) -> None:
+    """Check the run that is there, or write what a new one starts with."""
+    path, config, stored = run.path, run.config, run.path / "config.toml"
+    if not stored.exists():
+        (path / "stages").mkdir(exist_ok=True)
+        write_atomic(path / "versions.json", json.dumps(versions(), indent=1))
+        write_atomic(stored, to_toml(config))
+        return
+    _check_same(load_config(stored), config, path)
+    if not resume and not (path / "stages" / "report.json").exists():
+        raise InputError(
+            f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
+            "or choose another directory with --out."
+        )
 
 
 _HELD: dict[Path, RunLock] = {}  # by directory: a process may open one again, as it does when a run is continued in Python
@@ -186,9 +204,20 @@ def claim(run: RunDirectory) -> RunDirectory:
     Raises InputError where another process writes into it.
     """
     run.lock = _HELD.setdefault(run.path.resolve(), run.lock)
-    run.lock.take()
-    run.claimed = True
+    if not run.claimed:
+        run.lock.take()
+        run.claimed = True
     return run
+
+
+@contextmanager
+def releasing(run: RunDirectory) -> Iterator[None]:
+    """Let go of the run where what follows raises."""
+    try:
+        yield
+    except BaseException:
+        run.__exit__()
+        raise
 
 
 def _check_writable(path: Path) -> None:

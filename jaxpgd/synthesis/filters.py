@@ -35,11 +35,13 @@ class Filter:
         return count if self.kind == "none" else max(count, round(count / self.keep))
 
     def scores(self, key: Array, values: Array) -> Array:
-        """What the kept trajectories are the highest of: [N] for returns [N]."""
+        """What the kept trajectories are the highest of: [N] for returns [N]. Returns that are not numbers come last."""
+        usable = jnp.isfinite(values)
         if self.kind == "hardmax":
-            return values
-        z = (values - values.mean()) / jnp.maximum(values.std(), 1e-8)
-        return z / self.temperature + jax.random.gumbel(key, values.shape)
+            return jnp.where(usable, values, -jnp.inf)
+        mean, std = jnp.mean(values, where=usable), jnp.std(values, where=usable)
+        scores = (values - mean) / jnp.maximum(std, 1e-8) / self.temperature + jax.random.gumbel(key, values.shape)
+        return jnp.where(usable, scores, -jnp.inf)
 
     def __call__(self, key: Array, trajectory: Trajectory, count: int) -> Trajectory:
         """`count` of the trajectories [N, T]. Raises ValueError where there are fewer."""

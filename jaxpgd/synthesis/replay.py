@@ -66,7 +66,7 @@ def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
     length = replay.trajectory.reward.shape[1]
     row, step = jnp.divmod(replay.usable[drawn], length)
     steps = replay.trajectory
-    # The last step is usable only at a terminal, where its next observation is never looked at.
+    # The last step is usable only at a terminal, where no target depends on its next observation.
     following = jnp.minimum(step + 1, length - 1)
     return Transition(
         obs=steps.obs[row, step],

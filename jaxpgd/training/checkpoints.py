@@ -52,8 +52,8 @@ def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
     for name in sorted(expected.keys() ^ values.keys()):
         word = "missing" if name in expected else "not expected"
         raise InputError(
-            f"checkpoint = {origin!r}: entry {name!r} is {word}. It was written with other settings; "
-            "restore it with those of its own run directory."
+            f"checkpoint = {origin!r}: entry {name!r} is {word}. It was written with other settings or by another "
+            "version of jaxpgd; delete this stage's checkpoints to train it again."
         )
     restored = []
     for name, leaf in expected.items():
@@ -63,7 +63,7 @@ def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
         if value.shape != shape:
             raise InputError(
                 f"checkpoint = {origin!r}: entry {name!r} has shape {value.shape}, expected {shape}. It was written with "
-                "other settings; restore it with those of its own run directory."
+                "other settings or by another version of jaxpgd; delete this stage's checkpoints to train it again."
             )
         restored.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value, leaf.dtype))
     return jax.tree_util.tree_unflatten(structure, restored)

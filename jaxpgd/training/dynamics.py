@@ -44,18 +44,23 @@ def prepare_dynamics(transitions: Transition, config: DynamicsConfig, *, seed: i
     Transitions that end an episode without moving are left out: files without next observations repeat the last one there, and
     a model would learn that nothing moves where episodes end. Raises InputError where no end is left for a classifier to learn.
     """
+    transitions = jax.tree.map(lambda x: x[informative(transitions, config)], transitions)
+    size = transitions.reward.shape[0]
+    held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
+    order = np.random.default_rng(seed).permutation(size).astype(np.int32)
+    device = jax.tree.map(jnp.asarray, transitions)
+    return DynamicsData(device, jnp.asarray(order[held:]), jnp.asarray(order[:held]), fit_scales(device))
+
+
+def informative(transitions: Transition, config: DynamicsConfig) -> np.ndarray:
+    """Which of M transitions [M] tell where they lead. Raises InputError where a classifier has no end to learn from."""
     ends = np.asarray(transitions.discount) == 0
     moved = (np.asarray(transitions.next_obs) != np.asarray(transitions.obs)).any(-1)
     check(
         config.termination != "learned" or not ends.any() or bool((ends & moved).any()), "dynamics.termination",
         config.termination, "a known rule", "No transition that ends an episode has its next observation in this dataset.",
     )  # fmt: skip
-    transitions = jax.tree.map(lambda x: x[moved | ~ends], transitions)
-    size = transitions.reward.shape[0]
-    held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
-    order = np.random.default_rng(seed).permutation(size).astype(np.int32)
-    device = jax.tree.map(jnp.asarray, transitions)
-    return DynamicsData(device, jnp.asarray(order[held:]), jnp.asarray(order[:held]), fit_scales(device))
+    return moved | ~ends
 
 
 @struct.dataclass

@@ -126,6 +126,26 @@ def test_other_action_bounds_than_the_environments_are_refused():
         require_environment(dataclasses.replace(info(), action_low=(-1.0,)))
 
 
+@pytest.mark.parametrize(
+    ("given", "obs_dim", "words"),
+    [
+        (info(), 2, "an environment with 2 observation entries as in the dataset, not 1"),
+        (info("jaxpgd/NestedCountdown-v0", obs_keys=("a", "b")), 3, "3 observation entries as in the dataset, not 2"),
+        (info("jaxpgd/NestedCountdown-v0"), 2, "obs_keys = .*names among"),
+        (info("jaxpgd/NestedCountdown-v0", obs_keys=("a", "c")), 2, "obs_keys = .*names among"),
+    ],
+)
+def test_other_observations_than_the_environments_are_refused(given, obs_dim, words):
+    with pytest.raises(InputError, match=words):
+        require_environment(given, obs_dim)
+
+
+def test_the_datasets_observations_are_accepted():
+    require_environment(info(), 1)
+    require_environment(info("jaxpgd/NestedCountdown-v0", obs_keys=("a", "b")), 2)
+    require_environment(info("jaxpgd/NestedCountdown-v0", obs_keys=("b",)), 1)
+
+
 def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch):
     find = importlib.util.find_spec
     absent = ("mujoco", "gymnasium_robotics")

@@ -1,14 +1,20 @@
 """The largest coefficient within a bound on the dynamics error: the search by hand, and in a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.pipeline.calibration import largest_within
+from jaxpgd.pipeline import stages
+from jaxpgd.pipeline.calibration import _healthy, largest_within, settled
 from jaxpgd.pipeline.run import run_all
+from jaxpgd.pipeline.run_directory import open_run
+from jaxpgd.training.logs import MetricsLog
+from jaxpgd.types import Policy
 
 
 def test_search_by_hand() -> None:
@@ -27,6 +33,15 @@ def test_search_by_hand() -> None:
     assert largest_within(lambda coefficient: float("nan"), 2.0, 1.0) == 0.0
 
 
+original = stages.calibrate
+
+
+def calibrated(make_config: Any, finished: Path, out: Path, times: float) -> Any:
+    """A config of the guided arm alone, with the denoiser of the finished run."""
+    guidance = {"coefficient": 0.5, "max_dynamics_error": times}
+    return make_config(out, arms=["guided"], guidance=guidance, denoiser_from=str(finished))
+
+
 def choices(path: Path) -> list[dict[str, Any]]:
     """Rows of the chunks that began with a refresh."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -37,12 +52,49 @@ def choices(path: Path) -> list[dict[str, Any]]:
 def test_a_run_chooses_before_each_refresh(
     finished: Path, make_config: Any, tmp_path: Path, times: float, coefficient: float
 ) -> None:
-    guidance = {"coefficient": 0.5, "max_dynamics_error": times}
-    run_all(make_config(tmp_path / "run", arms=["guided"], guidance=guidance, denoiser_from=str(finished)))
-    (row,) = choices(tmp_path / "run")  # 8 updates, a refresh every 4; the first replay is unguided
+    path = run_all(calibrated(make_config, finished, tmp_path / "run", times))
+    (row,) = choices(path)  # 8 updates, a refresh every 4; the first replay is unguided
     assert row["step"] == 6 and row["synthetic_coefficient"] == [coefficient] * 2
     assert 0 < row["guided_dynamics_error"] <= times * row["unguided_dynamics_error"] or coefficient == 0
     assert (row["guided_dynamics_error"] == row["unguided_dynamics_error"]) == (coefficient == 0)
+    # what comes after the training is of the coefficient that was chosen
+    assert settled(open_run(path)).guidance.coefficient == coefficient
+    quality = json.loads((path / "quality.json").read_text())
+    assert quality["chosen"] == coefficient and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, coefficient, 1.0})
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_run_makes_the_same_choice(
+    finished: Path, make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped right after the choice was logged and before its chunk was saved: it is made again."""
+    whole, config = (calibrated(make_config, finished, tmp_path / name, 1.0) for name in ("whole", "stopped"))
+    expected = choices(run_all(replace(whole, checkpoint_seconds=1e9)))
+    write = MetricsLog.write
+
+    def stop(self: MetricsLog, stage: str, chunk: int, values: dict[str, Any]) -> None:
+        write(self, stage, chunk, values)
+        if (stage, chunk) == ("agent-guided", 3):
+            raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(MetricsLog, "write", stop)
+        run_all(config)
+    asked = []
+    monkeypatch.setattr(stages, "calibrate", lambda *args, **kwargs: asked.append(1) or original(*args, **kwargs))
+    assert choices(run_all(config, resume=True)) == expected and len(asked) == 1
+    returns = [(tmp_path / name / "returns.json").read_text() for name in ("whole", "stopped")]
+    assert returns[0] == returns[1]
+
+
+def test_seeds_that_are_lost_do_not_count() -> None:
+    policy = Policy(params={"a": np.array([[1.0], [np.nan], [2.0]])}, sample_fn=lambda *_: None, mode_fn=lambda *_: None)
+    assert np.asarray(_healthy(policy).params["a"]).tolist() == [[1.0], [2.0]]
+    lost = policy.replace(params={"a": np.full((2, 1), np.nan)})  # type: ignore[attr-defined]
+    assert len(_healthy(lost).params["a"]) == 2
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -16,7 +16,7 @@ import pytest
 from jaxpgd.errors import DivergenceError, InputError
 from jaxpgd.pipeline.drive import check_finite, drive
 from jaxpgd.pipeline.interruption import Interruption
-from jaxpgd.pipeline.run_directory import RunLock, create_run, open_run
+from jaxpgd.pipeline.run_directory import RunLock, claim, create_run, open_run
 from jaxpgd.settings import Config
 from jaxpgd.training.program import Program
 
@@ -102,6 +102,22 @@ def test_a_run_that_has_ended_may_be_written_by_others(tmp_path: Path) -> None:
     run = create_run(Config(out=str(tmp_path / "run")), resume=False)
     with run:
         assert run.lock.file is not None
+        with claim(open_run(tmp_path / "run")):  # once more in the same process, as a report within a run
+            pass
+        assert run.lock.file is not None
+    assert not run.claimed and run.lock.file is None
+    other = RunLock(tmp_path / "run")
+    other.take()
+    assert other.file is not None
+    other.release()
+
+
+def test_a_refused_run_may_be_written_by_others(tmp_path: Path) -> None:
+    config = Config(out=str(tmp_path / "run"))
+    with create_run(config, resume=False):
+        pass
+    with pytest.raises(InputError, match="unfinished run"):
+        create_run(config, resume=False)
     other = RunLock(tmp_path / "run")
     other.take()
     assert other.file is not None

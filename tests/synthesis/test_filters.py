@@ -65,6 +65,13 @@ def test_a_cold_softmax_is_hardmax_and_equal_returns_do_no_harm():
     assert len(set(kept(equal))) == 3
 
 
+@pytest.mark.parametrize("kind", ["hardmax", "softmax"])
+def test_returns_that_are_not_numbers_come_last(kind):
+    made = trajectories([[1.0], [np.nan], [3.0], [np.inf], [2.0]])
+    for seed in range(5):
+        assert kept(Filter(kind=kind, keep=0.6, temperature=1.0)(jax.random.key(seed), made, 3)) == [0, 2, 4]
+
+
 def test_how_many_to_make():
     assert Filter().needed(10) == 10
     assert make_filter(FilterConfig(kind="softmax", keep=0.6)).needed(1229) == 2048  # DyDiff's published numbers
