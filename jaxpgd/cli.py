@@ -19,18 +19,29 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
   train-agent RUN [--arm ARM]       the agents of one arm, or of all
   evaluate RUN                      returns in the environment, quality of synthetic trajectories
   report RUN                        figures and report.html
-  synthesize RUN --out DIR [--policy ARM[:SEED]] [--kind ARM] [--trajectories N] [--coefficient X] [--seed N]
-        write synthetic trajectories as a Minari dataset and a flat npz
-  compare-rollouts RUN [RUN ...] [--policy ARM[:SEED]] [--length T] [--trajectories N] [--out DIR] [--seed N]
-        one policy rolled out by every model of the runs, against the real environment: error by step
+  synthesize RUN --out DIR [--policy ARM[:SEED] | --actor FILE.npz] [--kind ARM] [--trajectories N] [--coefficient X] [--seed N]
+        write synthetic trajectories (1024) as a Minari dataset and a flat npz: guided towards the policy, or of another
+        arm of the run (--kind dydiff); without a policy unguided
+  compare-rollouts RUN [RUN ...] [--policy ARM[:SEED] | --actor FILE.npz] [--length T] [--trajectories N] [--out DIR] [--seed N]
+        one policy (the last arm's first seed) rolled out by every model of the runs, from 200 states of the dataset for the
+        longest training window, against the real environment: error by step, in RUN/comparison
   frontier RUN [RUN ...] [--policy ARM[:SEED] | --actor FILE.npz] [--kinds A,B] [--coefficients X,Y] [--trajectories N]
            [--max-dynamics-error TIMES] [--out DIR] [--seed N]
-        likelihood against dynamics error of every guidance; the largest coefficient within an error
+        likelihood against dynamics error of every guidance (coefficients 0.03 to 10, 256 trajectories each), in
+        RUN/frontier; the largest coefficient within an error
   data info NAME [--window T] [--stride K] [--episodes N]
         what a dataset holds
 
-`jaxpgd run --help` lists every setting.
+`jaxpgd run --help` lists every setting, `jaxpgd COMMAND --help` says the above of one command.
 """
+
+
+def usage_of(command: str) -> str:
+    """The part of USAGE about one command."""
+    lines = USAGE.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"  {command} "))
+    rest = [i for i in range(first + 1, len(lines)) if not lines[i].startswith("   ")]
+    return "\n".join(["usage: jaxpgd " + lines[first].strip(), *lines[first + 1 : rest[0]]])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     command, rest = args[0], args[1:]
     try:
         check(command in COMMANDS, "command", command, f"one of {', '.join(COMMANDS)}")
+        if command not in SETTINGS and not {"-h", "--help"}.isdisjoint(rest):
+            print(usage_of(command))
+            return
         COMMANDS[command](rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,7 +89,9 @@ def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **
         word = rest.pop(0)
         if word.startswith("--"):
             name = word[2:].replace("-", "_")
-            check(name in kinds, "option", word, "one of " + ", ".join("--" + k for k in kinds), f"See `jaxpgd {command}`.")
+            check(
+                name in kinds, "option", word, "one of " + ", ".join("--" + k for k in kinds), f"See `jaxpgd {command} --help`."
+            )
             check(bool(rest), "option", word, "a value after it")
             value = rest.pop(0)
             try:
@@ -85,7 +101,13 @@ def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **
         else:
             check(bool(names), "argument", word, "no further argument")
             found[names.pop(0)] = word
-    check(not names, "arguments", " ".join(args), f"{', '.join(n.upper() for n in names)} as well", f"See `jaxpgd {command}`.")
+    check(
+        not names,
+        "arguments",
+        " ".join(args),
+        f"{', '.join(n.upper() for n in names)} as well",
+        f"See `jaxpgd {command} --help`.",
+    )
     return found
 
 
@@ -126,7 +148,16 @@ def _report(args: list[str]) -> None:
 
 def _synthesize(args: list[str]) -> None:
     found = options(
-        args, "synthesize", required=("run",), out=str, policy=str, kind=str, trajectories=int, coefficient=float, seed=int
+        args,
+        "synthesize",
+        required=("run",),
+        out=str,
+        policy=str,
+        actor=str,
+        kind=str,
+        trajectories=int,
+        coefficient=float,
+        seed=int,
     )
     check("out" in found, "--out", None, "the directory of the new dataset")
     from jaxpgd.pipeline.export import export_synthetic
@@ -138,13 +169,13 @@ def _synthesize(args: list[str]) -> None:
 def _paths(args: list[str], command: str) -> tuple[list[str], list[str]]:
     """The run directories that `args` begin with, at least one, and the rest. Raises InputError."""
     count = next((i for i, a in enumerate(args) if a.startswith("--")), len(args))
-    check(count > 0, "arguments", "", "RUN", f"See `jaxpgd {command}`.")
+    check(count > 0, "arguments", "", "RUN", f"See `jaxpgd {command} --help`.")
     return args[:count], args[count:]
 
 
 def _compare(args: list[str]) -> None:
     paths, args = _paths(args, "compare-rollouts")
-    found = options(args, "compare-rollouts", policy=str, length=int, trajectories=int, out=Path, seed=int)
+    found = options(args, "compare-rollouts", policy=str, actor=str, length=int, trajectories=int, out=Path, seed=int)
     from jaxpgd.pipeline.compare import compare_runs
 
     compare_runs(paths, found.pop("out", None), **found)
@@ -193,6 +224,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "frontier": _frontier,
     "data": _data,
 }
+
+SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
 
 if __name__ == "__main__":
     main()

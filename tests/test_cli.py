@@ -158,3 +158,11 @@ def test_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "jaxpgd.cli", "rnu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: command = 'rnu'") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("run", "train-denoiser")])
+def test_help_of_a_command_is_its_part_of_the_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: jaxpgd {command} ") and printed.count("usage") == 1
+    assert not any(f"\n  {other} " in printed for other in COMMANDS)

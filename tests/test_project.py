@@ -145,14 +145,29 @@ def test_readme_names_commands_targets_and_configs_that_exist():
     assert missing == []
 
 
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+
+
+def test_python_example_of_dydiff_runs(monkeypatch):
+    models = {"dynamics": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 1, "patience": 1}}
+    tiny = apply_values(jaxpgd.Config(), TINY | models, "tiny")
+    validate(tiny)
+    monkeypatch.setattr(jaxpgd, "load_config", lambda path: tiny)
+    names: dict[str, Any] = {}
+    (block,) = [b for b in python_blocks() if "make_dydiff" in b]
+    exec(compile(block, "README.md", "exec"), names)
+    made = names["trajectories"]
+    assert made.obs.shape == (256, 8, 2) and np.isfinite(np.asarray(made.obs)).all()
+    np.testing.assert_allclose(made.obs[:, 0], names["data"].obs[:256], atol=1e-5)
+
+
 def test_python_example_of_the_readme_runs(monkeypatch):
     tiny = apply_values(jaxpgd.Config(), TINY, "tiny")
     validate(tiny)
     monkeypatch.setattr(jaxpgd, "Config", lambda: tiny)
-    block = re.search(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
-    assert block is not None
     names: dict[str, Any] = {}
-    exec(compile(block.group(1), "README.md", "exec"), names)
+    exec(compile(python_blocks()[0], "README.md", "exec"), names)
     returns = np.asarray(names["returns"])
     assert returns.shape == (2, 4)  # two hyperparameters, four seeds
     assert np.isfinite(returns).all()

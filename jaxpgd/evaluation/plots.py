@@ -17,6 +17,7 @@ from jaxpgd.types import Trajectory
 
 # colours that stay apart for colour-blind readers (Okabe and Ito), one for each arm wherever it appears
 COLOURS = {"real": "#0072B2", "unguided": "#E69F00", "guided": "#009E73"}
+_MANY = ("#000000", "#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
 _OTHERS = ("#CC79A7", "#D55E00", "#56B4E9", "#000000")
 _STYLE: dict[Any, Any] = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
           "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 120}  # fmt: skip
@@ -221,11 +222,12 @@ def rollout_comparison_figure(curves: Mapping[str, Mapping[str, Any]], *, title:
     labels = (("state_error", "state error (standardised RMS)", "State error (bands: two standard errors)"),
               ("state_distance", "sliced Wasserstein-1 (standardised)", "Distance between the sets of states"))  # fmt: skip
     for axis, (key, label, panel) in zip(axes, labels, strict=True):
-        for name, curve in curves.items():
+        for index, (name, curve) in enumerate(curves.items()):
             if key not in curve:
                 continue
-            y, colour = np.asarray(curve[key], np.float64), _colour(name, list(curves))
-            axis.plot(np.arange(len(y)), y, color=colour, label=name, linewidth=1.8)
+            y, colour = np.asarray(curve[key], np.float64), _MANY[index % len(_MANY)]
+            style = ("-", "--", ":")[index // len(_MANY) % 3]
+            axis.plot(np.arange(len(y)), y, color=colour, linestyle=style, label=name, linewidth=1.8)
             if key + "_se" in curve:
                 bar = 2 * np.asarray(curve[key + "_se"], np.float64)
                 axis.fill_between(np.arange(len(y)), y - bar, y + bar, color=colour, alpha=0.2, linewidth=0)

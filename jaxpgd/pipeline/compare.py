@@ -21,7 +21,7 @@ from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
-from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
@@ -34,6 +34,9 @@ ITERATIONS = (0, 1, 2, 4)
 ENSEMBLES = {"ensemble, mean": False, "ensemble, sampled": True}  # whether next states are drawn or the members' means
 # What diffusion is held against: errors are against a noise-free truth, where a mean does best; a set of states is held against
 # true rollouts with their noise, where the environment has any.
+CROSSED = {  # columns of the table, by kind of crossing
+    "state_error": "error below from", "clearly": "clearly from", "state_distance": "distance below from",
+}  # fmt: skip
 ERROR_REFERENCE = "ensemble, mean"
 _CLEAR = 2.0  # standard errors
 
@@ -76,12 +79,20 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
 
 
 def compare_runs(
-    paths: list[str], out: Path | None = None, *, policy: str = "", length: int = 0, trajectories: int = 200, seed: int = 0
+    paths: list[str],
+    out: Path | None = None,
+    *,
+    policy: str = "",
+    actor: str = "",
+    length: int = 0,
+    trajectories: int = 200,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Roll one policy out by every model of the runs and in the real environment; write table and figure under `out`.
 
-    The policy is that of "ARM[:SEED]" of the first run (default: its last arm), acting by its mode; start observations are
-    drawn from the dataset. `length` defaults to the longest training window of the runs. Raises InputError.
+    The policy is that of "ARM[:SEED]" of the first run (default: its last arm) or the actor of an npz file, acting by its mode;
+    start observations are drawn from the dataset. `length` defaults to the longest training window of the runs.
+    Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     runs = [open_run(path) for path in paths]
@@ -93,16 +104,18 @@ def compare_runs(
     length = length or max(_trained_length(run.config) for run in runs)
     multiple = 2 ** (max(run.config.denoiser.blocks for run in runs) - 1)
     check(length > 1 and length % multiple == 0, "--length", length, f"a multiple of {multiple}, as the denoisers need")
+    trained = min(_trained_length(run.config) for run in runs)
+    if length > trained:
+        print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)
     target = out or first.path / "comparison"
     began: list[tuple[RunDirectory, Prepared, Models]] = []
     for run in runs:
         prepared = prepare(run.config)
         began.append((run, prepared, models_stage(run, prepared)))
     _, prepared, models = began[0]
-    name = policy or first.config.arms[-1]
-    actor = greedy(policy_of(first, prepared, models, name))
-    result = _compare(began, actor, length, trajectories, jax.random.fold_in(stage_key(first.config, "compare"), seed))
-    result |= {"policy": f"{name} of {paths[0]}", "dataset": prepared.dataset.info.name, "runs": paths}
+    chosen, name = chosen_policy(first, prepared, models, policy or ("" if actor else first.config.arms[-1]), actor)
+    result = _compare(began, greedy(chosen), length, trajectories, jax.random.fold_in(stage_key(first.config, "compare"), seed))
+    result |= {"policy": name, "dataset": prepared.dataset.info.name, "runs": paths}
     _write(target, result)
     return result
 
@@ -140,7 +153,7 @@ def _compare(
             print(f"{label}: {summary_line(found[label])}", flush=True)
     if not found:
         raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")
-    crossed = crossings(found, ERROR_REFERENCE if samples is None else "ensemble, sampled")
+    crossed = crossings(found)
     likelihood = action_log_likelihood(policy, floor)[:2] if policy.log_prob_fn is not None else (np.nan, np.nan)
     return {
         "length": length,
@@ -161,15 +174,16 @@ def summary_line(row: dict[str, Any]) -> str:
     return f"state error {row['state_error'][last]:.3f} at step {last}, return error {row['return_error']:.3g}"
 
 
-def crossings(found: dict[str, Any], distance_reference: str) -> dict[str, dict[str, int | float | None]]:
+def crossings(found: dict[str, Any]) -> dict[str, dict[str, int | float | None]]:
     """The step from which each method stays below the (first run's) ensemble; None: never.
 
-    By `state_error` over the trajectories alive in the truth and in both, the same by two standard errors (`clearly`), and by
-    `state_distance`.
+    By `state_error` against the ensemble's mean, over the trajectories alive in the truth and in both, the same by two standard
+    errors (`clearly`), and by `state_distance` against the ensemble's mean and its samples, whichever is nearer at a step.
     """
     if ERROR_REFERENCE not in found:
         return {}
-    squares, distance = found[ERROR_REFERENCE]["squares"], found[distance_reference]["state_distance"]
+    squares = found[ERROR_REFERENCE]["squares"]
+    distance = np.fmin(*(found[name]["state_distance"] for name in ENSEMBLES))
     return {
         name: {
             "state_error": paired_crossing(row["squares"], squares),
@@ -193,10 +207,12 @@ def table(result: dict[str, Any]) -> list[dict[str, Any]]:
         shown["return error"] = f"{row['return_error']:.3g} ± {row['return_error_se']:.2g}"
         shown["log-likelihood"] = f"{row['policy_log_likelihood']:.3f} ± {row['policy_log_likelihood_se']:.3f}"
         shown["terminals"] = f"{100 * row['terminal_rate']:.0f} %"
-        crossed = result["crossings"].get(name, {})
-        shown["below the ensemble from"] = ", ".join(str(crossed[m]) for m in crossed) or "-"
+        for kind, step in result["crossings"].get(name, {}).items():
+            shown[CROSSED[kind]] = "never" if step is None else f"{step:g}"
         rows.append(shown)
-    return rows
+    same = [k for k in ("log-likelihood", "terminals") if len(rows) > 1 and len({row[k] for row in rows}) == 1]
+    columns = list(dict.fromkeys(k for row in rows for k in row if k not in same))
+    return [{k: row.get(k, "-") for k in columns} for row in rows]
 
 
 def _number(x: float) -> str:
@@ -215,9 +231,10 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         f"policy: {result['policy']}; {result['trajectories']} rollouts of {result['length']} steps from dataset states of "
         f"{result['dataset']}; in the real environment {100 * truth['terminal_rate']:.0f} % end in a terminal, and the "
         f"log-likelihood of the actions is {truth['policy_log_likelihood']:.3f} ± {truth['policy_log_likelihood_se']:.3f}.\n"
-        "errors and distances are in standard deviations of the state; 'below the ensemble from': the step from which the "
-        "state error stays below that of the ensemble's mean over the same rollouts, the same by over two standard errors, "
-        "and the step from which the distance stays below (None: never)."
+        "errors and distances are in standard deviations of the state. The last columns: the step from which the error stays "
+        "below that of the ensemble's mean over the same rollouts, the same by two standard errors, and the step from which "
+        "the distance between the sets of states stays below that of the ensemble's mean and samples. DyDiff starts from the "
+        "ensemble's mean, with members drawn anew: 0 iterations are that rollout."
     )
     write_atomic(out / "rollouts.txt", f"{text}\n{notes}\n")
     print(f"{text}\n{notes}\nfigure: {out / 'rollouts.png'}", flush=True)

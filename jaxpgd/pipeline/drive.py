@@ -64,36 +64,38 @@ def drive(
             f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
             f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
-    began = time.monotonic()
-    if found is None:
-        with StageProgress(f"{stage}, start", 1, "state") as progress:
-            state, done = jax.block_until_ready(init(key, data)), 0
-            progress.advance(1)
-        store.save(0, state)
-    else:
-        state, done = found
-    run.log.rewind(stage, done)
+    began, resumed = time.monotonic(), found is not None
     chunk = jax.jit(program.chunk, donate_argnums=0)
     total = program.chunks * program.steps_per_chunk
-    saved = time.monotonic()
-    with Interruption() as stop, StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
-        while done < program.chunks:
-            given, chosen = (data, {}) if before_chunk is None else before_chunk(done, state, data)
-            state, metrics = chunk(state, given, jnp.asarray(done))
-            done += 1
-            row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
-            check_finite(row, stage, run.path)
-            if after_chunk is not None:
-                row |= after_chunk(done, state)
-            run.log.write(stage, done, row)
-            progress.advance(program.steps_per_chunk, _note(metrics, note))
-            asked = stop.requested
-            if done == program.chunks or asked or time.monotonic() - saved >= run.config.checkpoint_seconds:
-                store.save(done, state)
-                saved = time.monotonic()
-            if asked and done < program.chunks:
+    with Interruption() as stop:
+        if found is None:
+            with StageProgress(f"{stage}, start", 1, "state") as progress:
+                found = jax.block_until_ready(init(key, data)), 0
+                progress.advance(1)
+            store.save(0, found[0])
+            if stop.requested:
                 stop.leave()
-        run.finish(stage, {"seconds": time.monotonic() - began, "resumed": found is not None, "steps": total})
+        state, done = found
+        run.log.rewind(stage, done)
+        saved = time.monotonic()
+        with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
+            while done < program.chunks:
+                given, chosen = (data, {}) if before_chunk is None else before_chunk(done, state, data)
+                state, metrics = chunk(state, given, jnp.asarray(done))
+                done += 1
+                row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
+                check_finite(row, stage, run.path)
+                if after_chunk is not None:
+                    row |= after_chunk(done, state)
+                run.log.write(stage, done, row)
+                progress.advance(program.steps_per_chunk, _note(metrics, note))
+                asked = stop.requested
+                if done == program.chunks or asked or time.monotonic() - saved >= run.config.checkpoint_seconds:
+                    store.save(done, state)
+                    saved = time.monotonic()
+                if asked and done < program.chunks:
+                    stop.leave()
+        run.finish(stage, {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total})
     if stop.requested:
         stop.leave()
     return state

@@ -12,7 +12,7 @@ from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import open_run
-from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 
@@ -22,6 +22,7 @@ def export_synthetic(
     out: Path,
     *,
     policy: str = "",
+    actor: str = "",
     kind: str = "",
     trajectories: int = 1024,
     coefficient: float | None = None,
@@ -29,23 +30,24 @@ def export_synthetic(
 ) -> None:
     """Write `trajectories` synthetic trajectories under `out`: a Minari dataset and `transitions.npz`.
 
-    `kind` is an arm of the run; empty: guided towards `policy` ("ARM" or "ARM:SEED" of the run), unguided where that is empty.
+    `kind` is an arm of the run; empty: guided towards `policy` ("ARM" or "ARM:SEED" of the run) or the `actor` of an npz file,
+    unguided where neither is given.
     World-model and DyDiff trajectories need a policy, and start at observations of the dataset. Raises InputError.
     """
-    kind = kind or ("guided" if policy else "unguided")
+    kind = kind or ("guided" if policy or actor else "unguided")
     check(trajectories > 0, "--trajectories", trajectories, "a number above 0")
     check(not out.exists() or (out.is_dir() and not any(out.iterdir())), "--out", str(out), "a new or empty directory")
     run = open_run(run_path)
     kinds = sorted({*run.config.arms, *(("unguided", "guided") if needs(run.config, "denoiser") else ())} - {"real"})
     check(kind in kinds, "--kind", kind, f"one of {', '.join(kinds)}, which this run can make")
-    check(kind == "unguided" or bool(policy), "--policy", policy, f"ARM[:SEED], which {kind} trajectories follow")
+    check(kind == "unguided" or bool(policy or actor), "--policy", policy, f"ARM[:SEED], which {kind} trajectories follow")
     if coefficient is not None:
         check(kind == "guided", "--coefficient", coefficient, "no value without --policy")
         check(coefficient >= 0, "--coefficient", coefficient, "a number not below 0")
     require_models(run)
     prepared = prepare(run.config)
     models = models_stage(run, prepared)
-    target = policy_of(run, prepared, models, policy) if policy else None
+    target = chosen_policy(run, prepared, models, policy, actor)[0] if policy or actor else None
     synthesizer = arm_synthesizer(settled(run), models, kind)
     if coefficient is not None:
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]

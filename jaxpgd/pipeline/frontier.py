@@ -13,14 +13,13 @@ from jax import Array
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation import plots
-from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.report import text_table
 from jaxpgd.evaluation.simulators import has_simulator
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, known_target, prepare, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
-from jaxpgd.pipeline.stages import policy_of
+from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.pipeline.truth import known_truth
 from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.replay import resample
@@ -98,13 +97,9 @@ def _open(run: RunDirectory) -> tuple[Prepared, Models]:
 
 
 def _target(run: RunDirectory, prepared: Prepared, models: Models, policy: str, actor: str) -> tuple[Policy, str]:
-    check(not (policy and actor), "--policy, --actor", (policy, actor), "one of them")
-    if actor:
-        return behaviour_actor(actor), f"the actor {Path(actor).name}"
     known = known_target(prepared.dataset)
-    if policy or known is None:
-        name = policy or run.config.arms[-1]
-        return policy_of(run, prepared, models, name), f"{name} of {run.path}"
+    if known is None or policy or actor:
+        return chosen_policy(run, prepared, models, policy or ("" if actor else run.config.arms[-1]), actor)
     return known, "the environment's target policy"
 
 

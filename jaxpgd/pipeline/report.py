@@ -267,6 +267,8 @@ def write_report(
     )
     label = next(iter(returns.values()))["score_label"]
     intervals = "Intervals are bootstrapped over seeds, each by its mean over episodes; with one seed, over its episodes."
+    if config.seeds == 2:
+        intervals += " With two seeds that is no more than their range."
     report.table("Returns", rows, f"{intervals} Scores: {label}.")
     if quality:
         report.text("\n\n".join(verdicts(quality)))
@@ -281,6 +283,10 @@ def write_report(
                 f"{truth['coefficient']:g} (effective sample size {truth['effective_sample_size']:.0f}). "
                 "Each row is held against the truth of its own coefficient; where too few rollouts count there is none."
             )
+    comparison = run.path / "comparison"
+    if (comparison / "rollouts.png").exists():
+        report.figure("Long rollouts", comparison / "rollouts.png", "By `jaxpgd compare-rollouts`.")
+        report.details("Long rollouts, by step", (comparison / "rollouts.txt").read_text())
     for name, caption in figures.items():
         report.figure(name.replace("_", " ").capitalize(), run.figure(name), caption)
     seconds = [

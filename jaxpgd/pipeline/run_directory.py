@@ -148,10 +148,10 @@ class RunDirectory:
         path = self.path / name
         return json.loads(path.read_text()) if path.exists() else {}
 
-    def require(self, stage: str, command: str) -> None:
+    def require(self, stage: str, command: str, hint: str = "") -> None:
         """Raise InputError unless `stage` is done; `command` is what does it."""
         if not self.is_done(stage):
-            raise InputError(f"run = {str(self.path)!r}: its stage {stage!r} is not finished. Run `{command}` first.")
+            raise InputError(f"run = {str(self.path)!r}: its stage {stage!r} is not finished{hint}. Run `{command}` first.")
 
 
 def create_run(config: Config, *, resume: bool) -> RunDirectory:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import check
+from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.pipeline.calibration import calibrate
 from jaxpgd.pipeline.drive import drive, over_seeds
@@ -83,6 +84,17 @@ def seed_policy(policies: Policy, seed: int) -> Policy:
     return jax.tree.map(lambda x: jnp.asarray(x)[seed], policies)
 
 
+def chosen_policy(run: RunDirectory, prepared: Prepared, models: Models, name: str, actor: str) -> tuple[Policy, str]:
+    """The policy "ARM[:SEED]" of a run, or the actor of an npz file where one is named, and what it is. Raises InputError."""
+    check(not (name and actor), "--policy, --actor", (name, actor), "one of them")
+    if actor:
+        policy, sizes = behaviour_actor(actor), (prepared.dataset.obs_dim, 2 * prepared.dataset.action_dim)
+        found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
+        check(found == sizes, "--actor", actor, f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
+        return policy, f"the actor {Path(actor).name}"
+    return policy_of(run, prepared, models, name), f"{name} of {run.path}"
+
+
 def policy_of(run: RunDirectory, prepared: Prepared, models: Models, name: str) -> Policy:
     """The policy that a name says: "ARM" or "ARM:SEED" of this run. Raises InputError where it is unknown or untrained."""
     arm, _, number = name.partition(":")
@@ -90,5 +102,7 @@ def policy_of(run: RunDirectory, prepared: Prepared, models: Models, name: str) 
     check(number == "" or number.isdigit(), "policy", name, "ARM:SEED with a whole number as SEED")
     seed = int(number or 0)
     check(seed < run.config.seeds, "policy", name, f"a seed below {run.config.seeds}")
-    run.require(f"agent-{arm}", f"jaxpgd train-agent {Path(run.path)}")
+    trained = [arm for arm in run.config.arms if run.is_done(f"agent-{arm}")]
+    hint = f" (trained so far: {', '.join(trained)})" if trained else ""
+    run.require(f"agent-{arm}", f"jaxpgd train-agent {Path(run.path)} --arm {arm}", hint)
     return seed_policy(agent_stage(run, prepared, models, arm), seed)
