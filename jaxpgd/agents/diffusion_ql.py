@@ -21,6 +21,7 @@ from jaxpgd.diffusion.precondition import coefficients
 from jaxpgd.diffusion.samplers import ancestral
 from jaxpgd.diffusion.schedules import vp_sigmas, vp_time
 from jaxpgd.errors import check
+from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
@@ -107,7 +108,7 @@ class _DiffusionQL:
         self.action_dim, self.steps, self.candidates, self.ema_every = action_dim, steps, candidates, ema_every
         self.own_score = own_score
         self.actor: Any = DiffusionActor(action_dim, hidden, time_features)  # Any: flax types `apply` as more than it returns
-        self.critics: Any = CriticEnsemble(2, hidden, activation=jax.nn.mish)
+        self.critics: Any = CriticEnsemble(2, hidden, activation=mish)
 
     def init(self, key: Array, hypers: DiffusionQLHypers, example: Transition) -> DiffusionQLState:
         common.check_example(example, self.action_dim)

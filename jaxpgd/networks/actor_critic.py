@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.networks.activations import mish
 from jaxpgd.networks.mlp import MLP, Init, sinusoidal
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -75,9 +76,9 @@ class DiffusionActor(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, step: Array, obs: Array) -> Array:
-        embed = MLP((2 * self.time_features, self.time_features), self.init_kind, jax.nn.mish)
+        embed = MLP((2 * self.time_features, self.time_features), self.init_kind, mish)
         inputs = [x, embed(sinusoidal(step, self.time_features)), obs]
-        return MLP((*self.hidden, self.action_dim), self.init_kind, jax.nn.mish)(jnp.concatenate(inputs, axis=-1))
+        return MLP((*self.hidden, self.action_dim), self.init_kind, mish)(jnp.concatenate(inputs, axis=-1))
 
 
 class Critic(nn.Module):

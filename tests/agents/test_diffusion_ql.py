@@ -13,11 +13,12 @@ from jaxpgd.agents import diffusion_ql, replace_hypers
 from jaxpgd.agents.diffusion_ql import _structure
 from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.schedules import vp_sigmas
+from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 
 HIDDEN, STEPS, SETTINGS = (8, 8), 5, {"steps": 5, "candidates": 16, "ema_every": 3, "time_features": 4}
 AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), _structure(2, HIDDEN, *SETTINGS.values())
-ACTOR, CRITICS = DiffusionActor(2, HIDDEN, 4), CriticEnsemble(2, HIDDEN, activation=jax.nn.mish)
+ACTOR, CRITICS = DiffusionActor(2, HIDDEN, 4), CriticEnsemble(2, HIDDEN, activation=mish)
 BATCH = random_batch(size=16)
 FLAT = jax.tree.map(lambda x: x[0], BATCH)
 OBS, ACTION = FLAT.obs[0], FLAT.action[0]

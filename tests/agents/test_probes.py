@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.agents import bc, cql, diffusion_ql, iql, replace_hypers, td3_bc
+from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
 from jaxpgd.types import Transition
 
@@ -59,7 +60,7 @@ def trained_on_probes(name):
 @pytest.mark.parametrize("state", PROBES)
 def test_critics_find_the_known_values(name, state):
     action = jnp.array([[-0.5], [0.0], [0.5]])
-    critics = CRITICS.clone(activation=jax.nn.mish) if name == "diffusion_ql" else CRITICS
+    critics = CRITICS.clone(activation=mish) if name == "diffusion_ql" else CRITICS
     q = critics.apply(trained_on_probes(name).critic, jnp.tile(STATES[state], (3, 1)), action)
     np.testing.assert_allclose(q, PROBES[state][3], atol=0.1)
 
