@@ -140,7 +140,8 @@ class DiffusionSynthesizer:
         """The same synthesizer with another guidance coefficient, not adapted. Raises ValueError where it has no guidance."""
         if self.guidance is None:
             raise ValueError("this synthesizer has no guidance whose coefficient could be set")
-        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=coefficient, adaptive=False))
+        number = jnp.asarray(coefficient, jnp.float32)  # as in `make_guidance`: another type would compile once more
+        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=number, adaptive=False))
 
     def starting(self) -> "DiffusionSynthesizer":
         """The same synthesizer with trajectories that begin at the start observations.
