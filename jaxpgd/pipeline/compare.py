@@ -32,11 +32,11 @@ from jaxpgd.types import Policy, Synthesizer, Trajectory
 
 ITERATIONS = (0, 1, 2, 4)
 ENSEMBLES = {"ensemble, mean": False, "ensemble, sampled": True}  # whether next states are drawn or the members' means
-# What diffusion is held against: errors are against a noise-free truth, where a mean does best; a set of states is held against
-# true rollouts with their noise, where the environment has any.
 CROSSED = {  # columns of the table, by kind of crossing
     "state_error": "error below from", "clearly": "clearly from", "state_distance": "distance below from",
 }  # fmt: skip
+# Errors are against a noise-free truth, where a mean does best. Sets of states are held against true rollouts with their noise,
+# where the environment has any, and there both ensembles count.
 ERROR_REFERENCE = "ensemble, mean"
 _CLEAR = 2.0  # standard errors
 

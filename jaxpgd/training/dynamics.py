@@ -44,7 +44,8 @@ def prepare_dynamics(transitions: Transition, config: DynamicsConfig, *, seed: i
     Transitions that end an episode without moving are left out: files without next observations repeat the last one there, and
     a model would learn that nothing moves where episodes end. Raises InputError where no end is left for a classifier to learn.
     """
-    transitions = jax.tree.map(lambda x: x[informative(transitions, config)], transitions)
+    chosen = informative(transitions, config)
+    transitions = jax.tree.map(lambda x: x[chosen], transitions)
     size = transitions.reward.shape[0]
     held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
     order = np.random.default_rng(seed).permutation(size).astype(np.int32)
