@@ -233,7 +233,8 @@ class DiffusionQLConfig:
     ema: float = 0.995  # decay of the averaged actor, which makes the critics' targets
     ema_every: int = 5  # updates between averages
     gradient_clip: float = 5.0  # global norm of the actor's and of the critics' gradient; 0: none
-    candidates: int = 50  # actions of which evaluation takes the one with the highest Q
+    candidates: int = 50  # actions of which evaluation takes one
+    choice: Literal["softmax", "best", "centre"] = "softmax"  # by softmax of Q, highest Q, or the chain without noise instead
     time_features: int = 16  # sinusoidal features of the step; an even number above 2
     adam_eps: float = 1e-8
     policy_std: float = 0.5  # std of the Gaussian that stands for the policy in guidance, around its chain without noise

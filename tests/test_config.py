@@ -74,7 +74,7 @@ PAPER = {
     "agent.diffusion_ql.beta_min": 0.1, "agent.diffusion_ql.beta_max": 10.0, "agent.diffusion_ql.ema": 0.995,
     "agent.diffusion_ql.ema_every": 5, "agent.diffusion_ql.gradient_clip": 5.0, "agent.diffusion_ql.candidates": 50,
     "agent.diffusion_ql.time_features": 16, "agent.diffusion_ql.hidden": (256, 256, 256),
-    "agent.diffusion_ql.policy_std": 1.0,
+    "agent.diffusion_ql.choice": "softmax", "agent.diffusion_ql.policy_std": 1.0,
 }  # fmt: skip
 
 

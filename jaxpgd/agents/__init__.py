@@ -38,7 +38,7 @@ AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
     "iql": (iql, ("hidden",)),
     "bc": (bc, ("hidden",)),
     "cql": (cql, ("hidden", "n_actions")),
-    "diffusion_ql": (diffusion_ql, ("hidden", "steps", "candidates", "ema_every", "time_features", "own_score")),
+    "diffusion_ql": (diffusion_ql, ("hidden", "steps", "candidates", "choice", "ema_every", "time_features", "own_score")),
 }
 
 

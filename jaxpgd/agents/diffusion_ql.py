@@ -6,8 +6,9 @@ One update, in this order, on one batch:
 3. the averaged actor, every `ema_every` updates; target critics move by `polyak`.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from jaxpgd.errors import check
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+Choice = Literal["softmax", "best", "centre"]  # of the action that evaluation takes
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 
@@ -92,23 +95,26 @@ class ActionDenoise:
         return jnp.clip(action, -1.0, 1.0) if self.clip else action
 
 
+@dataclasses.dataclass(frozen=True)
 class _DiffusionQL:
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(
-        self,
-        action_dim: int,
-        hidden: tuple[int, ...],
-        steps: int,
-        candidates: int,
-        ema_every: int,
-        time_features: int,
-        own_score: bool,
-    ) -> None:
-        self.action_dim, self.steps, self.candidates, self.ema_every = action_dim, steps, candidates, ema_every
-        self.own_score = own_score
-        self.actor: Any = DiffusionActor(action_dim, hidden, time_features)  # Any: flax types `apply` as more than it returns
-        self.critics: Any = CriticEnsemble(2, hidden, activation=mish)
+    action_dim: int
+    hidden: tuple[int, ...]
+    steps: int
+    candidates: int
+    choice: Choice
+    ema_every: int
+    time_features: int
+    own_score: bool
+
+    @functools.cached_property
+    def actor(self) -> Any:  # Any: flax types `apply` as more than it returns
+        return DiffusionActor(self.action_dim, self.hidden, self.time_features)
+
+    @functools.cached_property
+    def critics(self) -> Any:
+        return CriticEnsemble(2, self.hidden, activation=mish)
 
     def init(self, key: Array, hypers: DiffusionQLHypers, example: Transition) -> DiffusionQLState:
         common.check_example(example, self.action_dim)
@@ -215,13 +221,20 @@ class _DiffusionQL:
         return self.chain(key, params.actor, params.hypers, obs)
 
     def mode(self, params: DiffusionQLPolicyParams, obs: Array) -> Array:
+        if self.choice == "centre":
+            return self.centre(params, obs)
+        key_draw, key_choice = jax.random.split(key_of(obs))
         many = jnp.broadcast_to(obs, (self.candidates, *obs.shape))
-        action = self.draw(jax.random.key(0), params.actor, params.hypers, many)
-        return action[self.critics.apply(params.critic, many, action).min(axis=0).argmax()]
+        action = self.draw(key_draw, params.actor, params.hypers, many)
+        q = self.critics.apply(params.critic, many, action).min(axis=0)
+        return action[q.argmax() if self.choice == "best" else jax.random.categorical(key_choice, q)]
+
+    def centre(self, params: DiffusionQLPolicyParams, obs: Array) -> Array:
+        """The action [A] of the chain without noise."""
+        return self.chain(jax.random.key(0), params.actor, params.hypers, obs, noise=0.0)
 
     def log_prob(self, params: DiffusionQLPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
-        centre = self.chain(jax.random.key(0), params.actor, params.hypers, obs, noise=0.0)
-        return common.gaussian_log_prob(action, centre, jnp.square(params.hypers.policy_std) + variance)
+        return common.gaussian_log_prob(action, self.centre(params, obs), jnp.square(params.hypers.policy_std) + variance)
 
     def score(self, params: DiffusionQLPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
         levels = self.sigmas(params.hypers)[:-1]
@@ -230,17 +243,17 @@ class _DiffusionQL:
         return (denoised - action) / jnp.square(sigma)
 
 
-@functools.cache
-def _structure(
-    action_dim: int,
-    hidden: tuple[int, ...],
-    steps: int,
-    candidates: int,
-    ema_every: int,
-    time_features: int,
-    own_score: bool = False,
-) -> _DiffusionQL:
-    return _DiffusionQL(action_dim, hidden, steps, candidates, ema_every, time_features, own_score)
+_structure = functools.cache(_DiffusionQL)
+
+
+def key_of(obs: Array) -> Array:
+    """A key made of the bits of obs [O]: other noise at every observation, the same at the same one.
+
+    With one key for all, the noise would be one persistent error of the actions along an episode.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(obs, jnp.float32), jnp.uint32)
+    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1  # entries that change places give another key
+    return jax.random.key(jnp.sum(bits * odd * jnp.uint32(0x9E3779B1), dtype=jnp.uint32))
 
 
 def diffusion_ql(
@@ -249,6 +262,7 @@ def diffusion_ql(
     hidden: tuple[int, ...] = (256, 256, 256),
     steps: int = 5,
     candidates: int = 50,
+    choice: Choice = "softmax",
     ema_every: int = 5,
     time_features: int = 16,
     own_score: bool = False,
@@ -258,18 +272,20 @@ def diffusion_ql(
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, actor_loss, bc_loss, q_gain,
     q_mean, target_mean, all []. Its policy uses the actor as it is, not the average, as published:
     - `sample` is one chain of `steps` ancestral steps;
-    - `mode` is the best of `candidates` chains from a fixed key by the smaller target critic. Published: one of them by softmax
-      of its Q; here the same observation always gives the same action, because `mode` has no key;
+    - `mode`, by `choice`: "softmax" takes one of `candidates` chains with probability softmax(Q), Q the smaller target critic
+      (published); "best" the one of highest Q; "centre" the chain without noise, without the critics. The noise is made of the
+      observation's bits: the same observation always gives the same action, because `mode` has no key;
     - `log_prob`: a diffusion policy has no log-density. A Gaussian of standard deviation `policy_std` (variance policy_std^2 +
       variance) stands for it, around the action of the chain without noise;
     - `score`, with `own_score`: that of the noised policy, (D(a) - a) / sigma^2 at sigma^2 = variance (its mean over entries),
       kept within the schedule. Guidance then follows it instead of the Gaussian's gradient.
-    Raises InputError where sizes are not positive, time_features is no even number above 2, or `init` or `update` get other
-    shapes.
+    Raises InputError where sizes are not positive, choice is unknown, time_features is no even number above 2, or `init` or
+    `update` get other shapes.
     """
     sizes = {"action_dim": action_dim, "steps": steps, "candidates": candidates, "ema_every": ema_every}
     for name, value in sizes.items():
         check(value > 0, name, value, "a number above 0")
     check(time_features > 2 and time_features % 2 == 0, "time_features", time_features, "an even number above 2")
-    s = _structure(action_dim, tuple(hidden), steps, candidates, ema_every, time_features, own_score)
+    check(choice in get_args(Choice), "choice", choice, f"one of {', '.join(get_args(Choice))}")
+    s = _structure(action_dim, tuple(hidden), steps, candidates, choice, ema_every, time_features, own_score)
     return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=DiffusionQLHypers(), batches=1)

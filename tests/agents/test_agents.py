@@ -158,7 +158,15 @@ def test_make_agent_reads_every_setting():
 @NAMES
 def test_sections_have_every_setting_of_their_agent_and_no_other(name):
     config = getattr(AgentConfig(), name)
-    changed = {"hidden": HIDDEN, "steps": 2, "candidates": 3, "ema_every": 2, "time_features": 4, "n_actions": 2}
+    changed = {
+        "hidden": HIDDEN,
+        "steps": 2,
+        "candidates": 3,
+        "choice": "best",
+        "ema_every": 2,
+        "time_features": 4,
+        "n_actions": 2,
+    }
     structural = AGENTS[name][1]
     small = dataclasses.replace(config, **{k: v for k, v in changed.items() if k in structural})
     agent, factory = make_agent(name, small, 2), AGENTS[name][0]

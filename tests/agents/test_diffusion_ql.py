@@ -10,14 +10,15 @@ from batches import random_batch
 from scipy.stats import norm
 
 from jaxpgd.agents import diffusion_ql, replace_hypers
-from jaxpgd.agents.diffusion_ql import _structure
+from jaxpgd.agents.diffusion_ql import _structure, key_of
 from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.schedules import vp_sigmas
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 
-HIDDEN, STEPS, SETTINGS = (8, 8), 5, {"steps": 5, "candidates": 16, "ema_every": 3, "time_features": 4}
-AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), _structure(2, HIDDEN, *SETTINGS.values())
+HIDDEN, STEPS = (8, 8), 5
+SETTINGS = {"steps": 5, "candidates": 16, "choice": "best", "ema_every": 3, "time_features": 4}
+AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), _structure(2, HIDDEN, *SETTINGS.values(), False)
 ACTOR, CRITICS = DiffusionActor(2, HIDDEN, 4), CriticEnsemble(2, HIDDEN, activation=mish)
 BATCH = random_batch(size=16)
 FLAT = jax.tree.map(lambda x: x[0], BATCH)
@@ -172,6 +173,44 @@ def test_samples_stay_in_bounds_and_mode_is_the_best_of_many():
     last = worst.params.critic["params"]["members"]["MLP_0"]["Dense_2"]
     last["kernel"], last["bias"] = -last["kernel"], -last["bias"]
     assert q(MODE(worst, OBS)) < q(mode)
+
+
+def test_softmax_choice_takes_each_candidate_with_its_probability():
+    """Mean Q of the choices at many observations, all but the same, against the weights written out over other draws."""
+    state, count = make_state(), 2000
+    last = state.target_critic["params"]["members"]["MLP_0"]["Dense_2"]
+    last["kernel"] = 20 * last["kernel"]  # the weights differ
+    policy = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS | {"choice": "softmax"}).policy(state)
+    near = OBS + 1e-4 * jax.random.normal(jax.random.key(5), (count, *OBS.shape))
+    q = lambda action: np.asarray(
+        CRITICS.apply(state.target_critic, jnp.broadcast_to(OBS, (*action.shape[:-1], 3)), action), np.float64
+    ).min(0)
+    chosen = q(jax.jit(jax.vmap(policy.mode))(near))
+    keys = jax.random.split(jax.random.key(6), (count, 16))
+    drawn = q(jax.jit(jax.vmap(jax.vmap(lambda k: policy.sample(k, OBS))))(keys))
+    weights = np.exp(drawn) / np.exp(drawn).sum(1, keepdims=True)
+    expected = (weights * drawn).sum(1)
+    bound = 4 * np.sqrt((chosen.var() + expected.var()) / count)
+    assert abs(chosen.mean() - expected.mean()) < bound
+    assert drawn.mean() + 2 * bound < expected.mean() < drawn.max(1).mean() - 2 * bound  # neither any nor the best
+
+
+def test_noise_of_the_mode_is_another_at_every_observation():
+    """Shared noise would shift all actions of an episode alike."""
+    keys = jax.vmap(lambda obs: jax.random.key_data(key_of(obs)))
+    near = OBS + 1e-6 * jnp.arange(50)[:, None] * jnp.eye(OBS.shape[0])[0]
+    others = jnp.concatenate([near, jnp.roll(near, 1, axis=1), near.at[:, 0].multiply(-1.0)])
+    distinct = len(np.unique(np.asarray(others), axis=0))
+    assert distinct > 100 and len(np.unique(np.asarray(keys(others)), axis=0)) == distinct
+    np.testing.assert_array_equal(keys(others), keys(others))
+
+
+def test_centre_is_where_the_gaussian_that_stands_for_the_policy_is_highest():
+    policy = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS | {"choice": "centre"}).policy(make_state())
+    mode = MODE(policy, OBS)
+    np.testing.assert_allclose(jax.grad(lambda a: policy.log_prob(OBS, a, 0.1))(mode), 0.0, atol=1e-5)
+    deaf_to_q = policy.replace(params=policy.params.replace(critic=jax.tree.map(jnp.zeros_like, policy.params.critic)))
+    np.testing.assert_array_equal(mode, MODE(deaf_to_q, OBS))
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.5])

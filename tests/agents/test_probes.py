@@ -158,7 +158,7 @@ def test_diffusion_ql_keeps_both_modes_without_q_and_finds_the_optimum_with_it()
     """A Gaussian policy would clone their mean, 0. Five steps end at E[a | x] from sigma 0.49, which is not far from the
     distance between the modes: even with the exact denoiser a share of the samples lies between them.
     """
-    data, agent = two_modes(best=0.75), diffusion_ql(action_dim=1, hidden=(32, 32), time_features=8)
+    data, agent = two_modes(best=0.75), diffusion_ql(action_dim=1, hidden=(32, 32), time_features=8, choice="best")
     states = jax.jit(jax.vmap(lambda eta: train(agent, data, 1000, batch=128, eta=eta, lr=1e-2)))(jnp.array([0.0, 5.0]))
     keys = jax.random.split(jax.random.key(4), 1000)
     policies = jax.vmap(agent.policy)(states)
