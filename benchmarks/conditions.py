@@ -2,12 +2,15 @@
 
 On linear dynamics the distribution of the states given the first state and all actions is known: errors are those of the
 samples' mean and spread against it, in standard deviations of the data. The same network and training for all.
+
+Where the behaviour reacts to the states, its later actions tell about earlier states, and what data teach is not what the
+dynamics do with actions from elsewhere. `error_given_other_actions` says how far that leads.
 """
 
 import dataclasses
 import functools
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +19,10 @@ from jax import Array
 
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.constraints import Conditions
-from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env
+from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env, trajectory_moments
 from jaxpgd.packing import fit_codec
 from jaxpgd.settings import DenoiserConfig, DyDiffConfig, SamplerConfig
-from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, StateDenoiser, make_dydiff
+from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
 from jaxpgd.training.denoiser import Windows, train_state_denoiser
 from jaxpgd.types import Policy, Trajectory, Transition
 
@@ -31,14 +34,15 @@ class Size:
     episodes: int = 4000
     conditions: int = 64  # (start, actions) pairs
     samples: int = 128  # per pair
-    denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=4000, batch_size=64, validate_every=1000)
+    denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=10_000, batch_size=64, validate_every=1000)
     sampler: SamplerConfig = SamplerConfig(steps=32, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
 
 
-def problem() -> tuple[LinearGaussian, Policy]:
-    """Two states, one action that stays within its bounds, 16 steps."""
+def problems() -> tuple[LinearGaussian, dict[str, Policy]]:
+    """Two states, one action that stays within its bounds, 16 steps; behaviours blind to the state and reacting to it."""
     env = make_env([[1.0, 0.2], [0.0, 0.95]], [[0.06], [0.6]], 0.02 * np.eye(2), 0.5 * np.eye(2), horizon=16)
-    return env, linear_policy([[-0.17, -0.2]], [0.0], 0.17)
+    blind = linear_policy([[0.0, 0.0]], [0.0], 0.25)
+    return env, {"blind": blind, "reacting": linear_policy([[-0.17, -0.2]], [0.0], 0.17)}
 
 
 def windows_of(made: Trajectory, next_obs: Array) -> Windows:
@@ -50,15 +54,39 @@ def windows_of(made: Trajectory, next_obs: Array) -> Windows:
     return Windows(data, jnp.asarray(starts), jnp.asarray(starts), fit_codec(data, starts, length), length)
 
 
-def exact_moments(env: LinearGaussian, start: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [N, T, O] and standard deviation [T, O] of the states given start [N, O] and actions [N, T, A]."""
-    a, b, q = (np.asarray(x, np.float64) for x in (env.A, env.B, env.Q))
-    mean, cov, means, covs = start.astype(np.float64), np.zeros_like(q), [], []
-    for t in range(actions.shape[1]):
-        means.append(mean)
-        covs.append(np.diag(cov))
-        mean, cov = mean @ a.T + actions[:, t] @ b.T, a @ cov @ a.T + q
-    return np.stack(means, axis=1), np.sqrt(np.stack(covs))
+TRAINED: tuple[tuple[str, tuple[Conditions, ...]], ...] = (("clean", ("clean", "churned")), ("noised", ("noised",)))
+
+
+class Test(NamedTuple):
+    """Episodes, and the moments of their states after the first given it and their actions."""
+
+    made: Trajectory
+    mean: np.ndarray  # [N, T - 1, O]
+    std: np.ndarray  # [T - 1, O]
+
+
+def make_test(key: Array, env: LinearGaussian, policy: Policy, count: int) -> Test:
+    """Test episodes of a policy."""
+    made, _ = collect(key, env, policy, count)
+    return Test(made, *exact_moments(env, policy, made))
+
+
+def exact_moments(env: LinearGaussian, policy: Policy, made: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [N, T - 1, O] and standard deviation [T - 1, O] of the states after the first, given it and all actions of `made`.
+
+    Gaussian conditioning in the joint distribution of trajectories under `policy`. A blind policy's actions tell nothing about
+    the states before them: for it, these are the moments of the dynamics.
+    """
+    mean, cov = trajectory_moments(env, policy)
+    features, count = env.obs_dim + env.action_dim, made.obs.shape[0]
+    entry = np.arange(len(mean)).reshape(-1, features)
+    states = entry[1:, : env.obs_dim].ravel()
+    given = np.concatenate([entry[0, : env.obs_dim], entry[:, env.obs_dim :].ravel()])
+    values = np.concatenate([np.asarray(made.obs[:, 0]), np.asarray(made.action).reshape(count, -1)], axis=1, dtype=np.float64)
+    gain = np.linalg.solve(cov[np.ix_(given, given)], cov[np.ix_(given, states)]).T
+    means = mean[states] + (values - mean[given]) @ gain.T
+    variance = np.diag(cov[np.ix_(states, states)] - gain @ cov[np.ix_(given, states)])
+    return means.reshape(count, -1, env.obs_dim), np.sqrt(variance).reshape(-1, env.obs_dim)
 
 
 @functools.partial(jax.jit, static_argnames="samples")
@@ -69,37 +97,43 @@ def draw(key: Array, synthesizer: DyDiffSynthesizer, start: Array, actions: Arra
     return jax.lax.map(lambda x: one(*x), (keys, start, actions))
 
 
-def score(key: Array, denoiser: StateDenoiser, env: LinearGaussian, test: Trajectory, size: Size, kind: Conditions) -> dict:
-    """Errors of sampled states, over all steps but the first."""
-    synthesizer = make_dydiff(None, denoiser, DyDiffConfig(conditions=kind), size.sampler)  # type: ignore[arg-type]
-    states = np.asarray(draw(key, synthesizer, test.obs[:, 0], test.action, size.samples), np.float64)
-    mean, std = exact_moments(env, np.asarray(test.obs[:, 0]), np.asarray(test.action))
-    unit = np.asarray(denoiser.codec.std[denoiser.codec.obs], np.float64)
-    error = (states.mean(1) - mean)[:, 1:] / unit
-    floor = np.sqrt(np.mean((std[1:] / unit) ** 2) / size.samples)  # of exact samples
-    spread = np.sqrt(states.var(1, ddof=1).mean(0))[1:] / std[1:]
+def score(key: Array, synthesizer: DyDiffSynthesizer, test: Test, samples: int) -> dict[str, float]:
+    """Errors of the states sampled given the first state and actions of every test episode."""
+    unit = np.asarray(synthesizer.denoiser.codec.std[synthesizer.denoiser.codec.obs], np.float64)
+    states = np.asarray(draw(key, synthesizer, test.made.obs[:, 0], test.made.action, samples), np.float64)[:, :, 1:]
+    spread = np.sqrt(states.var(1, ddof=1).mean(0)) / test.std
     return {
-        "error_of_the_mean": float(np.sqrt(np.mean(error**2))),
-        "its_floor": float(floor),
+        "error_of_the_mean": float(np.sqrt(np.mean(((states.mean(1) - test.mean) / unit) ** 2))),
+        "its_floor": float(np.sqrt(np.mean((test.std / unit) ** 2) / samples)),  # of exact samples
         "spread_over_exact": float(spread.mean()),
         "spread_over_exact_last_step": float(spread[-1].mean()),
     }
 
 
 def run(size: Size = Size()) -> dict[str, Any]:
-    """Train one denoiser with clean and one with noised conditions; sample each way that fits."""
-    env, policy = problem()
-    keys = jax.random.split(jax.random.key(0), 5)
-    windows = windows_of(*collect(keys[0], env, policy, size.episodes))
-    test, _ = collect(keys[1], env, policy, size.conditions)
+    """Per behaviour, train one denoiser with clean and one with noised conditions; sample each way that fits."""
+    env, policies = problems()
+    keys = jax.random.split(jax.random.key(0), 4)
     train = jax.jit(train_state_denoiser, static_argnames=("config", "conditions"))
-    rows: dict[str, Any] = {}
-    for trained, kinds in (("clean", ("clean", "churned")), ("noised", ("noised",))):
-        began = time.perf_counter()
-        denoiser, losses = jax.block_until_ready(train(keys[2], windows, config=size.denoiser, conditions=trained))
-        seconds = time.perf_counter() - began
-        for kind in kinds:
-            found = score(keys[3], denoiser, env, test, size, kind)  # type: ignore[arg-type]
-            rows[kind] = {"trained_on": trained, "training_seconds": seconds, **found}
-            rows[kind]["validation_loss"] = float(losses["validation_loss"][-1])
+    tests = {name: make_test(keys[1], env, policy, size.conditions) for name, policy in policies.items()}
+    rows = []
+    for name, policy in policies.items():
+        windows = windows_of(*collect(keys[0], env, policy, size.episodes))
+        for trained, kinds in TRAINED:
+            began = time.perf_counter()
+            denoiser, losses = jax.block_until_ready(train(keys[2], windows, config=size.denoiser, conditions=trained))
+            seconds, loss = time.perf_counter() - began, float(losses["validation_loss"][-1])
+            for kind in kinds:
+                synthesizer = make_dydiff(None, denoiser, DyDiffConfig(conditions=kind), size.sampler)  # type: ignore[arg-type]
+                found = {
+                    n: score(keys[3], synthesizer, test, size.samples) for n, test in tests.items() if n in (name, "blind")
+                }
+                row = {
+                    "behaviour": name,
+                    "conditions": kind,
+                    "training_seconds": seconds,
+                    "validation_loss": loss,
+                    **found[name],
+                }
+                rows.append(row | {"error_given_other_actions": found["blind"]["error_of_the_mean"]})
     return {"suite": "conditions", **describe_device(), "size": dataclasses.asdict(size), "rows": rows}
