@@ -197,6 +197,12 @@ def validate(config: Config) -> None:
           "0 where guidance.kind is 'published', whose coefficient is a step size and no exponent")  # fmt: skip
     check(g.max_dynamics_error == 0 or g.target_ess == 0, "guidance.max_dynamics_error", g.max_dynamics_error,
           f"0 where guidance.target_ess = {g.target_ess} chooses the coefficient")  # fmt: skip
+    check(not g.hold_states or g.kind != "smc", "guidance.hold_states", True,
+          "false where guidance.kind is 'smc', whose weights move states")  # fmt: skip
+    weighted = g.kind == "smc" or g.target_ess > 0
+    own = a.kind == "diffusion_ql" and a.diffusion_ql.own_score
+    check(not (weighted and own), "agent.diffusion_ql.own_score", True, "false with guidance.kind 'smc' or guidance.target_ess",
+          "Their weights are of the log-density, not of the score.")  # fmt: skip
     check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
           f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
     ranges = (

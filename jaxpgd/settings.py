@@ -73,14 +73,16 @@ class SamplerConfig:
 class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
-    kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"
+    kind: Literal["published", "reconstruction", "moment", "smc"] = (
+        "reconstruction"  # smc: its own steps at the sampler's levels
+    )
     coefficient: float = 1.0  # lambda; with target_ess or max_dynamics_error the largest that may be chosen
     target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
     max_dynamics_error: float = 0.0  # of runs; above 0: largest lambda whose dynamics error is within this times the unguided
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule
-    hold_states: bool = False  # all but published: no gradient through the policy's observation
+    hold_states: bool = False  # reconstruction, moment: no gradient through the policy's observation
     iterations: int = 4  # moment: steps of conjugate gradients, each costs two forward-equivalents
     damping: float = 0.0  # moment: added to the diagonal of the system
     proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by

@@ -139,7 +139,7 @@ class Synthesis:
 
     trajectory: Trajectory  # [N, T, ...]
     log_weight: Array  # [N], zeros where samples are not weighted
-    info: Metrics
+    info: Metrics  # numbers [], and [K] where they are by noise level
 
 
 @struct.dataclass

@@ -162,6 +162,20 @@ def test_ranges_and_combinations(name: str, value: Any, message: str) -> None:
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("guidance.hold_states", {"guidance": {"kind": "smc", "hold_states": True}}, "whose weights move states"),
+        ("agent.diffusion_ql.own_score", {"guidance": {"kind": "smc"}}, "guidance.target_ess. Their weights are"),
+        ("agent.diffusion_ql.own_score", {"guidance": {"target_ess": 0.5}}, "guidance.target_ess. Their weights are"),
+    ],
+)
+def test_what_weights_would_undo_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    agent = {"kind": "diffusion_ql", "diffusion_ql": {"own_score": "own_score" in name}}
+    with pytest.raises(InputError, match=f"{name} = True: expected false .*{message}"):
+        load_config(None, changes | {"agent": agent})
+
+
 def test_the_ancestral_sampler_has_no_unchurned_predictor() -> None:
     load_config(None, {"sampler": {"kind": "ancestral"}})
     with pytest.raises(InputError, match=r"sampler.predictor = 'unchurned': expected 'churned' where sampler.kind is"):

@@ -72,4 +72,5 @@ def _blurred(distribution: Any, variance: Array | float) -> Any:
 def _inside(distribution: Any, action: Array) -> Array:
     """Actions within the open interval for squashed distributions, as they are for others."""
     inner = distribution.distribution if isinstance(distribution, distrax.Independent) else distribution
-    return jnp.clip(action, -_EDGE, _EDGE) if isinstance(inner, distrax.Transformed) else action
+    normal = isinstance(inner, distrax.MultivariateNormalFromBijector)  # a Transformed that is unbounded
+    return jnp.clip(action, -_EDGE, _EDGE) if isinstance(inner, distrax.Transformed) and not normal else action

@@ -22,7 +22,7 @@ from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Denoise, Policy, Stage
 
 Normalise = Literal["none", "safe", "official"]
-_LEAST_CURVATURE = 1e-3  # of log pi in the action: a flat or convex spot says nothing of a mean
+_LEAST_CURVATURE = 1e-3  # of log pi in the action, below which it counts as flat
 
 
 @struct.dataclass
@@ -150,12 +150,15 @@ class Likelihood:
     def state_variance(self, obs: Array, action: Array) -> Array:
         """Variance [A] that the policy's mean has where normalised states have unit variance: by its slope in obs [O].
 
-        The slope of a Gaussian's mean is the score's slope in the state over its curvature in the action.
+        The slope of a Gaussian's mean is the score's slope in the state over its curvature in the action. Where log pi is flat
+        or convex in an action that says nothing of a mean: 0. An action within [-1, 1] has variance 1 at most.
         """
         score = self.policy.score
-        curvature = jnp.maximum(-jnp.diagonal(jax.jacfwd(lambda a: score(obs, a))(action)), _LEAST_CURVATURE)
-        slope = jax.jacrev(lambda o: score(o, action))(obs) / curvature[:, None]
-        return jnp.square(slope * self.codec.std[self.codec.obs]).sum(axis=-1)
+        curvature = -jnp.diagonal(jax.jacfwd(lambda a: score(obs, a))(action))
+        concave = curvature > _LEAST_CURVATURE
+        slope = jax.jacrev(lambda o: score(o, action))(obs) / jnp.where(concave, curvature, 1.0)[:, None]
+        variance = jnp.where(concave, jnp.square(slope * self.codec.std[self.codec.obs]).sum(axis=-1), 0.0)
+        return jnp.minimum(variance, 1.0) if self.codec.squashed else variance
 
     def exact(self, x0: Array) -> Array:
         """coefficient * log q [] of clean tokens x0 [T, D]."""

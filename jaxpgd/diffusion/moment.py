@@ -4,6 +4,7 @@ Given x, the clean trajectory has mean D(x) and covariance C = sigma^2 dD/dx (Mi
 With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) = -|r|^2 / 2 near D(x), so that the target's
 posterior mean is  D'(x) = D(x) - coefficient * C M^T z  with  (I + coefficient * M C M^T) z = r(D(x)).  Nothing is formed as a
 matrix: the system, of size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose.
+Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class MomentGuidance:
         x0, times = jax.linearize(lambda y: self.denoise(y, sigma), x)
         transposed = jax.linear_transpose(times, x)
         residual, forward = jax.linearize(self.residual, x0)
+        value = self.likelihood.exact(x0) + 0.5 * coefficient * jnp.vdot(residual, residual)  # a constant for Gaussians
         backward = jax.linear_transpose(forward, x0)
 
         def product(z: Array) -> tuple[Array, Array]:
@@ -53,13 +55,20 @@ class MomentGuidance:
 
         z, moved, left = conjugate_gradients(product, residual, x, self.iterations)
         guided = x0 - self.likelihood.weight(sigma) * moved
-        return Look(x0, guided, -0.5 * coefficient * jnp.vdot(residual, z)), left
+        return Look(x0, guided, value - 0.5 * coefficient * jnp.vdot(residual, z)), left
 
     def residual(self, x0: Array) -> Array:
-        """Standardised residuals [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature."""
+        """Standardised residuals [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature.
+
+        Their Jacobian has the sign of a concave log pi everywhere.
+        """
+        hold = jax.lax.stop_gradient
         obs, action = self.likelihood.parts(x0)
-        score, curvature = jax.vmap(lambda o, a: _score(self.likelihood.policy, o, a))(obs, action)
-        return -score / jnp.sqrt(jax.lax.stop_gradient(curvature))
+        score, second = jax.vmap(lambda o, a: _score(self.likelihood.policy, o, a))(obs, action)
+        second = hold(second)
+        plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), _LEAST_CURVATURE))
+        sign = jnp.where(second > 0, -1.0, 1.0)
+        return sign * plain + hold((1.0 - sign) * plain)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
@@ -71,11 +80,11 @@ class MomentGuidance:
 
 
 def _score(policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
-    """Gradient [A] of log pi in the action, and the size of its second derivatives [A], kept away from 0."""
+    """Gradient [A] of log pi in the action, and its second derivatives [A]."""
     gradient = lambda a: policy.score(obs, a)
     basis = jnp.eye(action.shape[0], dtype=action.dtype)
     second = jax.vmap(lambda e: jax.jvp(gradient, (action,), (e,))[1] @ e)(basis)
-    return gradient(action), jnp.maximum(jnp.abs(second), _LEAST_CURVATURE)
+    return gradient(action), second
 
 
 def conjugate_gradients(

@@ -78,8 +78,12 @@ def divergence(samples: np.ndarray, edges: np.ndarray, masses: np.ndarray) -> fl
     """KL divergence of the binned samples from bins of known masses [G], in nats; samples outside count in the end bins.
 
     N exact samples give about (G - 1) / (2 N), not 0. Bins in which no mass is left get the least double precision has.
+    Infinite where a sample is not finite.
     """
-    inside = np.clip(np.asarray(samples, np.float64).ravel(), edges[0], edges[-1] - 1e-9)
+    samples = np.asarray(samples, np.float64).ravel()
+    if not np.isfinite(samples).all():
+        return float("inf")
+    inside = np.clip(samples, edges[0], edges[-1] - 1e-9)
     share = np.histogram(inside, edges)[0] / inside.size
     seen = share > 0
     return float((share[seen] * np.log(share[seen] / np.maximum(masses[seen], 1e-300))).sum())

@@ -34,14 +34,19 @@ def check_calibration(config: Config, prepared: Prepared) -> None:
 
 
 def settled(run: RunDirectory) -> Config:
-    """The run's config, with the coefficient that its guided arm was last given where the dynamics error chose it."""
-    config = run.config
-    if config.guidance.max_dynamics_error == 0:
-        return config
-    chosen = [row[COEFFICIENT] for row in run.log.read() if row["stage"] == "agent-guided" and COEFFICIENT in row]
+    """The run's config, with the coefficient that its guided arm was last given where that was chosen on the way.
+
+    By the dynamics error for all seeds together; by the effective sample size for each, of which this is the mean.
+    """
+    guidance = run.config.guidance
+    if guidance.max_dynamics_error == 0 and guidance.target_ess == 0:
+        return run.config
+    name = COEFFICIENT if guidance.max_dynamics_error > 0 else "synthetic_coefficient"
+    chosen = [row[name] for row in run.log.read() if row["stage"] == "agent-guided" and name in row]
     if not chosen:
-        return config
-    return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, coefficient=chosen[-1]))
+        return run.config
+    coefficient = float(np.nanmean(np.asarray(chosen[-1], np.float64)))
+    return dataclasses.replace(run.config, guidance=dataclasses.replace(guidance, coefficient=coefficient))
 
 
 def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:

@@ -34,7 +34,10 @@ LADDER: dict[str, dict[str, Any]] = {
     "smc": {"kind": "smc", "proposal": "reconstruction"},
 }
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-SHOWN = ("log_likelihood", "dynamics_error", "persistence_error", "coverage", "terminal_rate", "forward_equivalents", "ess")
+SHOWN = (
+    "log_likelihood", "dynamics_error", "persistence_error", "of_persistence", "state_coverage", "terminal_rate",
+    "forward_equivalents", "ess",
+)  # fmt: skip
 DISTANCES = ("distance_to_truth", "unguided_distance_to_truth")  # where importance weights make the target known
 
 
@@ -140,6 +143,7 @@ def _cells(
         row = score_trajectories(trajectory, policy, prepared, real, key_score)
         if truth is not None and coefficient > 0:
             row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
+        row["of_persistence"] = row["dynamics_error"] / row["persistence_error"]
         info = {k: float(made.info[k]) for k in ("forward_equivalents", "ess") if k in made.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 

@@ -63,6 +63,8 @@ def score_trajectories(
         row |= _distances(key, tokens, real)
         if min(len(real), len(tokens)) > COVERAGE_NEIGHBOURS:
             row |= coverage(key, real, tokens, k=COVERAGE_NEIGHBOURS)
+            states = [_states(windows, x) for x in (real, tokens)]
+            row["state_coverage"] = coverage(key, *states, k=COVERAGE_NEIGHBOURS)["coverage"]
     if behaviour is not None:
         row["behaviour_log_likelihood"], row["behaviour_log_likelihood_se"], _ = action_log_likelihood(behaviour, trajectory)
     if has_simulator(info):
@@ -95,6 +97,12 @@ def window_terminal_rate(windows: Windows) -> float:
 def flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
     """Normalised tokens [N, T * D] of trajectories [N, T]."""
     return np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
+
+
+def _states(windows: Windows, tokens: np.ndarray) -> np.ndarray:
+    """The states [N, T * O] of flat tokens."""
+    steps = tokens.reshape(len(tokens), -1, windows.codec.token_dim)
+    return np.ascontiguousarray(steps[..., windows.codec.obs]).reshape(len(tokens), -1)
 
 
 def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, Any]:

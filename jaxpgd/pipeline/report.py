@@ -79,8 +79,10 @@ def quality_row(name: str, row: Row) -> Row:
         ("sliced_wasserstein_1", "sliced W1 to held-out windows"),
         ("sliced_wasserstein_2", "sliced W2 to held-out windows"),
         ("coverage", "coverage"),
+        ("state_coverage", "coverage of states"),
         ("density", "density"),
         ("terminal_rate", "ending in a terminal"),
+        ("saturated_actions", "actions at their bounds"),
     ):
         if key in row:
             shown[title] = _with_error(row, key) if f"{key}_se" in row else row[key]
@@ -283,6 +285,11 @@ def write_report(
                 f"{truth['coefficient']:g} (effective sample size {truth['effective_sample_size']:.0f}). "
                 "Each row is held against the truth of its own coefficient; where too few rollouts count there is none."
             )
+    made = generation_rows(run.log.read())
+    if made:
+        report.table(
+            "Guided generations", made, "Under the policy of the time, means over seeds; by the first chunk of updates on each."
+        )
     comparison = run.path / "comparison"
     if (comparison / "rollouts.png").exists():
         report.figure("Long rollouts", comparison / "rollouts.png", "By `jaxpgd compare-rollouts`.")
@@ -298,6 +305,23 @@ def write_report(
     report.details("Configuration", to_toml(config))
     report.details("Versions", (run.path / "versions.json").read_text())
     report.write(run.path / "report.html")
+
+
+def generation_rows(log: list[Row]) -> list[Row]:
+    """One row per guided generation of a run, means over seeds: what `metrics.jsonl` says of it."""
+    shown: list[Row] = []
+    for row in log:
+        if row["stage"] != "agent-guided" or "synthetic_coefficient" not in row:
+            continue
+        mean = lambda name, row=row: float(np.mean(np.asarray(row[f"synthetic_{name}"], np.float64)))
+        found: Row = {"coefficient": mean("coefficient"), "effective sample size": mean("ess")}
+        if "synthetic_log_likelihood" in row:
+            found["log-likelihood of the dataset's actions"] = mean("data_log_likelihood")
+            found["of those made"] = mean("log_likelihood")
+        found["actions at their bounds"] = mean("clipped_actions")
+        if not shown or found != {k: v for k, v in shown[-1].items() if k in found}:  # chunks without a refresh repeat it
+            shown.append({"updates": row["step"], **found})
+    return shown
 
 
 def _name(coefficient: float, quality: Row) -> str:

@@ -4,18 +4,22 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
 from jaxpgd.diffusion.guidance import Likelihood
-from jaxpgd.diffusion.ladder import Guidance, make_guidance
+from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
 from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.types import Denoise, Metrics, Policy, Synthesis, Synthesizer, Trajectory
+
+PROFILE_LEVELS = 8  # noise levels at which a generation tells the strength of its guidance
+_PROFILED = 16  # of its trajectories
 
 
 @struct.dataclass
@@ -64,7 +68,22 @@ class DiffusionSynthesizer:
         """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
         tokens, log_weight, info = self.sample(key, policy, start)
         trajectory = self.denoiser.codec.decode(tokens)
+        if policy is not None and self.profiled:
+            info |= self.with_coefficient(info["coefficient"]).profile(jax.random.fold_in(key, 1), policy, tokens)
         return Synthesis(trajectory, log_weight, info | summary(trajectory))
+
+    @property
+    def profiled(self) -> bool:
+        """Whether the strength of its guidance can be told: `published` moves samples, not the denoiser."""
+        return self.guidance is not None and self.guidance.kind != "published"
+
+    def profile(self, key: Array, policy: Policy, tokens: Array) -> Metrics:
+        """`guidance_profile` [K] of a few of the tokens [N, T, D] at noise levels of the sampler, "profile_sigma" [K]."""
+        assert self.guidance is not None
+        levels = self.sampling.sigmas[:-1]
+        sigmas = levels[np.linspace(0, levels.shape[0] - 1, PROFILE_LEVELS).round().astype(int)]
+        guided = self.guidance.guided(self.denoiser.denoise, policy, self.denoiser.codec)
+        return {"profile_sigma": sigmas, **guidance_profile(key, guided, tokens[:_PROFILED], sigmas)}
 
     def sample(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array, Metrics]:
         """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded."""
@@ -130,7 +149,9 @@ class DiffusionSynthesizer:
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
         # a population counts by its estimate of the normaliser, its particles by their weights
-        log_weight = jax.nn.log_softmax(log_weight, axis=-1) + info["log_normaliser"][:, None]
+        # one without a living particle has the estimate -inf, and no weight
+        inside = log_weight - jax.nn.logsumexp(log_weight, axis=-1, keepdims=True) + info["log_normaliser"][:, None]
+        log_weight = jnp.where(jnp.isfinite(inside), inside, -jnp.inf)
         means = {"ess": info["ess"].mean(), "least_ess": info["least_ess"].min(), "resampled": info["resampled"].mean()}
         means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
         account = self.account(info["looks"][0], guided=True)

@@ -9,6 +9,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.settings import AgentConfig, SynthesisConfig
+from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import Replay, init_replay, insert, resample, sample_mixed, sample_real, terminal_share
 from jaxpgd.training.program import Program, fit, mean_metrics
@@ -17,6 +18,7 @@ from jaxpgd.weights import effective_sample_size
 
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _CLIPPED = 0.999  # actions at which tokens are clipped
+_PROFILE = ("profile_sigma", "guidance_norm", "score_norm")  # how strong guidance was, by noise level
 
 
 @struct.dataclass
@@ -88,6 +90,8 @@ def _synthesize(
     trajectory = resample(key_resample, made.trajectory, made.log_weight)
     account = _account(policy, start, trajectory, made.log_weight)
     account["coefficient"] = jnp.asarray(made.info.get("coefficient", 0.0), jnp.float32)
+    if getattr(data.synthesizer, "profiled", False):  # an unguided first generation has no strength
+        account |= {name: made.info.get(name, jnp.zeros(PROFILE_LEVELS)) for name in _PROFILE}
     return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
 
 

@@ -36,6 +36,12 @@ ACTION = np.array([0.4, -0.5])
 
 
 @pytest.mark.parametrize("make", [normal, diagonal])
+def test_normals_reach_beyond_the_bounds_of_actions(make):
+    wanted = stats.norm(MEAN, STD).logpdf([2.0, -1.5]).sum()
+    np.testing.assert_allclose(distribution_policy(make, PARAMS).log_prob(OBS, jnp.array([2.0, -1.5])), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [normal, diagonal])
 def test_normals_are_blurred(make):
     policy = distribution_policy(make, PARAMS)
     for variance in (0.0, 0.5, np.array([0.1, 0.9])):

@@ -13,7 +13,7 @@ from jaxpgd.diffusion.ladder import Guidance, guidance_profile
 from jaxpgd.diffusion.moment import MomentGuidance
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.packing import TokenCodec
-from jaxpgd.types import Stage
+from jaxpgd.types import Policy, Stage
 
 # token = [obs, pre-tanh action, reward, done], one of each
 CODEC = TokenCodec(mean=jnp.array([0.5, -0.1, 3.0, 0.0]), std=jnp.array([2.0, 0.7, 5.0, 1.0]), obs_dim=1, action_dim=1)
@@ -194,6 +194,22 @@ def test_unknown_states_widen_the_policy() -> None:
     np.testing.assert_allclose(likelihood.blurred(X, jnp.asarray(sigma)), wanted, rtol=1e-4)
     assert Guidance(1.0, kind="smc").guided(Shrink(), POLICY, CODEC).likelihood.states
     assert not Guidance(1.0).guided(Shrink(), POLICY, CODEC).likelihood.states
+
+
+def test_a_convex_or_flat_policy_says_nothing_of_a_mean() -> None:
+    """And what it says of one is bounded where actions are. -a^4 K s: curvature 12 a^2 K s, convex for s < 0."""
+    log_prob = lambda p, obs, a, v: -jnp.sum(a**4) * obs[0] * p
+    policy = Policy(jnp.ones(()), lambda p, k, o: o, lambda p, o: o, log_prob)
+    variance = lambda squashed, obs, a: Likelihood(
+        policy, dataclasses.replace(CODEC, squashed=squashed), 1.0, states=True
+    ).state_variance(jnp.array([obs]), jnp.array([a]))
+    for squashed in (False, True):
+        np.testing.assert_array_equal(variance(squashed, -0.7, 0.5), 0.0)
+        np.testing.assert_array_equal(variance(squashed, 0.7, 0.0), 0.0)
+    # slope 4 a^3 over curvature 12 a^2 s = a / (3 s), and states of deviation 2
+    np.testing.assert_allclose(variance(True, 0.7, 0.5), (0.5 / 2.1 * 2.0) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(variance(False, 0.05, 0.5), (0.5 / 0.15 * 2.0) ** 2, rtol=1e-4)
+    np.testing.assert_array_equal(variance(True, 0.05, 0.5), 1.0)
 
 
 def test_profile_of_unit_gaussians() -> None:

@@ -49,7 +49,7 @@ def test_the_twist_is_the_likelihood_of_the_noised_point():
     form, cov = PROBLEM.likelihood, PROBLEM.behaviour.cov
     posterior = cov - cov @ np.linalg.solve(cov + sigma**2 * np.eye(48), cov)
     r = form.matrix @ np.asarray(PROBLEM.denoise(x, jnp.asarray(sigma)), np.float64).ravel() - form.offset
-    wanted = -0.5 * c * r @ np.linalg.solve(np.eye(16) + c * form.matrix @ posterior @ form.matrix.T, r)
+    wanted = -0.5 * c * r @ np.linalg.solve(np.eye(16) + c * form.matrix @ posterior @ form.matrix.T, r) + c * form.constant
     guidance = MomentGuidance(PROBLEM.denoise, Likelihood(PROBLEM.policy, CODEC, c), iterations=16)
     np.testing.assert_allclose(guidance.look(x, jnp.asarray(sigma)).log_twist, wanted, rtol=1e-3)
 
@@ -84,6 +84,33 @@ def test_residuals_of_a_gaussian_policy_and_held_states():
     look = held.look(2.0 * x0, jnp.asarray(1.0))
     np.testing.assert_allclose(look.guided[:, 0], look.denoised[:, 0], atol=1e-6)
     assert (np.abs(look.guided - look.denoised)[:, 1] > 0.1).all()
+
+
+def two_modes(spread):
+    """0.5 N(m - 0.6, s^2) + 0.5 N(m + 0.6, s^2), m = 0.5 obs: convex in the action about m."""
+
+    def log_prob(params, obs, action, variance):
+        away = action - 0.5 * obs - jnp.array([-0.6, 0.6])
+        return jax.nn.logsumexp(-0.5 * away**2 / spread**2)
+
+    return Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, log_prob)
+
+
+def test_where_the_policy_is_convex_guidance_still_climbs():
+    """The shift is along C times the gradient of log q, in the action and in the state."""
+    likelihood, sigma = Likelihood(two_modes(0.25), PLAIN, 0.3), jnp.asarray(0.3)
+    x = jnp.array([[0.2, 0.25], [-0.4, -0.1], [0.1, 0.75], [0.0, -0.55]])  # between the modes twice, then at the sides
+    guidance = MomentGuidance(Linear(jnp.eye(2)), likelihood)
+    look = guidance.look(x, sigma)
+    log_q = lambda x0: likelihood.exact(x0)
+    gradient = jax.grad(log_q)(look.denoised)
+    curvature = jax.vmap(lambda row: jax.hessian(lambda a: log_q(row.at[1].set(a)[None]))(row[1]))(look.denoised)
+    assert (curvature[:2] > 0).all() and (np.abs(gradient[:, 1]) > 0.1).all()
+    shift = np.asarray(look.guided - look.denoised)
+    assert (np.sign(shift) == np.sign(np.asarray(gradient))).all()
+    # the twist falls towards the ridge between the modes, as the likelihood does
+    middle = guidance.look(x.at[:2, 1].set(0.5 * x[:2, 0]), sigma)
+    assert middle.log_twist < look.log_twist
 
 
 def test_flat_policies_move_nothing():

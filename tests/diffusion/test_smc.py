@@ -1,10 +1,14 @@
 """Sequential Monte Carlo against its proposal, closed forms and hand counts."""
 
+import dataclasses
+
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.agents.distributions import distribution_policy
 from jaxpgd.diffusion.guidance import Look
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
@@ -28,15 +32,21 @@ def guided(coefficient, policy=PROBLEM.policy, **settings):
     return Guidance(jnp.asarray(coefficient), kind="smc", **settings).guided(PROBLEM.denoise, policy, CODEC)
 
 
-def test_one_particle_is_its_proposal():
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_one_particle_is_its_proposal(order):
+    """Second order: points carried on by half the change since the last step, times the ratio of the steps in log sigma."""
     key, sigmas, proposal = jax.random.key(3), karras_sigmas(6, 0.02, 20.0, 7.0), guided(1.0)
-    x, log_weight, info = jax.jit(lambda k: smc(k, proposal, SHAPE, sigmas, particles=1, order="first"))(key)
+    x, log_weight, info = jax.jit(lambda k: smc(k, proposal, SHAPE, sigmas, particles=1, order=order))(key)
     key_start, key_march = jax.random.split(key)
     y = sigmas[0] * jax.random.normal(key_start, (1, *SHAPE))[0]
+    before = 0.0
     for i, step in enumerate(jax.random.split(key_march, 5)):
         ratio = (sigmas[i + 1] / sigmas[i]) ** 2
         noise = jax.random.normal(jax.random.split(step)[1], (1, *SHAPE))[0]
-        point = proposal(y, sigmas[i])
+        point = now = proposal(y, sigmas[i])
+        if order == "second" and i > 0:
+            point = now + 0.5 * np.log(sigmas[i] / sigmas[i + 1]) / np.log(sigmas[i - 1] / sigmas[i]) * (now - before)
+        before = now
         y = point + ratio * (y - point) + sigmas[i + 1] * jnp.sqrt(1 - ratio) * noise
     np.testing.assert_allclose(x[0], PROBLEM.denoise(y, sigmas[5]), rtol=1e-3, atol=1e-4)
     assert float(info["ess"]) == 1.0 and int(info["resampled"]) == 0 and int(info["looks"]) == 6
@@ -105,6 +115,33 @@ def test_the_reference_case():
     x, log_weight, _ = run(jax.random.key(0))
     found = fitted(x, np.exp(np.asarray(log_weight, np.float64) - float(log_weight.max())))
     assert gaussian_wasserstein(found, PROBLEM.target(0.25)) < 0.7  # half as many particles: a higher floor
+
+
+def tanh_normal(params, obs):
+    return distrax.Transformed(distrax.Normal(jnp.array([0.9]), jnp.array([0.6])), distrax.Tanh())
+
+
+@pytest.mark.parametrize("coefficient", [0.5, 2.0])
+@pytest.mark.parametrize("policy", [gaussian_policy(0.7, 0.3), distribution_policy(tanh_normal, jnp.zeros(()))])
+def test_squashed_actions_are_weighted_by_their_density_without_the_slope_of_tanh(policy, coefficient):
+    """One pre-tanh action of a mixture against a grid: behaviour(u) pi(tanh u)^c. Bounds as in the test above, and for the
+    mean's own deviation; with the slope log(1 - tanh^2) added, the mean would be off by 0.1 to 0.2.
+    """
+    behaviour, codec = mixture([0.5, 0.5], [-0.4, 0.9], [0.5, 0.4]), dataclasses.replace(CODEC_1D, squashed=True)
+    guidance = Guidance(jnp.asarray(coefficient), kind="smc").guided(behaviour, policy, codec)
+    run = jax.jit(lambda k: smc(k, guidance, (1, 1), karras_sigmas(128, 0.002, 80.0, 7.0), particles=4096))
+    x, log_weight, info = run(jax.random.key(0))
+    u = np.linspace(-3.0, 3.5, 4001)
+    log_q = jax.vmap(lambda a: policy.log_prob(jnp.zeros(0), a))(jnp.tanh(jnp.asarray(u, jnp.float32))[:, None])
+    mass = behaviour.density(u) * np.exp(coefficient * np.asarray(log_q, np.float64))
+    total = mass.sum() * (u[1] - u[0])
+    mean, second = (mass * u).sum() / mass.sum(), (mass * u**2).sum() / mass.sum()
+    weight = np.exp(np.asarray(log_weight, np.float64) - float(log_weight.max()))
+    weight, x = weight / weight.sum(), np.asarray(x, np.float64).ravel()
+    assert float(info["ess"]) > 0.5
+    assert abs((weight * x).sum() - mean) < 4 * np.sqrt(second - mean**2) / 45 + 0.02
+    assert abs((weight * x**2).sum() - second) < 0.08
+    assert abs(float(info["log_normaliser"]) - np.log(total)) < 4 / 45 + 0.03
 
 
 def test_populations_vmap_and_batches_change_nothing():

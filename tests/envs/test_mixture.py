@@ -41,6 +41,7 @@ def test_tilted_masses_by_quadrature(coefficient):
 def test_divergence_by_hand():
     edges, masses = np.array([0.0, 1.0, 2.0]), np.array([0.25, 0.75])
     np.testing.assert_allclose(divergence(np.array([0.5, 0.6, 1.5, 9.0]), edges, masses), 0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    assert divergence(np.array([0.5, np.nan, 1.5]), edges, masses) == np.inf
 
 
 def test_policy_and_codec_see_one_action():

@@ -63,6 +63,22 @@ def test_a_run_chooses_before_each_refresh(
     assert quality["chosen"] == coefficient and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, coefficient, 1.0})
 
 
+def test_a_run_by_effective_size_is_scored_at_the_coefficient_it_ends_with(
+    finished: Path, make_config: Any, tmp_path: Path
+) -> None:
+    guidance = {"coefficient": 50.0, "target_ess": 0.5}
+    path = run_all(make_config(tmp_path / "run", arms=["guided"], guidance=guidance, denoiser_from=str(finished)))
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    row = [row for row in rows if row["stage"] == "agent-guided"][-1]
+    chosen = np.mean(row["synthetic_coefficient"])
+    assert 0 < chosen < 50.0 and len(row["synthetic_coefficient"]) == 2
+    assert np.shape(row["synthetic_guidance_norm"]) == np.shape(row["synthetic_profile_sigma"]) == (2, 8)
+    quality = json.loads((path / "quality.json").read_text())
+    assert quality["chosen"] == chosen and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, chosen, 1.0})
+    report = (path / "report.html").read_text()
+    assert "Guided generations" in report and "coverage of states" in report
+
+
 class Stop(Exception):
     pass
 

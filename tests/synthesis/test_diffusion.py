@@ -124,6 +124,39 @@ def test_weighted_populations_have_the_tilted_distribution(particles: int) -> No
     assert abs(np.arctanh(np.asarray(drawn.action)).mean() / 0.01 - 1.5 / 1.36) < 0.1
 
 
+@struct.dataclass
+class HalfBroken:
+    """Loses every trajectory whose first entry starts below 0."""
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        return jnp.where((x[0, 0] < 0) & (sigma > 50.0), jnp.nan, x / (1.0 + sigma**2))
+
+
+def test_a_population_without_a_living_particle_weighs_nothing() -> None:
+    """Of 64 populations of two about 16 are lost whole."""
+    sampler, guidance = SamplerConfig(steps=4), GuidanceConfig(kind="smc", particles=2)
+    synthesizer = make_synthesizer(TrajectoryDenoiser(HalfBroken(), CODEC, 2), sampler, guidance)
+    made = jax.jit(lambda key: synthesizer(key, POLICY, START[:128]))(jax.random.key(0))
+    lost = np.isneginf(np.asarray(made.log_weight)).reshape(64, 2)
+    assert not np.isnan(made.log_weight).any() and np.isfinite(made.info["log_normaliser"])
+    assert 5 < lost.all(1).sum() < 30
+    drawn = synthesize(jax.random.key(0), synthesizer, POLICY, count=128)
+    assert np.isfinite(drawn.obs).all()
+
+
+def test_a_generation_tells_the_strength_of_its_guidance() -> None:
+    """At a chosen coefficient, too; unguided ones and `published`, which moves samples, have none."""
+    strength = {}
+    for name, config in {"one": GUIDANCE, "chosen": GuidanceConfig(target_ess=0.5)}.items():
+        made = call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, config), POLICY)
+        assert made.info["profile_sigma"].shape == made.info["guidance_norm"].shape == made.info["score_norm"].shape == (8,)
+        strength[name] = np.asarray(made.info["guidance_norm"], np.float64)
+    # (D' - D) / sigma^2 falls as 1 / sigma^2 where noise is all there is
+    assert (np.diff(strength["one"][:6]) > 0).all() and (strength["chosen"] < strength["one"]).all()
+    for policy, config in ((None, GUIDANCE), (POLICY, GuidanceConfig(kind="published"))):
+        assert "guidance_norm" not in call(jax.random.key(0), make_synthesizer(DENOISER, SAMPLER, config), policy).info
+
+
 def test_particles_cannot_start_where_they_are_told() -> None:
     made = make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(kind="smc"))
     with pytest.raises(ValueError, match="cannot be made to begin"):
