@@ -74,21 +74,25 @@ def frontier_runs(
     _make_directory(target_path)
     opened = [_open(run) for run in runs]
     target, name = _target(runs[0], *opened[0], policy, actor)
+    about = {"target": name, "dataset": runs[0].config.data.name, "trajectories": trajectories}
     found: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for path, run, (prepared, models) in zip(paths, runs, opened, strict=True):
         check(models.denoiser is not None, "RUN", path, "a run with a trajectory denoiser (an arm unguided or guided)")
         for row in _cells(run.config, prepared, models, target, trajectories, coefficients, kinds, seed):
             found.append(row | {"run": path})
             print(_line(found[-1]), flush=True)
-    rows = summarise_cells(found)
-    result = {
-        "target": name, "dataset": runs[0].config.data.name, "runs": paths, "trajectories": trajectories, "cells": found,
-        "rows": rows, "dominated": dominated(rows), "seconds": time.monotonic() - began,
-    }  # fmt: skip
-    if max_dynamics_error > 0:
-        result["largest"] = largest_coefficients(rows, max_dynamics_error)
-    _write(target_path, result)
+        result = about | _summary(found, max_dynamics_error) | {"seconds": time.monotonic() - began}
+        text = _write(target_path, result)  # after every run: what is done is not lost
+    print(f"{text}\nfigure: {target_path / 'frontier.png'}", flush=True)
     return result
+
+
+def _summary(cells: list[dict[str, Any]], max_dynamics_error: float) -> dict[str, Any]:
+    """What cells so far say, and of which runs they are."""
+    rows = summarise_cells(cells)
+    found = {"runs": list(dict.fromkeys(c["run"] for c in cells)), "cells": cells, "rows": rows, "dominated": dominated(rows)}
+    return found | ({"largest": largest_coefficients(rows, max_dynamics_error)} if max_dynamics_error > 0 else {})
 
 
 def _open(run: RunDirectory) -> tuple[Prepared, Models]:
@@ -217,7 +221,8 @@ def _make_directory(out: Path) -> None:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
 
 
-def _write(out: Path, result: dict[str, Any]) -> None:
+def _write(out: Path, result: dict[str, Any]) -> str:
+    """Table, figure and JSON; returns the table."""
     write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1))
     plots.save(plots.frontier_figure(result["rows"]), out / "frontier.png")
     shown = [name for name in (*SHOWN, *DISTANCES) if any(name in row for row in result["rows"])]
@@ -234,7 +239,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         notes.append("largest coefficient: " + ", ".join(f"{k} {c:g}" for k, c in result["largest"].items()))
     text = text_table(table) + "\n" + "\n".join(notes)
     write_atomic(out / "frontier.txt", text + "\n")
-    print(f"{text}\nfigure: {out / 'frontier.png'}", flush=True)
+    return text
 
 
 def _cell(row: dict[str, Any], name: str) -> str:
