@@ -83,6 +83,7 @@ class GuidanceConfig:
     normalise: Literal["none", "safe", "official"] = "safe"  # published: L2-normalise over the trajectory; "official": NaN at 0
     sine: float = 0.3  # published: weight of the sine term in the schedule
     hold_states: bool = False  # reconstruction, moment: no gradient through the policy's observation
+    limit: float = 2.0  # all but published: largest change of a denoised entry, in deviations sigma / sqrt(1 + sigma^2) of it
     iterations: int = 4  # moment: steps of conjugate gradients, each costs two forward-equivalents
     damping: float = 0.0  # moment: added to the diagonal of the system
     proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by

@@ -252,8 +252,9 @@ def key_of(obs: Array) -> Array:
     With one key for all, the noise would be one persistent error of the actions along an episode.
     """
     bits = jax.lax.bitcast_convert_type(jnp.asarray(obs, jnp.float32), jnp.uint32)
-    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1  # entries that change places give another key
-    return jax.random.key(jnp.sum(bits * odd * jnp.uint32(0x9E3779B1), dtype=jnp.uint32))
+    words = (bits + jnp.arange(bits.size, dtype=jnp.uint32)) * jnp.uint32(0x9E3779B1)
+    words = (words ^ (words >> 15)) * jnp.uint32(0x85EBCA6B)  # not linear: entries that change places or signs give another key
+    return jax.random.key(jnp.sum(words ^ (words >> 13), dtype=jnp.uint32))
 
 
 def diffusion_ql(

@@ -120,6 +120,7 @@ class Likelihood:
     coefficient: Array | float
     sigma_min: Array | float = 0.0
     sigma_max: Array | float = jnp.inf
+    limit: Array | float = jnp.inf
     hold_states: bool = struct.field(pytree_node=False, default=False)
     states: bool = struct.field(pytree_node=False, default=False)  # whether unknown states widen it
 
@@ -164,6 +165,15 @@ class Likelihood:
         """coefficient * log q [] of clean tokens x0 [T, D]."""
         return self.coefficient * log_likelihood(self.policy, *self.parts(x0))
 
+    def moved(self, x0: Array, change: Array, sigma: Array) -> Array:
+        """x0 [T, D] plus the change [T, D], each entry of it within `limit` deviations sigma / sqrt(1 + sigma^2).
+
+        That is what sigma leaves unknown of an entry of unit variance. A change of many such deviations comes of a policy
+        seen far from where it is known, and without a bound it feeds on itself.
+        """
+        most = self.limit * sigma / jnp.sqrt(1.0 + sigma**2)
+        return x0 + jnp.clip(change, -most, most)
+
     def weight(self, sigma: Array) -> Array:
         """The coefficient [] where sigma is among the noise levels that are guided, else 0."""
         return jnp.where((sigma >= self.sigma_min) & (sigma <= self.sigma_max), self.coefficient, 0.0)
@@ -189,7 +199,7 @@ class ReconstructionGuidance:
             return self.likelihood.blurred(x0, sigma), x0
 
         (value, x0), gradient = jax.value_and_grad(log_q, has_aux=True)(x)
-        guided = x0 + self.likelihood.weight(sigma) * sigma**2 * gradient
+        guided = self.likelihood.moved(x0, self.likelihood.weight(sigma) * sigma**2 * gradient, sigma)
         return Look(x0, guided, self.likelihood.coefficient * value)
 
     def __call__(self, x: Array, sigma: Array) -> Array:

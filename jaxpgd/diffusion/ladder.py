@@ -32,6 +32,7 @@ class Guidance:
     damping: Array | float = 0.0
     threshold: Array | float = 0.5
     target_ess: Array | float = 0.0
+    limit: Array | float = jnp.inf
     kind: Kind = struct.field(pytree_node=False, default="reconstruction")
     at: Literal["noised", "denoised"] = struct.field(pytree_node=False, default="denoised")
     normalise: Normalise = struct.field(pytree_node=False, default="safe")
@@ -51,7 +52,7 @@ class Guidance:
             raise TypeError('guidance.kind = "smc": expected a policy with log_prob_fn, which weights are made of')
         kind = self.proposal if self.kind == "smc" else self.kind
         likelihood = Likelihood(
-            policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.hold_states, self.weighted
+            policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.limit, self.hold_states, self.weighted
         )
         if kind == "none":
             return Unguided(denoise, likelihood)
@@ -110,7 +111,7 @@ def guidance_profile(key: Array, guided: Guided, tokens: Array, sigmas: Array) -
 
 def make_guidance(config: GuidanceConfig) -> Guidance:
     """Guidance with the numbers of its section as leaves."""
-    numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold", "target_ess")
+    numbers = ("coefficient", "sine", "sigma_min", "sigma_max", "damping", "threshold", "target_ess", "limit")
     structure = ("kind", "at", "normalise", "hold_states", "iterations", "proposal", "particles", "order")
     fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in numbers}
     fields["adaptive"] = config.target_ess > 0

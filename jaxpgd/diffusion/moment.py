@@ -5,6 +5,7 @@ With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) =
 posterior mean is  D'(x) = D(x) - coefficient * C M^T z  with  (I + coefficient * M C M^T) z = r(D(x)).  Nothing is formed as a
 matrix: the system, of size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose.
 Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
+Where it is flat (linear, as far from a Laplace density's centre) M and the step vanish.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,6 @@ class MomentGuidance:
         x0, times = jax.linearize(lambda y: self.denoise(y, sigma), x)
         transposed = jax.linear_transpose(times, x)
         residual, forward = jax.linearize(self.residual, x0)
-        value = self.likelihood.exact(x0) + 0.5 * coefficient * jnp.vdot(residual, residual)  # a constant for Gaussians
         backward = jax.linear_transpose(forward, x0)
 
         def product(z: Array) -> tuple[Array, Array]:
@@ -54,8 +54,9 @@ class MomentGuidance:
             return (1.0 + self.damping) * z + coefficient * forward(moved), moved
 
         z, moved, left = conjugate_gradients(product, residual, x, self.iterations)
-        guided = x0 - self.likelihood.weight(sigma) * moved
-        return Look(x0, guided, value - 0.5 * coefficient * jnp.vdot(residual, z)), left
+        guided = self.likelihood.moved(x0, -self.likelihood.weight(sigma) * moved, sigma)
+        log_twist = self.likelihood.exact(x0) + 0.5 * coefficient * jnp.vdot(residual, residual - z)
+        return Look(x0, guided, log_twist), left
 
     def residual(self, x0: Array) -> Array:
         """Standardised residuals [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature.

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +35,32 @@ def check_calibration(config: Config, prepared: Prepared) -> None:
 
 
 def settled(run: RunDirectory) -> Config:
-    """The run's config, with the coefficient that its guided arm was last given where that was chosen on the way.
+    """The run's config, with the coefficient that its guided arm was last given where the dynamics error chose it."""
+    if run.config.guidance.max_dynamics_error == 0:
+        return run.config
+    chosen = _logged(run, COEFFICIENT)
+    return _at(run.config, chosen[-1]) if chosen else run.config
 
-    By the dynamics error for all seeds together; by the effective sample size for each, of which this is the mean.
+
+def scored(run: RunDirectory) -> Config:
+    """As `settled`, and with one number where the effective size chose coefficients: the mean over seeds of the last ones.
+
+    A coefficient of 0 is that of an unguided generation or of a lost seed, and does not count.
     """
-    guidance = run.config.guidance
-    if guidance.max_dynamics_error == 0 and guidance.target_ess == 0:
-        return run.config
-    name = COEFFICIENT if guidance.max_dynamics_error > 0 else "synthetic_coefficient"
-    chosen = [row[name] for row in run.log.read() if row["stage"] == "agent-guided" and name in row]
-    if not chosen:
-        return run.config
-    coefficient = float(np.nanmean(np.asarray(chosen[-1], np.float64)))
-    return dataclasses.replace(run.config, guidance=dataclasses.replace(guidance, coefficient=coefficient))
+    if run.config.guidance.target_ess == 0:
+        return settled(run)
+    chosen = [[c for c in seeds if c > 0] for seeds in _logged(run, "synthetic_coefficient")]
+    guided = [seeds for seeds in chosen if seeds]
+    config = _at(run.config, float(np.mean(guided[-1]))) if guided else run.config
+    return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, target_ess=0.0))
+
+
+def _logged(run: RunDirectory, name: str) -> list[Any]:
+    return [row[name] for row in run.log.read() if row["stage"] == "agent-guided" and name in row]
+
+
+def _at(config: Config, coefficient: float) -> Config:
+    return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, coefficient=coefficient))
 
 
 def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:

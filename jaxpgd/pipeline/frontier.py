@@ -74,6 +74,9 @@ def frontier_runs(
     _make_directory(target_path)
     opened = [_open(run) for run in runs]
     target, name = _target(runs[0], *opened[0], policy, actor)
+    check(
+        target.score_fn is None or "smc" not in kinds, "--kinds", kinds, "no smc for a policy that is followed by its own score"
+    )
     about = {"target": name, "dataset": runs[0].config.data.name, "trajectories": trajectories}
     found: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
@@ -147,7 +150,7 @@ def _cells(
         row = score_trajectories(trajectory, policy, prepared, real, key_score)
         if truth is not None and coefficient > 0:
             row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
-        row["of_persistence"] = row["dynamics_error"] / row["persistence_error"]
+        row["of_persistence"] = row["dynamics_error"] / row["persistence_error"] if row["persistence_error"] else float("nan")
         info = {k: float(made.info[k]) for k in ("forward_equivalents", "ess") if k in made.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 

@@ -13,7 +13,7 @@ from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
-from jaxpgd.pipeline.calibration import settled
+from jaxpgd.pipeline.calibration import scored
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_synthesizer, known_behaviour, known_target, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.pipeline.stages import seed_policy
@@ -133,7 +133,7 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
     if run.is_done("quality"):
         stored: dict[str, Any] = run.read_json("quality.json")
         return stored
-    began, config, windows = time.monotonic(), settled(run), prepared.windows
+    began, config, windows = time.monotonic(), scored(run), prepared.windows
     # The same noise at every coefficient: rows differ by the guidance alone. Each other use has a key of its own.
     key, key_truth, key_scores = jax.random.split(stage_key(config, "quality"), 3)
     policy, target = target_policy(prepared, policies)

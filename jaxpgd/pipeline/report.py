@@ -288,7 +288,9 @@ def write_report(
     made = generation_rows(run.log.read())
     if made:
         report.table(
-            "Guided generations", made, "Under the policy of the time, means over seeds; by the first chunk of updates on each."
+            "Generations of the guided arm",
+            made,
+            "Under the policy of the time, means over seeds; by the first chunk of updates on each.",
         )
     comparison = run.path / "comparison"
     if (comparison / "rollouts.png").exists():
@@ -308,20 +310,26 @@ def write_report(
 
 
 def generation_rows(log: list[Row]) -> list[Row]:
-    """One row per guided generation of a run, means over seeds: what `metrics.jsonl` says of it."""
+    """One row per generation of a run's guided arm, means over healthy seeds: what `metrics.jsonl` says of it."""
     shown: list[Row] = []
     for row in log:
         if row["stage"] != "agent-guided" or "synthetic_coefficient" not in row:
             continue
-        mean = lambda name, row=row: float(np.mean(np.asarray(row[f"synthetic_{name}"], np.float64)))
+        mean = lambda name, row=row: _healthy_mean(row[f"synthetic_{name}"])
         found: Row = {"coefficient": mean("coefficient"), "effective sample size": mean("ess")}
         if "synthetic_log_likelihood" in row:
             found["log-likelihood of the dataset's actions"] = mean("data_log_likelihood")
             found["of those made"] = mean("log_likelihood")
         found["actions at their bounds"] = mean("clipped_actions")
-        if not shown or found != {k: v for k, v in shown[-1].items() if k in found}:  # chunks without a refresh repeat it
-            shown.append({"updates": row["step"], **found})
+        if not shown or str(found) != str({k: v for k, v in shown[-1].items() if k in found}):  # as text NaN equals NaN
+            shown.append({"updates": row["step"], **found})  # chunks without a refresh repeat their generation
     return shown
+
+
+def _healthy_mean(seeds: list[float]) -> float:
+    values = np.asarray(seeds, np.float64)
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _name(coefficient: float, quality: Row) -> str:

@@ -69,7 +69,9 @@ class DiffusionSynthesizer:
         tokens, log_weight, info = self.sample(key, policy, start)
         trajectory = self.denoiser.codec.decode(tokens)
         if policy is not None and self.profiled:
-            info |= self.with_coefficient(info["coefficient"]).profile(jax.random.fold_in(key, 1), policy, tokens)
+            key_profile = jax.random.fold_in(key, 2**32 - 1)  # of no trajectory
+            heaviest = jnp.argsort(-log_weight)[:_PROFILED]  # lost particles may be no numbers
+            info |= self.with_coefficient(info["coefficient"]).profile(key_profile, policy, tokens[heaviest])
         return Synthesis(trajectory, log_weight, info | summary(trajectory))
 
     @property
@@ -78,12 +80,12 @@ class DiffusionSynthesizer:
         return self.guidance is not None and self.guidance.kind != "published"
 
     def profile(self, key: Array, policy: Policy, tokens: Array) -> Metrics:
-        """`guidance_profile` [K] of a few of the tokens [N, T, D] at noise levels of the sampler, "profile_sigma" [K]."""
+        """`guidance_profile` [K] around tokens [N, T, D] at noise levels of the sampler, "profile_sigma" [K]."""
         assert self.guidance is not None
         levels = self.sampling.sigmas[:-1]
         sigmas = levels[np.linspace(0, levels.shape[0] - 1, PROFILE_LEVELS).round().astype(int)]
         guided = self.guidance.guided(self.denoiser.denoise, policy, self.denoiser.codec)
-        return {"profile_sigma": sigmas, **guidance_profile(key, guided, tokens[:_PROFILED], sigmas)}
+        return {"profile_sigma": sigmas, **guidance_profile(key, guided, tokens, sigmas)}
 
     def sample(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array, Metrics]:
         """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded."""
@@ -152,7 +154,8 @@ class DiffusionSynthesizer:
         # one without a living particle has the estimate -inf, and no weight
         inside = log_weight - jax.nn.logsumexp(log_weight, axis=-1, keepdims=True) + info["log_normaliser"][:, None]
         log_weight = jnp.where(jnp.isfinite(inside), inside, -jnp.inf)
-        means = {"ess": info["ess"].mean(), "least_ess": info["least_ess"].min(), "resampled": info["resampled"].mean()}
+        alive = {name: jnp.where(jnp.isfinite(info[name]), info[name], 0.0) for name in ("ess", "least_ess")}
+        means = {"ess": alive["ess"].mean(), "least_ess": alive["least_ess"].min(), "resampled": info["resampled"].mean()}
         means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
         account = self.account(info["looks"][0], guided=True)
         return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], account | means

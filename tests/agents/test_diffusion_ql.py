@@ -199,7 +199,7 @@ def test_noise_of_the_mode_is_another_at_every_observation():
     """Shared noise would shift all actions of an episode alike."""
     keys = jax.vmap(lambda obs: jax.random.key_data(key_of(obs)))
     near = OBS + 1e-6 * jnp.arange(50)[:, None] * jnp.eye(OBS.shape[0])[0]
-    others = jnp.concatenate([near, jnp.roll(near, 1, axis=1), near.at[:, 0].multiply(-1.0)])
+    others = jnp.concatenate([near, jnp.roll(near, 1, axis=1), near.at[:, 0].multiply(-1.0), near.at[:, :2].multiply(-1.0)])
     distinct = len(np.unique(np.asarray(others), axis=0))
     assert distinct > 100 and len(np.unique(np.asarray(keys(others)), axis=0)) == distinct
     np.testing.assert_array_equal(keys(others), keys(others))

@@ -223,3 +223,17 @@ def test_profile_of_unit_gaussians() -> None:
     x = tokens + 2.0 * jax.random.normal(jax.random.split(jax.random.key(1), 3)[1], tokens.shape)
     change = jax.vmap(lambda y: guided(1.0)(y, jnp.asarray(2.0)) - Shrink()(y, jnp.asarray(2.0)))(x)
     np.testing.assert_allclose(once[1], np.sqrt((np.asarray(change, np.float64) ** 2).mean()) / 4.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["reconstruction", "moment"])
+def test_the_change_of_an_entry_is_limited_in_its_deviations(kind: str) -> None:
+    sigma = jnp.asarray(0.5)
+    free, bound = (
+        Guidance(jnp.asarray(4.0), kind=kind, limit=limit).guided(Shrink(), small_policy(0.8), SMALL).look(X, sigma)
+        for limit in (jnp.inf, 0.4)
+    )
+    most = 0.4 * 0.5 / np.sqrt(1.25)
+    wanted = np.clip(np.asarray(free.guided - free.denoised), -most, most)
+    assert (np.abs(free.guided - free.denoised) > most).any() and (np.abs(wanted[:, :2]) < most).any()
+    np.testing.assert_allclose(bound.guided - bound.denoised, wanted, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(bound.log_twist, free.log_twist, rtol=1e-6)

@@ -76,7 +76,7 @@ def test_a_run_by_effective_size_is_scored_at_the_coefficient_it_ends_with(
     quality = json.loads((path / "quality.json").read_text())
     assert quality["chosen"] == chosen and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, chosen, 1.0})
     report = (path / "report.html").read_text()
-    assert "Guided generations" in report and "coverage of states" in report
+    assert "Generations of the guided arm" in report and "coverage of states" in report
 
 
 class Stop(Exception):

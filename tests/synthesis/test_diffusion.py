@@ -140,6 +140,8 @@ def test_a_population_without_a_living_particle_weighs_nothing() -> None:
     lost = np.isneginf(np.asarray(made.log_weight)).reshape(64, 2)
     assert not np.isnan(made.log_weight).any() and np.isfinite(made.info["log_normaliser"])
     assert 5 < lost.all(1).sum() < 30
+    counts = {name: value for name, value in made.info.items() if "norm" not in name}  # this denoiser has no finite profile
+    assert all(np.isfinite(value).all() for value in counts.values()) and float(made.info["ess"]) <= 1 - lost.all(1).mean()
     drawn = synthesize(jax.random.key(0), synthesizer, POLICY, count=128)
     assert np.isfinite(drawn.obs).all()
 
