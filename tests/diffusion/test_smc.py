@@ -121,8 +121,9 @@ def tanh_normal(params, obs):
     return distrax.Transformed(distrax.Normal(jnp.array([0.9]), jnp.array([0.6])), distrax.Tanh())
 
 
-@pytest.mark.parametrize("coefficient", [0.5, 2.0])
-@pytest.mark.parametrize("policy", [gaussian_policy(0.7, 0.3), distribution_policy(tanh_normal, jnp.zeros(()))])
+@pytest.mark.parametrize(
+    ("policy", "coefficient"), [(gaussian_policy(0.7, 0.3), 0.5), (distribution_policy(tanh_normal, jnp.zeros(())), 2.0)]
+)
 def test_squashed_actions_are_weighted_by_their_density_without_the_slope_of_tanh(policy, coefficient):
     """One pre-tanh action of a mixture against a grid: behaviour(u) pi(tanh u)^c. Bounds as in the test above, and for the
     mean's own deviation; with the slope log(1 - tanh^2) added, the mean would be off by 0.1 to 0.2.
