@@ -22,7 +22,7 @@ from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Denoise, Policy, Stage
 
 Normalise = Literal["none", "safe", "official"]
-_LEAST_CURVATURE = 1e-3  # of log pi in the action, below which it counts as flat
+LEAST_CURVATURE = 1e-3  # of log pi in the action, below which it counts as flat
 
 
 @struct.dataclass
@@ -156,7 +156,7 @@ class Likelihood:
         """
         score = self.policy.score
         curvature = -jnp.diagonal(jax.jacfwd(lambda a: score(obs, a))(action))
-        concave = curvature > _LEAST_CURVATURE
+        concave = curvature > LEAST_CURVATURE
         slope = jax.jacrev(lambda o: score(o, action))(obs) / jnp.where(concave, curvature, 1.0)[:, None]
         variance = jnp.where(concave, jnp.square(slope * self.codec.std[self.codec.obs]).sum(axis=-1), 0.0)
         return jnp.minimum(variance, 1.0) if self.codec.squashed else variance

@@ -16,10 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.guidance import Likelihood, Look
+from jaxpgd.diffusion.guidance import LEAST_CURVATURE, Likelihood, Look
 from jaxpgd.types import Denoise, Policy
-
-_LEAST_CURVATURE = 1e-3  # of log pi in the action: a flat or convex spot would make an endless step
 
 
 @struct.dataclass
@@ -67,7 +65,7 @@ class MomentGuidance:
         obs, action = self.likelihood.parts(x0)
         score, second = jax.vmap(lambda o, a: _score(self.likelihood.policy, o, a))(obs, action)
         second = hold(second)
-        plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), _LEAST_CURVATURE))
+        plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), LEAST_CURVATURE))
         sign = jnp.where(second > 0, -1.0, 1.0)
         return sign * plain + hold((1.0 - sign) * plain)
 
