@@ -29,6 +29,8 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
            [--max-dynamics-error TIMES] [--out DIR] [--seed N]
         likelihood against dynamics error of every guidance (coefficients 0.03 to 10, 256 trajectories each), in
         RUN/frontier; the largest coefficient within an error
+  run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
+        host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
   data info NAME [--window T] [--stride K] [--episodes N]
         what a dataset holds
 
@@ -52,10 +54,20 @@ def main(argv: list[str] | None = None) -> None:
         return
     command, rest = args[0], args[1:]
     try:
+        if "--distributed" in rest:
+            from jaxpgd.parallel import join_hosts
+
+            check(command in DISTRIBUTED, "--distributed", command, f"a command that trains: {', '.join(DISTRIBUTED)}")
+            rest.remove("--distributed")
+            join_hosts()
         check(command in COMMANDS, "command", command, f"one of {', '.join(COMMANDS)}")
         if command not in SETTINGS and not {"-h", "--help"}.isdisjoint(rest):
             print(usage_of(command))
             return
+        if command != "data":
+            from jaxpgd.compilation import keep_compiled_programs
+
+            keep_compiled_programs()
         COMMANDS[command](rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -226,6 +238,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
+DISTRIBUTED = ("run", "train-denoiser", "train-agent")  # commands that several hosts may share
 
 if __name__ == "__main__":
     main()

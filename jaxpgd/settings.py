@@ -280,7 +280,8 @@ class Config:
     preset: Literal["none", "paper", "official"] = "none"  # published settings that apply before the file's own values
     out: str = "runs/point2d"  # run directory
     seed: int = 0
-    seeds: int = 4  # agents per arm, trained as one vmapped program
+    seeds: int = 4  # agents per arm and setting, trained as one vmapped program
+    sweep: tuple[str, ...] = ()  # settings in the same program: names and values in turn, such as agent.alpha 1,2.5,4
     arms: tuple[Arm, ...] = ("real", "unguided", "guided")
     denoiser_from: str = ""  # run directory whose trained denoiser is used instead of training one
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage

@@ -1,8 +1,27 @@
-"""One core per pytest-xdist worker, set before JAX starts: JAX processes that share their cores slow each other down."""
+"""One core per pytest-xdist worker, and one cache of compiled programs for all of them, set before JAX starts.
+
+JAX processes that share their cores slow each other down; programs of equal shape, of which the tests run many, compile once.
+"""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+
+if not WORKER:  # workers, and commands that tests start, find it in their environment
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpgd-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Drop the cache when the last process that uses it ends."""
+    if not WORKER:
+        shutil.rmtree(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), ignore_errors=True)

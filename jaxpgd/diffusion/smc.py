@@ -17,6 +17,7 @@ from jax import Array
 
 from jaxpgd.diffusion.guidance import Guided, Look
 from jaxpgd.diffusion.samplers import carry_weight
+from jaxpgd.parallel import map_batches
 from jaxpgd.types import Metrics
 from jaxpgd.weights import effective_sample_size, systematic
 
@@ -115,8 +116,7 @@ def carried(look: Look, before: Look, sigma_before: Array, sigma: Array, after: 
 
 def _looker(guided: Guided, batch_size: int) -> Callable[[Array, Array], Look]:
     def see(x: Array, sigma: Array) -> Look:
-        one = lambda y: guided.look(y, sigma)
-        return jax.vmap(one)(x) if batch_size == 0 else jax.lax.map(one, x, batch_size=min(batch_size, len(x)))
+        return map_batches(lambda y: guided.look(y, sigma), x, batch_size or len(x))
 
     return see
 

@@ -18,7 +18,7 @@ from jaxpgd.types import Trajectory
 # colours that stay apart for colour-blind readers (Okabe and Ito), one for each arm wherever it appears
 COLOURS = {"real": "#0072B2", "unguided": "#E69F00", "guided": "#009E73"}
 _MANY = ("#000000", "#999999", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00")
-_OTHERS = ("#CC79A7", "#D55E00", "#56B4E9", "#000000")
+_OTHERS = ("#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999999")
 _STYLE: dict[Any, Any] = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
           "legend.frameon": False, "axes.grid": True, "grid.alpha": 0.25, "figure.dpi": 120}  # fmt: skip
 
@@ -156,7 +156,7 @@ def loss_curves(
     """Losses against updates on a logarithmic axis where all are above 0: name -> (updates [K], loss [K])."""
     figure, (axis,) = _axes(1, 7, 4.2)
     for i, (name, (x, y)) in enumerate(curves.items()):
-        axis.plot(x, y, color=[*COLOURS.values(), *_OTHERS][i % 7], label=name, linewidth=1.5)
+        axis.plot(x, y, color=[*COLOURS.values(), *_OTHERS][i % 8], label=name, linewidth=1.5)
     values = np.concatenate([np.ravel(y) for _, y in curves.values()])
     if values.size and np.nanmin(values) > 0:
         axis.set_yscale("log")

@@ -12,8 +12,10 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.errors import DivergenceError, InputError
+from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.training.checkpoints import CheckpointStore
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Metrics, PyTree
@@ -21,17 +23,26 @@ from jaxpgd.types import Metrics, PyTree
 State = TypeVar("State")
 
 
-def over_seeds(program: Program[State], seeds: int) -> Program[State]:
-    """The same program for `seeds` independent states at once: its key is split, its data shared."""
+def over_seeds(make: Callable[[PyTree], Program[State]], settings: PyTree, count: int, seeds: int) -> Program[State]:
+    """One program for `seeds` independent states of each of `count` settings: keys are split, data shared.
+
+    `make(setting)` is the program of one of `settings` [count]; only its init may depend on it. The state's leading axis is
+    [count * seeds], the seeds of a setting together; seed i has the same key in every setting.
+    """
+    program = make(jax.tree.map(lambda x: x[0], settings))
 
     def init(key: Array, data: PyTree) -> Any:
-        return jax.vmap(program.init, in_axes=(0, None))(jax.random.split(key, seeds), data)
+        keys = jax.random.split(key, seeds)[jnp.arange(count * seeds) % seeds]
+        each = jax.tree.map(lambda x: jnp.repeat(x, seeds, axis=0), settings)
+        one = lambda key, setting: make(setting).init(key, data)
+        return jax.vmap(one, spmd_axis_name=SEEDS)(keys, each)
 
     return Program(
         init=init,
-        chunk=jax.vmap(program.chunk, in_axes=(0, None, None)),
+        chunk=jax.vmap(program.chunk, in_axes=(0, None, None), spmd_axis_name=SEEDS),
         chunks=program.chunks,
         steps_per_chunk=program.steps_per_chunk,
+        seeds=count * seeds,
     )
 
 
@@ -55,8 +66,9 @@ def drive(
     Raises DivergenceError where a loss or a gradient is not finite; the last checkpoint is of before.
     """
     store = run.checkpoints(stage)
-    init = jax.jit(program.init)
-    found = store.restore(jax.eval_shape(init, key, data))
+    placement = Placement(program.seeds)
+    init = placement.init(program.init)
+    found = store.restore(jax.eval_shape(program.init, key, data))
     if found is not None and found[1] == program.chunks and run.is_done(stage):
         return found[0]
     if not run.claimed:
@@ -64,41 +76,52 @@ def drive(
             f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
             f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
+    check_alike(-1 if found is None else found[1], f"{stage}: chunks in the last checkpoint, by process")
     began, resumed = time.monotonic(), found is not None
-    chunk = jax.jit(program.chunk, donate_argnums=0)
+    chunk = placement.step(program.chunk)
+    shared = placement.share(data)
     total = program.chunks * program.steps_per_chunk
     with Interruption() as stop:
         if found is None:
             with StageProgress(f"{stage}, start", 1, "state") as progress:
-                found = jax.block_until_ready(init(key, data)), 0
+                found = jax.block_until_ready(init(key, shared)), 0
                 progress.advance(1)
-            store.save(0, found[0])
-            if stop.requested:
+            _save(store, 0, placement.collect(found[0]))
+            if any_of_all(bool(stop.requested)):
                 stop.leave()
-        state, done = found
+        state, done = placement.place(found[0]), found[1]
         run.log.rewind(stage, done)
         saved = time.monotonic()
         with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
             while done < program.chunks:
-                given, chosen = (data, {}) if before_chunk is None else before_chunk(done, state, data)
+                given, chosen = (data, {}) if before_chunk is None else before_chunk(done, placement.collect(state), data)
+                given = shared if given is data else placement.share(given)
                 state, metrics = chunk(state, given, jnp.asarray(done))
                 done += 1
                 row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
                 check_finite(row, stage, run.path)
                 if after_chunk is not None:
-                    row |= after_chunk(done, state)
+                    row |= after_chunk(done, placement.collect(state))
                 run.log.write(stage, done, row)
                 progress.advance(program.steps_per_chunk, _note(metrics, note))
-                asked = stop.requested
-                if done == program.chunks or asked or time.monotonic() - saved >= run.config.checkpoint_seconds:
-                    store.save(done, state)
+                asked = any_of_all(bool(stop.requested))
+                if done == program.chunks or asked or any_of_all(time.monotonic() - saved >= run.config.checkpoint_seconds):
+                    _save(store, done, placement.collect(state))
                     saved = time.monotonic()
                 if asked and done < program.chunks:
                     stop.leave()
         run.finish(stage, {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total})
-    if stop.requested:
+        wait_for_all(f"{stage} finished")
+    if any_of_all(bool(stop.requested)):
         stop.leave()
-    return state
+    return placement.collect(state)
+
+
+def _save(store: CheckpointStore, chunks: int, state: Any) -> None:
+    """Write a checkpoint, once for all hosts; none goes on before it is there."""
+    if is_writer():
+        store.save(chunks, state)
+    wait_for_all(f"checkpoint {store.directory.name} {chunks}")
 
 
 def check_finite(row: dict[str, Any], stage: str, path: Path) -> None:

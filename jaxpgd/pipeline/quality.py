@@ -34,8 +34,10 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
     known = known_target(prepared.dataset)
     if known is not None:
         return known, "the environment's target policy"
-    arm = next((arm for arm in ("guided", "dydiff", "world_model") if arm in policies), next(iter(policies)))
-    return seed_policy(policies[arm], 0), f"seed 0 of the {arm} arm"
+    arms = {row.split(",")[0]: row for row in reversed(policies)}  # of a sweep the first setting
+    row = next((arms[arm] for arm in ("guided", "dydiff", "world_model") if arm in arms), next(iter(policies)))
+    name, _, setting = row.partition(", ")
+    return seed_policy(policies[row], 0), f"seed 0 of the {name} arm" + (f" ({setting})" if setting else "")
 
 
 def score_trajectories(

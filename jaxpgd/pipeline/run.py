@@ -7,14 +7,16 @@ from typing import Any
 import jax
 
 from jaxpgd.errors import check
+from jaxpgd.parallel import is_writer, wait_for_all
 from jaxpgd.pipeline.calibration import check_calibration
 from jaxpgd.pipeline.models import check_models, models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run, releasing
-from jaxpgd.pipeline.stages import agent_stage, returns_stage
+from jaxpgd.pipeline.stages import agent_stage, by_setting, returns_stage
 from jaxpgd.settings import Config
+from jaxpgd.sweep import read_sweep
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Policy
 
@@ -22,17 +24,22 @@ from jaxpgd.types import Policy
 def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
     prepared = prepare(config)
+    read_sweep(config)
     check_models(config, prepared)
     check_calibration(config, prepared)
     run = create_run(config, resume=resume)
     info = prepared.dataset.info
-    print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
-          f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps; run in {run.path} "
-          f"on {jax.devices()[0].device_kind}", flush=True)  # fmt: skip
+    count = len(jax.devices())
+    if is_writer():
+        print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
+              f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps; run in {run.path} "
+              f"on {f'{count} x ' if count > 1 else ''}{jax.devices()[0].device_kind}", flush=True)  # fmt: skip
     return run, prepared
 
 
 def _finish(run: RunDirectory, prepared: Prepared, models: Models, policies: dict[str, Policy]) -> None:
+    if not is_writer():  # nothing that follows is divided
+        return
     returns = returns_stage(run, prepared, policies)
     synthetic = any(arm != "real" for arm in run.config.arms)
     quality = quality_stage(run, prepared, models, policies) if synthetic else {}
@@ -46,7 +53,9 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
     with run:
         models = models_stage(run, prepared)
         _finish(run, prepared, models, _policies(run, prepared, models))
-    print(f"done in {clock(time.monotonic() - began)}", flush=True)
+    wait_for_all("run done")
+    if is_writer():
+        print(f"done in {clock(time.monotonic() - began)}", flush=True)
     return run.path
 
 
@@ -89,7 +98,11 @@ def run_evaluation(path: str) -> None:
 
 
 def _policies(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str, Policy]:
-    return {arm: agent_stage(run, prepared, models, arm) for arm in run.config.arms}
+    """Policies by row of the results: arm, or arm and setting where the run sweeps over some."""
+    rows: dict[str, Policy] = {}
+    for arm in run.config.arms:
+        rows |= by_setting(run.config, arm, agent_stage(run, prepared, models, arm))
+    return rows
 
 
 def run_report(path: str) -> None:

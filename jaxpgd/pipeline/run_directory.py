@@ -13,7 +13,8 @@ from typing import Any
 import jax
 
 from jaxpgd.config import load_config, to_toml
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, check
+from jaxpgd.parallel import any_of_all, is_writer
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
 from jaxpgd.training.logs import MetricsLog, plain
@@ -27,7 +28,9 @@ _PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new, never a part."""
+    """Write a file so that readers see the old text or the new, never a part. Of several processes the first writes."""
+    if not is_writer():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -58,7 +61,7 @@ class RunLock:
 
         Within a process it may be taken more than once; it is free when each has let go.
         """
-        if fcntl is None:
+        if fcntl is None or not is_writer():
             return
         if self._held():
             self.holders += 1
@@ -158,8 +161,21 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     """Open `config.out` for a run: new, or an earlier one of the same config.
 
     Raises InputError where the directory is not writable, holds something else or another run, or an unfinished run of this
-    config and `resume` is not set.
+    config and `resume` is not set. Of several processes the first makes it, and the others go on when it is there.
     """
+    if not is_writer():
+        check(not any_of_all(False), "out", config.out, "a run directory that the first process could open")
+        return claim(RunDirectory(Path(config.out), config))
+    try:
+        run = _create(config, resume)
+    except BaseException:
+        any_of_all(True)
+        raise
+    any_of_all(False)
+    return run
+
+
+def _create(config: Config, resume: bool) -> RunDirectory:
     path = Path(config.out)
     stored = path / "config.toml"
     _check_writable(path)

@@ -8,7 +8,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from jaxpgd.agents import replace_hypers
 from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import behaviour_actor
@@ -17,18 +19,24 @@ from jaxpgd.pipeline.calibration import calibrate
 from jaxpgd.pipeline.drive import drive, over_seeds
 from jaxpgd.pipeline.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.settings import Config
+from jaxpgd.sweep import COEFFICIENT, read_sweep
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
 from jaxpgd.training.agent import AgentState, Experience, agent_program, make_schedule
-from jaxpgd.types import Policy
+from jaxpgd.training.program import Program
+from jaxpgd.types import Agent, Policy
 
 
 def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str) -> Policy:
-    """Train the agents of an arm, all seeds at once; returns their policies, with a leading seed axis [S]."""
+    """Train the agents of an arm, all settings and seeds at once.
+
+    Returns their policies, with a leading axis [settings * seeds], the seeds of a setting together.
+    """
     config, dataset = run.config, prepared.dataset
     stage = f"agent-{arm}"
     agent = build_agent(config, dataset)
     experience = build_experience(config, dataset, models, arm)
-    program = over_seeds(agent_program(agent, config.agent, config.synthesis), config.seeds)
+    program = population(config, agent)
     key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
 
     def after_chunk(done: int, state: AgentState) -> dict[str, Any]:
@@ -57,6 +65,29 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
         before_chunk=choose if arm == "guided" and times > 0 else None,
     )  # fmt: skip
     return jax.vmap(agent.policy)(state.agent)
+
+
+def population(config: Config, agent: Agent) -> Program[AgentState]:
+    """The training program of every seed of every setting that the config sweeps over."""
+    settings = read_sweep(config).settings
+    names = list(settings[0])
+    columns = {name: jnp.asarray([setting[name] for setting in settings], jnp.float32) for name in names}
+
+    def make(setting: dict[str, Array]) -> Program[AgentState]:
+        own = {name.partition(".")[2]: value for name, value in setting.items() if name != COEFFICIENT}
+        hypers = replace_hypers(agent.hypers, **own) if own else None
+        return agent_program(agent, config.agent, config.synthesis, hypers, setting.get(COEFFICIENT))
+
+    return over_seeds(make, columns, len(settings), config.seeds)
+
+
+def by_setting(config: Config, arm: str, policies: Policy) -> dict[str, Policy]:
+    """The policies [settings * seeds] of an arm as [seeds] by row of results: the arm, or the arm with a setting."""
+    sweep = read_sweep(config)
+    parts = [
+        jax.tree.map(lambda x, i=i: x[i * config.seeds : (i + 1) * config.seeds], policies) for i in range(len(sweep.settings))
+    ]
+    return {", ".join(filter(None, (arm, sweep.label(i)))): part for i, part in enumerate(parts)}
 
 
 def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Policy]) -> dict[str, Any]:
@@ -101,7 +132,8 @@ def policy_of(run: RunDirectory, prepared: Prepared, models: Models, name: str) 
     check(arm in run.config.arms, "policy", name, f"one of {', '.join(run.config.arms)}, with :SEED")
     check(number == "" or number.isdigit(), "policy", name, "ARM:SEED with a whole number as SEED")
     seed = int(number or 0)
-    check(seed < run.config.seeds, "policy", name, f"a seed below {run.config.seeds}")
+    count = run.config.seeds * len(read_sweep(run.config).settings)
+    check(seed < count, "policy", name, f"a seed below {count}")
     trained = [arm for arm in run.config.arms if run.is_done(f"agent-{arm}")]
     hint = f" (trained so far: {', '.join(trained)})" if trained else ""
     run.require(f"agent-{arm}", f"jaxpgd train-agent {Path(run.path)} --arm {arm}", hint)

@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxpgd.diffusion.samplers import Churn, make_churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.parallel import map_batches
 from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
 
@@ -52,7 +53,7 @@ def make_sampling(config: SamplerConfig) -> Sampling:
 def map_starts(one: Callable[[Array, Array], PyTree], key: Array, start: Array, batch_size: int) -> PyTree:
     """`one(key, start [O])` for each of the start observations [N, O], `batch_size` of them at once."""
     count = start.shape[0]
-    return jax.lax.map(lambda x: one(*x), (jax.random.split(key, count), start), batch_size=min(batch_size, count))
+    return map_batches(lambda x: one(*x), (jax.random.split(key, count), start), batch_size)
 
 
 def summary(trajectory: Trajectory) -> Metrics:

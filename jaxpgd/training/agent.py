@@ -43,6 +43,7 @@ class AgentState:
     replay: Replay | None
     key: Array
     made: Metrics | None = None
+    coefficient: Array | None = None  # of guidance; None: the synthesizer's own
 
 
 @struct.dataclass
@@ -82,8 +83,10 @@ def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
 
 
 def _synthesize(
-    key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int
+    key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int, coefficient: Array | None
 ) -> tuple[Trajectory, Metrics]:
+    if coefficient is not None and getattr(synthesizer, "guidance", None) is not None:
+        synthesizer = synthesizer.with_coefficient(coefficient)  # type: ignore[attr-defined]
     key_start, key_sample, key_resample = jax.random.split(key, 3)
     start = sample_real(key_start, data.real, data.filter.needed(count))
     made = synthesizer(key_sample, policy, start.obs)
@@ -114,17 +117,24 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
     return account | {"data_log_likelihood": before, "log_likelihood": after}
 
 
-def init_agent(key: Array, data: Experience, agent: Agent, schedule: Schedule, hypers: PyTree = None) -> AgentState:
-    """Fresh agent, and a full replay where there is a synthesizer."""
+def init_agent(
+    key: Array,
+    data: Experience,
+    agent: Agent,
+    schedule: Schedule,
+    hypers: PyTree = None,
+    coefficient: Array | None = None,
+) -> AgentState:
+    """Fresh agent, and a full replay where there is a synthesizer, which is guided by `coefficient` [] where it is given."""
     key, key_agent, key_replay = jax.random.split(key, 3)
     example = jax.tree.map(lambda x: x[0], data.real)
     state = agent.init(key_agent, example, hypers)
     replay = account = None
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
-        trajectory, account = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count)
+        trajectory, account = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count, coefficient)
         replay = init_replay(trajectory, schedule.capacity)
-    return AgentState(agent=state, replay=replay, key=key, made=account)
+    return AgentState(agent=state, replay=replay, key=key, made=account, coefficient=coefficient)
 
 
 def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedule) -> AgentState:
@@ -132,7 +142,7 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
     assert data.synthesizer is not None and state.replay is not None
     key, key_refresh = jax.random.split(state.key)
     policy = agent.policy(state.agent)
-    made, account = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count)
+    made, account = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count, state.coefficient)
     return state.replace(replay=insert(state.replay, made), key=key, made=account)  # type: ignore[attr-defined]
 
 
@@ -155,8 +165,17 @@ def update_many(
     return state.replace(agent=inner, key=key), mean_metrics(metrics)  # type: ignore[attr-defined]
 
 
-def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig, hypers: PyTree = None) -> Program[AgentState]:
-    """Agent training in chunks of `updates_per_chunk`. A refresh that is due comes before the chunk's updates."""
+def agent_program(
+    agent: Agent,
+    config: AgentConfig,
+    synthesis: SynthesisConfig,
+    hypers: PyTree = None,
+    coefficient: Array | None = None,
+) -> Program[AgentState]:
+    """Agent training in chunks of `updates_per_chunk`. A refresh that is due comes before the chunk's updates.
+
+    `coefficient` [] replaces that of the synthesizer's guidance; like `hypers` it may be traced.
+    """
     schedule = make_schedule(config, synthesis)
     synthetic = round(synthesis.synthetic_ratio * config.batch_size)
 
@@ -177,7 +196,7 @@ def agent_program(agent: Agent, config: AgentConfig, synthesis: SynthesisConfig,
         return state, metrics
 
     return Program(
-        init=lambda key, data: init_agent(key, data, agent, schedule, hypers),
+        init=lambda key, data: init_agent(key, data, agent, schedule, hypers, coefficient),
         chunk=chunk,
         chunks=schedule.chunks,
         steps_per_chunk=schedule.chunk_updates,

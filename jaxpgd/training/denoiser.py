@@ -16,6 +16,7 @@ from jaxpgd.diffusion.loss import edm_loss
 from jaxpgd.diffusion.precondition import EDMDenoise
 from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.packing import TokenCodec, fit_codec
+from jaxpgd.parallel import DATA, SEEDS, divided
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
@@ -147,13 +148,14 @@ def batch_loss(
     """Mean EDM loss [] of `batch` windows drawn with replacement from `starts` [W]."""
     key_draw, key_loss = jax.random.split(key)
     drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
+    drawn, keys = divided((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
     x0 = jax.vmap(windows.tokens)(drawn)
     denoise, h = _denoise(params, hypers, config), hypers
 
     def loss(key: Array, x0: Array) -> Array:
         return edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known)
 
-    return jax.vmap(loss)(jax.random.split(key_loss, batch), x0).mean()
+    return jax.vmap(loss)(keys, x0).mean()
 
 
 def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:

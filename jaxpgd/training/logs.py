@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpgd.errors import InputError
+from jaxpgd.parallel import is_writer
 
 
 def plain(value: Any) -> Any:
@@ -42,7 +43,9 @@ class MetricsLog:
         return rows
 
     def rewind(self, stage: str, chunks: int) -> None:
-        """Keep only the first `chunks` chunks of `stage`; other stages stay."""
+        """Keep only the first `chunks` chunks of `stage`; other stages stay. Of several processes the first writes."""
+        if not is_writer():
+            return
         rows = [r for r in self.read() if r.get("stage") != stage or r.get("chunk", 0) <= chunks]
         text = "".join(json.dumps(r) + "\n" for r in rows)
         partial = self.path.with_suffix(".partial")
@@ -50,7 +53,9 @@ class MetricsLog:
         partial.replace(self.path)
 
     def write(self, stage: str, chunk: int, values: dict[str, Any]) -> None:
-        """Append one line. Values may be arrays; seeds are lists."""
+        """Append one line, of several processes the first. Values may be arrays; seeds are lists."""
+        if not is_writer():
+            return
         row = {"stage": stage, "chunk": chunk, **plain(values)}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -29,6 +29,7 @@ class Program(Generic[State]):
     chunk: Callable[[State, PyTree, Array], tuple[State, Metrics]] = struct.field(pytree_node=False)
     chunks: int = struct.field(pytree_node=False)
     steps_per_chunk: int = struct.field(pytree_node=False)
+    seeds: int = struct.field(pytree_node=False, default=0)  # length of the state's leading axis; 0: it has no seed axis
 
 
 def fit(key: Array, program: Program[State], data: PyTree) -> tuple[State, Metrics]:

@@ -1,10 +1,12 @@
-"""Progress of a long stage: a bar in a terminal, a line now and then elsewhere; with rate and time left."""
+"""Progress of a long stage: a bar in a terminal, a line now and then elsewhere; with rate and time left. One process tells."""
 
 import sys
 import time
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TextColumn
+
+from jaxpgd.parallel import is_writer
 
 
 def clock(seconds: float) -> str:
@@ -26,7 +28,7 @@ class StageProgress:
         self.since = (done, self.began)  # where the rate counts from
         self.bar = (
             Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-            if sys.stdout.isatty()
+            if sys.stdout.isatty() and is_writer()
             else None
         )
 
@@ -34,7 +36,7 @@ class StageProgress:
         if self.bar is not None:
             self.bar.start()
             self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, status="compiling")
-        elif self.done < self.total:
+        elif self.done < self.total and is_writer():
             count = "" if self.total == 1 else f"{self.done}/{self.total} {self.unit}, "
             print(f"{self.label}: {count}compiling", flush=True)
         return self
@@ -52,7 +54,7 @@ class StageProgress:
         status = (f"done in {clock(seconds)}" if self.total == 1 else count + left) + (f", {note}" if note else "")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, status=status)
-        elif seconds - self.printed >= self.every or self.done >= self.total:
+        elif is_writer() and (seconds - self.printed >= self.every or self.done >= self.total):
             self.printed = seconds
             print(f"{self.label}: {status}", flush=True)
 

@@ -1,9 +1,8 @@
-"""One tiny run of all stages that the pipeline's tests look at, and a compilation cache that they share."""
+"""One tiny run of all stages that the pipeline's tests look at."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxpgd.config import load_config
@@ -32,22 +31,6 @@ def tiny(out: Path, **changes: object) -> Config:
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of equal shape compile once; interrupted runs are then cheap to continue."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def make_config() -> object:
     return tiny
 
@@ -62,6 +45,6 @@ def few_rollouts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None, few_rollouts: None) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, few_rollouts: None) -> Path:
     """Directory of a run of all three arms that was never interrupted."""
     return run_all(tiny(tmp_path_factory.mktemp("runs") / "whole"))

@@ -39,7 +39,7 @@ def dydiff_config(make_config: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, compilation_cache: None, dydiff_config: Any) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory, dydiff_config: Any) -> Path:
     return run.run_all(dydiff_config(tmp_path_factory.mktemp("dydiff") / "whole"))
 
 
@@ -160,7 +160,7 @@ def test_an_environment_without_a_known_rule_is_refused_before_training(dydiff_c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(AGENTS))
-def test_every_agent_with_every_source(kind: str, make_config: Any, compilation_cache: None, tmp_path: Path) -> None:
+def test_every_agent_with_every_source(kind: str, make_config: Any, tmp_path: Path) -> None:
     config = make_config(tmp_path / kind, **(SMALL | {"arms": list(get_args(Arm))}))
     section = dataclasses.replace(getattr(config.agent, kind), hidden=(8, 8))
     agent = dataclasses.replace(config.agent, kind=kind, **{kind: section})

@@ -1,0 +1,47 @@
+"""Compiled programs on disk: what was compiled once is read back by later commands on the same kind of machine."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+MOST_BYTES = 2 * 1024**3  # the least used programs are dropped beyond this
+
+
+def keep_compiled_programs() -> Path | None:
+    """Turn on JAX's persistent cache; returns its directory, or None where the environment has decided about it already.
+
+    The directory is `$XDG_CACHE_HOME/jaxpgd` (default `~/.cache/jaxpgd`), with a folder per kind of processor, as home
+    directories are shared between machines. JAX's own variables come first: `JAX_COMPILATION_CACHE_DIR` for another directory,
+    `JAX_ENABLE_COMPILATION_CACHE=false` for none. A directory that cannot be made leaves things as they are.
+    """
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    path = root / "jaxpgd" / f"compiled-{_processor()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(path, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    return path
+
+
+def _processor() -> str:
+    """A name for what this processor can execute."""
+    found = platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = (line for line in file if line.startswith(("flags", "Features", "model name")))
+            found += "".join(sorted(set(lines)))
+    except OSError:
+        found += platform.processor()
+    return hashlib.sha256(found.encode()).hexdigest()[:12]
