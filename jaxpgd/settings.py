@@ -56,7 +56,7 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    kind: Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde"] = "heun"  # the last two have no churn
+    kind: Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde"] = "dpmpp_2m_sde"  # last two: no churn
     steps: int = 32  # noise levels; heun evaluates the network twice at each but the last, the others once
     sigma_min: float = 0.002  # least noise level
     sigma_max: float = 80.0  # largest noise level
@@ -73,7 +73,7 @@ class SamplerConfig:
 class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
-    kind: Literal["published", "reconstruction", "moment", "smc"] = "reconstruction"  # smc steps in its own way
+    kind: Literal["published", "reconstruction", "moment", "smc"] = "moment"  # smc steps in its own way
     coefficient: float = 1.0  # lambda; with target_ess or max_dynamics_error the largest that may be chosen
     target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
     max_dynamics_error: float = 0.0  # of runs; above 0: largest lambda whose dynamics error is within this times the unguided
@@ -82,7 +82,7 @@ class GuidanceConfig:
     sine: float = 0.3  # published: weight of the sine term in the schedule
     hold_states: bool = False  # reconstruction, moment: no gradient through the policy's observation
     limit: float = 2.0  # all but published: largest change of a denoised entry, in deviations sigma / sqrt(1 + sigma^2) of it
-    iterations: int = 4  # moment: steps of conjugate gradients, each costs two forward-equivalents
+    iterations: int = 2  # moment: steps of conjugate gradients, each costs two forward-equivalents
     damping: float = 0.0  # moment: added to the diagonal of the system
     proposal: Literal["none", "reconstruction", "moment"] = "reconstruction"  # smc: what particles are moved by
     order: Literal["first", "second"] = "second"  # smc: of the steps

@@ -19,7 +19,7 @@ TINY = {
         "validation_batches": 1,
     },
     "sampler": {"kind": "euler", "steps": 3, "batch_size": 8},
-    "guidance": {"coefficient": 0.5},
+    "guidance": {"kind": "reconstruction", "coefficient": 0.5},
     "synthesis": {"trajectories": 8, "interval": 4},
     "agent": {"updates": 8, "updates_per_chunk": 2, "batch_size": 16, "td3_bc": {"hidden": [8]}},
     "evaluation": {"episodes": 2, "every": 4, "intermediate_episodes": 1, "trajectories": 32, "coefficients": [1.0]},

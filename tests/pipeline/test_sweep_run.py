@@ -35,8 +35,8 @@ def test_every_setting_has_its_row(swept: Path) -> None:
 def test_a_setting_alone_gives_the_same_agents(swept: Path, tmp_path: Path, make_config: Any) -> None:
     config = open_run(swept).config
     alone = with_setting(config, read_sweep(config).settings[3])
-    agent = to_dict(alone)["agent"]
-    run_all(make_config(tmp_path / "alone", **ARMS, denoiser_from=str(swept), agent=agent, guidance={"coefficient": 2.0}))
+    sections = {name: to_dict(alone)[name] for name in ("agent", "guidance")}
+    run_all(make_config(tmp_path / "alone", **ARMS, denoiser_from=str(swept), **sections))
     rows = [json.loads((path / "returns.json").read_text()) for path in (swept, tmp_path / "alone")]
     np.testing.assert_allclose(rows[0]["guided, alpha 2.5, coefficient 2"]["returns"], rows[1]["guided"]["returns"], rtol=1e-4)
     assert rows[0]["guided, alpha 0.1, coefficient 2"]["returns"] != rows[0]["guided, alpha 2.5, coefficient 2"]["returns"]
