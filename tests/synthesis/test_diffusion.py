@@ -34,7 +34,7 @@ class UnitGaussian:
 
 
 DENOISER = TrajectoryDenoiser(UnitGaussian(), CODEC, 2)
-SAMPLER = SamplerConfig(steps=48, churn=10.0, churn_noise=1.0)
+SAMPLER = SamplerConfig("heun", steps=48, churn=10.0, churn_noise=1.0)
 GUIDANCE = GuidanceConfig(kind="reconstruction", coefficient=1.0)
 call = jax.jit(lambda key, synthesizer, policy: synthesizer(key, policy, START))
 
