@@ -35,7 +35,7 @@ class Size:
     conditions: int = 64  # (start, actions) pairs
     samples: int = 128  # per pair
     denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=10_000, batch_size=64, validate_every=1000)
-    sampler: SamplerConfig = SamplerConfig(steps=32, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
+    sampler: SamplerConfig = SamplerConfig("heun", steps=32, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
 
 
 def problems() -> tuple[LinearGaussian, dict[str, Policy]]:

@@ -36,17 +36,18 @@ class Method:
 
 
 BASELINES = (
-    Method("published, unguided", SamplerConfig(steps=256), None, True),
-    Method("published, nudged", SamplerConfig(steps=256), GuidanceConfig(kind="published", at="noised"), True),
+    Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
+    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig(kind="published", at="noised"), True),
 )
 METHODS = (
     *BASELINES,
-    Method("heun 32", SamplerConfig(steps=32)),
+    Method("heun 32", SamplerConfig("heun", steps=32)),
     Method("dpmpp_2m_sde 32", SamplerConfig(kind="dpmpp_2m_sde", steps=32)),
     Method("dpmpp_2m 12", SamplerConfig(kind="dpmpp_2m", steps=12)),
-    Method("heun 32, reconstruction", SamplerConfig(steps=32), GuidanceConfig()),
-    Method("dpmpp_2m_sde 32, reconstruction", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig()),
-    Method("smc 32", SamplerConfig(steps=32), GuidanceConfig(kind="smc")),
+    Method("heun 32, reconstruction", SamplerConfig("heun", steps=32), GuidanceConfig("reconstruction")),
+    Method("dpmpp_2m_sde 32, reconstruction", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig("reconstruction")),
+    Method("dpmpp_2m_sde 32, moment", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig("moment", iterations=2)),
+    Method("smc 32", SamplerConfig("heun", steps=32), GuidanceConfig(kind="smc")),
 )
 
 

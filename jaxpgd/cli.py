@@ -12,11 +12,12 @@ from jaxpgd.settings import Config
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
 
-  run [CONFIG.toml] [--resume] [--section.key VALUE ...]
+  run [CONFIG.toml] [--resume] [--distributed] [--section.key VALUE ...]
         all stages: denoiser, agents of every arm, evaluation, report (default: the built-in point2d)
-  train-denoiser [CONFIG.toml] [--resume] [--section.key VALUE ...]
+  train-denoiser [CONFIG.toml] [--resume] [--distributed] [--section.key VALUE ...]
         the first stages of a run alone: denoisers and world model, whatever its arms need
-  train-agent RUN [--arm ARM]       the agents of one arm, or of all
+  train-agent RUN [--arm ARM] [--distributed]
+        the agents of one arm, or of all
   evaluate RUN                      returns in the environment, quality of synthetic trajectories
   report RUN                        figures and report.html
   synthesize RUN --out DIR [--policy ARM[:SEED] | --actor FILE.npz] [--kind ARM] [--trajectories N] [--coefficient X] [--seed N]

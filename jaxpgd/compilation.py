@@ -22,11 +22,11 @@ def keep_compiled_programs() -> Path | None:
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
     home = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    path = root / "jaxpgd" / f"compiled-{_processor()}"
     try:
+        root = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+        path = root / "jaxpgd" / f"compiled-{_processor()}"
         path.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home
         return None
     if not os.access(path, os.W_OK):
         return None

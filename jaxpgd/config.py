@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
-from jaxpgd.settings import Arm, Config
+from jaxpgd.settings import Arm, Config, SamplerConfig
 
 Config_ = Any  # any dataclass of jaxpgd.settings
 
@@ -206,6 +206,11 @@ def validate(config: Config) -> None:
           "Their weights are of the log-density, not of the score.")  # fmt: skip
     check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
           f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
+    multistep = s.kind in ("dpmpp_2m", "dpmpp_2m_sde")
+    check(not multistep or s.churn in (0.0, SamplerConfig.churn), "sampler.churn", s.churn,
+          f"its default, which has no effect, where sampler.kind is {s.kind!r}", "Name a sampler.kind with churn.")  # fmt: skip
+    check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",
+          y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
     ranges = (
         ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
         ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),

@@ -21,6 +21,7 @@ from jaxpgd.errors import InputError, check
 SEEDS, DATA = "seeds", "data"  # axes of the mesh: independent runs; examples of a batch, or trajectories
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def device_mesh(seeds: int = 1, devices: Any = None) -> Mesh:
@@ -87,6 +88,9 @@ class Placement:
     def _put(self, tree: Tree, sharding: NamedSharding) -> Tree:
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
+        if all(not getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
+            moved: Tree = jax.jit(_same, out_shardings=sharding)(tree)
+            return moved
         return jax.tree.map(lambda x: _spread(x, sharding), tree)
 
     def init(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,19 +113,20 @@ class Placement:
         return call
 
     def collect(self, state: Tree) -> Tree:
-        """The whole state on this host's first device; every host must ask."""
-        if self.one:
-            return state
-        if jax.process_count() > 1:
-            state = self._put(state, self.everywhere)
-        return jax.tree.map(_local, state)
+        """The whole state on this host's first device, of use until the state is donated; every host must ask."""
+        return state if self.one else jax.tree.map(_local, self.whole(state))
+
+    def whole(self, state: Tree) -> Tree:
+        """A state that this host can read as a whole, where it lies; every host must ask."""
+        return state if jax.process_count() == 1 else self._put(state, self.everywhere)
+
+
+def _same(tree: Tree) -> Tree:
+    return tree
 
 
 def _spread(x: Array, sharding: NamedSharding) -> Array:
-    """An array of every host, or one that each host has alike, with `sharding`."""
-    if not getattr(x, "is_fully_addressable", True):
-        moved: Array = jax.jit(lambda x: x, out_shardings=sharding)(x)
-        return moved
+    """An array that each host has alike, as one of all hosts with `sharding`."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_spread(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
@@ -171,6 +176,24 @@ def any_of_all(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def together(what: str, step: Callable[[], Result]) -> Result:
+    """The result of `step()`, which every process calls; where it raises in one of them, all raise."""
+    try:
+        result = step()
+    except BaseException:
+        any_of_all(True)
+        raise
+    check(not any_of_all(False), what, "failed", "success in every process", "The message of another process says why.")
+    return result
+
+
+def of_first(number: float) -> float:
+    """The first process's number, for all of them."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.broadcast_one_to_all(np.asarray(number)))
 
 
 def check_alike(number: int, what: str) -> None:

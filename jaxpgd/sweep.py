@@ -21,11 +21,14 @@ class Sweep:
 
     def label(self, index: int) -> str:
         """Setting `index` in words; empty where nothing is swept."""
-        return ", ".join(f"{name.rpartition('.')[2]} {value:g}" for name, value in self.settings[index].items())
+        return ", ".join(f"{name.rpartition('.')[2]} {_text(value)}" for name, value in self.settings[index].items())
 
 
-def read_sweep(config: Config) -> Sweep:
-    """The settings that `config.sweep` names: the product of all values. Raises InputError naming what is wrong."""
+def read_sweep(config: Config, arm: str = "guided") -> Sweep:
+    """The settings that `config.sweep` names: the product of all values, as far as they concern an arm.
+
+    The guidance coefficient concerns `guided` alone. Raises InputError naming what is wrong.
+    """
     words, known = config.sweep, sweepable(config)
     check(len(words) % 2 == 0, "sweep", list(words), "names and values in turn, such as agent.alpha 1,2.5,4")
     axes: dict[str, tuple[float, ...]] = {}
@@ -38,6 +41,12 @@ def read_sweep(config: Config) -> Sweep:
         "sweep", COEFFICIENT, "other names where guidance.target_ess or guidance.max_dynamics_error chooses the coefficient",
     )  # fmt: skip
     check(COEFFICIENT not in axes or "guided" in config.arms, "sweep", COEFFICIENT, "other names where arms has no guided")
+    check(
+        not axes or config.guidance.max_dynamics_error == 0 or "guided" not in config.arms,
+        "sweep", list(axes), "nothing where guidance.max_dynamics_error chooses one coefficient for all agents",
+    )  # fmt: skip
+    if arm != "guided":
+        axes.pop(COEFFICIENT, None)
     settings = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
     for setting in settings:
         validate(with_setting(config, setting))
@@ -60,6 +69,11 @@ def with_setting(config: Config, setting: dict[str, float]) -> Config:
     section = dataclasses.replace(getattr(config.agent, kind), **own)
     guidance = dataclasses.replace(config.guidance, coefficient=setting.get(COEFFICIENT, config.guidance.coefficient))
     return dataclasses.replace(config, agent=dataclasses.replace(config.agent, **{kind: section}), guidance=guidance, sweep=())
+
+
+def _text(value: float) -> str:
+    """As short as tells it from other values."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _values(name: str, text: str) -> tuple[float, ...]:

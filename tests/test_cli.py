@@ -91,7 +91,7 @@ def test_bad_options_name_the_option(args: list[str], message: str, capsys: pyte
 
 def test_options_of_every_type() -> None:
     words = [
-        "--seeds=3", "--sampler.churn", "1", "--sampler.sigma-min", "1e-3", "--data.no-add-terminals",
+        "--seeds=3", "--sampler.kind", "heun", "--sampler.churn", "1", "--sampler.sigma-min", "1e-3", "--data.no-add-terminals",
         "--data.add_episode_starts", "false", "--data.allow-timeout-end", "--evaluation.coefficients", "0.5", "2",
         "--out", "7", "--agent.td3-bc.hidden", "8", "8",
     ]  # fmt: skip

@@ -204,3 +204,20 @@ def test_a_guided_arm_that_would_never_be_guided_is_refused(changes: dict[str, A
     with pytest.raises(InputError, match=r"synthesis.first_unguided = True: expected false where no refresh is due before"):
         load_config(None, changes)
     load_config(None, changes | {"arms": ["real", "unguided"]})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampler": {"churn": 20.0}}, "sampler.churn = 20.0: expected its default"),
+        (
+            {"arms": ["dydiff"], "synthesis": {"dydiff": {"conditions": "churned"}}},
+            "synthesis.dydiff.conditions = 'churned': expected",
+        ),
+    ],
+)
+def test_churn_is_refused_where_the_sampler_has_none(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(None, values)
+    sampler = values.get("sampler", {}) | {"kind": "heun"}
+    load_config(None, values | {"sampler": sampler})

@@ -33,6 +33,13 @@ def test_the_command_line_names_a_setting_and_its_values() -> None:
     assert read_overrides(["--sweep", "agent.alpha", "1,2.5,4"]) == {"sweep": ["agent.alpha", "1,2.5,4"]}
 
 
+def test_an_arm_without_guidance_has_no_coefficients() -> None:
+    swept = config("agent.gamma", "0.9999999,1", "guidance.coefficient", "0.3,1")
+    assert len(read_sweep(swept).settings) == 4
+    sweep = read_sweep(swept, "real")
+    assert [sweep.label(i) for i in range(2)] == ["gamma 0.9999999", "gamma 1"]
+
+
 @pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql"])
 def test_what_can_be_swept_are_fields_of_the_agents_section(kind: str) -> None:
     chosen = load_config(None, {"agent": {"kind": kind}})
@@ -60,6 +67,8 @@ def test_what_cannot_be_swept_is_refused(words: list[str], message: str) -> None
 
 def test_a_coefficient_that_is_chosen_or_unused_is_not_swept() -> None:
     words = ("guidance.coefficient", "0.3,1")
+    with pytest.raises(InputError, match="one coefficient for all agents"):
+        read_sweep(config("agent.alpha", "1,2", guidance={"max_dynamics_error": 1.5}))
     for changes in ({"guidance": {"target_ess": 0.5}}, {"arms": ["real"]}):
         with pytest.raises(InputError, match="other names where"):
             read_sweep(config(*words, **changes))

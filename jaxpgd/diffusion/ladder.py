@@ -37,7 +37,7 @@ class Guidance:
     at: Literal["noised", "denoised"] = struct.field(pytree_node=False, default="denoised")
     normalise: Normalise = struct.field(pytree_node=False, default="safe")
     hold_states: bool = struct.field(pytree_node=False, default=False)
-    iterations: int = struct.field(pytree_node=False, default=4)
+    iterations: int = struct.field(pytree_node=False, default=2)
     proposal: Proposal = struct.field(pytree_node=False, default="reconstruction")
     order: Literal["first", "second"] = struct.field(pytree_node=False, default="second")
     particles: int = struct.field(pytree_node=False, default=256)

@@ -32,7 +32,7 @@ class MomentGuidance:
     denoise: Denoise
     likelihood: Likelihood
     damping: Array | float = 0.0
-    iterations: int = struct.field(pytree_node=False, default=4)
+    iterations: int = struct.field(pytree_node=False, default=2)
 
     def look(self, x: Array, sigma: Array) -> Look:
         """As `Guided.look`."""

@@ -16,6 +16,7 @@ from jaxpgd.evaluation.trajectory_metrics import dynamics_error, state_entries
 from jaxpgd.pipeline.parts import Prepared
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config
+from jaxpgd.sweep import read_sweep, with_setting
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
 from jaxpgd.types import Policy, Trajectory
 
@@ -34,10 +35,14 @@ def check_calibration(config: Config, prepared: Prepared) -> None:
         make_simulator(info)  # raises where it cannot be made for this data
 
 
-def settled(run: RunDirectory) -> Config:
-    """The run's config, with the coefficient that its guided arm was last given where the dynamics error chose it."""
+def settled(run: RunDirectory, agent: int = 0) -> Config:
+    """The config of one agent of the guided arm (in order, the seeds of a setting together): as run, but for what a sweep set.
+
+    With the coefficient that the arm was last given where the dynamics error chose it.
+    """
+    settings = read_sweep(run.config).settings
     if run.config.guidance.max_dynamics_error == 0:
-        return run.config
+        return with_setting(run.config, settings[min(agent // run.config.seeds, len(settings) - 1)])
     chosen = _logged(run, COEFFICIENT)
     return _at(run.config, chosen[-1]) if chosen else run.config
 
@@ -51,7 +56,7 @@ def scored(run: RunDirectory) -> Config:
         return settled(run)
     chosen = [[c for c in seeds if c > 0] for seeds in _logged(run, "synthetic_coefficient")]
     guided = [seeds for seeds in chosen if seeds]
-    config = _at(run.config, float(np.mean(guided[-1]))) if guided else run.config
+    config = _at(settled(run), float(np.mean(guided[-1]))) if guided else settled(run)
     return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, target_ess=0.0))
 
 

@@ -21,7 +21,7 @@ from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
-from jaxpgd.pipeline.stages import chosen_policy
+from jaxpgd.pipeline.stages import agent_number, chosen_policy
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
@@ -114,7 +114,8 @@ def compare_runs(
         began.append((run, prepared, models_stage(run, prepared)))
     _, prepared, models = began[0]
     chosen, name = chosen_policy(first, prepared, models, policy or ("" if actor else first.config.arms[-1]), actor)
-    result = _compare(began, greedy(chosen), length, trajectories, jax.random.fold_in(stage_key(first.config, "compare"), seed))
+    key = jax.random.fold_in(stage_key(first.config, "compare"), seed)
+    result = _compare(began, greedy(chosen), agent_number(policy), length, trajectories, key)
     result |= {"policy": name, "dataset": prepared.dataset.info.name, "runs": paths}
     _write(target, result)
     return result
@@ -127,8 +128,9 @@ def _trained_length(config: Config) -> int:
 
 
 def _compare(
-    runs: list[tuple[RunDirectory, Prepared, Models]], policy: Policy, length: int, count: int, key: Array
+    runs: list[tuple[RunDirectory, Prepared, Models]], policy: Policy, agent: int, length: int, count: int, key: Array
 ) -> dict[str, Any]:
+    """`agent`: which of a swept run's agents the policy is of, whose coefficient guides."""
     prepared = runs[0][1]
     info = prepared.dataset.info
     key_start, key_truth, key_noise, key_made, key_score = jax.random.split(key, 5)
@@ -146,7 +148,7 @@ def _compare(
 
     floor = truth if samples is None else samples
     for index, (run, _, models) in enumerate(runs):
-        for name, synthesizer in methods(settled(run), models, length).items():
+        for name, synthesizer in methods(settled(run, agent), models, length).items():
             label = name if name not in found else f"{name} (run {index + 1}, {run.path.name})"
             made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
             found[label] = score(made)

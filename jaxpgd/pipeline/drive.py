@@ -1,5 +1,6 @@
 """Running a training program from Python: compiled chunks with progress, logs and checkpoints in between."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -55,13 +56,14 @@ def drive(
     *,
     unit: str = "steps",
     note: str = "loss",
-    before_chunk: Callable[[int, State, PyTree], tuple[PyTree, dict[str, Any]]] | None = None,
-    after_chunk: Callable[[int, State], dict[str, Any]] | None = None,
+    before_chunk: Callable[[int, Callable[[], State], PyTree], tuple[PyTree, dict[str, Any]]] | None = None,
+    after_chunk: Callable[[int, Callable[[], State]], dict[str, Any]] | None = None,
 ) -> State:
     """Run or resume `program` as `stage` of a run; returns its final state. A finished stage is only read.
 
     After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations), and so may
-    `before_chunk(chunks done, state, data)`, whose data, of the same shapes, the chunk gets instead. The state is
+    `before_chunk(chunks done, state, data)`, whose data, of the same shapes, the chunk gets instead; both get a function that
+    fetches the state from all devices, of use until the hook returns. The state is
     checkpointed at least `checkpoint_seconds` apart, at the end, and where SIGINT or SIGTERM asks to stop.
     Raises DivergenceError where a loss or a gradient is not finite; the last checkpoint is of before.
     """
@@ -69,14 +71,15 @@ def drive(
     placement = Placement(program.seeds)
     init = placement.init(program.init)
     found = store.restore(jax.eval_shape(program.init, key, data))
-    if found is not None and found[1] == program.chunks and run.is_done(stage):
+    finished = found is not None and found[1] == program.chunks and run.is_done(stage)
+    check_alike(2 * (0 if found is None else found[1] + 1) + finished, f"{stage}: what was saved, by process")
+    if found is not None and finished:
         return found[0]
     if not run.claimed:
         raise InputError(
             f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
             f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
-    check_alike(-1 if found is None else found[1], f"{stage}: chunks in the last checkpoint, by process")
     began, resumed = time.monotonic(), found is not None
     chunk = placement.step(program.chunk)
     shared = placement.share(data)
@@ -86,7 +89,7 @@ def drive(
             with StageProgress(f"{stage}, start", 1, "state") as progress:
                 found = jax.block_until_ready(init(key, shared)), 0
                 progress.advance(1)
-            _save(store, 0, placement.collect(found[0]))
+            _save(store, 0, placement.whole(found[0]))
             if any_of_all(bool(stop.requested)):
                 stop.leave()
         state, done = placement.place(found[0]), found[1]
@@ -94,19 +97,23 @@ def drive(
         saved = time.monotonic()
         with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
             while done < program.chunks:
-                given, chosen = (data, {}) if before_chunk is None else before_chunk(done, placement.collect(state), data)
+                given, chosen = (
+                    (data, {})
+                    if before_chunk is None
+                    else before_chunk(done, functools.partial(placement.collect, state), data)
+                )
                 given = shared if given is data else placement.share(given)
                 state, metrics = chunk(state, given, jnp.asarray(done))
                 done += 1
                 row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
                 check_finite(row, stage, run.path)
                 if after_chunk is not None:
-                    row |= after_chunk(done, placement.collect(state))
+                    row |= after_chunk(done, functools.partial(placement.collect, state))
                 run.log.write(stage, done, row)
                 progress.advance(program.steps_per_chunk, _note(metrics, note))
                 asked = any_of_all(bool(stop.requested))
                 if done == program.chunks or asked or any_of_all(time.monotonic() - saved >= run.config.checkpoint_seconds):
-                    _save(store, done, placement.collect(state))
+                    _save(store, done, placement.whole(state))
                     saved = time.monotonic()
                 if asked and done < program.chunks:
                     stop.leave()

@@ -12,7 +12,7 @@ from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
 from jaxpgd.pipeline.run_directory import open_run
-from jaxpgd.pipeline.stages import chosen_policy
+from jaxpgd.pipeline.stages import agent_number, chosen_policy
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 
@@ -48,7 +48,7 @@ def export_synthetic(
     prepared = prepare(run.config)
     models = models_stage(run, prepared)
     target = chosen_policy(run, prepared, models, policy, actor)[0] if policy or actor else None
-    synthesizer = arm_synthesizer(settled(run), models, kind)
+    synthesizer = arm_synthesizer(settled(run, agent_number(policy)), models, kind)
     if coefficient is not None:
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
     try:

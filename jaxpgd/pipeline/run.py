@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxpgd.errors import check
-from jaxpgd.parallel import is_writer, wait_for_all
+from jaxpgd.parallel import is_writer, together
 from jaxpgd.pipeline.calibration import check_calibration
 from jaxpgd.pipeline.models import check_models, models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
@@ -23,10 +23,7 @@ from jaxpgd.types import Policy
 
 def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
-    prepared = prepare(config)
-    read_sweep(config)
-    check_models(config, prepared)
-    check_calibration(config, prepared)
+    prepared = together("preparation", lambda: _prepared(config))
     run = create_run(config, resume=resume)
     info = prepared.dataset.info
     count = len(jax.devices())
@@ -35,6 +32,14 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
               f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps; run in {run.path} "
               f"on {f'{count} x ' if count > 1 else ''}{jax.devices()[0].device_kind}", flush=True)  # fmt: skip
     return run, prepared
+
+
+def _prepared(config: Config) -> Prepared:
+    prepared = prepare(config)
+    read_sweep(config)
+    check_models(config, prepared)
+    check_calibration(config, prepared)
+    return prepared
 
 
 def _finish(run: RunDirectory, prepared: Prepared, models: Models, policies: dict[str, Policy]) -> None:
@@ -52,8 +57,8 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
     run, prepared = _open(config, resume)
     with run:
         models = models_stage(run, prepared)
-        _finish(run, prepared, models, _policies(run, prepared, models))
-    wait_for_all("run done")
+        policies = _policies(run, prepared, models)
+        together("evaluation", lambda: _finish(run, prepared, models, policies))
     if is_writer():
         print(f"done in {clock(time.monotonic() - began)}", flush=True)
     return run.path
@@ -64,15 +69,16 @@ def run_denoiser(config: Config, *, resume: bool = False) -> Path:
     run, prepared = _open(config, resume)
     with run:
         models_stage(run, prepared)
-    print(f"models trained; continue with: jaxpgd train-agent {run.path}")
+    if is_writer():
+        print(f"models trained; continue with: jaxpgd train-agent {run.path}")
     return run.path
 
 
 def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
     run = open_run(path)
     require_models(run)
-    prepared = prepare(run.config)
-    run = claim(run)
+    prepared = together("preparation", lambda: prepare(run.config))
+    run = together("run directory", lambda: claim(run))
     with releasing(run):
         return run, prepared, models_stage(run, prepared)
 

@@ -14,7 +14,7 @@ import jax
 
 from jaxpgd.config import load_config, to_toml
 from jaxpgd.errors import InputError, check
-from jaxpgd.parallel import any_of_all, is_writer
+from jaxpgd.parallel import any_of_all, is_writer, together
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
 from jaxpgd.training.logs import MetricsLog, plain
@@ -163,16 +163,10 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     Raises InputError where the directory is not writable, holds something else or another run, or an unfinished run of this
     config and `resume` is not set. Of several processes the first makes it, and the others go on when it is there.
     """
-    if not is_writer():
-        check(not any_of_all(False), "out", config.out, "a run directory that the first process could open")
-        return claim(RunDirectory(Path(config.out), config))
-    try:
-        run = _create(config, resume)
-    except BaseException:
-        any_of_all(True)
-        raise
-    any_of_all(False)
-    return run
+    run = together("run directory", lambda: _create(config, resume) if is_writer() else RunDirectory(Path(config.out), config))
+    shared = (run.path / "config.toml").exists()
+    check(not any_of_all(not shared), "out", config.out, "a directory that all processes share")
+    return claim(run)
 
 
 def _create(config: Config, resume: bool) -> RunDirectory:
@@ -256,7 +250,7 @@ def _check_same(stored: Config, config: Config, path: Path) -> None:
         if old[name] != new[name] and name not in ("out", "checkpoint_seconds", "wandb_project"):
             raise InputError(
                 f"out = {str(path)!r}: holds another run ({name} = {old[name]!r} there, {new[name]!r} here). "
-                "Choose another directory with --out."
+                f"Choose another directory with --out, or continue that run with `jaxpgd run {path / 'config.toml'} --resume`."
             )
 
 

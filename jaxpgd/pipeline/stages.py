@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.returns import evaluate
+from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.calibration import calibrate
 from jaxpgd.pipeline.drive import drive, over_seeds
 from jaxpgd.pipeline.parts import Models, Prepared, build_agent, build_experience, stage_key
@@ -36,27 +38,28 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
     stage = f"agent-{arm}"
     agent = build_agent(config, dataset)
     experience = build_experience(config, dataset, models, arm)
-    program = population(config, agent)
+    program = population(config, agent, arm)
     key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
 
-    def after_chunk(done: int, state: AgentState) -> dict[str, Any]:
+    def after_chunk(done: int, state: Callable[[], AgentState]) -> dict[str, Any]:
         every = config.evaluation.every // config.agent.updates_per_chunk
         if every == 0 or done % every:
             return {}
         key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
         episodes = config.evaluation.intermediate_episodes
-        found = evaluate(key_return, jax.vmap(agent.policy)(state.agent), dataset.info, episodes=episodes)
+        found = evaluate(key_return, jax.vmap(agent.policy)(state().agent), dataset.info, episodes=episodes)
         return {"returns": found.returns.mean(-1)}
 
     schedule = make_schedule(config.agent, config.synthesis)
     most, times = config.guidance.coefficient, config.guidance.max_dynamics_error
 
-    def choose(done: int, state: AgentState, data: Experience) -> tuple[Experience, dict[str, Any]]:
+    def choose(done: int, state: Callable[[], AgentState], data: Experience) -> tuple[Experience, dict[str, Any]]:
         if not schedule.due(done):
             return data, {}
         key_choice = jax.random.fold_in(stage_key(config, "calibration"), done)
-        synthesizer, policies = cast(DiffusionSynthesizer, data.synthesizer), jax.vmap(agent.policy)(state.agent)
+        synthesizer, policies = cast(DiffusionSynthesizer, data.synthesizer), jax.vmap(agent.policy)(state().agent)
         coefficient, found = calibrate(key_choice, synthesizer, policies, prepared, most, times)
+        coefficient = of_first(coefficient)
         fixed = synthesizer.with_coefficient(jnp.asarray(coefficient, jnp.float32))
         return data.replace(synthesizer=fixed), found  # type: ignore[attr-defined]
 
@@ -67,9 +70,9 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
     return jax.vmap(agent.policy)(state.agent)
 
 
-def population(config: Config, agent: Agent) -> Program[AgentState]:
-    """The training program of every seed of every setting that the config sweeps over."""
-    settings = read_sweep(config).settings
+def population(config: Config, agent: Agent, arm: str) -> Program[AgentState]:
+    """The training program of every seed of every setting that the config sweeps over, as far as they concern an arm."""
+    settings = read_sweep(config, arm).settings
     names = list(settings[0])
     columns = {name: jnp.asarray([setting[name] for setting in settings], jnp.float32) for name in names}
 
@@ -83,7 +86,7 @@ def population(config: Config, agent: Agent) -> Program[AgentState]:
 
 def by_setting(config: Config, arm: str, policies: Policy) -> dict[str, Policy]:
     """The policies [settings * seeds] of an arm as [seeds] by row of results: the arm, or the arm with a setting."""
-    sweep = read_sweep(config)
+    sweep = read_sweep(config, arm)
     parts = [
         jax.tree.map(lambda x, i=i: x[i * config.seeds : (i + 1) * config.seeds], policies) for i in range(len(sweep.settings))
     ]
@@ -126,13 +129,22 @@ def chosen_policy(run: RunDirectory, prepared: Prepared, models: Models, name: s
     return policy_of(run, prepared, models, name), f"{name} of {run.path}"
 
 
+def agent_number(name: str) -> int:
+    """SEED of a name "ARM[:SEED]"."""
+    number = name.partition(" of ")[0].partition(":")[2]
+    return int(number) if number.isdigit() else 0
+
+
 def policy_of(run: RunDirectory, prepared: Prepared, models: Models, name: str) -> Policy:
-    """The policy that a name says: "ARM" or "ARM:SEED" of this run. Raises InputError where it is unknown or untrained."""
+    """The policy that a name says: "ARM" or "ARM:SEED" of this run. Raises InputError where it is unknown or untrained.
+
+    Where the run sweeps over settings, SEED counts through all of them, the seeds of a setting together.
+    """
     arm, _, number = name.partition(":")
     check(arm in run.config.arms, "policy", name, f"one of {', '.join(run.config.arms)}, with :SEED")
     check(number == "" or number.isdigit(), "policy", name, "ARM:SEED with a whole number as SEED")
     seed = int(number or 0)
-    count = run.config.seeds * len(read_sweep(run.config).settings)
+    count = run.config.seeds * len(read_sweep(run.config, arm).settings)
     check(seed < count, "policy", name, f"a seed below {count}")
     trained = [arm for arm in run.config.arms if run.is_done(f"agent-{arm}")]
     hint = f" (trained so far: {', '.join(trained)})" if trained else ""

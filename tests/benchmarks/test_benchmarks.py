@@ -75,6 +75,18 @@ def test_the_command_prints_and_writes_the_results(tmp_path, monkeypatch, capsys
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("method", sampling.METHODS, ids=lambda m: m.name)
+def test_a_sampling_method_is_what_its_name_says(method):
+    sampler, guidance = method.sampler, method.guidance
+    if method.published:
+        assert (sampler.kind, sampler.steps) == ("heun", 256)
+        assert guidance is None or guidance.kind == "published"
+        return
+    name, _, kind = method.name.partition(", ")
+    if name != "smc 32":
+        assert name == f"{sampler.kind} {sampler.steps}" and (guidance.kind if guidance else "") == kind
+
+
 def test_unknown_suite_and_folder_are_refused(tmp_path):
     for arguments in (["nonsense"], ["agents", "--out", str(tmp_path / "missing" / "out.json")]):
         with pytest.raises(SystemExit) as error:

@@ -19,7 +19,7 @@ if HOSTS:
     jax.distributed.initialize(f"localhost:{port}", count, index)
 
 import jaxpgd  # noqa: E402
-from jaxpgd.parallel import Placement, map_batches  # noqa: E402
+from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, divided, map_batches  # noqa: E402
 from jaxpgd.pipeline.drive import over_seeds  # noqa: E402
 from jaxpgd.settings import (  # noqa: E402
     AgentConfig,
@@ -73,7 +73,7 @@ def main() -> None:
     dataset = jaxpgd.load("point2d", episodes=20)
     windows = cast(jaxpgd.prepare_windows(dataset, DataConfig(window=8)))
     agent = jaxpgd.make_agent("td3_bc", AGENT.td3_bc, dataset.action_dim)
-    seeds = over_seeds(agent_program(agent, AGENT, SYNTHESIS), 2)
+    seeds = over_seeds(lambda _: agent_program(agent, AGENT, SYNTHESIS), {}, 1, 2)
     results: dict[str, Any] = {"devices": len(jax.devices()), "processes": jax.process_count()}
     for name, devices in (("one", jax.local_devices()[:1]), ("all", None)):
         state, losses = run(denoiser_program(windows, DENOISER), windows, devices, "loss")
@@ -82,6 +82,11 @@ def main() -> None:
             synthesizer = jaxpgd.make_synthesizer(trained_denoiser(state, windows, DENOISER), SAMPLER, GuidanceConfig())
             experience = jaxpgd.Experience(windows.transitions, synthesizer, first=synthesizer.unguided())
             results[f"agent_{name}"] = run(seeds, experience, devices, "critic_loss")[1]
+    rows = lambda x: x.sharding.shard_shape(x.shape)[0]  # of the leading axis on each device
+    placement = Placement(2)
+    results["seed_rows"] = rows(placement.place(jnp.arange(2.0)))
+    with jax.set_mesh(device_mesh()):
+        results["batch_rows"] = rows(jax.jit(lambda x: divided(x, SEEDS, DATA))(jnp.arange(16.0)))
     placement = Placement()
     mapped = placement.init(lambda x: map_batches(lambda y: y * 2.0, x, 8))(jnp.arange(20.0))
     results["mapped"] = np.asarray(placement.collect(mapped)).tolist()

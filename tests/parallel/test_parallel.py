@@ -11,7 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.parallel import DATA, SEEDS, Placement, any_of_all, device_mesh, divided, is_writer, map_batches, wait_for_all
+from jaxpgd.parallel import (
+    DATA,
+    SEEDS,
+    Placement,
+    any_of_all,
+    check_alike,
+    device_mesh,
+    divided,
+    is_writer,
+    map_batches,
+    of_first,
+    together,
+    wait_for_all,
+)  # fmt: skip
 
 PROGRAM = Path(__file__).with_name("losses.py")
 
@@ -42,6 +55,7 @@ def apart(found: dict[str, Any], name: str) -> np.ndarray:
 def agrees(found: dict[str, Any]) -> None:
     """Float32: 1e-5 within the first ten steps, 1e-3 at a hundred."""
     assert found["devices"] == 8
+    assert (found["seed_rows"], found["batch_rows"]) == (1, 2)  # 2 seeds and a batch of 16 are really divided
     difference = apart(found, "denoiser")
     assert difference[0] <= 1e-5 and difference.max() <= 1e-3
     assert apart(found, "agent").max() <= 1e-3
@@ -91,3 +105,7 @@ def test_batches_are_mapped_in_order(count: int, batch: int) -> None:
 def test_a_process_alone_writes_and_waits_for_nobody() -> None:
     assert is_writer() and any_of_all(True) and not any_of_all(False)
     wait_for_all("nobody")
+    assert together("a step", lambda: 3) == 3 and of_first(0.5) == 0.5
+    check_alike(1, "a number")
+    with pytest.raises(KeyError):
+        together("a step", lambda: {}["absent"])

@@ -39,6 +39,7 @@ def test_a_setting_alone_gives_the_same_agents(swept: Path, tmp_path: Path, make
     run_all(make_config(tmp_path / "alone", **ARMS, denoiser_from=str(swept), **sections))
     rows = [json.loads((path / "returns.json").read_text()) for path in (swept, tmp_path / "alone")]
     np.testing.assert_allclose(rows[0]["guided, alpha 2.5, coefficient 2"]["returns"], rows[1]["guided"]["returns"], rtol=1e-4)
+    assert rows[0]["guided, alpha 2.5, coefficient 0.5"]["returns"] != rows[0]["guided, alpha 2.5, coefficient 2"]["returns"]
     assert rows[0]["guided, alpha 0.1, coefficient 2"]["returns"] != rows[0]["guided, alpha 2.5, coefficient 2"]["returns"]
 
 

@@ -143,7 +143,9 @@ class Linear:
 
 def test_sampled_states_follow_the_conditional_distribution():
     codec = TokenCodec(jnp.zeros(4), jnp.ones(4), 1, 1)
-    made = make_dydiff(Doubling(), StateDenoiser(Linear(), codec, T), DyDiffConfig(), SamplerConfig(steps=24, churn=10.0))
+    made = make_dydiff(
+        Doubling(), StateDenoiser(Linear(), codec, T), DyDiffConfig(), SamplerConfig("heun", steps=24, churn=10.0)
+    )
     actions, size = jnp.array([[0.5], [-0.5], [0.25], [0.0]]), 2000
     draw = jax.jit(jax.vmap(lambda k: made.sample_states(k, jnp.array([1.0]), actions)[:, 0]))
     states = np.asarray(draw(jax.random.split(jax.random.key(0), size)))
