@@ -69,6 +69,15 @@ def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
     return jax.tree_util.tree_unflatten(structure, restored)
 
 
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax for this process alone: of several hosts one writes whole arrays, and each reads them for itself."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"of{own}")
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
 def save_tree(path: Path, tree: Any) -> None:
     """Write a tree to a new directory; it appears only when it is complete, checksums included."""
     path = path.absolute()
@@ -76,7 +85,7 @@ def save_tree(path: Path, tree: Any) -> None:
     partial = path.with_name(path.name + _UNFINISHED)
     shutil.rmtree(partial, ignore_errors=True)
     values = flatten(tree)
-    with ocp.StandardCheckpointer() as writer:
+    with _checkpointer() as writer:
         writer.save(partial, values)
         writer.wait_until_finished()
     (partial / CHECKSUMS).write_text(json.dumps({name: checksum(value) for name, value in values.items()}, indent=1))
@@ -97,7 +106,7 @@ def load_tree(path: Path, target: Tree) -> Tree:
     if not path.is_dir():
         raise InputError(f"checkpoint = {str(path)!r}: expected a checkpoint directory, found none.")
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with _checkpointer() as reader:
             values = reader.restore(path)
         _verify(path, values)
     except MemoryError:
