@@ -206,6 +206,8 @@ def validate(config: Config) -> None:
           "Their weights are of the log-density, not of the score.")  # fmt: skip
     check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
           f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
+    check("guided" not in config.arms or g.sigma_min < s.sigma_max, "guidance.sigma_min", g.sigma_min,
+          f"less than sampler.sigma_max = {s.sigma_max}, or no step is guided")  # fmt: skip
     multistep = s.kind in ("dpmpp_2m", "dpmpp_2m_sde")
     check(not multistep or s.churn in (0.0, SamplerConfig.churn), "sampler.churn", s.churn,
           f"its default, which has no effect, where sampler.kind is {s.kind!r}", "Name a sampler.kind with churn.")  # fmt: skip

@@ -37,6 +37,9 @@ class _LogProb:
 
     def __call__(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
         distribution = self.make(params, obs)
+        shape = (*distribution.batch_shape, *distribution.event_shape)
+        if shape != action.shape:
+            raise ValueError(f"policy's distribution: expected the shape {action.shape} of an action, not {shape}")
         value: Any = _blurred(distribution, variance).log_prob(_inside(distribution, action))
         return jnp.sum(value)  # over independent entries, where the distribution does not
 
@@ -47,6 +50,7 @@ def distribution_policy(make: Make, params: PyTree) -> Policy:
     `make` must be one function object for all uses: a new one means a new trace. Samples and modes are clipped to [-1, 1];
     the mode of a squashed distribution is its base's mode, squashed. `log_prob` blurs normal distributions by the variance it
     is given; others count as they are, which makes guidance towards them too sharp at high noise.
+    Raises ValueError where a distribution is not of an action's shape, and NotImplementedError by a mode that distrax lacks.
     """
     return Policy(params=params, sample_fn=_Sample(make), mode_fn=_Mode(make), log_prob_fn=_LogProb(make))
 

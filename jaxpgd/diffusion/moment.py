@@ -5,7 +5,8 @@ With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) =
 posterior mean is  D'(x) = D(x) - coefficient * C M^T z  with  (I + coefficient * M C M^T) z = r(D(x)).  Nothing is formed as a
 matrix: the system, of size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose.
 Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
-Where it is flat (linear, as far from a Laplace density's centre) M and the step vanish.
+Where it is linear in an action (as away from the centre of a Laplace density) that curvature is taken as small: actions move by C
+times the gradient, which is exact there, and states only as C ties them to actions.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class MomentGuidance:
     def residual(self, x0: Array) -> Array:
         """Standardised residuals [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature.
 
-        Their Jacobian has the sign of a concave log pi everywhere.
+        Their Jacobian has the sign of a concave log pi everywhere, and is not 0 where log pi is linear.
         """
         hold = jax.lax.stop_gradient
         obs, action = self.likelihood.parts(x0)
@@ -67,7 +68,8 @@ class MomentGuidance:
         second = hold(second)
         plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), LEAST_CURVATURE))
         sign = jnp.where(second > 0, -1.0, 1.0)
-        return sign * plain + hold((1.0 - sign) * plain)
+        slope = jnp.where(jnp.abs(second) < LEAST_CURVATURE, LEAST_CURVATURE**0.5, 0.0)
+        return sign * plain + hold((1.0 - sign) * plain) + slope * (action - hold(action))
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""

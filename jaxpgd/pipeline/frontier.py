@@ -59,6 +59,7 @@ def frontier_runs(
     repetitions: rows are means over them, with the range. With `max_dynamics_error`, in multiples of the unguided error, the
     largest coefficient within it is named for every guidance. Raises InputError.
     """
+    check(max_dynamics_error >= 0, "--max-dynamics-error", max_dynamics_error, "a number above 0, or 0 for none")
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check(bool(coefficients) and min(coefficients) > 0, "--coefficients", coefficients, "numbers above 0")
     unknown = [kind for kind in kinds if kind not in LADDER]

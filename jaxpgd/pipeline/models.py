@@ -5,11 +5,11 @@ from typing import Any
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.environments import environment_kwargs
 from jaxpgd.evaluation.simulators import obs_slices
 from jaxpgd.pipeline.drive import drive
-from jaxpgd.pipeline.parts import Models, Prepared, prepare_state_windows, stage_key
+from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
@@ -57,6 +57,14 @@ def require_models(run: RunDirectory) -> None:
         borrowed = stage == "denoiser" and run.config.denoiser_from
         if needs(run.config, stage) and not borrowed:
             run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+
+
+def load_denoiser(path: str) -> TrajectoryDenoiser:
+    """The trained trajectory denoiser of a run directory. Raises InputError where it is absent or not finished."""
+    run = open_run(path)
+    require_models(run)
+    check(needs(run.config, "denoiser"), "run", path, "a run with a trajectory denoiser (an arm unguided or guided)")
+    return denoiser_stage(run, prepare(run.config))
 
 
 def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:

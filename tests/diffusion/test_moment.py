@@ -120,6 +120,21 @@ def test_flat_policies_move_nothing():
     assert float(look.log_twist) == 0.0
 
 
+def test_a_linear_log_density_shifts_actions_by_the_posterior_covariance():
+    """N(m, C) tilted by exp(c g a) is N(m + c C g, C), and log E exp(c g (a - m)) = c^2 g^2 C / 2."""
+    slope, c, sigma = 3.0, 0.5, jnp.asarray(0.8)
+    linear = Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, lambda p, o, a, v: slope * a.sum())
+    x = jax.random.normal(jax.random.key(0), (3, 2))
+    likelihood = Likelihood(linear, PLAIN, c)
+    look = MomentGuidance(Linear(jnp.eye(2)), likelihood).look(x, sigma)
+    variance = float(sigma**2 / (1 + sigma**2))
+    shift = np.asarray(look.guided - look.denoised)
+    np.testing.assert_allclose(shift[:, 1], c * variance * slope, rtol=2e-3)
+    np.testing.assert_allclose(shift[:, 0], 0.0, atol=1e-6)
+    wanted = float(likelihood.exact(look.denoised)) + 3 * 0.5 * (c * slope) ** 2 * variance
+    np.testing.assert_allclose(float(look.log_twist), wanted, rtol=2e-3)
+
+
 def test_conjugate_gradients_solve_and_carry_the_image():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
