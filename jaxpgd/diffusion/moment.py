@@ -5,7 +5,7 @@ With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) =
 posterior mean is  D'(x) = D(x) - coefficient * C M^T z  with  (I + coefficient * M C M^T) z = r(D(x)).  Nothing is formed as a
 matrix: the system, of size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose.
 Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
-Where it is linear in an action (as away from the centre of a Laplace density) that curvature is taken as small: actions move by C
+Where it is linear in an action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C
 times the gradient, which is exact there, and states only as C ties them to actions.
 """
 
