@@ -52,7 +52,7 @@ INIT = jax.jit(lambda agent, key: agent.init(key, EXAMPLE))
 ACT = jax.jit(lambda policy, key, obs, a: (policy.mode(obs), policy.sample(key, obs), policy.log_prob(obs, a, 0.3)))
 
 
-@NAMES
+@QUICK
 def test_vmapped_seeds_and_hyperparameters_equal_single_runs(name):
     agent, keys = wrapped(name), jax.random.split(jax.random.key(0), 2)
     batch = batch_for(agent)

@@ -126,6 +126,7 @@ def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
     assert "exact samples" in text and "w2" in text
 
 
+@pytest.mark.slow
 def test_costs_are_measured_beside_those_counted():
     found = guidance.costs(sampling.Size(trajectories=2, features=8, blocks=1, window=8, repeats=1))
     assert [row["forward_equivalents"] for row in found] == [2, 5, 9]

@@ -79,7 +79,9 @@ def main() -> None:
         state, losses = run(denoiser_program(windows, DENOISER), windows, devices, "loss")
         results[f"denoiser_{name}"] = losses
         if PRECISION == "single":
-            synthesizer = jaxpgd.make_synthesizer(trained_denoiser(state, windows, DENOISER), SAMPLER, GuidanceConfig())
+            synthesizer = jaxpgd.make_synthesizer(
+                trained_denoiser(state, windows, DENOISER), SAMPLER, GuidanceConfig("reconstruction")
+            )
             experience = jaxpgd.Experience(windows.transitions, synthesizer, first=synthesizer.unguided())
             results[f"agent_{name}"] = run(seeds, experience, devices, "critic_loss")[1]
     rows = lambda x: x.sharding.shard_shape(x.shape)[0]  # of the leading axis on each device

@@ -38,7 +38,7 @@ original = stages.calibrate
 
 def calibrated(make_config: Any, finished: Path, out: Path, times: float) -> Any:
     """A config of the guided arm alone, with the denoiser of the finished run."""
-    guidance = {"coefficient": 0.5, "max_dynamics_error": times}
+    guidance = {"kind": "reconstruction", "coefficient": 0.5, "max_dynamics_error": times}
     return make_config(out, arms=["guided"], guidance=guidance, denoiser_from=str(finished))
 
 
@@ -66,7 +66,7 @@ def test_a_run_chooses_before_each_refresh(
 def test_a_run_by_effective_size_is_scored_at_the_coefficient_it_ends_with(
     finished: Path, make_config: Any, tmp_path: Path
 ) -> None:
-    guidance = {"coefficient": 50.0, "target_ess": 0.5}
+    guidance = {"kind": "reconstruction", "coefficient": 50.0, "target_ess": 0.5}
     path = run_all(make_config(tmp_path / "run", arms=["guided"], guidance=guidance, denoiser_from=str(finished)))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     row = [row for row in rows if row["stage"] == "agent-guided"][-1]
@@ -83,6 +83,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_makes_the_same_choice(
     finished: Path, make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

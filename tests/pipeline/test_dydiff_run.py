@@ -71,6 +71,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_interrupted_models_end_with_the_same_bits(
     done: Path, dydiff_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

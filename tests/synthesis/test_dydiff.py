@@ -186,7 +186,7 @@ def synthesizers():
     sampler = SamplerConfig(steps=2, batch_size=4)
     return {
         "unguided": make_synthesizer(denoiser, sampler),
-        "guided": make_synthesizer(denoiser, sampler, GuidanceConfig(coefficient=0.1)),
+        "guided": make_synthesizer(denoiser, sampler, GuidanceConfig("reconstruction", coefficient=0.1)),
         "world_model": make_world_model_synthesizer(world, WorldModelConfig(penalty=0.1), length=T),
         "dydiff": make_dydiff(world, states, DyDiffConfig(), sampler),
     }
@@ -198,10 +198,8 @@ def small_agent(kind):
     return make_agent(kind, dataclasses.replace(section, **hidden), ACT)
 
 
-# one agent for each kind of policy: Gaussian, deterministic, diffusion; the others' policies are of the same kinds
-EACH_KIND_OF_POLICY = [
-    pytest.param(kind, marks=() if kind in ("iql", "td3_bc", "diffusion_ql") else pytest.mark.slow) for kind in AGENT_KINDS
-]
+# one agent for each kind of policy, Gaussian and deterministic; the others' are of the same kinds, or take long to compile
+EACH_KIND_OF_POLICY = [pytest.param(kind, marks=() if kind in ("iql", "td3_bc") else pytest.mark.slow) for kind in AGENT_KINDS]
 
 
 @pytest.mark.parametrize("agent_kind", EACH_KIND_OF_POLICY)
