@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.networks.dense import Dense, scaled
+
 Init = Literal["uniform", "orthogonal"]
 
 
@@ -17,7 +19,7 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     "uniform": U(-1/sqrt(n), 1/sqrt(n)) for n inputs (used by TD3+BC); "orthogonal": orthogonal with gain sqrt(2) (used by IQL).
     """
     if kind == "uniform":
-        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # a uniform of half-width w has variance w^2 / 3
+        return scaled(1 / 3, "uniform")  # a uniform of half-width w has variance w^2 / 3
     return nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 
@@ -41,6 +43,6 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.features):
-            x = nn.Dense(width, kernel_init=kernel_init(self.init_kind))(x)
+            x = Dense(width, kernel_init=kernel_init(self.init_kind))(x)
             x = self.activation(x) if i + 1 < len(self.features) else x
         return x

@@ -4,12 +4,15 @@ Gathering the taps of a convolution and multiplying once keeps training fast on 
 primitive inside `lax.scan` is not, and makes a vmap over weights a batched matrix product.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.networks.dense import Dense
 from jaxpgd.networks.mlp import sinusoidal
 
 Norm = Literal["sequence", "step"]
@@ -27,7 +30,27 @@ class Conv(nn.Module):
         left = (self.kernel - 1) // 2
         padded = jnp.pad(x, ((left, self.kernel - 1 - left), (0, 0)))
         taps = [padded[i : i + x.shape[0]] for i in range(self.kernel)]
-        return nn.Dense(self.features)(jnp.concatenate(taps, axis=-1))
+        return Dense(self.features)(jnp.concatenate(taps, axis=-1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def standardise(x: Array, axes: tuple[int, ...]) -> Array:
+    """x without its mean over `axes`, divided by its standard deviation."""
+    return _standardised(x, axes)[0]
+
+
+def _standardised(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    centred = x - x.mean(axes, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + 1e-6)
+    return centred * inverse, inverse
+
+
+@standardise.defjvp
+def _standardise_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """In terms of the result: half of what tracing through mean and variance keeps and reads again."""
+    (x,), (dx,) = primals, tangents
+    y, inverse = _standardised(x, axes)
+    return y, inverse * (dx - dx.mean(axes, keepdims=True) - y * (y * dx).mean(axes, keepdims=True))
 
 
 class GroupNorm(nn.Module):
@@ -39,10 +62,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         grouped = x.reshape(x.shape[0], self.groups, -1)
-        axes = (0, 2) if self.over == "sequence" else (2,)
-        mean = grouped.mean(axes, keepdims=True)
-        variance = jnp.square(grouped - mean).mean(axes, keepdims=True)
-        normal = ((grouped - mean) / jnp.sqrt(variance + 1e-6)).reshape(x.shape)
+        normal = standardise(grouped, (0, 2) if self.over == "sequence" else (2,)).reshape(x.shape)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return normal * scale + bias
@@ -60,7 +80,7 @@ class ConvBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
         x = Conv(self.features, self.kernel)(x)
         if embedding is not None:
-            x = x + nn.Dense(self.features)(nn.swish(embedding))
+            x = x + Dense(self.features)(nn.swish(embedding))
         return nn.relu(GroupNorm(self.groups, self.norm)(x))
 
 
@@ -78,9 +98,9 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array) -> Array:
         groups = self.groups if x.shape[-1] % self.groups == 0 else 1
         h = Conv(self.features, 3)(nn.swish(GroupNorm(groups, self.norm)(x)))
-        h = h + nn.Dense(self.features)(nn.swish(embedding))
+        h = h + Dense(self.features)(nn.swish(embedding))
         h = Conv(self.features, 3)(nn.swish(GroupNorm(self.groups, self.norm)(h)))
-        return h + (x if x.shape[-1] == self.features else nn.Dense(self.features)(x))
+        return h + (x if x.shape[-1] == self.features else Dense(self.features)(x))
 
 
 class NoiseEmbedding(nn.Module):
@@ -91,8 +111,8 @@ class NoiseEmbedding(nn.Module):
     @nn.compact
     def __call__(self, noise: Array) -> Array:
         half = max(self.features // 8, 2)
-        hidden = nn.Dense(self.features)(sinusoidal(noise, 2 * half))
-        return nn.Dense(self.features)(nn.swish(hidden))
+        hidden = Dense(self.features)(sinusoidal(noise, 2 * half))
+        return Dense(self.features)(nn.swish(hidden))
 
 
 class TemporalUNet(nn.Module):
@@ -114,7 +134,7 @@ class TemporalUNet(nn.Module):
     def __call__(self, x: Array, noise: Array) -> Array:
         embedding = NoiseEmbedding(self.features)(noise)
         walk = self._plain if self.block == "plain" else self._residual
-        return nn.Dense(x.shape[-1])(walk(x, embedding))
+        return Dense(x.shape[-1])(walk(x, embedding))
 
     def _plain(self, x: Array, embedding: Array) -> Array:
         def block(level: int, kernel: int) -> ConvBlock:
@@ -141,7 +161,7 @@ class TemporalUNet(nn.Module):
             x = block(level)(x if level == 0 else _pairs(x).mean(axis=1), embedding)
             skips.append(x)
         for level in reversed(range(self.blocks - 1)):
-            x = nn.Dense(self.features * 2**level)(jnp.repeat(x, 2, axis=0))
+            x = jnp.repeat(Dense(self.features * 2**level)(x), 2, axis=0)
             x = block(level)(jnp.concatenate([x, skips[level]], axis=-1), embedding)
         return nn.swish(GroupNorm(self.groups, self.norm)(x))
 

@@ -182,10 +182,18 @@ def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, s
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
     lr = learning_rate(state.step, state.hypers, steps)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    decay = jnp.where((state.step + 1) % config.ema_every == 0, state.hypers.ema, 1.0)
-    ema = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, state.ema_params, params)
+    ema = _averaged(state, params, config.ema_every)
     metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": optax.global_norm(gradient)}
     return state.replace(params=params, ema_params=ema, optimiser=optimiser, step=state.step + 1, key=key), metrics  # type: ignore[attr-defined]
+
+
+def _averaged(state: DenoiserState, params: PyTree, every: int) -> PyTree:
+    """The averaged weights after a step that made `params`, read and written every so many steps only."""
+    decay = state.hypers.ema
+    blend = lambda average: jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
+    if every == 1:
+        return blend(state.ema_params)
+    return jax.lax.cond((state.step + 1) % every == 0, blend, lambda average: average, state.ema_params)
 
 
 def validation_loss(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> Array:
