@@ -30,6 +30,10 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
            [--max-dynamics-error TIMES] [--out DIR] [--seed N]
         likelihood against dynamics error of every guidance (coefficients 0.03 to 10, 256 trajectories each), in
         RUN/frontier; the largest coefficient within an error
+  pareto RUN [--guided | --policy ARM[:SEED] | --actor FILE.npz] [--reference RUN] [--kinds A,B] [--evaluations 4,8]
+         [--trajectories N] [--out DIR] [--seed N]
+        denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
+        within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
   data info NAME [--window T] [--stride K] [--episodes N]
@@ -215,6 +219,22 @@ def _frontier(args: list[str]) -> None:
     frontier_runs(paths, found.pop("out", None), **found)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def _pareto(args: list[str]) -> None:
+    guided = "--guided" in args
+    found = options(
+        [a for a in args if a != "--guided"], "pareto", required=("run",), policy=str, actor=str, reference=str, kinds=names,
+        evaluations=counts, trajectories=int, out=Path, seed=int,
+    )  # fmt: skip
+    from jaxpgd.pipeline.pareto import pareto_run
+
+    pareto_run(found.pop("run"), found.pop("out", None), guided=guided, **found)
+
+
 def _data(args: list[str]) -> None:
     check(args[:1] == ["info"], "data", " ".join(args), "info NAME")
     found = options(args[1:], "data info", required=("name",), window=int, stride=int, episodes=int)
@@ -235,6 +255,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "synthesize": _synthesize,
     "compare-rollouts": _compare,
     "frontier": _frontier,
+    "pareto": _pareto,
     "data": _data,
 }
 

@@ -208,7 +208,9 @@ def validate(config: Config) -> None:
           f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
     check("guided" not in config.arms or g.sigma_min < s.sigma_max, "guidance.sigma_min", g.sigma_min,
           f"less than sampler.sigma_max = {s.sigma_max}, or no step is guided")  # fmt: skip
-    multistep = s.kind in ("dpmpp_2m", "dpmpp_2m_sde")
+    check(s.kind != "auto" or not {"dydiff"} & set(config.arms), "sampler.kind", s.kind,
+          "a solver by name with the arm 'dydiff', whose denoiser is not what is measured")  # fmt: skip
+    multistep = s.kind.startswith("dpmpp_")
     check(not multistep or s.churn in (0.0, SamplerConfig.churn), "sampler.churn", s.churn,
           f"its default, which has no effect, where sampler.kind is {s.kind!r}", "Name a sampler.kind with churn.")  # fmt: skip
     check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",

@@ -272,3 +272,25 @@ def frontier_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     )  # fmt: skip
     axis.legend(fontsize=10)
     return figure
+
+
+def pareto_figure(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any], measures: Sequence[str]) -> Figure:
+    """Each measure against the price of a trajectory in forward passes, a line for each solver; dashed: the reference.
+
+    Rows have `solver`, `forward_equivalents` and the measures; of rows of one solver and price the least is drawn.
+    """
+    shown = [name for name in measures if name in reference]
+    figure, axes = _axes(len(shown), 4.6 * len(shown), 4.2, "What fewer evaluations cost")
+    kinds = list(dict.fromkeys(row["solver"] for row in rows))
+    for axis, name in zip(axes, shown, strict=True):
+        for kind in kinds:
+            best: dict[float, float] = {}
+            for row in rows:
+                if row["solver"] == kind and np.isfinite(row[name]):
+                    price = row["forward_equivalents"]
+                    best[price] = min(row[name], best.get(price, np.inf))
+            axis.plot(*zip(*sorted(best.items()), strict=True), "o-", markersize=3.5, color=_MANY[kinds.index(kind)], label=kind)
+        axis.axhline(reference[name], color="black", linestyle="--", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel="forward passes a trajectory", title=name.replace("_", " "))
+    axes[0].legend(fontsize=8)
+    return figure

@@ -50,7 +50,9 @@ def dynamics_error(
     `obs_std` [O] is the data's standard deviation (constant entries: 1), `entries` the entries that count (default all).
     Keys: `rms`; `standard_error` of it over trajectories; `by_step` [T - 1] and `per_trajectory` [N] (NaN where no step
     counts); the same two with `persistence` for the error of s' = s on the same steps, and `persistence` itself;
-    `reward_rms` in reward units over all usable steps; `steps` counted; `terminal_agreement`, the share of usable steps at
+    `reward_rms` in reward units over all usable steps, `surviving_reward_rms` over those of trajectories without a terminal
+    (falls, whose rewards are the hardest, count for nothing there: it compares models that make them more or less often);
+    `steps` counted; `terminal_agreement`, the share of usable steps at
     which the simulator ends the episode exactly where the trajectory does.
     (PGD, arXiv 2404.06356, section 5: dynamics error.) Raises InputError where `obs_std` does not fit.
     """
@@ -68,7 +70,8 @@ def dynamics_error(
     return {
         **_summary(error, counted, ""),
         **_summary(stay, counted, "persistence"),
-        "reward_rms": float(np.sqrt(np.mean((reward - np.asarray(trajectory.reward))[mask] ** 2))) if mask.any() else np.nan,
+        "reward_rms": _rms(reward - np.asarray(trajectory.reward), mask),
+        "surviving_reward_rms": _rms(reward - np.asarray(trajectory.reward), mask & (discount > 0).all(axis=1, keepdims=True)),
         "terminal_agreement": float(np.mean(ends[mask] == (discount[mask] == 0))) if mask.any() else np.nan,
         "steps": int(counted.sum()),
     }
@@ -82,6 +85,10 @@ def _replay(trajectory: Trajectory, simulator: Simulator, mask: np.ndarray) -> t
         np.asarray(trajectory.obs)[mask], np.asarray(trajectory.action)[mask]
     )
     return next_obs, reward, ends
+
+
+def _rms(error: np.ndarray, mask: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(error[mask] ** 2))) if mask.any() else float("nan")
 
 
 def _squares(a: np.ndarray, b: np.ndarray, counted: np.ndarray) -> np.ndarray:

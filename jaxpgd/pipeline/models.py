@@ -9,6 +9,7 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.environments import environment_kwargs
 from jaxpgd.evaluation.simulators import obs_slices
 from jaxpgd.pipeline.drive import drive
+from jaxpgd.pipeline.fidelity import settle_sampler
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
@@ -41,14 +42,17 @@ def check_models(config: Config, prepared: Prepared) -> None:
         prepare_state_windows(config, prepared)
 
 
-def models_stage(run: RunDirectory, prepared: Prepared) -> Models:
-    """Train, continue or read every model that the run's arms need."""
+def models_stage(run: RunDirectory, prepared: Prepared, *, settle: bool = True) -> Models:
+    """Train, continue or read every model that the run's arms need; with `settle` a sampler "auto" of `run.config` is settled."""
     config = run.config
-    return Models(
+    models = Models(
         denoiser=denoiser_stage(run, prepared) if needs(config, "denoiser") else None,
         world=dynamics_stage(run, prepared) if needs(config, "dynamics") else None,
         states=state_denoiser_stage(run, prepared) if needs(config, "state-denoiser") else None,
     )
+    if settle and models.denoiser is not None:
+        settle_sampler(run, prepared, models.denoiser)
+    return models
 
 
 def require_models(run: RunDirectory) -> None:

@@ -42,7 +42,7 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
 
 def score_trajectories(
     trajectory: Trajectory,
-    policy: Policy,
+    policy: Policy | None,
     prepared: Prepared,
     real: np.ndarray | None,
     key: Array,
@@ -50,14 +50,14 @@ def score_trajectories(
 ) -> dict[str, Any]:
     """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances).
 
-    Actions are scored under the target `policy`, and under the `behaviour` policy where it is known.
+    Actions are scored under the target `policy` and under the `behaviour` policy where these are known.
     """
     windows, info = prepared.windows, prepared.dataset.info
-    likelihood, likelihood_error, _ = action_log_likelihood(policy, trajectory)
     tokens = flat_tokens(windows, trajectory)
-    row: dict[str, Any] = {
-        "log_likelihood": likelihood,
-        "log_likelihood_se": likelihood_error,
+    row: dict[str, Any] = {}
+    if policy is not None:
+        row["log_likelihood"], row["log_likelihood_se"], _ = action_log_likelihood(policy, trajectory)
+    row |= {
         "terminal_rate": terminal_rate(trajectory),
         "saturated_actions": float((np.abs(np.asarray(trajectory.action)) > 0.999).mean()),
     }
@@ -78,6 +78,7 @@ def score_trajectories(
             "dynamics_error_by_step": error["by_step"],
             "persistence_error": error["persistence"],
             "reward_error": error["reward_rms"],
+            "surviving_reward_error": error["surviving_reward_rms"],
             "terminal_agreement": error["terminal_agreement"],
         }
     return row

@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxpgd.diffusion.samplers import Churn, make_churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
@@ -41,7 +42,8 @@ class Sampling:
 
 
 def make_sampling(config: SamplerConfig) -> Sampling:
-    """The sampler of a config section, its numbers as leaves."""
+    """The sampler of a config section, its numbers as leaves. Raises InputError for "auto", which a run has to settle."""
+    check(config.kind != "auto", "sampler.kind", config.kind, "a solver by name")
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
         churn=make_churn(config),

@@ -8,7 +8,7 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, dpmpp_2m, dpmpp_2m_sde, euler, heun, make_sampler
+from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, euler, heun, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigmas
 from jaxpgd.envs.linear_gaussian import gaussian_denoise
 from jaxpgd.settings import SamplerConfig
@@ -54,7 +54,10 @@ def linear_std(kind: str, predictor: str, std: float, sigmas: np.ndarray, churn:
 
 @pytest.mark.parametrize(
     ("sampler", "order", "steps"),
-    [(euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96)), (dpmpp_2m, 2, (24, 48, 96, 192))],
+    [
+        (euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96)), (dpmpp_2m, 2, (24, 48, 96, 192)),
+        (dpmpp_3m, 3, (24, 32, 48, 64, 96)),
+    ],  # fmt: skip
 )
 def test_order_of_convergence(sampler: Any, order: int, steps: tuple[int, ...]) -> None:
     """The probability-flow ODE of N(0, s^2) scales x by sqrt(s^2 + sigma^2); the last step to 0 is the denoiser itself."""
@@ -66,7 +69,7 @@ def test_order_of_convergence(sampler: Any, order: int, steps: tuple[int, ...]) 
         x, _ = jax.jit(sampler)(jax.random.key(0), Gaussian(std), jnp.ones((1, 1)), sigmas)
         errors.append(abs(float(x[0, 0]) / exact - 1))
     slope = np.polyfit(np.log(np.array(steps) - 1), np.log(errors), 1)[0]
-    assert abs(slope + order) < 0.15, (slope, errors)
+    assert abs(slope + order) < (0.15 if order < 3 else 0.3), (slope, errors)  # of third order the first two steps are not
 
 
 # (kind, predictor, steps, standard deviation that comes out where 0.5 is right)
@@ -124,7 +127,7 @@ class Recorder:
         return x / (1 + at**2)
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9), (ancestral, 5), (dpmpp_2m, 5)])
+@pytest.mark.parametrize(("sampler", "evaluations"), [(euler, 5), (heun, 9), (ancestral, 5), (dpmpp_2m, 5), (dpmpp_3m, 5)])
 def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     sigmas = karras_sigmas(5, 0.1, 10.0, 7.0)
     levels: list[float] = []
@@ -140,7 +143,7 @@ def test_evaluations_and_stages(sampler: Any, evaluations: int) -> None:
     jax.effects_barrier()
     assert int(info["evaluations"]) == len(levels) == evaluations
     assert min(levels) > 0.0  # a network is never evaluated at sigma 0
-    amount = 1.0 if sampler is dpmpp_2m else 1.2  # which takes no churn
+    amount = 1.0 if sampler in (dpmpp_2m, dpmpp_3m) else 1.2  # which takes no churn
     hat = [float(s) * (amount if s <= 5.0 else 1.0) for s in sigmas[:-1]]
     expected = hat if sampler is not heun else [v for h, s in zip(hat, sigmas[1:], strict=True) for v in (h, float(s))][:-1]
     np.testing.assert_allclose(levels, expected, rtol=1e-5)
@@ -164,7 +167,7 @@ class Clamp:
         return x.at[0].set(self.value)
 
 
-@pytest.mark.parametrize("sampler", [euler, heun, ancestral, dpmpp_2m, dpmpp_2m_sde])
+@pytest.mark.parametrize("sampler", [euler, heun, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde])
 def test_clamped_entries_stay_exact(sampler: Any) -> None:
     value = jnp.array([0.123456, -7.0])
     sigmas = karras_sigmas(8, 0.002, 80.0, 7.0)
@@ -232,6 +235,37 @@ def test_second_order_samples_have_the_closed_form_spread(sampler: Any, noise: f
     assert abs(samples.mean()) < 4 * expected / np.sqrt(20_000)
 
 
+def third_order_std(std: float, sigmas: np.ndarray, noise: float) -> float:
+    """As `multistep_std` for parabolas through three denoised points, integrated by quadrature."""
+    sigmas, rate = np.asarray(sigmas, np.float64), 1 + noise
+    x, points, times = np.zeros(len(sigmas)), [], []
+    x[0] = sigmas[0]
+    for now, after in itertools.pairwise(sigmas):
+        points, times = [*points, std**2 / (std**2 + now**2) * x][-3:], [*times, -np.log(now)][-3:]
+        if after == 0:
+            return float(np.sqrt((points[-1] ** 2).sum()))
+        h = np.log(now / after)
+        s = (np.arange(4000) + 0.5) / 4000 * h
+        curve = np.zeros((len(s), len(x)))
+        for i, point in enumerate(points):  # Lagrange's polynomial
+            others = [t for j, t in enumerate(times) if j != i]
+            curve += np.prod([(times[-1] + s - t) / (times[i] - t) for t in others], axis=0)[..., None] * point
+        weight = rate * np.exp(-rate * (h - s)) * h / 4000
+        x = np.exp(-rate * h) * x + weight @ curve
+        x[list(sigmas).index(now) + 1] += after * np.sqrt(1 - (after / now) ** (2 * noise))
+    raise AssertionError("the last level is 0")
+
+
+@pytest.mark.parametrize(("sampler", "noise"), [(dpmpp_3m, 0.0), (dpmpp_3m_sde, 1.0)])
+def test_third_order_samples_have_the_closed_form_spread(sampler: Any, noise: float) -> None:
+    sigmas = karras_sigmas(12, 0.01, 20.0, 7.0)
+    expected = third_order_std(0.5, np.asarray(sigmas), noise)
+    samples = draw(sampler, Gaussian(0.5), sigmas, (1, 1), 20_000, Churn())
+    assert abs(samples.std() / expected - 1) < 4 / np.sqrt(2 * 20_000)
+    if noise == 0:
+        assert abs(expected / 0.5 - 1) < abs(multistep_std(0.5, np.asarray(sigmas), noise) / 0.5 - 1)
+
+
 def test_with_noise_the_second_order_is_closer_than_ancestral_steps() -> None:
     for steps in (32, 128):
         sigmas = np.asarray(karras_sigmas(steps, 0.002, 80.0, 7.0))
@@ -288,7 +322,7 @@ def test_ancestral_chain_without_noise_is_deterministic() -> None:
 
 
 def test_every_sampler_can_be_chosen() -> None:
-    assert set(get_args(get_type_hints(SamplerConfig)["kind"])) == set(SAMPLERS)
+    assert set(get_args(get_type_hints(SamplerConfig)["kind"])) == {*SAMPLERS, "auto"}
     assert all(make_sampler(kind) is make_sampler(kind) for kind in SAMPLERS)
 
 

@@ -1,0 +1,156 @@
+"""How faithful a sampler's trajectories are, and `sampler.kind = "auto"`: the cheapest sampler that suffices."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpgd.diffusion.samplers import SAMPLERS
+from jaxpgd.parallel import is_writer, of_first
+from jaxpgd.pipeline.parts import Prepared, stage_key
+from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
+from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.settings import Config, SamplerConfig
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
+from jaxpgd.types import Policy
+
+EVALUATIONS = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # of a trajectory
+REFERENCE_STEPS = 256  # of Heun's method with churn (PGD, table of hyperparameters)
+TOLERANCE = 0.05  # a sampler suffices where no measure exceeds the reference's by more than this share
+# Noise levels for few evaluations: above 20 a token of unit variance is noise alone, below 0.01 nothing is left to correct.
+SHORT_RANGE, SHORT_MOST = (0.01, 20.0), 32
+STAGE = "sampler"
+# Less is better. Rewards of trajectories that end in a terminal are left out: they are the hardest and decide by their number.
+MEASURES = ("dynamics_error", "surviving_reward_error", "sliced_wasserstein_1")
+GUIDED_MEASURES = MEASURES[:2]  # guidance is meant to leave the data
+SHOWN = (*MEASURES, "dynamics_error_se", "log_likelihood", "log_likelihood_se", "terminal_rate")
+_HELD_OUT = 2000  # windows that trajectories are compared with, at most
+
+Row = dict[str, Any]
+Measure = Callable[[DiffusionSynthesizer], Row]
+
+
+def steps_for(kind: str, evaluations: int) -> int:
+    """Noise levels with which a solver looks at a denoiser at most so many times, at least 2."""
+    return max(2, evaluations // 2 if kind == "heun" else evaluations)
+
+
+def candidates(sampler: SamplerConfig, evaluations: tuple[int, ...], kinds: tuple[str, ...]) -> list[SamplerConfig]:
+    """Samplers to look at, the cheapest first: every solver over the config's noise levels, for few evaluations also fewer.
+
+    Churn stays the config's; those of few steps have its most, sqrt(2) - 1 a step.
+    """
+    found = []
+    for count in sorted(evaluations):
+        ranges = [(sampler.sigma_min, sampler.sigma_max)]
+        if count <= SHORT_MOST and SHORT_RANGE not in ranges:
+            ranges.append(SHORT_RANGE)
+        for kind in kinds:
+            for low, high in ranges:
+                changes = {"kind": kind, "steps": steps_for(kind, count), "sigma_min": low, "sigma_max": high}
+                found.append(dataclasses.replace(sampler, predictor="churned", **changes))  # type: ignore[arg-type]
+    return found
+
+
+def reference_of(sampler: SamplerConfig) -> SamplerConfig:
+    """The published sampler: 256 Heun steps with churn over EDM's noise levels."""
+    return dataclasses.replace(SamplerConfig(), kind="heun", steps=REFERENCE_STEPS, batch_size=sampler.batch_size)
+
+
+def make_measure(
+    config: Config, prepared: Prepared, policy: Policy | None, trajectories: int, seed: int
+) -> Measure:
+    """Scores a synthesizer by trajectories from the same noise every time, guided where there is a policy."""
+    key = jax.random.fold_in(stage_key(config, "pareto"), seed)
+    held_out = np.random.default_rng(0).permutation(np.asarray(prepared.windows.validation))[:_HELD_OUT]
+    real = flat_tokens(prepared.windows, real_windows(prepared.windows, held_out))
+
+    def measure(synthesizer: DiffusionSynthesizer) -> Row:
+        made = synthesize(key, synthesizer, policy, count=trajectories)
+        row = score_trajectories(jax.tree.map(np.asarray, made), policy, prepared, real, key)
+        return {name: row[name] for name in SHOWN if name in row}
+
+    return measure
+
+
+def suffices(row: Row, reference: Row, tolerance: float = TOLERANCE) -> bool:
+    """Whether no measure is worse than the reference's by more than the tolerance; one that is not a number is worse.
+
+    Guided, the log-likelihood may fall short by that share of what guidance gained in the reference.
+    """
+    guided = "unguided_log_likelihood" in reference
+    names = [name for name in (GUIDED_MEASURES if guided else MEASURES) if np.isfinite(reference.get(name, np.nan))]
+    if not all(row[name] <= (1 + tolerance) * reference[name] for name in names):
+        return False
+    if not guided:
+        return True
+    gain = reference["log_likelihood"] - reference["unguided_log_likelihood"]
+    return bool(row["log_likelihood"] >= reference["log_likelihood"] - tolerance * abs(gain))
+
+
+def described(sampler: SamplerConfig) -> Row:
+    """What a row says of its sampler."""
+    evaluations = 2 * sampler.steps - 1 if sampler.kind == "heun" else sampler.steps
+    return {
+        "solver": sampler.kind, "evaluations": evaluations, "sigma_min": sampler.sigma_min, "sigma_max": sampler.sigma_max,
+    }  # fmt: skip
+
+
+def measured(
+    config: Config, denoiser: TrajectoryDenoiser, measure: Measure, samplers: list[SamplerConfig], guided: bool
+) -> Iterator[Row]:
+    """A row for each sampler, as they come."""
+    for sampler in samplers:
+        synthesizer = build(config, denoiser, sampler, guided)
+        row = described(sampler)
+        account = synthesizer.account(jnp.asarray(row["evaluations"]), guided=guided)
+        yield row | {"forward_equivalents": float(account["forward_equivalents"])} | measure(synthesizer)
+
+
+def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
+    """The synthesizer of a config with another sampler, at the coefficient that the config states."""
+    guidance = config.guidance if guided else None
+    if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
+        guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+
+
+def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> None:
+    """Put a sampler in place of "auto" in the config of an open run.
+
+    It is the one that `jaxpgd pareto` chose in this run; where that has not been used, the cheapest of the candidates that
+    suffices unguided is looked for now, and kept. Where none does, the reference itself.
+    """
+    if run.config.sampler.kind != "auto" or denoiser is None:
+        return
+    if not run.is_done(STAGE):
+        began = time.monotonic()
+        row = _search(run.config, prepared, denoiser)
+        run.finish(STAGE, row | {"seconds": time.monotonic() - began})
+    run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
+    s = run.config.sampler
+    if is_writer():
+        print(f"sampler: {s.kind}, {s.steps} steps of [{s.sigma_min:g}, {s.sigma_max:g}]", flush=True)
+
+
+def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
+    """The config section of a row."""
+    kind, evaluations = row["solver"], int(row["evaluations"])
+    steps = (evaluations + 1) // 2 if kind == "heun" else evaluations
+    return dataclasses.replace(sampler, kind=kind, steps=steps, sigma_min=row["sigma_min"], sigma_max=row["sigma_max"])
+
+
+def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) -> Row:
+    sampler = dataclasses.replace(config.sampler, kind="heun")
+    measure = make_measure(config, prepared, None, config.evaluation.trajectories, 0)
+    looked = [reference_of(sampler), *candidates(sampler, EVALUATIONS, tuple(SAMPLERS))]
+    rows = measured(config, denoiser, measure, looked, False)
+    reference = next(rows)
+    for index, row in enumerate(rows, 1):
+        if of_first(float(suffices(row, reference))):
+            return row | {"looked_at": index}
+    return reference | {"looked_at": len(looked)}
