@@ -1,7 +1,8 @@
-"""Agent updates a second, batch sampling included, against a loop that works as the official one does.
+"""Agent updates a second inside the training loop, against a loop that works as the official one does.
 
-Ours: uniform draws with replacement, whole intervals in one scan. Baseline: one jitted call per update from a Python loop, each
-drawing its transitions without replacement (`jax.random.choice(replace=False)`), which permutes the whole dataset.
+Ours: `jaxpgd.training.agent.update_many`, whole intervals in one scan, each batch drawn with replacement, 240 of 256 from a
+replay of synthetic trajectories and the others from a million real transitions. Baseline: one jitted call per update from a
+Python loop, each drawing both parts without replacement (`jax.random.choice(replace=False)`), which permutes all of them.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from benchmarks.timing import describe_device, matmul_peak, measure, time_calls
+from benchmarks.timing import header, matmul_peak, measure, peak_memory, row, time_calls
 from jaxpgd.agents import iql, td3_bc
-from jaxpgd.types import Agent, Transition
+from jaxpgd.synthesis.replay import Replay, init_replay
+from jaxpgd.training.agent import AgentState, Experience, update_many
+from jaxpgd.types import Agent, Trajectory, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Size:
     obs_dim: int = 17
     action_dim: int = 6
     batch: int = 256
+    synthetic: int = 240  # of the batch
+    trajectories: int = 8192  # in the replay
+    window: int = 32
+    seeds: int = 8
     hidden: tuple[int, ...] = (256, 256)
     updates: int = 300  # per scan
     baseline_updates: int = 3  # per repeat
@@ -47,38 +54,50 @@ def make_data(key: Array, size: Size) -> Transition:
     )
 
 
-def _gather(agent: Agent[Any], data: Transition, index: Array) -> Transition:
-    index = index.reshape(agent.batches, -1)
-    return jax.tree.map(lambda x: x[index], data)
+@functools.partial(jax.jit, static_argnames="size")
+def make_replay(key: Array, size: Size) -> Replay:
+    """A full replay of random trajectories, every step usable but the last."""
+    flat = make_data(key, dataclasses.replace(size, transitions=size.trajectories * size.window))
+    shape = (size.trajectories, size.window)
+    parts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+    mask = jnp.ones(shape, bool).at[:, -1].set(False)
+    return init_replay(Trajectory(parts.obs, parts.action, parts.reward, parts.discount, mask))
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def scan_updates(key: Array, agent: Agent[Any], state: Any, data: Transition, size: Size) -> tuple[Any, Any]:
-    """`size.updates` updates in one program; returns the state and the metrics of each."""
-
-    def step(state: Any, key: Array) -> tuple[Any, Any]:
-        draw, update = jax.random.split(key)
-        index = jax.random.randint(draw, (agent.batches * size.batch,), 0, size.transitions)
-        return agent.update(update, state, _gather(agent, data, index))
-
-    return jax.lax.scan(step, state, jax.random.split(key, size.updates))
+def scan_updates(state: AgentState, agent: Agent[Any], data: Transition, size: Size) -> tuple[AgentState, Any]:
+    """`size.updates` updates in one program; returns the state and the mean of its metrics."""
+    return update_many(state, Experience(data), agent, size.batch, size.synthetic, size.updates)
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def loop_update(key: Array, agent: Agent[Any], state: Any, data: Transition, size: Size) -> tuple[Any, Any]:
-    """One update with a draw without replacement from all transitions."""
-    draw, update = jax.random.split(key)
-    index = jax.random.choice(draw, size.transitions, (agent.batches * size.batch,), replace=False)
-    return agent.update(update, state, _gather(agent, data, index))
+def scan_seeds(states: AgentState, agent: Agent[Any], data: Transition, size: Size) -> tuple[AgentState, Any]:
+    """The same for states [S] of as many seeds, as one program."""
+    return jax.vmap(lambda state: scan_updates(state, agent, data, size))(states)
 
 
-def baseline_rate(agent: Agent[Any], state: Any, data: Transition, size: Size) -> float:
+@functools.partial(jax.jit, static_argnames="size")
+def loop_update(key: Array, agent: Agent[Any], state: Any, data: Transition, replay: Replay, size: Size) -> tuple[Any, Any]:
+    """One update with both parts of its batches drawn without replacement."""
+    key_real, key_made, key_update = jax.random.split(key, 3)
+    real, made = agent.batches * (size.batch - size.synthetic), agent.batches * size.synthetic
+    index = jax.random.choice(key_real, size.transitions, (real,), replace=False)
+    steps = jax.random.choice(key_made, replay.usable.shape[0], (made,), replace=False)
+    row, step = jnp.divmod(steps, size.window)
+    t = replay.trajectory
+    following = jnp.minimum(step + 1, size.window - 1)
+    parts = Transition(t.obs[row, step], t.action[row, step], t.reward[row, step], t.discount[row, step], t.obs[row, following])
+    join = lambda a, b: jnp.concatenate([x.reshape(agent.batches, -1, *x.shape[1:]) for x in (a, b)], axis=1)
+    return agent.update(key_update, state, jax.tree.map(lambda x, made: join(x[index], made), data, parts))
+
+
+def baseline_rate(agent: Agent[Any], state: AgentState, data: Transition, size: Size) -> float:
     """Updates a second of the Python loop (median of the repeats)."""
 
     def loop() -> Any:
-        current = state
+        current = state.agent
         for i in range(size.baseline_updates):
-            current, metrics = loop_update(jax.random.key(i), agent, current, data, size)
+            current, metrics = loop_update(jax.random.key(i), agent, current, data, state.replay, size)
             float(metrics["critic_loss"])  # the official loop hands metrics to its logger
         return current
 
@@ -103,32 +122,53 @@ def update_flops(agent: Agent[Any], size: Size) -> float:
     return size.batch * (4 * critic + 10 * value + 6 * actor + 12 * critic)
 
 
-def measure_agent(agent: Agent[Any], data: Transition, size: Size) -> dict[str, float]:
+def start(key: Array, agent: Agent[Any], data: Transition, replay: Replay) -> AgentState:
+    """A fresh agent with a full replay."""
+    key_agent, key = jax.random.split(key)
+    return AgentState(agent.init(key_agent, jax.tree.map(lambda x: x[0], data)), replay, key)
+
+
+def measure_agent(agent: Agent[Any], data: Transition, replay: Replay, size: Size, peak: float) -> dict[str, Any]:
     """Rates of one agent, ours and the baseline's, and their ratio."""
-    example = jax.tree.map(lambda x: x[0], data)
-    state = agent.init(jax.random.key(0), example)
+    state = start(jax.random.key(0), agent, data, replay)
     timing = measure(
-        lambda key, agent, state, data: scan_updates(key, agent, state, data, size),
-        jax.random.key(1), agent, state, data, repeats=size.repeats,
-    )  # fmt: skip
-    rate, baseline = size.updates / timing.median_seconds, baseline_rate(agent, state, data, size)
+        lambda state, agent, data: scan_updates(state, agent, data, size), state, agent, data, repeats=size.repeats
+    )
+    found = row(timing, size.updates, flops=update_flops(agent, size), peak=peak)
+    baseline = baseline_rate(agent, state, data, size)
+    critic_steps = {"critic_steps_per_second": agent.batches * found["rate"]} if agent.batches > 1 else {}
+    return {"agent": agent.name} | found | critic_steps | {"baseline_rate": baseline, "ratio": found["rate"] / baseline}
+
+
+def measure_seeds(agent: Agent[Any], data: Transition, replay: Replay, size: Size) -> dict[str, Any]:
+    """What seeds of one program cost against as many single runs, and how far their losses are apart."""
+    keys = jax.random.split(jax.random.key(0), size.seeds)
+    singles = [start(key, agent, data, replay) for key in keys]
+    states = jax.tree.map(lambda *x: jnp.stack(x), *singles)
+    sized = dataclasses.replace(size, updates=max(1, size.updates // 4))
+    one = measure(lambda s, a, d: scan_updates(s, a, d, sized), singles[0], agent, data, repeats=size.repeats)
+    many = measure(lambda s, a, d: scan_seeds(s, a, d, sized), states, agent, data, repeats=size.repeats)
+    short = dataclasses.replace(size, updates=min(size.updates, 10))
+    alone = [float(scan_updates(s, agent, data, short)[1]["critic_loss"]) for s in singles]
+    together = jax.device_get(scan_seeds(states, agent, data, short)[1]["critic_loss"])
+    apart = max(abs(a - b) / abs(a) for a, b in zip(alone, together, strict=True))
     return {
-        "updates_per_second": rate,
-        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds,
-        "compile_seconds": timing.compile_seconds,
-        "baseline_updates_per_second": baseline,
-        "ratio": rate / baseline,
-        "gflops": rate * update_flops(agent, size) / 1e9,
-    }
+        "agent": f"{agent.name}, {size.seeds} seeds", "seeds": size.seeds,
+        **row(many, size.seeds * sized.updates), "single_rate": sized.updates / one.median_seconds,
+        "cost_of_seeds_over_singles": many.median_seconds / (size.seeds * one.median_seconds),
+        "largest_relative_difference_of_losses": apart,
+    }  # fmt: skip
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure TD3+BC (two critic updates each) and IQL. Rates are updates a second."""
-    size = size or Size()
+    """Measure TD3+BC (two critic updates each: TD3's with an actor's delay of two, counted by actor steps) and IQL.
+
+    Rates are updates a second. Seeds of one program are timed against single runs.
+    """
+    size, peak = size or Size(), matmul_peak()
     data = jax.block_until_ready(make_data(jax.random.key(0), size))
-    results: dict[str, Any] = {"device": describe_device(), "size": dataclasses.asdict(size), "matmul_gflops": matmul_peak()}
-    results["td3_bc"] = measure_agent(td3_bc(action_dim=size.action_dim, hidden=size.hidden), data, size)
-    results["iql"] = measure_agent(iql(action_dim=size.action_dim, hidden=size.hidden), data, size)
-    for name in ("td3_bc", "iql"):
-        results[name]["matmul_share"] = results[name]["gflops"] / results["matmul_gflops"]
-    return results
+    replay = jax.block_until_ready(make_replay(jax.random.key(1), size))
+    agents = [make(action_dim=size.action_dim, hidden=size.hidden) for make in (td3_bc, iql)]
+    rows = [measure_agent(agent, data, replay, size, peak) for agent in agents]
+    rows += [measure_seeds(agent, data, replay, size) for agent in agents]
+    return header("agents", size, peak) | {"rows": rows, "peak_memory_bytes": peak_memory()}

@@ -7,7 +7,7 @@ loss each time, as the official training script does.
 import dataclasses
 import functools
 import statistics
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax import Array
 
 from benchmarks.agents import Size as DataSize
 from benchmarks.agents import make_data
-from benchmarks.timing import compiled_flops, describe_device, matmul_peak, measure, peak_memory, time_calls
+from benchmarks.timing import compiled_flops, header, matmul_peak, measure, peak_memory, row, time_calls
 from jaxpgd.packing import fit_codec
 from jaxpgd.settings import DenoiserConfig
 from jaxpgd.training.denoiser import DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
@@ -33,7 +33,7 @@ class Size:
     batch: int = 32
     features: tuple[int, ...] = (128,)
     blocks: int = 3
-    steps: int = 8  # per scan
+    steps: int = 32  # per scan
     repeats: int = 5
 
 
@@ -71,44 +71,44 @@ def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float
 
     def loop() -> Any:
         current = state
-        for _ in range(size.steps):
+        for _ in range(max(1, size.steps // 4)):
             current, loss = one_step(current, windows, config)
             float(loss)
         return current
 
     jax.block_until_ready(loop())
-    return size.steps / statistics.median(time_calls(loop, max(1, size.repeats // 2)))
+    return max(1, size.steps // 4) / statistics.median(time_calls(loop, max(1, size.repeats // 2)))
 
 
-def measure_features(windows: Windows, features: int, size: Size, peak: float) -> dict[str, Any]:
-    """Rates of one width, ours and the baseline's."""
-    config = DenoiserConfig(features=features, blocks=size.blocks, batch_size=size.batch)
-    published = dataclasses.replace(config, block="plain", norm="step")
+def measure_features(
+    windows: Windows, features: int, size: Size, peak: float, compute: Literal["float32", "bfloat16"] = "float32"
+) -> dict[str, Any]:
+    """Rates of one width and precision, ours and the baseline's, which is always float32."""
+    config = DenoiserConfig(
+        features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute
+    )
+    published = dataclasses.replace(config, block="plain", norm="step", ema=0.995, compute="float32")
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
     flops = compiled_flops(one_step, state, windows, config)
     run = lambda state, windows: scan_steps.__wrapped__(state, windows, config, size.steps)
     timing = measure(run, state, windows, repeats=size.repeats)
-    rate, baseline = size.steps / timing.median_seconds, baseline_rate(windows, published, size)
-    return {
-        "features": features,
-        "steps_per_second": rate,
-        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds,
-        "compile_seconds": timing.compile_seconds,
-        "gflop_per_step": flops / 1e9,
-        "matmul_share": rate * flops / 1e9 / peak,
-        "baseline_steps_per_second": baseline,
-        "ratio": rate / baseline,
-    }
+    found = row(timing, size.steps, flops=flops, peak=peak)
+    baseline = baseline_rate(windows, published, size)
+    return {"features": features, "compute": compute, "batch": size.batch} | found | {
+        "baseline_rate": baseline, "ratio": found["rate"] / baseline,
+    }  # fmt: skip
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every width; on an accelerator 1024 features as well."""
-    size = size or Size()
-    if jax.devices()[0].platform != "cpu" and size == Size():
-        size = dataclasses.replace(size, features=(128, 1024))
-    windows, peak = make_windows(size), matmul_peak()
+    """Measure every width; on an accelerator 1024 features, bfloat16 and batches of 512 as well. Rates are steps a second."""
+    size, peak = size or Size(), matmul_peak()
+    windows = make_windows(size)
     rows = [measure_features(windows, features, size, peak) for features in size.features]
-    return {
-        "suite": "denoiser", "device": describe_device(), "size": dataclasses.asdict(size), "matmul_gflops": peak, "rows": rows,
-        "peak_memory_bytes": peak_memory(),
-    }  # fmt: skip
+    found = header("denoiser", size, peak)
+    if jax.devices()[0].platform != "cpu" and size == Size():
+        found["bfloat16_matmul_gflops"] = half = matmul_peak(dtype=jnp.bfloat16)
+        for batch in (32, 512):
+            sized = dataclasses.replace(size, batch=batch, steps=64)
+            rows.append(measure_features(windows, 1024, sized, peak))
+            rows.append(measure_features(windows, 1024, sized, half, "bfloat16"))
+    return found | {"rows": rows, "peak_memory_bytes": peak_memory()}

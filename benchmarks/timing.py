@@ -26,6 +26,45 @@ class Timing:
     median_seconds: float
     spread_seconds: float
     repeats: int
+    memory_bytes: int | None = None  # that the compiled program takes at its peak: arguments, results, temporaries
+
+
+def row(timing: Timing, units: int, *, flops: float | None = None, peak: float | None = None) -> dict[str, Any]:
+    """What every suite says of a subject that does `units` of its work in a run.
+
+    `flops` are those of one unit as its compiler counts them, `peak` the matrix product's GFLOP/s in the same process.
+    """
+    rate = units / timing.median_seconds
+    found: dict[str, Any] = {
+        "rate": rate, "compile_seconds": timing.compile_seconds, "run_seconds": timing.median_seconds,
+        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds, "memory_bytes": timing.memory_bytes,
+    }  # fmt: skip
+    if flops is not None:
+        found["gflop_per_unit"] = flops / 1e9
+    if flops is not None and peak is not None:
+        found["matmul_share"] = rate * flops / 1e9 / peak
+    return found
+
+
+def header(suite: str, size: Any, peak: float) -> dict[str, Any]:
+    """What every suite says of itself: device, versions, sizes, the yardstick, the precision of matrix products."""
+    precision = jax.config.jax_default_matmul_precision or "default"
+    return {
+        "suite": suite, "device": describe_device(), "size": dataclasses.asdict(size), "matmul_gflops": peak,
+        "matmul_precision": precision,
+    }  # fmt: skip
+
+
+def program_memory(compiled: Any) -> int | None:
+    """Bytes that a compiled program takes at its peak, where its compiler tells."""
+    try:
+        memory = compiled.memory_analysis()
+    except (NotImplementedError, RuntimeError):
+        return None
+    if memory is None:
+        return None
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    return int(sum(getattr(memory, part) for part in parts) - memory.alias_size_in_bytes)
 
 
 def time_calls(fn: Callable[[], Any], repeats: int) -> list[float]:
@@ -46,7 +85,8 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*args))
     seconds = time_calls(lambda: compiled(*args), repeats)
-    return Timing(compile_seconds, statistics.median(seconds), max(seconds) - min(seconds), repeats)
+    spread = max(seconds) - min(seconds)
+    return Timing(compile_seconds, statistics.median(seconds), spread, repeats, program_memory(compiled))
 
 
 def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -67,9 +107,13 @@ def peak_memory() -> int | None:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if platform.system() == "Darwin" else 1024)
 
 
-def matmul_peak(size: int = 1024, repeats: int = 5) -> float:
-    """GFLOP/s of the fastest float32 product of two [size, size] matrices: the yardstick for everything in this process."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
+def matmul_peak(size: int = 0, repeats: int = 7, dtype: Any = jnp.float32) -> float:
+    """GFLOP/s of the fastest product of two [size, size] matrices: the yardstick for everything in this process.
+
+    By default 1024 on CPU, 8192 on accelerators, which smaller ones do not fill.
+    """
+    size = size or (1024 if jax.devices()[0].platform == "cpu" else 8192)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
     return 2 * size**3 / min(time_calls(lambda: product(a, a), repeats)) / 1e9

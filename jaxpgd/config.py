@@ -131,7 +131,7 @@ _POSITIVE = (
     "denoiser.p_std denoiser.batch_size denoiser.peak_lr denoiser.ema_every denoiser.validate_every "
     "denoiser.validation_batches "
     "guidance.limit guidance.iterations guidance.particles "
-    "sampler.steps sampler.sigma_min sampler.sigma_max sampler.rho sampler.batch_size "
+    "sampler.steps sampler.sigma_min sampler.sigma_max sampler.rho "
     "synthesis.trajectories synthesis.interval "
     "agent.updates agent.batch_size agent.updates_per_chunk evaluation.episodes evaluation.intermediate_episodes "
     "dynamics.members dynamics.elites dynamics.lr dynamics.batch_size dynamics.holdout_most dynamics.epochs dynamics.patience "
@@ -142,7 +142,7 @@ _POSITIVE = (
     "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
 ).split()
 _NOT_NEGATIVE = (
-    "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn guidance.coefficient synthesis.length "
+    "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn sampler.batch_size guidance.coefficient synthesis.length "
     "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "

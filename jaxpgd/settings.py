@@ -36,6 +36,7 @@ class DenoiserConfig:
     groups: int = 8  # group normalisation
     norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
     block: Literal["plain", "residual"] = "residual"  # "plain": the published network
+    compute: Literal["float32", "bfloat16"] = "float32"  # of matrix products; parameters and statistics are float32
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
@@ -67,7 +68,7 @@ class SamplerConfig:
     churn_max: float = 50.0
     churn_noise: float = 1.003  # S_noise
     predictor: Literal["churned", "unchurned"] = "churned"  # where the Euler step starts; "unchurned" as official code
-    batch_size: int = 512  # trajectories sampled at once
+    batch_size: int = 0  # trajectories sampled at once; 0: as many as fit the device's memory
 
 
 @dataclasses.dataclass(frozen=True)

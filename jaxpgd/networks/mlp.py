@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpgd.networks.dense import Dense, scaled
+from jaxpgd.networks.dense import Dense
 
 Init = Literal["uniform", "orthogonal"]
 
@@ -19,7 +19,7 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     "uniform": U(-1/sqrt(n), 1/sqrt(n)) for n inputs (used by TD3+BC); "orthogonal": orthogonal with gain sqrt(2) (used by IQL).
     """
     if kind == "uniform":
-        return scaled(1 / 3, "uniform")  # a uniform of half-width w has variance w^2 / 3
+        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # a uniform of half-width w has variance w^2 / 3
     return nn.initializers.orthogonal(jnp.sqrt(2.0))
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from jaxpgd.networks.dense import Dense
 from jaxpgd.networks.mlp import sinusoidal
@@ -24,13 +25,14 @@ class Conv(nn.Module):
 
     features: int
     kernel: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         left = (self.kernel - 1) // 2
         padded = jnp.pad(x, ((left, self.kernel - 1 - left), (0, 0)))
         taps = [padded[i : i + x.shape[0]] for i in range(self.kernel)]
-        return Dense(self.features)(jnp.concatenate(taps, axis=-1))
+        return Dense(self.features, dtype=self.dtype)(jnp.concatenate(taps, axis=-1))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -62,10 +64,11 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         grouped = x.reshape(x.shape[0], self.groups, -1)
+        grouped = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))  # whatever the products' precision
         normal = standardise(grouped, (0, 2) if self.over == "sequence" else (2,)).reshape(x.shape)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return normal * scale + bias
+        return (normal * scale + bias).astype(x.dtype)
 
 
 class ConvBlock(nn.Module):
@@ -75,12 +78,13 @@ class ConvBlock(nn.Module):
     kernel: int
     groups: int
     norm: Norm
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
-        x = Conv(self.features, self.kernel)(x)
+        x = Conv(self.features, self.kernel, self.dtype)(x)
         if embedding is not None:
-            x = x + Dense(self.features)(nn.swish(embedding))
+            x = x + Dense(self.features, dtype=self.dtype)(nn.swish(embedding))
         return nn.relu(GroupNorm(self.groups, self.norm)(x))
 
 
@@ -93,14 +97,15 @@ class ResidualBlock(nn.Module):
     features: int
     groups: int
     norm: Norm
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
         groups = self.groups if x.shape[-1] % self.groups == 0 else 1
-        h = Conv(self.features, 3)(nn.swish(GroupNorm(groups, self.norm)(x)))
-        h = h + Dense(self.features)(nn.swish(embedding))
-        h = Conv(self.features, 3)(nn.swish(GroupNorm(self.groups, self.norm)(h)))
-        return h + (x if x.shape[-1] == self.features else Dense(self.features)(x))
+        h = Conv(self.features, 3, self.dtype)(nn.swish(GroupNorm(groups, self.norm)(x)))
+        h = h + Dense(self.features, dtype=self.dtype)(nn.swish(embedding))
+        h = Conv(self.features, 3, self.dtype)(nn.swish(GroupNorm(self.groups, self.norm)(h)))
+        return h + (x if x.shape[-1] == self.features else Dense(self.features, dtype=self.dtype)(x))
 
 
 class NoiseEmbedding(nn.Module):
@@ -121,7 +126,8 @@ class TemporalUNet(nn.Module):
     `blocks` levels double the channels on the way down. `block = "plain"` is the published network (PGD, appendix): two
     convolutions a level with group normalisation and ReLU, max pooling down, repetition up. "residual" has residual blocks and
     averages on the way down. `norm = "step"` normalises each time step alone, as the published code computes it; "sequence" is
-    what group normalisation of a sequence means.
+    what group normalisation of a sequence means. Products are taken in `dtype`; parameters, normalisation, the embedding of the
+    noise level and the result are float32.
     """
 
     features: int = 64
@@ -129,16 +135,18 @@ class TemporalUNet(nn.Module):
     groups: int = 8
     norm: Norm = "sequence"
     block: Block = "residual"
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, noise: Array) -> Array:
         embedding = NoiseEmbedding(self.features)(noise)
         walk = self._plain if self.block == "plain" else self._residual
-        return Dense(x.shape[-1])(walk(x, embedding))
+        result: Array = Dense(x.shape[-1])(walk(x, embedding).astype(x.dtype))
+        return result
 
     def _plain(self, x: Array, embedding: Array) -> Array:
         def block(level: int, kernel: int) -> ConvBlock:
-            return ConvBlock(self.features * 2**level, kernel, self.groups, self.norm)
+            return ConvBlock(self.features * 2**level, kernel, self.groups, self.norm, self.dtype)
 
         skips: list[Array] = []
         for level in range(self.blocks):
@@ -153,15 +161,15 @@ class TemporalUNet(nn.Module):
 
     def _residual(self, x: Array, embedding: Array) -> Array:
         def block(level: int) -> ResidualBlock:
-            return ResidualBlock(self.features * 2**level, self.groups, self.norm)
+            return ResidualBlock(self.features * 2**level, self.groups, self.norm, self.dtype)
 
         skips: list[Array] = []
-        x = Conv(self.features, 3)(x)
+        x = Conv(self.features, 3, self.dtype)(x)
         for level in range(self.blocks):
             x = block(level)(x if level == 0 else _pairs(x).mean(axis=1), embedding)
             skips.append(x)
         for level in reversed(range(self.blocks - 1)):
-            x = jnp.repeat(Dense(self.features * 2**level)(x), 2, axis=0)
+            x = jnp.repeat(Dense(self.features * 2**level, dtype=self.dtype)(x), 2, axis=0)
             x = block(level)(jnp.concatenate([x, skips[level]], axis=-1), embedding)
         return nn.swish(GroupNorm(self.groups, self.norm)(x))
 

@@ -191,11 +191,14 @@ def make_synthesizer(
 
     `length` is the number of steps per trajectory (0: as in training).
     """
+    length = length or denoiser.length
+    shape = (length, denoiser.codec.token_dim)
+    through = guidance is not None and guidance.kind != "published"
     return DiffusionSynthesizer(
         denoiser=denoiser,
-        sampling=make_sampling(sampler or SamplerConfig()),
+        sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=through),
         guidance=None if guidance is None else make_guidance(guidance),
-        length=length or denoiser.length,
+        length=length,
     )
 
 

@@ -113,11 +113,13 @@ def make_dydiff(
     config = config or DyDiffConfig(conditions=denoiser.conditions)
     fit = ("noised",) if denoiser.conditions == "noised" else ("clean", "churned")
     check(config.conditions in fit, "synthesis.dydiff.conditions", config.conditions, f"{' or '.join(fit)}, as in training")
+    length = length or denoiser.length
+    shape = (length, denoiser.codec.obs_dim + denoiser.codec.action_dim)
     return DyDiffSynthesizer(
         model=model,
         denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
-        imagination=Imagination(elite=config.elite, sampled=config.sampled, length=length or denoiser.length),
-        sampling=make_sampling(sampler or SamplerConfig()),
+        imagination=Imagination(elite=config.elite, sampled=config.sampled, length=length),
+        sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix),
         iterations=config.iterations,
     )

@@ -12,6 +12,7 @@ from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.settings import SamplerConfig
+from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
 
 
@@ -41,14 +42,15 @@ class Sampling:
         )
 
 
-def make_sampling(config: SamplerConfig) -> Sampling:
-    """The sampler of a config section, its numbers as leaves. Raises InputError for "auto", which a run has to settle."""
+def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> Sampling:
+    """The sampler of a config section, its numbers as leaves, for tokens of `shape` [T, D] and a denoiser, or one guided by its
+    gradient. Raises InputError for "auto", which a run has to settle."""
     check(config.kind != "auto", "sampler.kind", config.kind, "a solver by name")
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
         churn=make_churn(config),
         sampler=make_sampler(config.kind, config.predictor),
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or fitting_batch(denoise, shape, guided=guided),
     )
 
 

@@ -116,7 +116,8 @@ def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
 
 def network(config: DenoiserConfig) -> TemporalUNet:
     """The U-Net of a config section."""
-    return TemporalUNet(config.features, config.blocks, config.groups, config.norm, config.block)
+    dtype = None if config.compute == "float32" else jnp.bfloat16
+    return TemporalUNet(config.features, config.blocks, config.groups, config.norm, config.block, dtype)
 
 
 def total_steps(config: DenoiserConfig, windows: int) -> int:

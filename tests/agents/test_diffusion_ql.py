@@ -43,7 +43,7 @@ def make_state(**hypers):
 def deaf(critic):
     """Critics that do not hear the action."""
     kernel = critic["params"]["members"]["MLP_0"]["Dense_0"]["kernel"]
-    mute = lambda p: p.at[:, 3:].set(0.0) if p is kernel else p
+    mute = lambda p: p.at[..., 3:].set(0.0) if p is kernel else p
     return jax.tree.map(mute, critic)
 
 

@@ -32,7 +32,7 @@ PROBES = {
 }
 
 
-def train(agent, data, updates, batch=64, **hypers):
+def train(agent, data, updates, batch=64, seed=0, **hypers):
     """A state after `updates` updates on uniform draws from `data` [N], fast settings unless given others."""
     fast = {"lr": 3e-3, "critic_lr": 3e-3, "polyak": 0.05}
     hypers = {k: v for k, v in fast.items() if hasattr(agent.hypers, k)} | hypers
@@ -42,8 +42,8 @@ def train(agent, data, updates, batch=64, **hypers):
         index = jax.random.randint(draw, (agent.batches, batch), 0, data.reward.shape[0])
         return agent.update(update, state, jax.tree.map(lambda x: x[index], data))
 
-    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data), replace_hypers(agent.hypers, **hypers))
-    return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), updates))[0]
+    state = agent.init(jax.random.key(seed), jax.tree.map(lambda x: x[0], data), replace_hypers(agent.hypers, **hypers))
+    return jax.lax.scan(step, state, jax.random.split(jax.random.key(seed + 1), updates))[0]
 
 
 @functools.cache
@@ -75,16 +75,17 @@ def bandit(best, n=512):
 def test_td3_bc_clones_the_mean_without_q_and_finds_the_optimum_with_it():
     """The best action is -0.4, the data's mean 0.
 
-    Q is flat at its maximum, so a critic still learning moves the greedy action: over weights and settings a spread of 0.13
-    was measured. The bounds tell the optimum from cloning (0) and from a saturated actor (-1 or 1).
+    Q is flat at its maximum, so a critic still learning moves the greedy action: a spread of 0.2 was measured over weights, and
+    what rounding alone changes is as large after 600 updates. Hence the mean over weights and settings.
     """
     data, agent = bandit(best=-0.4), td3_bc(action_dim=1, hidden=(32, 32))
-    alphas = jnp.array([0.0, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0, 120.0])
-    states = jax.jit(jax.vmap(lambda alpha: train(agent, data, 600, batch=256, alpha=alpha)))(alphas)
-    actions = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
-    assert float(actions[0]) == pytest.approx(float(data.action.mean()), abs=0.08)
-    np.testing.assert_allclose(actions[1:], -0.4, atol=0.39)  # three spreads
-    assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.14)  # three spreads of a mean of eight
+    alphas, seeds = jnp.array([0.0, 5.0, 20.0, 60.0, 120.0]), jnp.arange(4)
+    run = jax.vmap(lambda alpha, seed: train(agent, data, 600, batch=256, seed=seed, alpha=alpha), (None, 0))
+    states = jax.jit(jax.vmap(run, (0, None)))(alphas, seeds)
+    actions = jax.vmap(jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0]))(states)
+    np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
+    assert ((actions[1:] < 0.0) & (actions[1:] > -0.99)).all()
+    assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)  # four settings share weights: two spreads of a mean of four
 
 
 def expectile(x, tau):

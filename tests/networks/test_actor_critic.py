@@ -24,8 +24,8 @@ def test_mlp_is_dense_relu_dense_by_hand():
     model = MLP((4, 2))
     params = model.init(jax.random.key(0), OBS)
     first, last = params["params"]["Dense_0"], params["params"]["Dense_1"]
-    hidden = np.maximum(np.asarray(OBS) @ np.asarray(first["kernel"]) + np.asarray(first["bias"]), 0)
-    expected = hidden @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
+    hidden = np.maximum(np.asarray(OBS) @ np.asarray(first["kernel"]).T + np.asarray(first["bias"]), 0)
+    expected = hidden @ np.asarray(last["kernel"]).T + np.asarray(last["bias"])
     np.testing.assert_allclose(model.apply(params, OBS), expected, rtol=1e-5)
 
 

@@ -14,7 +14,7 @@ X = jax.random.normal(jax.random.key(0), (6, 4))
 def test_convolution_equals_the_primitive(kernel: int, padding: tuple[int, int]) -> None:
     conv = Conv(5, kernel)
     params = conv.init(jax.random.key(1), X)
-    weights = params["params"]["Dense_0"]["kernel"].reshape(kernel, 4, 5)
+    weights = params["params"]["Dense_0"]["kernel"].T.reshape(kernel, 4, 5)
     expected = jax.lax.conv_general_dilated(X[None], weights, (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC"))[0]
     np.testing.assert_allclose(conv.apply(params, X), expected, atol=1e-5)
 
@@ -39,8 +39,8 @@ def test_noise_embedding_is_sinusoidal() -> None:
     params = embedding.init(jax.random.key(0), jnp.asarray(noise))["params"]
     features = np.array([np.sin(noise), np.sin(noise * 1e-4), np.cos(noise), np.cos(noise * 1e-4)])
     first, second = (jax.tree.map(np.asarray, params[f"Dense_{i}"]) for i in (0, 1))
-    hidden = features @ first["kernel"] + first["bias"]
-    expected = (hidden / (1 + np.exp(-hidden))) @ second["kernel"] + second["bias"]
+    hidden = features @ first["kernel"].T + first["bias"]
+    expected = (hidden / (1 + np.exp(-hidden))) @ second["kernel"].T + second["bias"]
     np.testing.assert_allclose(embedding.apply({"params": params}, jnp.asarray(noise)), expected, atol=1e-5)
 
 
@@ -71,11 +71,11 @@ def test_shapes_noise_and_reach(block: Any, norm: Any, blocks: int) -> None:
 def test_channels_double_down_the_levels() -> None:
     net = TemporalUNet(features=8, blocks=3, groups=4, block="plain")
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((8, 5)), jnp.zeros(()))["params"]
-    # (taps * inputs, outputs) of the convolutions: down 5 -> 8 -> 16 -> 32, up with two taps and skips
+    # (outputs, taps * inputs) of the convolutions: down 5 -> 8 -> 16 -> 32, up with two taps and skips
     found = [shapes[f"ConvBlock_{i}"]["Conv_0"]["Dense_0"]["kernel"].shape for i in range(12)]
     down = [(15, 8), (24, 8), (24, 16), (48, 16), (48, 32), (96, 32)]
     up = [(64, 16), (96, 16), (48, 16), (32, 8), (48, 8), (24, 8)]
-    assert sorted(found) == sorted(down + up)
+    assert sorted(found) == sorted((outputs, inputs) for inputs, outputs in down + up)
 
 
 def test_weights_vmap() -> None:

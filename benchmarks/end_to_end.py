@@ -1,0 +1,112 @@
+"""Training with regeneration, start to end: updates a second, refreshes included, and what the published protocol would take.
+
+Ours: the compiled chunks of a run. Baseline: a Python loop of single updates (`benchmarks.agents`) with the published sampler,
+compiled anew at every regeneration (`benchmarks.refresh`), at the same number of updates and trajectories a refresh. The
+protocol (1M updates, 100 refreshes of 8192 trajectories, networks of 1024 features) is predicted: updates at their measured
+rate, trajectories by the measured seconds of one evaluation of a network of that size.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import agents, refresh
+from benchmarks.denoiser import Size as DenoiserSize
+from benchmarks.denoiser import make_windows
+from benchmarks.timing import header, matmul_peak, measure, peak_memory, row
+from jaxpgd.agents import td3_bc
+from jaxpgd.settings import AgentConfig, DenoiserConfig, SynthesisConfig
+from jaxpgd.training.agent import AgentState, agent_program
+from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.types import Agent
+
+UPDATES, REFRESHES, TRAJECTORIES = 1_000_000, 100, 8192  # of the published protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the measurement: `updates` and one refresh of `trajectories` are one chunk."""
+
+    updates: int = 500
+    trajectories: int = 64
+    transitions: int = 1_000_000
+    repeats: int = 3
+    protocol_features: int = 1024
+    protocol_batch: int = 32  # trajectories at once, of the network of the protocol
+    refresh: refresh.Size = refresh.Size()
+    agents: agents.Size = agents.Size()
+
+
+def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
+    """Updates a second of chunks that begin with a refresh."""
+    config = AgentConfig(updates=2 * size.updates, updates_per_chunk=size.updates)
+    synthesis = SynthesisConfig(regime="periodic", trajectories=size.trajectories, interval=size.updates)
+    program = agent_program(agent, config, synthesis)
+    schedule = refresh.schedule_of(size.trajectories)
+    synthesizer = refresh.synthesizer_of(windows, method, size.refresh)
+    state, data = refresh.fresh(windows, agent, synthesizer, schedule)
+    chunk = jax.jit(program.chunk)
+    first = measure(lambda s, d: chunk(s, d, jnp.asarray(1)), state, data, repeats=size.repeats)
+    advanced: AgentState = chunk(state, data, jnp.asarray(1))[0]
+    chunk(advanced, data, jnp.asarray(2))
+    return {"method": method.name} | row(first, size.updates) | {"compiled": chunk._cache_size()}
+
+
+def baseline(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
+    """The same interval in the official way, from the measured rates of its two parts."""
+    data = agents.make_data(jax.random.key(0), size.agents)
+    replay = agents.make_replay(jax.random.key(1), size.agents)
+    updates = agents.baseline_rate(agent, agents.start(jax.random.key(0), agent, data, replay), data, size.agents)
+    made = refresh.measure_baseline(windows, agent, method, size.refresh)
+    seconds = size.updates / updates + size.trajectories / made["rate"]
+    return {"method": method.name, "rate": size.updates / seconds, "updates_rate": updates, "trajectories_rate": made["rate"]}
+
+
+def evaluation_seconds(windows: Windows, size: Size, published: bool) -> float:
+    """Seconds of one evaluation of a network of the protocol's size, for one trajectory."""
+    config = DenoiserConfig(features=size.protocol_features, blocks=size.refresh.blocks)
+    if published:
+        config = dataclasses.replace(config, block="plain", norm="step")
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    denoise = trained_denoiser(state, windows, config).denoise
+    x = jnp.zeros((size.protocol_batch, windows.length, windows.dim))
+    look = lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x)
+    return measure(look, denoise, x, repeats=size.repeats).median_seconds / size.protocol_batch
+
+
+def protocol(updates_rate: float, evaluation: float, passes: float) -> dict[str, float]:
+    """Device-minutes of the published protocol at so many forward passes a trajectory."""
+    training, sampling = UPDATES / updates_rate, REFRESHES * TRAJECTORIES * passes * evaluation
+    return {"updates_minutes": training / 60, "refreshes_minutes": sampling / 60, "minutes": (training + sampling) / 60}
+
+
+def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> float:
+    """Forward passes that one trajectory of a method costs."""
+    synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.refresh, features=8, published_features=8))
+    steps = method.sampler.steps
+    evaluations = jnp.asarray(2 * steps - 1 if method.sampler.kind == "heun" else steps)
+    return float(synthesizer.account(evaluations, guided=method.guidance is not None)["forward_equivalents"])
+
+
+def run(size: Size | None = None) -> dict[str, Any]:
+    """Measure the loop with every method of the refresh suite; ratios to the baseline with or without guidance."""
+    size, peak = size or Size(), matmul_peak()
+    windows = make_windows(DenoiserSize(window=size.refresh.window, transitions=size.transitions))
+    agent = td3_bc(action_dim=6)
+    baselines = {m.guidance is not None: baseline(windows, agent, m, size) for m in refresh.BASELINES}
+    rows = [measure_loop(windows, agent, method, size) for method in size.refresh.methods]
+    seconds = {published: evaluation_seconds(windows, size, published) for published in (False, True)}
+    data = agents.make_data(jax.random.key(0), size.agents)
+    replay = agents.make_replay(jax.random.key(1), size.agents)
+    update = agents.measure_agent(agent, data, replay, size.agents, peak)
+    for found, method in zip(rows, size.refresh.methods, strict=True):
+        found["ratio"] = found["rate"] / baselines[method.guidance is not None]["rate"]
+        found["protocol"] = protocol(update["rate"], seconds[False], forward_passes(windows, method, size))
+    for found, method in zip(baselines.values(), refresh.BASELINES, strict=True):
+        found["protocol"] = protocol(found["updates_rate"], seconds[True], forward_passes(windows, method, size))
+    return header("end_to_end", size, peak) | {
+        "rows": [*baselines.values(), *rows], "updates_rate": update["rate"], "peak_memory_bytes": peak_memory(),
+        "evaluation_seconds": {"ours": seconds[False], "published": seconds[True]},
+    }  # fmt: skip

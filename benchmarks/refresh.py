@@ -1,0 +1,144 @@
+"""One regeneration of the replay: trajectories made for the present policy and inserted, all on the device.
+
+Ours: `jaxpgd.training.agent.refresh` as compiled inside a run; a second refresh for another policy must not compile. Baseline:
+the published network and sampler, built and compiled again at every regeneration, as the official loop does.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from benchmarks.denoiser import Size as DenoiserSize
+from benchmarks.denoiser import make_windows
+from benchmarks.timing import header, matmul_peak, measure, peak_memory, row
+from jaxpgd.agents import td3_bc
+from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
+from jaxpgd.training.agent import AgentState, Experience, Schedule, init_agent, refresh
+from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.types import Agent, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a regeneration samples. `published`: the published network."""
+
+    name: str
+    sampler: SamplerConfig
+    guidance: GuidanceConfig | None = None
+    published: bool = False
+
+
+SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
+METHODS = (
+    Method("dpmpp_2m_sde 32", SamplerConfig("dpmpp_2m_sde", steps=32)),
+    Method("dpmpp_2m_sde 12 of [0.01, 20]", SHORT),
+    Method("dpmpp_2m_sde 12 of [0.01, 20], reconstruction", SHORT, GuidanceConfig("reconstruction")),
+    Method("dpmpp_2m_sde 32, moment", SamplerConfig("dpmpp_2m_sde", steps=32), GuidanceConfig("moment", iterations=2)),
+)
+BASELINES = (
+    Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
+    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig("published", at="noised"), True),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the measurement."""
+
+    trajectories: int = 128
+    baseline_trajectories: int = 32
+    features: int = 96  # ours: as many as are as faithful as the published 128 for the same training
+    published_features: int = 128
+    blocks: int = 3
+    window: int = 32
+    repeats: int = 3
+    baseline_steps: int = 256
+    methods: tuple[Method, ...] = METHODS
+
+
+def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSynthesizer:
+    """The synthesizer of a method, with random weights."""
+    config = DenoiserConfig(features=size.features, blocks=size.blocks)
+    sampler = method.sampler
+    if method.published:
+        config = dataclasses.replace(config, features=size.published_features, block="plain", norm="step")
+        sampler = dataclasses.replace(sampler, steps=size.baseline_steps)
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    return make_synthesizer(trained_denoiser(state, windows, config), sampler, method.guidance)
+
+
+def schedule_of(count: int) -> Schedule:
+    """A regime whose refreshes make `count` trajectories, all of the replay."""
+    return Schedule(chunk_updates=1, chunks=1, capacity=count, refresh_chunks=1, refresh_count=count, first_count=count)
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def regenerate(state: AgentState, data: Experience, agent: Agent, schedule: Schedule) -> AgentState:
+    """One refresh."""
+    return refresh(state, data, agent, schedule)
+
+
+def fresh(windows: Windows, agent: Agent, synthesizer: DiffusionSynthesizer, schedule: Schedule) -> tuple[AgentState, Experience]:
+    """An agent with an empty replay (nothing is sampled yet), and where it gets its experience."""
+    data = Experience(windows.transitions, synthesizer)
+    structure = jax.eval_shape(lambda key, data: init_agent(key, data, agent, schedule), jax.random.key(0), data)
+    blank = lambda s: jax.random.key(0) if jax.dtypes.issubdtype(s.dtype, jax.dtypes.prng_key) else jnp.zeros(s.shape, s.dtype)
+    state = jax.tree.map(blank, structure)
+    example = jax.tree.map(lambda x: x[0], windows.transitions)
+    return state.replace(agent=agent.init(jax.random.key(1), example)), data
+
+
+def measure_method(windows: Windows, agent: Agent, method: Method, size: Size) -> dict[str, Any]:
+    """Trajectories a second of a compiled refresh, and how many programs a second one for another policy compiles."""
+    schedule = schedule_of(size.trajectories)
+    state, data = fresh(windows, agent, synthesizer_of(windows, method, size), schedule)
+    timing = measure(lambda s, d, a: regenerate(s, d, a, schedule), state, data, agent, repeats=size.repeats)
+    jax.block_until_ready(regenerate(state, data, agent, schedule))
+    compiled = regenerate._cache_size()
+    other = agent.init(jax.random.key(5), jax.tree.map(lambda x: x[0], windows.transitions))
+    jax.block_until_ready(regenerate(state.replace(agent=other), data, agent, schedule))  # type: ignore[attr-defined]
+    again = regenerate._cache_size() - compiled
+    return {"method": method.name} | row(timing, size.trajectories) | {"compiled_again": again}
+
+
+def measure_baseline(windows: Windows, agent: Agent, method: Method, size: Size) -> dict[str, Any]:
+    """Trajectories a second of a regeneration that builds its sampler anew, compilation included as it is there."""
+    synthesizer = synthesizer_of(windows, method, size)
+    policy = agent.policy(agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], windows.transitions)))
+    target = policy if method.guidance is not None else None
+
+    def regenerate_anew(key: Array) -> Trajectory:
+        sample = jax.jit(lambda key: synthesizer(key, target, jnp.zeros((size.baseline_trajectories, 1))).trajectory)
+        return jax.block_until_ready(sample(key))
+
+    seconds = []
+    for key in jax.random.split(jax.random.key(2), max(1, size.repeats - 1)):
+        began = time.perf_counter()
+        regenerate_anew(key)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "method": method.name, "rate": size.baseline_trajectories / min(seconds), "run_seconds": min(seconds),
+        "spread_percent": 100 * (max(seconds) - min(seconds)) / min(seconds),
+    }  # fmt: skip
+
+
+def run(size: Size | None = None) -> dict[str, Any]:
+    """Measure every method; ratios are to the baseline with or without guidance. On an accelerator 8192 trajectories."""
+    if size is None:
+        size = Size()
+        if jax.devices()[0].platform != "cpu":
+            size = dataclasses.replace(size, trajectories=8192, baseline_trajectories=8192, features=1024, published_features=1024)
+    shape, peak = DenoiserSize(window=size.window), matmul_peak()
+    windows = make_windows(shape)
+    agent = td3_bc(action_dim=shape.action_dim)
+    baselines = {m.guidance is not None: measure_baseline(windows, agent, m, size) for m in BASELINES}
+    rows = [measure_method(windows, agent, method, size) for method in size.methods]
+    for found, method in zip(rows, size.methods, strict=True):
+        found["ratio"] = found["rate"] / baselines[method.guidance is not None]["rate"]
+    return header("refresh", size, peak) | {"rows": [*baselines.values(), *rows], "peak_memory_bytes": peak_memory()}

@@ -1,0 +1,44 @@
+"""How many trajectories are sampled at once: as many as fit the device's memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpgd.types import Denoise
+
+HOST_BATCH = 64  # on CPU, where more do not fit its caches and gain nothing
+_PROBE, _LEAST, _MOST = 8, 8, 8192
+_SHARE = 0.5  # of what is free now: a refresh happens beside agents, replay and dataset
+
+
+def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> float:
+    """Memory that a compiled evaluation takes for one trajectory of tokens `shape` [T, D]; guided with its gradient.
+
+    Nothing is computed: the compiler says it of a batch of 8.
+    """
+
+    def look(denoise: Denoise, x: Any) -> Any:
+        one = lambda x: denoise(x, jnp.ones(()))
+        if not guided:
+            return jax.vmap(one)(x)
+        return jax.vmap(lambda x: jax.vjp(one, x)[1](x)[0])(x)
+
+    example = jax.ShapeDtypeStruct((_PROBE, *shape), jnp.float32)
+    structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), denoise)
+    memory = jax.jit(look).lower(structure, example).compile().memory_analysis()
+    return float(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _PROBE
+
+
+def fitting_batch(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> int:
+    """Trajectories of tokens `shape` [T, D] to sample at once: a power of two, for half of the memory that is free."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return HOST_BATCH * jax.device_count()
+    stats = device.memory_stats() or {}
+    free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)
+    most = _SHARE * free / bytes_a_trajectory(denoise, shape, guided=guided)
+    batch = _LEAST
+    while 2 * batch <= min(most, _MOST):
+        batch *= 2
+    return batch * jax.device_count()
