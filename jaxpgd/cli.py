@@ -30,8 +30,8 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
            [--max-dynamics-error TIMES] [--out DIR] [--seed N]
         likelihood against dynamics error of every guidance (coefficients 0.03 to 10, 256 trajectories each), in
         RUN/frontier; the largest coefficient within an error
-  pareto RUN [--guided | --policy ARM[:SEED] | --actor FILE.npz] [--reference RUN] [--kinds A,B] [--evaluations 4,8]
-         [--trajectories N] [--out DIR] [--seed N]
+  pareto RUN [--guided | --policy ARM[:SEED] | --actor FILE.npz] [--guidance KIND] [--coefficient X] [--reference RUN]
+         [--kinds A,B] [--evaluations 4,8] [--trajectories N] [--out DIR] [--seed N]
         denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
         within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
@@ -227,8 +227,8 @@ def counts(text: str) -> tuple[int, ...]:
 def _pareto(args: list[str]) -> None:
     guided = "--guided" in args
     found = options(
-        [a for a in args if a != "--guided"], "pareto", required=("run",), policy=str, actor=str, reference=str, kinds=names,
-        evaluations=counts, trajectories=int, out=Path, seed=int,
+        [a for a in args if a != "--guided"], "pareto", required=("run",), policy=str, actor=str, guidance=str,
+        coefficient=float, reference=str, kinds=names, evaluations=counts, trajectories=int, out=Path, seed=int,
     )  # fmt: skip
     from jaxpgd.pipeline.pareto import pareto_run
 

@@ -1,9 +1,10 @@
 """`jaxpgd pareto`: denoiser evaluations against fidelity for every solver, and the cheapest that suffices."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from jaxpgd.diffusion.samplers import SAMPLERS
 from jaxpgd.errors import InputError, check
@@ -17,7 +18,7 @@ from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Prepared, known_target, prepare
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
 from jaxpgd.pipeline.stages import chosen_policy
-from jaxpgd.settings import Config
+from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.training.logs import plain
 from jaxpgd.types import Policy
@@ -30,6 +31,8 @@ def pareto_run(
     guided: bool = False,
     policy: str = "",
     actor: str = "",
+    guidance: str = "",
+    coefficient: float | None = None,
     reference: str = "",
     evaluations: tuple[int, ...] = EVALUATIONS,
     kinds: tuple[str, ...] = tuple(SAMPLERS),
@@ -40,7 +43,7 @@ def pareto_run(
 
     The bar is 256 Heun steps with churn: of the run's own denoiser, or of that of another run (`reference`), whose guidance
     then counts as well. With `guided`, or a policy "ARM[:SEED]" or an actor's npz file, trajectories are guided towards it (by
-    default the target of a built-in environment). Unguided and against its own denoiser, the choice is what
+    default the target of a built-in environment) by the run's guidance, or by `guidance` and `coefficient`. Unguided and against its own denoiser, the choice is what
     `sampler.kind = "auto"` takes in this run. Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
@@ -48,6 +51,7 @@ def pareto_run(
     unknown = [kind for kind in kinds if kind not in SAMPLERS]
     check(not unknown and bool(kinds), "--kinds", unknown, f"some of {', '.join(SAMPLERS)}")
     run, began = open_run(path), time.monotonic()
+    run.config = _with_guidance(run.config, guidance, coefficient)
     config, prepared, denoiser = _opened(run)
     target = _target(run, prepared, policy, actor) if guided or policy or actor else None
     other = _opened(open_run(reference)) if reference else (config, prepared, denoiser)
@@ -74,6 +78,14 @@ def pareto_run(
         run.finish(STAGE, result["chosen"] or bar)
     print(f"{text}\nfigure: {directory / 'pareto.png'}", flush=True)
     return result
+
+
+def _with_guidance(config: Config, kind: str, coefficient: float | None) -> Config:
+    kinds = [name for name in get_args(get_type_hints(GuidanceConfig)["kind"]) if name != "smc"]
+    check(kind in ("", *kinds), "--guidance", kind, f"one of {', '.join(kinds)}")
+    check(coefficient is None or coefficient > 0, "--coefficient", coefficient, "a number above 0")
+    chosen = {"kind": kind or config.guidance.kind, "coefficient": coefficient or config.guidance.coefficient}
+    return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, **chosen))  # type: ignore[arg-type]
 
 
 def _opened(run: RunDirectory) -> tuple[Config, Prepared, TrajectoryDenoiser]:

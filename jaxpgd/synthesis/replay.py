@@ -62,7 +62,11 @@ def terminal_share(replay: Replay) -> Array:
 
 def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
     """`batch` usable transitions, uniformly and with replacement."""
-    drawn = jax.random.randint(key, (batch,), 0, jnp.maximum(replay.count, 1))
+    return _synthetic(replay, jax.random.randint(key, (batch,), 0, jnp.maximum(replay.count, 1)))
+
+
+def _synthetic(replay: Replay, drawn: Array) -> Transition:
+    """The usable transitions of numbers `drawn` [B]."""
     length = replay.trajectory.reward.shape[1]
     row, step = jnp.divmod(replay.usable[drawn], length)
     steps = replay.trajectory
@@ -79,17 +83,45 @@ def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
 
 def sample_real(key: Array, real: Transition, batch: int) -> Transition:
     """`batch` of M transitions, uniformly and with replacement (drawing without would sort the dataset)."""
-    index = jax.random.randint(key, (batch,), 0, real.reward.shape[0])
-    return jax.tree.map(lambda x: x[index], real)
+    return _real(real, jax.random.randint(key, (batch,), 0, real.reward.shape[0]))
+
+
+def _real(real: Transition, drawn: Array) -> Transition:
+    return jax.tree.map(lambda x: x[drawn], real)
+
+
+@struct.dataclass
+class Draw:
+    """Which transitions make up a batch: numbers of real ones and of the replay's usable ones."""
+
+    real: Array  # [B - S]
+    synthetic: Array | None = None  # [S]; None: no replay
+
+
+def draw_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Draw:
+    """The draw of a batch [batch] of which the last `synthetic` come from the replay and the others from real data.
+
+    Apart from `take` so that the draws of many batches can be made at once, which is far cheaper than one by one.
+    """
+    key_real, key_synthetic = jax.random.split(key)
+    made = 0 if replay is None else synthetic
+    drawn = jax.random.randint(key_real, (batch - made,), 0, real.reward.shape[0])
+    if replay is None or made == 0:
+        return Draw(drawn)
+    return Draw(drawn, jax.random.randint(key_synthetic, (made,), 0, jnp.maximum(replay.count, 1)))
+
+
+def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
+    """The batch of a draw."""
+    if draw.synthetic is None:
+        return _real(real, draw.real)
+    assert replay is not None
+    made = _synthetic(replay, draw.synthetic)
+    if draw.real.shape[0] == 0:
+        return made
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), _real(real, draw.real), made)
 
 
 def sample_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Transition:
     """A batch [batch] of which the last `synthetic` come from the replay and the others from real data."""
-    key_real, key_synthetic = jax.random.split(key)
-    if replay is None or synthetic == 0:
-        return sample_real(key_real, real, batch)
-    made = sample_synthetic(key_synthetic, replay, synthetic)
-    if synthetic == batch:
-        return made
-    drawn = sample_real(key_real, real, batch - synthetic)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), drawn, made)
+    return take(draw_mixed(key, real, replay, batch, synthetic), real, replay)
