@@ -151,7 +151,7 @@ def measure_seeds(agent: Agent[Any], data: Transition, replay: Replay, size: Siz
     short = dataclasses.replace(size, updates=min(size.updates, 10))
     alone = [float(scan_updates(s, agent, data, short)[1]["critic_loss"]) for s in singles]
     together = jax.device_get(scan_seeds(states, agent, data, short)[1]["critic_loss"])
-    apart = max(abs(a - b) / abs(a) for a, b in zip(alone, together, strict=True))
+    apart = max(abs(a - float(b)) / abs(a) for a, b in zip(alone, together, strict=True))
     return {
         "agent": f"{agent.name}, {size.seeds} seeds", "seeds": size.seeds,
         **row(many, size.seeds * sized.updates), "single_rate": sized.updates / one.median_seconds,

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import agents, refresh
+from benchmarks.agents import Size as AgentSize
 from benchmarks.denoiser import Size as DenoiserSize
 from benchmarks.denoiser import make_windows
+from benchmarks.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, peak_memory, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.settings import AgentConfig, DenoiserConfig, SynthesisConfig
@@ -35,8 +37,8 @@ class Size:
     repeats: int = 3
     protocol_features: int = 1024
     protocol_batch: int = 32  # trajectories at once, of the network of the protocol
-    refresh: refresh.Size = refresh.Size()
-    agents: agents.Size = agents.Size()
+    sampling: RefreshSize = RefreshSize()
+    updating: AgentSize = AgentSize()
 
 
 def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: S
     synthesis = SynthesisConfig(regime="periodic", trajectories=size.trajectories, interval=size.updates)
     program = agent_program(agent, config, synthesis)
     schedule = refresh.schedule_of(size.trajectories)
-    synthesizer = refresh.synthesizer_of(windows, method, size.refresh)
+    synthesizer = refresh.synthesizer_of(windows, method, size.sampling)
     state, data = refresh.fresh(windows, agent, synthesizer, schedule)
     chunk = jax.jit(program.chunk)
     first = measure(lambda s, d: chunk(s, d, jnp.asarray(1)), state, data, repeats=size.repeats)
@@ -56,17 +58,17 @@ def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: S
 
 def baseline(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
     """The same interval in the official way, from the measured rates of its two parts."""
-    data = agents.make_data(jax.random.key(0), size.agents)
-    replay = agents.make_replay(jax.random.key(1), size.agents)
-    updates = agents.baseline_rate(agent, agents.start(jax.random.key(0), agent, data, replay), data, size.agents)
-    made = refresh.measure_baseline(windows, agent, method, size.refresh)
+    data = agents.make_data(jax.random.key(0), size.updating)
+    replay = agents.make_replay(jax.random.key(1), size.updating)
+    updates = agents.baseline_rate(agent, agents.start(jax.random.key(0), agent, data, replay), data, size.updating)
+    made = refresh.measure_baseline(windows, agent, method, size.sampling)
     seconds = size.updates / updates + size.trajectories / made["rate"]
     return {"method": method.name, "rate": size.updates / seconds, "updates_rate": updates, "trajectories_rate": made["rate"]}
 
 
 def evaluation_seconds(windows: Windows, size: Size, published: bool) -> float:
     """Seconds of one evaluation of a network of the protocol's size, for one trajectory."""
-    config = DenoiserConfig(features=size.protocol_features, blocks=size.refresh.blocks)
+    config = DenoiserConfig(features=size.protocol_features, blocks=size.sampling.blocks)
     if published:
         config = dataclasses.replace(config, block="plain", norm="step")
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
@@ -84,7 +86,7 @@ def protocol(updates_rate: float, evaluation: float, passes: float) -> dict[str,
 
 def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> float:
     """Forward passes that one trajectory of a method costs."""
-    synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.refresh, features=8, published_features=8))
+    synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.sampling, features=8, published_features=8))
     steps = method.sampler.steps
     evaluations = jnp.asarray(2 * steps - 1 if method.sampler.kind == "heun" else steps)
     return float(synthesizer.account(evaluations, guided=method.guidance is not None)["forward_equivalents"])
@@ -93,15 +95,15 @@ def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> floa
 def run(size: Size | None = None) -> dict[str, Any]:
     """Measure the loop with every method of the refresh suite; ratios to the baseline with or without guidance."""
     size, peak = size or Size(), matmul_peak()
-    windows = make_windows(DenoiserSize(window=size.refresh.window, transitions=size.transitions))
+    windows = make_windows(DenoiserSize(window=size.sampling.window, transitions=size.transitions))
     agent = td3_bc(action_dim=6)
     baselines = {m.guidance is not None: baseline(windows, agent, m, size) for m in refresh.BASELINES}
-    rows = [measure_loop(windows, agent, method, size) for method in size.refresh.methods]
+    rows = [measure_loop(windows, agent, method, size) for method in size.sampling.methods]
     seconds = {published: evaluation_seconds(windows, size, published) for published in (False, True)}
-    data = agents.make_data(jax.random.key(0), size.agents)
-    replay = agents.make_replay(jax.random.key(1), size.agents)
-    update = agents.measure_agent(agent, data, replay, size.agents, peak)
-    for found, method in zip(rows, size.refresh.methods, strict=True):
+    data = agents.make_data(jax.random.key(0), size.updating)
+    replay = agents.make_replay(jax.random.key(1), size.updating)
+    update = agents.measure_agent(agent, data, replay, size.updating, peak)
+    for found, method in zip(rows, size.sampling.methods, strict=True):
         found["ratio"] = found["rate"] / baselines[method.guidance is not None]["rate"]
         found["protocol"] = protocol(update["rate"], seconds[False], forward_passes(windows, method, size))
     for found, method in zip(baselines.values(), refresh.BASELINES, strict=True):

@@ -9,10 +9,11 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks.denoiser import Size as DenoiserSize
 from benchmarks.denoiser import make_windows
-from benchmarks.timing import describe_device, matmul_peak, measure, peak_memory
+from benchmarks.timing import Timing, compiled_flops, header, matmul_peak, measure, peak_memory, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
@@ -28,6 +29,7 @@ class Method:
     sampler: SamplerConfig
     guidance: GuidanceConfig | None = None
     published: bool = False  # whether the network is the published one
+    features: int = 0  # of the network; 0: as in `Size`
 
     @property
     def baseline(self) -> str:
@@ -35,12 +37,17 @@ class Method:
         return BASELINES[self.guidance is not None].name
 
 
+SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
+NUDGE = GuidanceConfig("published", coefficient=8.0, at="noised")
 BASELINES = (
     Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
     Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig(kind="published", at="noised"), True),
 )
 METHODS = (
     *BASELINES,
+    # those whose fidelity on hopper/medium is not below the baseline's: results/pareto_hopper
+    Method("dpmpp_2m_sde 12 of [0.01, 20], 96 features", SHORT, features=96),
+    Method("ancestral 32, nudged, 96 features", SamplerConfig("ancestral", steps=32), NUDGE, features=96),
     Method("heun 32", SamplerConfig("heun", steps=32)),
     Method("dpmpp_2m_sde 32", SamplerConfig(kind="dpmpp_2m_sde", steps=32)),
     Method("dpmpp_2m 12", SamplerConfig(kind="dpmpp_2m", steps=12)),
@@ -65,7 +72,7 @@ class Size:
 
 def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSynthesizer:
     """The synthesizer of a method, with random weights."""
-    config = DenoiserConfig(features=size.features, blocks=size.blocks)
+    config = DenoiserConfig(features=method.features or size.features, blocks=size.blocks)
     if method.published:
         config = dataclasses.replace(config, block="plain", norm="step")
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
@@ -76,10 +83,10 @@ def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSyn
 @functools.partial(jax.jit, static_argnames="count")
 def draw(key: jax.Array, synthesizer: DiffusionSynthesizer, policy: Policy | None, count: int) -> Trajectory:
     """`count` trajectories."""
-    return synthesizer(key, policy, jax.numpy.zeros((count, 1))).trajectory
+    return synthesizer(key, policy, jnp.zeros((count, 1))).trajectory
 
 
-def measure_method(windows: Windows, method: Method, policy: Policy, size: Size) -> dict[str, Any]:
+def measure_method(windows: Windows, method: Method, policy: Policy, size: Size, peak: float) -> dict[str, Any]:
     """Trajectories a second of one method."""
     synthesizer = synthesizer_of(windows, method, size)
     target = policy if method.guidance is not None else None
@@ -87,27 +94,33 @@ def measure_method(windows: Windows, method: Method, policy: Policy, size: Size)
         lambda key, synthesizer, target: draw(key, synthesizer, target, size.trajectories),
         jax.random.key(1), synthesizer, target, repeats=size.repeats,
     )  # fmt: skip
-    return {
-        "method": method.name,
-        "trajectories_per_second": size.trajectories / timing.median_seconds,
-        "spread_percent": 100 * timing.spread_seconds / timing.median_seconds,
-        "compile_seconds": timing.compile_seconds,
-    }
+    return {"method": method.name} | row(timing, size.trajectories) | forward_share(windows, method, size, timing, peak)
+
+
+def forward_share(windows: Windows, method: Method, size: Size, timing: Timing, peak: float) -> dict[str, Any]:
+    """Arithmetic of one evaluation for one trajectory, and of all evaluations as a share of the matmul peak (unguided only)."""
+    denoiser = synthesizer_of(windows, method, size).denoiser
+    batch = jax.ShapeDtypeStruct((size.trajectories, windows.length, windows.dim), jnp.float32)
+    look = jax.jit(lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x))
+    flops = compiled_flops(look, denoiser.denoise, batch) / size.trajectories
+    found = {"gflop_per_evaluation": flops / 1e9}
+    if method.guidance is None:
+        steps = method.sampler.steps
+        evaluations = 2 * steps - 1 if method.sampler.kind == "heun" else steps
+        found["matmul_share"] = size.trajectories * evaluations * flops / timing.median_seconds / 1e9 / peak
+    return found
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
     """Measure all methods; ratios are to the published sampler with or without its guidance."""
-    size = size or Size()
+    size, peak = size or Size(), matmul_peak()
     shape = DenoiserSize(window=size.window)
     windows = make_windows(shape)
     agent = td3_bc(action_dim=shape.action_dim)
     policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
-    rows = {method.name: measure_method(windows, method, policy, size) for method in size.methods}
+    rows = {method.name: measure_method(windows, method, policy, size, peak) for method in size.methods}
     for method in size.methods:
         if method.baseline in rows:
-            reference = rows[method.baseline]["trajectories_per_second"]
-            rows[method.name]["ratio"] = rows[method.name]["trajectories_per_second"] / reference
-    return {
-        "suite": "sampling", "device": describe_device(), "size": dataclasses.asdict(size) | {"methods": len(size.methods)},
-        "matmul_gflops": matmul_peak(), "rows": list(rows.values()), "peak_memory_bytes": peak_memory(),
-    }  # fmt: skip
+            rows[method.name]["ratio"] = rows[method.name]["rate"] / rows[method.baseline]["rate"]
+    named = dataclasses.replace(size, methods=())
+    return header("sampling", named, peak) | {"rows": list(rows.values()), "peak_memory_bytes": peak_memory()}
