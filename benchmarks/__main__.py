@@ -11,7 +11,7 @@ from pathlib import Path
 
 # name -> module with `run() -> dict`; imported only when asked for
 SUITES = {name: f"benchmarks.{name}" for name in (
-    "agents", "conditions", "denoiser", "end_to_end", "guidance", "refresh", "sampling", "scaling",
+    "agents", "conditions", "denoiser", "dydiff", "end_to_end", "guidance", "refresh", "sampling", "scaling",
 )}
 
 

@@ -50,9 +50,14 @@ def header(suite: str, size: Any, peak: float) -> dict[str, Any]:
     """What every suite says of itself: device, versions, sizes, the yardstick, the precision of matrix products."""
     precision = jax.config.jax_default_matmul_precision or "default"
     return {
-        "suite": suite, "device": describe_device(), "size": dataclasses.asdict(size), "matmul_gflops": peak,
+        "suite": suite, "device": describe_device(), "size": _sizes(dataclasses.asdict(size)), "matmul_gflops": peak,
         "matmul_precision": precision,
     }  # fmt: skip
+
+
+def _sizes(values: dict[str, Any]) -> dict[str, Any]:
+    """Sizes without the list of methods, which have rows of their own."""
+    return {k: _sizes(v) if isinstance(v, dict) else v for k, v in values.items() if k != "methods"}
 
 
 def program_memory(compiled: Any) -> int | None:

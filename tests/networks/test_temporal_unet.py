@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.networks.temporal_unet import Conv, GroupNorm, NoiseEmbedding, TemporalUNet
+from jaxpgd.networks.temporal_unet import Block, Conv, GroupNorm, NoiseEmbedding, TemporalUNet, standardise
 
 X = jax.random.normal(jax.random.key(0), (6, 4))
 
@@ -86,3 +86,32 @@ def test_weights_vmap() -> None:
         jax.tree.map(lambda *p: jnp.stack(p), one, other), x, jnp.asarray(0.1)
     )
     np.testing.assert_allclose(both[1], jax.jit(net.apply)(other, x, jnp.asarray(0.1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(0, 2), (2,)])
+def test_the_derivative_of_standardising_is_that_of_its_definition(axes: tuple[int, ...]) -> None:
+    def plain(x: jax.Array) -> jax.Array:
+        centred = x - x.mean(axes, keepdims=True)
+        return centred / jnp.sqrt(jnp.square(centred).mean(axes, keepdims=True) + 1e-6)
+
+    x, dx = (3.0 + jax.random.normal(jax.random.key(i), (6, 2, 5)) for i in (0, 1))
+    ours = lambda x: standardise(x, axes)
+    np.testing.assert_allclose(ours(x), plain(x), atol=1e-5)
+    np.testing.assert_allclose(ours(x).mean(axes), 0.0, atol=1e-5)
+    np.testing.assert_allclose(ours(x).std(axes), 1.0, atol=1e-5)
+    np.testing.assert_allclose(jax.jvp(ours, (x,), (dx,))[1], jax.jvp(plain, (x,), (dx,))[1], atol=1e-5)
+    np.testing.assert_allclose(jax.vjp(ours, x)[1](dx)[0], jax.vjp(plain, x)[1](dx)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_half_precision_is_of_the_products_alone(block: Block) -> None:
+    exact, half = (TemporalUNet(features=16, blocks=2, groups=4, block=block, dtype=d) for d in (None, jnp.bfloat16))
+    x = jax.random.normal(jax.random.key(2), (8, 5))
+    params = random_params(exact, x, 0)
+    assert jax.tree.map(lambda p: p.dtype, half.init(jax.random.key(0), x, jnp.zeros(()))) == jax.tree.map(
+        lambda p: jnp.dtype(jnp.float32), params
+    )
+    expected, y = (jax.jit(net.apply)(params, x, jnp.asarray(0.3)) for net in (exact, half))
+    assert y.dtype == jnp.float32
+    relative = np.linalg.norm(y - expected) / np.linalg.norm(expected)
+    assert 1e-5 < relative < 0.05  # bfloat16 has 8 bits; and it is used

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from jaxpgd.packing import usable_steps
-from jaxpgd.synthesis.replay import init_replay, insert, resample, sample_mixed, sample_real, sample_synthetic
+from jaxpgd.synthesis.replay import (
+    draw_mixed, init_replay, insert, resample, sample_mixed, sample_real, sample_synthetic, take,
+)  # fmt: skip
 from jaxpgd.types import Trajectory, Transition
 
 add = jax.jit(insert)
@@ -104,3 +106,15 @@ def test_resampling_follows_the_weights_and_keeps_equal_ones() -> None:
     np.testing.assert_array_equal(equal.reward[:, 0], [0, 1, 2, 3])
     weighted = resample(jax.random.key(1), made, jnp.log(jnp.array([0.5, 0.0, 0.25, 0.25])))  # 4 x weight = 2, 0, 1, 1
     np.testing.assert_array_equal(weighted.reward[:, 0], [0, 0, 2, 3])
+
+
+def test_draws_of_many_batches_at_once_are_those_one_by_one() -> None:
+    data, replay = real(), init_replay(rows(1, 2, 3, 4))
+    keys = jax.random.split(jax.random.key(2), 5)
+    draws = jax.vmap(lambda k: draw_mixed(k, data, replay, 8, 6))(keys)
+    assert draws.real.shape == (5, 2) and draws.synthetic is not None and draws.synthetic.shape == (5, 6)
+    for i, key in enumerate(keys):
+        expected = sample_mixed(key, data, replay, 8, 6)
+        found = take(jax.tree.map(lambda x, i=i: x[i], draws), data, replay)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert draw_mixed(keys[0], data, None, 8, 6).synthetic is None

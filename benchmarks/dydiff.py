@@ -1,0 +1,69 @@
+"""DyDiff rollouts a second, by sampler, against its published one: 34 Heun steps with churn.
+
+Rollouts of 100 steps in the world model, then two iterations of sampled states; the same networks in all rows, with random
+weights, which take as long as trained ones. State errors of trained ones by sampler: results/dydiff_samplers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from benchmarks.denoiser import Size as DenoiserSize
+from benchmarks.denoiser import make_windows
+from benchmarks.timing import header, matmul_peak, measure, peak_memory, row
+from jaxpgd.agents import td3_bc
+from jaxpgd.settings import DenoiserConfig, DynamicsConfig, SamplerConfig
+from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
+from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, state_windows, trained_state_denoiser
+from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+
+PUBLISHED = SamplerConfig("heun", steps=34, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
+SAMPLERS = {
+    "published: heun 34 with churn": PUBLISHED,
+    "dpmpp_2m_sde 8 of [0.01, 20]": SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0),
+    "dpmpp_3m 6 of [0.01, 20]": SamplerConfig("dpmpp_3m", steps=6, sigma_min=0.01, sigma_max=20.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes of the measurement: the published length, HalfCheetah's dimensions."""
+
+    trajectories: int = 16
+    window: int = 100
+    features: int = 128
+    blocks: int = 3
+    transitions: int = 20_000
+    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    repeats: int = 3
+
+
+def synthesizer_of(windows: Windows, sampler: SamplerConfig, size: Size) -> DyDiffSynthesizer:
+    """DyDiff with random weights."""
+    config = DenoiserConfig(features=size.features, blocks=size.blocks)
+    chosen = state_windows(windows, "clean")
+    state = init_denoiser(jax.random.key(0), chosen, denoiser_hypers(config), config)
+    dynamics = DynamicsConfig(hidden=size.hidden)
+    data = prepare_dynamics(windows.transitions, dynamics)
+    program = dynamics_program(data, dynamics, None)
+    model = trained_dynamics(jax.jit(program.init)(jax.random.key(1), data), data, dynamics, None)
+    return make_dydiff(model, trained_state_denoiser(state, chosen, config, "clean"), sampler=sampler)
+
+
+def run(size: Size | None = None) -> dict[str, Any]:
+    """Measure every sampler; ratios are to the published one."""
+    size, peak = size or Size(), matmul_peak()
+    windows = make_windows(DenoiserSize(transitions=size.transitions, window=size.window))
+    agent = td3_bc(action_dim=windows.codec.action_dim)
+    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
+    start = sample_real(jax.random.key(3), windows.transitions, size.trajectories).obs
+    draw = lambda key, synthesizer, policy, start: synthesizer(key, policy, start).trajectory
+    rows = []
+    for name, sampler in SAMPLERS.items():
+        synthesizer = synthesizer_of(windows, sampler, size)
+        timing = measure(draw, jax.random.key(4), synthesizer, policy, start, repeats=size.repeats)
+        rows.append({"sampler": name} | row(timing, size.trajectories))
+        rows[-1]["ratio"] = rows[-1]["rate"] / rows[0]["rate"]
+    return header("dydiff", size, peak) | {"rows": rows, "peak_memory_bytes": peak_memory()}
