@@ -10,9 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # name -> module with `run() -> dict`; imported only when asked for
-SUITES = {name: f"benchmarks.{name}" for name in (
-    "agents", "conditions", "denoiser", "dydiff", "end_to_end", "guidance", "refresh", "sampling", "scaling",
-)}
+SUITES = {
+    name: f"benchmarks.{name}"
+    for name in (
+        "agents",
+        "conditions",
+        "denoiser",
+        "dydiff",
+        "end_to_end",
+        "guidance",
+        "refresh",
+        "sampling",
+        "scaling",
+    )
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

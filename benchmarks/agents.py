@@ -17,6 +17,7 @@ from jax import Array
 
 from benchmarks.timing import header, matmul_peak, measure, peak_memory, row, time_calls
 from jaxpgd.agents import iql, td3_bc
+from jaxpgd.parallel import map_seeds
 from jaxpgd.synthesis.replay import Replay, init_replay
 from jaxpgd.training.agent import AgentState, Experience, update_many
 from jaxpgd.types import Agent, Trajectory, Transition
@@ -73,7 +74,7 @@ def scan_updates(state: AgentState, agent: Agent[Any], data: Transition, size: S
 @functools.partial(jax.jit, static_argnames="size")
 def scan_seeds(states: AgentState, agent: Agent[Any], data: Transition, size: Size) -> tuple[AgentState, Any]:
     """The same for states [S] of as many seeds, as one program."""
-    return jax.vmap(lambda state: scan_updates(state, agent, data, size))(states)
+    return map_seeds(lambda state: scan_updates(state, agent, data, size), states)
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -84,7 +84,9 @@ def regenerate(state: AgentState, data: Experience, agent: Agent, schedule: Sche
     return refresh(state, data, agent, schedule)
 
 
-def fresh(windows: Windows, agent: Agent, synthesizer: DiffusionSynthesizer, schedule: Schedule) -> tuple[AgentState, Experience]:
+def fresh(
+    windows: Windows, agent: Agent, synthesizer: DiffusionSynthesizer, schedule: Schedule
+) -> tuple[AgentState, Experience]:
     """An agent with an empty replay (nothing is sampled yet), and where it gets its experience."""
     data = Experience(windows.transitions, synthesizer)
     structure = jax.eval_shape(lambda key, data: init_agent(key, data, agent, schedule), jax.random.key(0), data)
@@ -133,7 +135,9 @@ def run(size: Size | None = None) -> dict[str, Any]:
     if size is None:
         size = Size()
         if jax.devices()[0].platform != "cpu":
-            size = dataclasses.replace(size, trajectories=8192, baseline_trajectories=8192, features=1024, published_features=1024)
+            size = dataclasses.replace(
+                size, trajectories=8192, baseline_trajectories=8192, features=1024, published_features=1024
+            )
     shape, peak = DenoiserSize(window=size.window), matmul_peak()
     windows = make_windows(shape)
     agent = td3_bc(action_dim=shape.action_dim)

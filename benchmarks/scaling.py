@@ -1,7 +1,7 @@
 """Denoiser training, sampling and agents on 1, 2, 4 and 8 devices of one mesh, as a run uses them.
 
-On CPU devices are emulated, each count in a process of its own: as they share the cores, a table of what dividing the work costs,
-not of what it gains. On accelerators the first devices of this process.
+On CPU devices are emulated, each count in a process of its own. As they share the cores, that tells what dividing the work
+costs, not what it gains. On accelerators the first devices of this process.
 """
 
 import dataclasses

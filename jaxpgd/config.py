@@ -142,8 +142,8 @@ _POSITIVE = (
     "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
 ).split()
 _NOT_NEGATIVE = (
-    "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn sampler.batch_size guidance.coefficient synthesis.length "
-    "evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
+    "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn sampler.batch_size "
+    "guidance.coefficient synthesis.length evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "

@@ -65,6 +65,18 @@ def map_batches(fn: Callable[..., Any], xs: Any, batch_size: int) -> Any:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, rest)
 
 
+def map_seeds(fn: Callable[[Any], Any], states: Any) -> Any:
+    """`fn` of each of the independent states [S], which SEEDS divides.
+
+    All at once, but on CPU without such a division one after the other, in one program as well: their products fill the cores
+    already, and together they do not fit its caches (a third slower at 8 seeds of 256-wide networks).
+    """
+    alone = dict(jax.sharding.get_abstract_mesh().shape).get(SEEDS, 1) == 1
+    if alone and jax.default_backend() == "cpu":
+        return jax.lax.map(fn, states)
+    return jax.vmap(fn, spmd_axis_name=SEEDS)(states)
+
+
 class Placement:
     """Where the parts of a training program live: states over the mesh's SEEDS if they have such an axis, the rest everywhere.
 

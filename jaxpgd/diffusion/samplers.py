@@ -102,7 +102,6 @@ class _Step:
         x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape)
         return self.finish(key_after, x, index, sigma_next), x0
 
-
     def multistep_third(
         self, key: Array, x: Array, before: tuple[Array, Array], index: Array, sigmas: tuple[Array, ...], noise: float
     ) -> tuple[Array, tuple[Array, Array]]:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.errors import DivergenceError, InputError
-from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, wait_for_all
+from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.training.checkpoints import CheckpointStore
@@ -40,7 +40,7 @@ def over_seeds(make: Callable[[PyTree], Program[State]], settings: PyTree, count
 
     return Program(
         init=init,
-        chunk=jax.vmap(program.chunk, in_axes=(0, None, None), spmd_axis_name=SEEDS),
+        chunk=lambda states, data, index: map_seeds(lambda state: program.chunk(state, data, index), states),
         chunks=program.chunks,
         steps_per_chunk=program.steps_per_chunk,
         seeds=count * seeds,

@@ -61,9 +61,7 @@ def reference_of(sampler: SamplerConfig) -> SamplerConfig:
     return dataclasses.replace(SamplerConfig(), kind="heun", steps=REFERENCE_STEPS, batch_size=sampler.batch_size)
 
 
-def make_measure(
-    config: Config, prepared: Prepared, policy: Policy | None, trajectories: int, seed: int
-) -> Measure:
+def make_measure(config: Config, prepared: Prepared, policy: Policy | None, trajectories: int, seed: int) -> Measure:
     """Scores a synthesizer by trajectories from the same noise every time, guided where there is a policy."""
     key = jax.random.fold_in(stage_key(config, "pareto"), seed)
     held_out = np.random.default_rng(0).permutation(np.asarray(prepared.windows.validation))[:_HELD_OUT]

@@ -43,7 +43,7 @@ def check_models(config: Config, prepared: Prepared) -> None:
 
 
 def models_stage(run: RunDirectory, prepared: Prepared, *, settle: bool = True) -> Models:
-    """Train, continue or read every model that the run's arms need; with `settle` a sampler "auto" of `run.config` is settled."""
+    """Train, continue or read every model that the run's arms need; `settle` a sampler "auto" of `run.config` as well."""
     config = run.config
     models = Models(
         denoiser=denoiser_stage(run, prepared) if needs(config, "denoiser") else None,

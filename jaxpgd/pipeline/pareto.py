@@ -11,8 +11,20 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.report import text_table
 from jaxpgd.pipeline.fidelity import (
-    EVALUATIONS, GUIDED_MEASURES, MEASURES, REFERENCE_STEPS, SHOWN, STAGE, TOLERANCE, Row, build, candidates, make_measure,
-    measured, reference_of, suffices,
+    EVALUATIONS,
+    GUIDED_MEASURES,
+    MEASURES,
+    REFERENCE_STEPS,
+    SHOWN,
+    STAGE,
+    TOLERANCE,
+    Row,
+    build,
+    candidates,
+    make_measure,
+    measured,
+    reference_of,
+    suffices,
 )  # fmt: skip
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Prepared, known_target, prepare
@@ -43,8 +55,8 @@ def pareto_run(
 
     The bar is 256 Heun steps with churn: of the run's own denoiser, or of that of another run (`reference`), whose guidance
     then counts as well. With `guided`, or a policy "ARM[:SEED]" or an actor's npz file, trajectories are guided towards it (by
-    default the target of a built-in environment) by the run's guidance, or by `guidance` and `coefficient`. Unguided and against its own denoiser, the choice is what
-    `sampler.kind = "auto"` takes in this run. Raises InputError.
+    default the target of a built-in environment) by the run's guidance, or by `guidance` and `coefficient`. Unguided and
+    against its own denoiser, the choice is what `sampler.kind = "auto"` takes in this run. Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check(bool(evaluations) and min(evaluations) > 1, "--evaluations", evaluations, "numbers above 1")
@@ -67,7 +79,7 @@ def pareto_run(
         rows.append(row | {"suffices": suffices(row, bar)})
         print(_line(rows[-1]), flush=True)
     enough = [row for row in rows if row["suffices"]]
-    result = {
+    result: dict[str, Any] = {
         "run": path, "reference_run": reference or path, "dataset": config.data.name, "target": target[1] if target else "",
         "guidance": _guidance(config) if target else "", "reference_guidance": _guidance(other[0]) if target else "",
         "trajectories": trajectories, "tolerance": TOLERANCE, "reference": bar, "rows": rows,
@@ -121,13 +133,16 @@ def _bar(config: Config, denoiser: TrajectoryDenoiser, measure: Any, guided: boo
 
 def cost(row: Row) -> tuple[float, float]:
     """What the cheaper of two rows has less of: the price of a trajectory, then its error."""
-    return row["forward_equivalents"], row.get("dynamics_error", row.get("sliced_wasserstein_1", 0.0))
+    error = row["dynamics_error"] if "dynamics_error" in row else row.get("sliced_wasserstein_1", 0.0)
+    return float(row["forward_equivalents"]), float(error)
 
 
 def _line(row: Row) -> str:
     values = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4f}" for name in (*MEASURES, "log_likelihood") if name in row)
     enough = " (suffices)" if row.get("suffices") else ""
-    return f"{row['solver']}, {row['evaluations']} evaluations of [{row['sigma_min']:g}, {row['sigma_max']:g}]: {values}{enough}"
+    return (
+        f"{row['solver']}, {row['evaluations']} evaluations of [{row['sigma_min']:g}, {row['sigma_max']:g}]: {values}{enough}"
+    )
 
 
 def _make_directory(out: Path) -> None:

@@ -26,7 +26,7 @@ def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool
 
     example = jax.ShapeDtypeStruct((_PROBE, *shape), jnp.float32)
     structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), denoise)
-    memory = jax.jit(look).lower(structure, example).compile().memory_analysis()
+    memory: Any = jax.jit(look).lower(structure, example).compile().memory_analysis()
     return float(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _PROBE
 
 

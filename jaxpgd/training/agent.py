@@ -12,7 +12,15 @@ from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import (
-    Draw, Replay, draw_mixed, init_replay, insert, resample, sample_real, take, terminal_share,
+    Draw,
+    Replay,
+    draw_mixed,
+    init_replay,
+    insert,
+    resample,
+    sample_real,
+    take,
+    terminal_share,
 )  # fmt: skip
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition

@@ -85,7 +85,7 @@ def test_td3_bc_clones_the_mean_without_q_and_finds_the_optimum_with_it():
     actions = jax.vmap(jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0]))(states)
     np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
     assert ((actions[1:] < 0.0) & (actions[1:] > -0.99)).all()
-    assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)  # four settings share weights: two spreads of a mean of four
+    assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)  # two spreads of a mean of four
 
 
 def expectile(x, tau):

@@ -8,7 +8,18 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.samplers import SAMPLERS, Churn, ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde, euler, heun, make_sampler
+from jaxpgd.diffusion.samplers import (
+    SAMPLERS,
+    Churn,
+    ancestral,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    euler,
+    heun,
+    make_sampler,
+)
 from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigmas
 from jaxpgd.envs.linear_gaussian import gaussian_denoise
 from jaxpgd.settings import SamplerConfig
@@ -55,9 +66,11 @@ def linear_std(kind: str, predictor: str, std: float, sigmas: np.ndarray, churn:
 @pytest.mark.parametrize(
     ("sampler", "order", "steps"),
     [
-        (euler, 1, (32, 64, 128, 256)), (heun, 2, (12, 24, 48, 96)), (dpmpp_2m, 2, (24, 48, 96, 192)),
+        (euler, 1, (32, 64, 128, 256)),
+        (heun, 2, (12, 24, 48, 96)),
+        (dpmpp_2m, 2, (24, 48, 96, 192)),
         (dpmpp_3m, 3, (24, 32, 48, 64, 96)),
-    ],  # fmt: skip
+    ],
 )
 def test_order_of_convergence(sampler: Any, order: int, steps: tuple[int, ...]) -> None:
     """The probability-flow ODE of N(0, s^2) scales x by sqrt(s^2 + sigma^2); the last step to 0 is the denoiser itself."""

@@ -31,5 +31,5 @@ def test_products_of_half_precision_keep_float32_parameters() -> None:
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     y = layer.apply(params, x)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float32), exact.apply(params, x), atol=0.05)  # 8 bits of 40 summands of size 1/6
+    np.testing.assert_allclose(np.asarray(y, np.float32), exact.apply(params, x), atol=0.05)  # 8 bits, 40 summands
     assert (np.asarray(y, np.float32) != np.asarray(exact.apply(params, x))).any()

@@ -131,7 +131,20 @@ def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_pa
     arguments = ["--kinds", "euler", "--evaluations", "2", "--trajectories", "16", "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fidelity, "REFERENCE_STEPS", 2)
-        cli.main(["pareto", str(run), "--guided", "--guidance", "published", "--coefficient", "2", "--reference", str(run), *arguments])
+        cli.main(
+            [
+                "pareto",
+                str(run),
+                "--guided",
+                "--guidance",
+                "published",
+                "--coefficient",
+                "2",
+                "--reference",
+                str(run),
+                *arguments,
+            ]
+        )
     found = json.loads((out / "pareto.json").read_text())
     assert found["guidance"] == "published at 2" and found["target"] == "the environment's target policy"
     assert np.isfinite(found["reference"]["unguided_log_likelihood"])

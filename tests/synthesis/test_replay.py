@@ -5,7 +5,14 @@ import pytest
 
 from jaxpgd.packing import usable_steps
 from jaxpgd.synthesis.replay import (
-    draw_mixed, init_replay, insert, resample, sample_mixed, sample_real, sample_synthetic, take,
+    draw_mixed,
+    init_replay,
+    insert,
+    resample,
+    sample_mixed,
+    sample_real,
+    sample_synthetic,
+    take,
 )  # fmt: skip
 from jaxpgd.types import Trajectory, Transition
 
