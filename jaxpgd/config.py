@@ -143,7 +143,8 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn sampler.batch_size "
-    "guidance.coefficient synthesis.length evaluation.every evaluation.sampler_steps checkpoint_seconds agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
+    "guidance.coefficient synthesis.length evaluation.every evaluation.sampler_steps checkpoint_seconds "
+    "agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "

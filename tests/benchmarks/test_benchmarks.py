@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import agents, conditions, denoiser, guidance, sampling, timing
+from benchmarks import agents, conditions, denoiser, dydiff, end_to_end, guidance, refresh, sampling, scaling, timing
 from jaxpgd.agents import iql, td3_bc
 
-TINY = agents.Size(transitions=500, obs_dim=3, action_dim=2, batch=8, hidden=(8,), updates=3, baseline_updates=2, repeats=2)
+TINY = agents.Size(
+    transitions=500, obs_dim=3, action_dim=2, batch=8, synthetic=6, trajectories=16, window=4, seeds=2, hidden=(8,), updates=4,
+    baseline_updates=2, repeats=2,
+)  # fmt: skip
 
 
 def test_time_calls_waits_for_results_and_measure_separates_compilation():
@@ -43,14 +46,25 @@ def test_data_has_the_stated_sizes_and_bounds():
 
 
 def test_both_loops_train_the_agent_and_are_timed():
-    data, agent = agents.make_data(jax.random.key(0), TINY), td3_bc(action_dim=2, hidden=(8,))
-    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], data))
-    ours = jax.eval_shape(lambda: agents.scan_updates(jax.random.key(1), agent, state, data, TINY))[1]
-    theirs, _ = agents.loop_update(jax.random.key(1), agent, state, data, TINY)
-    assert ours["critic_loss"].shape == (TINY.updates,)
+    data, replay = agents.make_data(jax.random.key(0), TINY), agents.make_replay(jax.random.key(1), TINY)
+    assert int(replay.count) == 16 * 3  # the last step of each is not usable
+    agent = td3_bc(action_dim=2, hidden=(8,))
+    state = agents.start(jax.random.key(0), agent, data, replay)
+    ours, metrics = agents.scan_updates(state, agent, data, TINY)
+    assert int(ours.agent.actor_opt.count) == TINY.updates and metrics["critic_loss"].shape == ()
+    theirs, _ = agents.loop_update(jax.random.key(1), agent, state.agent, data, replay, TINY)
     assert int(theirs.actor_opt.count) == 1
-    result = agents.measure_agent(agent, data, TINY)
-    assert result["ratio"] == pytest.approx(result["updates_per_second"] / result["baseline_updates_per_second"])
+    result = agents.measure_agent(agent, data, replay, TINY, 1.0)
+    assert result["ratio"] == pytest.approx(result["rate"] / result["baseline_rate"])
+    assert result["matmul_share"] == pytest.approx(result["rate"] * agents.update_flops(agent, TINY) / 1e9)
+
+
+@pytest.mark.slow
+def test_seeds_of_one_program_are_the_single_runs():
+    data, replay = agents.make_data(jax.random.key(0), TINY), agents.make_replay(jax.random.key(1), TINY)
+    found = agents.measure_seeds(iql(action_dim=2, hidden=(8,)), data, replay, TINY)
+    assert found["largest_relative_difference_of_losses"] < 1e-5
+    assert found["cost_of_seeds_over_singles"] > 0
 
 
 @pytest.mark.parametrize("make", [td3_bc, iql])
@@ -66,13 +80,23 @@ def test_stated_arithmetic_is_what_the_compiler_counts(make):
 
 
 def test_the_command_prints_and_writes_the_results(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(agents, "measure_agent", lambda agent, data, size: {"gflops": 1.0, "name": agent.name})
+    for name in ("measure_agent", "measure_seeds"):
+        monkeypatch.setattr(agents, name, lambda agent, *_: {"agent": agent.name})
     results = agents.run(TINY)
-    assert results["td3_bc"]["matmul_share"] == 1 / results["matmul_gflops"]
-    assert results["size"]["batch"] == 8
+    assert [row["agent"] for row in results["rows"]] == ["td3_bc", "iql", "td3_bc", "iql"]
+    assert results["size"]["batch"] == 8 and results["matmul_gflops"] > 0 and results["matmul_precision"] == "default"
     monkeypatch.setattr(agents, "run", lambda: results)
     cli.main(["agents", "--out", str(tmp_path / "out.json")])
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(capsys.readouterr().out)
+
+
+def test_a_row_tells_rate_arithmetic_and_memory():
+    result = timing.measure(lambda x: x @ x, jnp.ones((64, 64)), repeats=2)
+    assert result.memory_bytes is not None and result.memory_bytes >= 2 * 4 * 64 * 64  # argument and result
+    row = timing.row(timing.Timing(1.0, 0.5, 0.1, 3, 99), 10, flops=4e9, peak=100.0)
+    assert row["rate"] == 20 and row["spread_percent"] == pytest.approx(20) and row["memory_bytes"] == 99
+    assert row["gflop_per_unit"] == 4 and row["matmul_share"] == pytest.approx(0.8)
+    assert "matmul_share" not in timing.row(timing.Timing(1.0, 0.5, 0.1, 3), 10)
 
 
 @pytest.mark.parametrize("method", sampling.METHODS, ids=lambda m: m.name)
@@ -82,9 +106,13 @@ def test_a_sampling_method_is_what_its_name_says(method):
         assert (sampler.kind, sampler.steps) == ("heun", 256)
         assert guidance is None or guidance.kind == "published"
         return
-    name, _, kind = method.name.partition(", ")
-    if name != "smc 32":
-        assert name == f"{sampler.kind} {sampler.steps}" and (guidance.kind if guidance else "") == kind
+    name, _, rest = method.name.partition(", ")
+    assert name.startswith(f"{sampler.kind} {sampler.steps}") or name == "smc 32"
+    assert ("of [0.01, 20]" in name) == (sampler.sigma_max == 20.0)
+    assert (f"{method.features} features" in rest) == (method.features > 0)
+    kinds = {"reconstruction": "reconstruction", "moment": "moment", "nudged": "published"}
+    named = [kind for word, kind in kinds.items() if word in rest]
+    assert named == ([] if guidance is None or guidance.kind == "smc" else [guidance.kind])
 
 
 def test_unknown_suite_and_folder_are_refused(tmp_path):
@@ -99,9 +127,9 @@ def test_the_denoiser_suite_counts_what_it_trains():
         obs_dim=2, action_dim=1, transitions=400, window=8, batch=4, features=(8,), blocks=1, steps=2, repeats=2
     )
     (row,) = denoiser.run(size)["rows"]
-    assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["baseline_steps_per_second"])
+    assert row["ratio"] == pytest.approx(row["rate"] / row["baseline_rate"])
     # the last convolution alone, forward: batch * window * taps * features * features
-    assert row["gflop_per_step"] * 1e9 > 2 * 4 * 8 * 3 * 8 * 8 and row["matmul_share"] > 0
+    assert row["gflop_per_unit"] * 1e9 > 2 * 4 * 8 * 3 * 8 * 8 and row["matmul_share"] > 0
 
 
 @pytest.mark.slow
@@ -163,3 +191,53 @@ def test_the_conditions_suite_scores_every_way():
     ]
     assert all(row["error_given_other_actions"] == row["error_of_the_mean"] for row in rows[:3])
     assert all(np.isfinite(row["error_of_the_mean"]) and row["spread_over_exact"] > 0 for row in rows)
+
+
+REFRESH = refresh.Size(
+    trajectories=4, baseline_trajectories=2, features=8, published_features=8, blocks=1, window=8, repeats=2, baseline_steps=2,
+    methods=(refresh.METHODS[0],),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_refresh_for_another_policy_compiles_nothing():
+    rows = {row["method"]: row for row in refresh.run(REFRESH)["rows"]}
+    ours = rows["dpmpp_2m_sde 32"]
+    assert ours["compiled_again"] == 0
+    assert ours["ratio"] == pytest.approx(ours["rate"] / rows["published, unguided"]["rate"])
+
+
+@pytest.mark.slow
+def test_the_loop_with_refreshes_compiles_once_and_predicts_the_protocol():
+    size = end_to_end.Size(
+        updates=4, trajectories=4, transitions=500, repeats=2, protocol_features=8, protocol_batch=2, sampling=REFRESH,
+        updating=dataclasses.replace(TINY, obs_dim=17, action_dim=6),
+    )  # fmt: skip
+    rows = {row["method"]: row for row in end_to_end.run(size)["rows"]}
+    assert rows["dpmpp_2m_sde 32"]["compiled"] == 1
+    assert set(rows) == {"published, unguided", "published, nudged", "dpmpp_2m_sde 32"}
+
+
+def test_the_protocol_is_updates_and_forward_passes():
+    found = end_to_end.protocol(updates_rate=100.0, evaluation=1e-5, passes=32)
+    assert found["updates_minutes"] == pytest.approx(1e6 / 100 / 60)
+    assert found["refreshes_minutes"] == pytest.approx(100 * 8192 * 32 * 1e-5 / 60)
+    assert found["minutes"] == pytest.approx(found["updates_minutes"] + found["refreshes_minutes"])
+
+
+@pytest.mark.slow
+def test_the_scaling_suite_has_a_row_for_each_number_of_devices():
+    size = scaling.Size(
+        counts=(1, 2), features=8, blocks=1, batch=4, steps=2, trajectories=4, sampler_steps=2, seeds=2, updates=2, agent_batch=8,
+        transitions=500, repeats=1,
+    )  # fmt: skip
+    rows = scaling.run(size)["rows"]
+    assert [row["devices"] for row in rows] == [1, 2]
+    assert all(rate > 0 for row in rows for rate in row["of_one"].values())
+
+
+@pytest.mark.slow
+def test_the_dydiff_suite_holds_samplers_against_the_published_one():
+    size = dydiff.Size(trajectories=2, window=8, features=8, blocks=1, transitions=500, hidden=(8,), repeats=1)
+    rows = dydiff.run(size)["rows"]
+    assert rows[0]["ratio"] == 1.0 and len(rows) == len(dydiff.SAMPLERS)
