@@ -106,7 +106,7 @@ def test_a_sampling_method_is_what_its_name_says(method):
         assert (sampler.kind, sampler.steps) == ("heun", 256)
         assert guidance is None or guidance.kind == "published"
         return
-    name, _, rest = method.name.partition(", ")
+    name = rest = method.name
     assert name.startswith(f"{sampler.kind} {sampler.steps}") or name == "smc 32"
     assert ("of [0.01, 20]" in name) == (sampler.sigma_max == 20.0)
     assert (f"{method.features} features" in rest) == (method.features > 0)
@@ -228,8 +228,8 @@ def test_the_protocol_is_updates_and_forward_passes():
 @pytest.mark.slow
 def test_the_scaling_suite_has_a_row_for_each_number_of_devices():
     size = scaling.Size(
-        counts=(1, 2), features=8, blocks=1, batch=4, steps=2, trajectories=4, sampler_steps=2, seeds=2, updates=2, agent_batch=8,
-        transitions=500, repeats=1,
+        counts=(1, 2), features=8, blocks=1, batch=4, steps=2, trajectories=4, sampler_steps=2, seeds=2, updates=2,
+        agent_batch=8, transitions=500, repeats=1,
     )  # fmt: skip
     rows = scaling.run(size)["rows"]
     assert [row["devices"] for row in rows] == [1, 2]
