@@ -62,8 +62,9 @@ def baseline(windows: Windows, agent: Agent, method: refresh.Method, size: Size)
     replay = agents.make_replay(jax.random.key(1), size.updating)
     updates = agents.baseline_rate(agent, agents.start(jax.random.key(0), agent, data, replay), data, size.updating)
     made = refresh.measure_baseline(windows, agent, method, size.sampling)
-    seconds = size.updates / updates + size.trajectories / made["rate"]
-    return {"method": method.name, "rate": size.updates / seconds, "updates_rate": updates, "trajectories_rate": made["rate"]}
+    rate = refresh.interval_rate(size.trajectories, made["compile_seconds"], made["sampling_rate"])
+    seconds = size.updates / updates + size.trajectories / rate
+    return {"method": method.name, "rate": size.updates / seconds, "updates_rate": updates, "trajectories_rate": rate}
 
 
 def evaluation_seconds(windows: Windows, size: Size, published: bool) -> float:
@@ -92,9 +93,17 @@ def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> floa
     return float(synthesizer.account(evaluations, guided=method.guidance is not None)["forward_equivalents"])
 
 
+def default_size() -> Size:
+    """What is measured where no sizes are given: the protocol's own interval on an accelerator."""
+    if jax.devices()[0].platform == "cpu":
+        return Size()
+    interval = UPDATES // REFRESHES
+    return Size(updates=interval, trajectories=TRAJECTORIES, protocol_batch=512, sampling=refresh.default_size())
+
+
 def run(size: Size | None = None) -> dict[str, Any]:
     """Measure the loop with every method of the refresh suite; ratios to the baseline with or without guidance."""
-    size, peak = size or Size(), matmul_peak()
+    size, peak = size or default_size(), matmul_peak()
     windows = make_windows(DenoiserSize(window=size.sampling.window, transitions=size.transitions))
     agent = td3_bc(action_dim=6)
     baselines = {m.guidance is not None: baseline(windows, agent, m, size) for m in refresh.BASELINES}

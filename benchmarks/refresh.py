@@ -6,12 +6,10 @@ the published network and sampler, built and compiled again at every regeneratio
 
 import dataclasses
 import functools
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from benchmarks.denoiser import Size as DenoiserSize
 from benchmarks.denoiser import make_windows
@@ -21,7 +19,7 @@ from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.agent import AgentState, Experience, Schedule, init_agent, refresh
 from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
-from jaxpgd.types import Agent, Trajectory
+from jaxpgd.types import Agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,34 +108,38 @@ def measure_method(windows: Windows, agent: Agent, method: Method, size: Size) -
 
 
 def measure_baseline(windows: Windows, agent: Agent, method: Method, size: Size) -> dict[str, Any]:
-    """Trajectories a second of a regeneration that builds its sampler anew, compilation included as it is there."""
+    """Trajectories a second of a regeneration that builds and compiles its sampler anew, as often as there is one.
+
+    Sampling is timed on `baseline_trajectories`, and counted for `trajectories`, beside one compilation.
+    """
     synthesizer = synthesizer_of(windows, method, size)
     policy = agent.policy(agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], windows.transitions)))
     target = policy if method.guidance is not None else None
-
-    def regenerate_anew(key: Array) -> Trajectory:
-        sample = jax.jit(lambda key: synthesizer(key, target, jnp.zeros((size.baseline_trajectories, 1))).trajectory)
-        return jax.block_until_ready(sample(key))
-
-    seconds = []
-    for key in jax.random.split(jax.random.key(2), max(1, size.repeats - 1)):
-        began = time.perf_counter()
-        regenerate_anew(key)
-        seconds.append(time.perf_counter() - began)
-    return {
-        "method": method.name, "rate": size.baseline_trajectories / min(seconds), "run_seconds": min(seconds),
-        "spread_percent": 100 * (max(seconds) - min(seconds)) / min(seconds),
+    start = jnp.zeros((size.baseline_trajectories, 1))
+    sample = lambda key: synthesizer(key, target, start).trajectory  # weights and policy as constants, as there
+    timing = measure(sample, jax.random.key(2), repeats=max(1, size.repeats - 1))
+    found = row(timing, size.baseline_trajectories)
+    sampling = found["rate"]
+    return {"method": method.name} | found | {
+        "sampling_rate": sampling, "rate": interval_rate(size.trajectories, timing.compile_seconds, sampling),
     }  # fmt: skip
+
+
+def interval_rate(trajectories: int, compile_seconds: float, sampling_rate: float) -> float:
+    """Trajectories a second of a regeneration with its compilation."""
+    return trajectories / (compile_seconds + trajectories / sampling_rate)
+
+
+def default_size() -> Size:
+    """What is measured where no sizes are given: 8192 trajectories of networks of 1024 features on an accelerator."""
+    if jax.devices()[0].platform == "cpu":
+        return Size()
+    return Size(trajectories=8192, baseline_trajectories=512, features=1024, published_features=1024)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
     """Measure every method; ratios are to the baseline with or without guidance. On an accelerator 8192 trajectories."""
-    if size is None:
-        size = Size()
-        if jax.devices()[0].platform != "cpu":
-            size = dataclasses.replace(
-                size, trajectories=8192, baseline_trajectories=8192, features=1024, published_features=1024
-            )
+    size = size or default_size()
     shape, peak = DenoiserSize(window=size.window), matmul_peak()
     windows = make_windows(shape)
     agent = td3_bc(action_dim=shape.action_dim)

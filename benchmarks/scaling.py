@@ -1,7 +1,8 @@
 """Denoiser training, sampling and agents on 1, 2, 4 and 8 devices of one mesh, as a run uses them.
 
 On CPU devices are emulated, each count in a process of its own. As they share the cores, that tells what dividing the work
-costs, not what it gains. On accelerators the first devices of this process.
+costs, not what it gains; on one the seeds of agents run one after another, on several at once. Denoiser steps include a
+validation batch every `steps`. On accelerators the first devices of this process.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ class DenoiserConfig:
     groups: int = 8  # group normalisation
     norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
     block: Literal["plain", "residual"] = "residual"  # "plain": the published network
-    compute: Literal["float32", "bfloat16"] = "float32"  # of matrix products; parameters and statistics are float32
+    compute: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters and statistics are float32
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
@@ -58,7 +58,7 @@ class DenoiserConfig:
 class SamplerConfig:
     """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
 
-    kind: SamplerKind = "dpmpp_2m_sde"  # dpmpp_*: no churn; "auto": the cheapest as faithful as 256 Heun steps, by measurement
+    kind: SamplerKind = "dpmpp_2m_sde"  # dpmpp_*: no churn; "auto": the cheapest as good as 256 Heun steps, measured unguided
     steps: int = 32  # noise levels; heun evaluates the network twice at each but the last, the others once
     sigma_min: float = 0.002  # least noise level
     sigma_max: float = 80.0  # largest noise level

@@ -289,9 +289,9 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any
                 if row["solver"] == kind and np.isfinite(row[name]):
                     price = row["forward_equivalents"]
                     best[price] = min(row[name], best.get(price, np.inf))
-            axis.plot(
-                *zip(*sorted(best.items()), strict=True), "o-", markersize=3.5, color=_MANY[kinds.index(kind)], label=kind
-            )
+            if best:
+                x, y = zip(*sorted(best.items()), strict=True)
+                axis.plot(x, y, "o-", markersize=3.5, color=_MANY[kinds.index(kind)], label=kind)
         axis.axhline(reference[name], color="black", linestyle="--", linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel="forward passes a trajectory", title=name.replace("_", " "))
     axes[0].legend(fontsize=8)

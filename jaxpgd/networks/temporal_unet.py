@@ -126,8 +126,8 @@ class TemporalUNet(nn.Module):
     `blocks` levels double the channels on the way down. `block = "plain"` is the published network (PGD, appendix): two
     convolutions a level with group normalisation and ReLU, max pooling down, repetition up. "residual" has residual blocks and
     averages on the way down. `norm = "step"` normalises each time step alone, as the published code computes it; "sequence" is
-    what group normalisation of a sequence means. Products are taken in `dtype`; parameters, normalisation, the embedding of the
-    noise level and the result are float32.
+    what group normalisation of a sequence means. Products are taken and activations kept in `dtype`; parameters, statistics of
+    normalisation, the embedding of the noise level and the result are float32.
     """
 
     features: int = 64

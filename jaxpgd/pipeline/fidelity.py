@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpgd.diffusion.samplers import SAMPLERS
-from jaxpgd.parallel import is_writer, of_first
+from jaxpgd.errors import check
+from jaxpgd.parallel import check_alike, is_writer, of_first, wait_for_all
 from jaxpgd.pipeline.parts import Prepared, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.pipeline.run_directory import RunDirectory
@@ -82,6 +83,7 @@ def suffices(row: Row, reference: Row, tolerance: float = TOLERANCE) -> bool:
     """
     guided = "unguided_log_likelihood" in reference
     names = [name for name in (GUIDED_MEASURES if guided else MEASURES) if np.isfinite(reference.get(name, np.nan))]
+    check(bool(names), "measures", reference, "at least one that is a number for 256 Heun steps")
     if not all(row[name] <= (1 + tolerance) * reference[name] for name in names):
         return False
     if not guided:
@@ -106,6 +108,7 @@ def measured(
         synthesizer = build(config, denoiser, sampler, guided)
         row = described(sampler)
         account = synthesizer.account(jnp.asarray(row["evaluations"]), guided=guided)
+        row["settings"] = dataclasses.asdict(sampler)
         yield row | {"forward_equivalents": float(account["forward_equivalents"])} | measure(synthesizer)
 
 
@@ -121,14 +124,18 @@ def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDe
     """Put a sampler in place of "auto" in the config of an open run.
 
     It is the one that `jaxpgd pareto` chose in this run; where that has not been used, the cheapest of the candidates that
-    suffices unguided is looked for now, and kept. Where none does, the reference itself.
+    suffices is looked for now, and kept. Where none does, the reference itself. Trajectories are measured unguided, as there is
+    no policy yet: guidance may need more evaluations.
     """
     if run.config.sampler.kind != "auto" or denoiser is None:
         return
-    if not run.is_done(STAGE):
+    done = run.is_done(STAGE)
+    check_alike(int(done), "stages/sampler.json")
+    if not done:
         began = time.monotonic()
         row = _search(run.config, prepared, denoiser)
         run.finish(STAGE, row | {"seconds": time.monotonic() - began})
+        wait_for_all("sampler settled")
     run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
     s = run.config.sampler
     if is_writer():
@@ -136,19 +143,27 @@ def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDe
 
 
 def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
-    """The config section of a row."""
-    kind, evaluations = row["solver"], int(row["evaluations"])
-    steps = (evaluations + 1) // 2 if kind == "heun" else evaluations
-    return dataclasses.replace(sampler, kind=kind, steps=steps, sigma_min=row["sigma_min"], sigma_max=row["sigma_max"])
+    """The config section of a row, all of it but the batch size."""
+    return dataclasses.replace(SamplerConfig(**row["settings"]), batch_size=sampler.batch_size)
 
 
 def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) -> Row:
+    """The best row of the cheapest number of evaluations at which one suffices, else the reference's."""
     sampler = dataclasses.replace(config.sampler, kind="heun")
     measure = make_measure(config, prepared, None, config.evaluation.trajectories, 0)
-    looked = [reference_of(sampler), *candidates(sampler, EVALUATIONS, tuple(SAMPLERS))]
-    rows = measured(config, denoiser, measure, looked, False)
-    reference = next(rows)
-    for index, row in enumerate(rows, 1):
-        if of_first(float(suffices(row, reference))):
-            return row | {"looked_at": index}
-    return reference | {"looked_at": len(looked)}
+    (reference,) = measured(config, denoiser, measure, [reference_of(sampler)], False)
+    guided_down_to = config.guidance.sigma_min if "guided" in config.arms else 0.0
+    looked = [s for s in candidates(sampler, EVALUATIONS, tuple(SAMPLERS)) if s.sigma_max > guided_down_to]
+    costs = sorted({described(s)["evaluations"] for s in looked})
+    for cost in costs:
+        level = [s for s in looked if described(s)["evaluations"] == cost]
+        rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
+        best = min(rows, key=error_of, default=None)
+        if of_first(float(best is not None)):
+            return best or reference
+    return reference
+
+
+def error_of(row: Row) -> float:
+    """What of two rows of the same cost the better has less of."""
+    return float(row["dynamics_error"] if "dynamics_error" in row else row.get("sliced_wasserstein_1", 0.0))

@@ -74,6 +74,14 @@ def frontier_runs(
     target_path = out or runs[0].path / "frontier"
     _make_directory(target_path)
     opened = [_open(run) for run in runs]
+    for run in runs:  # "auto" is settled now
+        check(
+            run.config.sampler == runs[0].config.sampler,
+            "sampler",
+            str(run.path),
+            f"the one of {paths[0]}",
+            "Name a sampler.kind.",
+        )
     target, name = _target(runs[0], *opened[0], policy, actor)
     check(
         target.score_fn is None or "smc" not in kinds, "--kinds", kinds, "no smc for a policy that is followed by its own score"

@@ -1,6 +1,9 @@
 """The stages that train what synthesizers need: trajectory denoiser, world model, state denoiser."""
 
+import dataclasses
 from typing import Any
+
+import jax
 
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.dynamics.termination import termination
@@ -8,13 +11,16 @@ from jaxpgd.dynamics.world_model import Terminates, WorldModel
 from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.environments import environment_kwargs
 from jaxpgd.evaluation.simulators import obs_slices
+from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.fidelity import settle_sampler
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
+from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
+from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.training.denoiser import denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
 from jaxpgd.training.dynamics import dynamics_program, informative, prepare_dynamics, trained_dynamics
 
@@ -50,9 +56,30 @@ def models_stage(run: RunDirectory, prepared: Prepared, *, settle: bool = True) 
         world=dynamics_stage(run, prepared) if needs(config, "dynamics") else None,
         states=state_denoiser_stage(run, prepared) if needs(config, "state-denoiser") else None,
     )
+    settle_batch(run, models)
     if settle and models.denoiser is not None:
         settle_sampler(run, prepared, models.denoiser)
     return models
+
+
+def settle_batch(run: RunDirectory, models: Models) -> None:
+    """Put a number in place of `sampler.batch_size` 0 in the config of an open run: the same for every process and stage."""
+    config = run.config
+    if config.sampler.batch_size > 0:
+        return
+    agents = -(-config.seeds * len(read_sweep(config).settings) // len(jax.devices()))  # at once on one device
+    found = []
+    if models.denoiser is not None:
+        through = "guided" in config.arms and config.guidance.kind != "published"
+        shape = (config.synthesis.length or models.denoiser.length, models.denoiser.codec.token_dim)
+        found.append(fitting_batch(models.denoiser.denoise, shape, guided=through, agents=agents))
+    if models.states is not None:
+        codec = models.states.codec
+        shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)
+        found.append(fitting_batch(models.states.denoise, shape, guided=False, agents=agents))
+    if found:
+        size = int(of_first(min(found)))
+        run.config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, batch_size=size))
 
 
 def require_models(run: RunDirectory) -> None:

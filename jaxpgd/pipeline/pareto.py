@@ -21,6 +21,7 @@ from jaxpgd.pipeline.fidelity import (
     Row,
     build,
     candidates,
+    error_of,
     make_measure,
     measured,
     reference_of,
@@ -56,14 +57,19 @@ def pareto_run(
     The bar is 256 Heun steps with churn: of the run's own denoiser, or of that of another run (`reference`), whose guidance
     then counts as well. With `guided`, or a policy "ARM[:SEED]" or an actor's npz file, trajectories are guided towards it (by
     default the target of a built-in environment) by the run's guidance, or by `guidance` and `coefficient`. Unguided and
-    against its own denoiser, the choice is what `sampler.kind = "auto"` takes in this run. Raises InputError.
+    against its own denoiser, of all solvers and numbers, the choice is what `sampler.kind = "auto"` takes in this run, unless it has
+    settled already. Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check(bool(evaluations) and min(evaluations) > 1, "--evaluations", evaluations, "numbers above 1")
     unknown = [kind for kind in kinds if kind not in SAMPLERS]
     check(not unknown and bool(kinds), "--kinds", unknown, f"some of {', '.join(SAMPLERS)}")
     run, began = open_run(path), time.monotonic()
+    check(guided or bool(policy or actor) or not (guidance or coefficient), "--guidance, --coefficient", guidance or coefficient,
+          "--guided, --policy or --actor with them")  # fmt: skip
     run.config = _with_guidance(run.config, guidance, coefficient)
+    if run.config.sampler.kind == "auto":  # what is to be found out here
+        run.config = dataclasses.replace(run.config, sampler=dataclasses.replace(run.config.sampler, kind="heun"))
     config, prepared, denoiser = _opened(run)
     target = _target(run, prepared, policy, actor) if guided or policy or actor else None
     other = _opened(open_run(reference)) if reference else (config, prepared, denoiser)
@@ -86,8 +92,9 @@ def pareto_run(
         "chosen": min(enough, key=cost) if enough else None, "seconds": time.monotonic() - began,
     }  # fmt: skip
     text = _write(directory, result)
-    if not target and not reference:
-        run.finish(STAGE, result["chosen"] or bar)
+    whole = tuple(evaluations) == EVALUATIONS and set(kinds) == set(SAMPLERS)
+    if whole and enough and not target and not reference and not run.is_done(STAGE):
+        run.finish(STAGE, result["chosen"])
     print(f"{text}\nfigure: {directory / 'pareto.png'}", flush=True)
     return result
 
@@ -133,8 +140,7 @@ def _bar(config: Config, denoiser: TrajectoryDenoiser, measure: Any, guided: boo
 
 def cost(row: Row) -> tuple[float, float]:
     """What the cheaper of two rows has less of: the price of a trajectory, then its error."""
-    error = row["dynamics_error"] if "dynamics_error" in row else row.get("sliced_wasserstein_1", 0.0)
-    return float(row["forward_equivalents"]), float(error)
+    return float(row["forward_equivalents"]), error_of(row)
 
 
 def _line(row: Row) -> str:

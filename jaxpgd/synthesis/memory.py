@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jaxpgd.types import Denoise
 
 HOST_BATCH = 64  # on CPU, where more do not fit its caches and gain nothing
-_PROBE, _LEAST, _MOST = 8, 8, 8192
+_PROBE, _LEAST, _MOST, _UNKNOWN = 8, 8, 8192, 512
 _SHARE = 0.5  # of what is free now: a refresh happens beside agents, replay and dataset
 
 
-def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> float:
+def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> float | None:
     """Memory that a compiled evaluation takes for one trajectory of tokens `shape` [T, D]; guided with its gradient.
 
-    Nothing is computed: the compiler says it of a batch of 8.
+    Nothing is computed: the compiler says it of a batch of 8. None where it does not.
     """
 
     def look(denoise: Denoise, x: Any) -> Any:
@@ -27,18 +27,24 @@ def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool
     example = jax.ShapeDtypeStruct((_PROBE, *shape), jnp.float32)
     structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), denoise)
     memory: Any = jax.jit(look).lower(structure, example).compile().memory_analysis()
+    if memory is None:
+        return None
     return float(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _PROBE
 
 
-def fitting_batch(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> int:
-    """Trajectories of tokens `shape` [T, D] to sample at once: a power of two, for half of the memory that is free."""
+def fitting_batch(denoise: Denoise, shape: tuple[int, int], *, guided: bool, agents: int = 1) -> int:
+    """Trajectories of tokens `shape` [T, D] to sample at once: a power of two, for half of a device's free memory.
+
+    `agents`: how many of them sample at the same time on one device, each a batch (seeds of one program).
+    """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return HOST_BATCH * jax.device_count()
-    stats = device.memory_stats() or {}
-    free = stats.get("bytes_limit", 2**33) - stats.get("bytes_in_use", 0)
-    most = _SHARE * free / bytes_a_trajectory(denoise, shape, guided=guided)
+        return HOST_BATCH
+    stats, needed = device.memory_stats() or {}, bytes_a_trajectory(denoise, shape, guided=guided)
+    if needed is None or "bytes_limit" not in stats:
+        return _UNKNOWN
+    most = _SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / (agents * needed)
     batch = _LEAST
     while 2 * batch <= min(most, _MOST):
         batch *= 2
-    return batch * jax.device_count()
+    return batch

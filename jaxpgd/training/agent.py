@@ -165,6 +165,7 @@ def update_many(
     Random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
+    block = block if 8 * block >= min(updates, _BLOCK) else updates  # a number of updates without such divisors
 
     def draw(key: Array) -> tuple[Array, Draw]:
         key_batch, key_update = jax.random.split(key)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def test_candidates_come_cheapest_first_and_say_what_they_cost() -> None:
     assert {(s.sigma_min, s.sigma_max) for s in found if s.steps == 8} == {(0.002, 50.0), SHORT_RANGE}
     assert {(s.sigma_min, s.sigma_max) for s in found if s.steps == 64} == {(0.002, 50.0)}
     assert {s.churn for s in found} == {7.0}
-    for sampler in found:
-        assert chosen_sampler(section, described(sampler)) == sampler
+    for sampler in (*found, reference_of(section)):
+        row = described(sampler) | {"settings": dataclasses.asdict(sampler)}
+        assert chosen_sampler(dataclasses.replace(section, batch_size=5), row) == dataclasses.replace(sampler, batch_size=5)
     assert described(reference_of(section)) == {"solver": "heun", "evaluations": 511, "sigma_min": 0.002, "sigma_max": 80.0}
 
 
@@ -104,12 +106,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_auto_is_settled_before_the_first_trajectory_and_kept(run: Path) -> None:
     facts = json.loads((run / "stages" / "sampler.json").read_text())
-    assert facts["solver"] in SAMPLERS and facts["evaluations"] <= 3 and facts["looked_at"] >= 1
+    assert facts["solver"] in SAMPLERS and facts["evaluations"] <= 3 and facts["seconds"] > 0
     assert 'kind = "auto"' in (run / "config.toml").read_text()
     assert json.loads((run / "quality.json").read_text())["rows"]
 
 
 def test_pareto_writes_its_table_and_the_choice(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = (run / "stages" / "sampler.json").read_text()
     monkeypatch.setattr(fidelity, "REFERENCE_STEPS", 2)
     cli.main(["pareto", str(run), "--kinds", "euler,dpmpp_2m", "--evaluations", "2,3", "--trajectories", "16"])
     assert "cheapest that suffices" in capsys.readouterr().out
@@ -117,12 +120,9 @@ def test_pareto_writes_its_table_and_the_choice(run: Path, capsys: Any, monkeypa
     assert len(found["rows"]) == 8  # two solvers, two numbers of evaluations, two ranges
     assert {row["evaluations"] for row in found["rows"]} == {2, 3}
     assert all(np.isfinite(row["sliced_wasserstein_1"]) for row in found["rows"])
-    enough = [row for row in found["rows"] if row["suffices"]]
-    facts = json.loads((run / "stages" / "sampler.json").read_text())
-    if enough:
-        assert found["chosen"]["evaluations"] == min(row["evaluations"] for row in enough) == facts["evaluations"]
-    else:
-        assert found["chosen"] is None and facts["evaluations"] == 3
+    enough = [row["evaluations"] for row in found["rows"] if row["suffices"]]
+    assert (found["chosen"] or {}).get("evaluations") == min(enough, default=None)
+    assert (run / "stages" / "sampler.json").read_text() == settled  # what the run samples with does not change under it
     assert (run / "pareto" / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -158,7 +158,9 @@ def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_pa
         (["--evaluations", "1"], "--evaluations"),
         (["--trajectories", "1"], "--trajectories"),
         (["--guidance", "smc"], "--guidance"),
-        (["--coefficient", "-1"], "--coefficient"),
+        (["--coefficient", "-1", "--guided"], "--coefficient"),
+        (["--coefficient", "2"], "--guided"),
+        (["--policy", "unguided:7"], "policy"),
         (["--reference", "nowhere"], "nowhere"),
     ],
 )
@@ -176,3 +178,16 @@ def test_auto_is_refused_where_nothing_is_measured() -> None:
         load_config(None, {"arms": ["dydiff"], "sampler": {"kind": "auto"}})
     with pytest.raises(InputError, match=r"sampler\.kind"):
         make_sampling(SamplerConfig("auto"), lambda x, sigma: x, (8, 3), guided=False)
+
+
+def test_a_reference_without_any_number_is_refused() -> None:
+    with pytest.raises(InputError, match="measures"):
+        suffices(REFERENCE, dict.fromkeys(REFERENCE, np.nan))
+
+
+def test_pareto_guides_towards_an_agent_of_a_run_with_auto(run: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "REFERENCE_STEPS", 2)
+        cli.main(["pareto", str(run), "--policy", "unguided:0", "--kinds", "euler", "--evaluations", "2", "--trajectories", "8",
+                  "--out", str(tmp_path / "out")])  # fmt: skip
+    assert json.loads((tmp_path / "out" / "pareto.json").read_text())["target"].startswith("unguided:0")

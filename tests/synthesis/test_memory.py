@@ -44,14 +44,18 @@ def test_a_batch_is_the_largest_power_of_two_that_half_of_the_free_memory_holds(
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
     for needed, expected in ((10.0, 64), (15.0, 64), (16.0, 32), (1e9, 8), (1e-9, 8192)):  # 1000 bytes are to be used
         monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, needed=needed, **__: needed)
-        assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False) == expected * jax.device_count()
+        assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False) == expected
+    monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, **__: 10.0)
+    assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False, agents=4) == 16
+    monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, **__: None)
+    assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False) == 512  # nothing is known
 
 
 def test_trajectories_do_not_depend_on_how_many_are_sampled_at_once(denoisers: Any) -> None:
     made = []
     for batch in (0, 2, 3):
         synthesizer = make_synthesizer(denoisers[8], SamplerConfig("euler", steps=3, batch_size=batch))
-        assert synthesizer.sampling.batch_size == (batch or memory.HOST_BATCH * jax.device_count())
+        assert synthesizer.sampling.batch_size == (batch or memory.HOST_BATCH)
         made.append(synthesize(jax.random.key(0), synthesizer, count=5).obs)
     for other in made[1:]:
         np.testing.assert_allclose(other, made[0], rtol=1e-4, atol=1e-4)
