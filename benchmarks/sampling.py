@@ -45,7 +45,7 @@ BASELINES = (
 )
 METHODS = (
     *BASELINES,
-    # those within the tolerance of `jaxpgd pareto` of the baseline on hopper/medium, at their coefficients: results/pareto_hopper
+    # within the tolerance of `jaxpgd pareto` of the baseline on hopper/medium, at these coefficients: results/pareto_hopper
     Method("dpmpp_2m_sde 12 of [0.01, 20], 96 features", SHORT, features=96),
     Method("dpmpp_2m_sde 24, nudged, 96 features", SamplerConfig("dpmpp_2m_sde", steps=24), NUDGE, features=96),
     Method("heun 32", SamplerConfig("heun", steps=32)),

@@ -57,16 +57,16 @@ def pareto_run(
     The bar is 256 Heun steps with churn: of the run's own denoiser, or of that of another run (`reference`), whose guidance
     then counts as well. With `guided`, or a policy "ARM[:SEED]" or an actor's npz file, trajectories are guided towards it (by
     default the target of a built-in environment) by the run's guidance, or by `guidance` and `coefficient`. Unguided and
-    against its own denoiser, of all solvers and numbers, the choice is what `sampler.kind = "auto"` takes in this run, unless it has
-    settled already. Raises InputError.
+    against its own denoiser, of all solvers and numbers, the choice is what `sampler.kind = "auto"` takes in this run, unless
+    it has settled already. Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check(bool(evaluations) and min(evaluations) > 1, "--evaluations", evaluations, "numbers above 1")
     unknown = [kind for kind in kinds if kind not in SAMPLERS]
     check(not unknown and bool(kinds), "--kinds", unknown, f"some of {', '.join(SAMPLERS)}")
     run, began = open_run(path), time.monotonic()
-    check(guided or bool(policy or actor) or not (guidance or coefficient), "--guidance, --coefficient", guidance or coefficient,
-          "--guided, --policy or --actor with them")  # fmt: skip
+    named = guidance or coefficient
+    check(guided or bool(policy or actor) or not named, "--guidance, --coefficient", named, "--guided, --policy or --actor too")
     run.config = _with_guidance(run.config, guidance, coefficient)
     if run.config.sampler.kind == "auto":  # what is to be found out here
         run.config = dataclasses.replace(run.config, sampler=dataclasses.replace(run.config.sampler, kind="heun"))
