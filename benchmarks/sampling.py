@@ -13,11 +13,12 @@ import jax.numpy as jnp
 
 from benchmarks.denoiser import Size as DenoiserSize
 from benchmarks.denoiser import make_windows
-from benchmarks.timing import Timing, compiled_flops, header, matmul_peak, measure, peak_memory, row
+from benchmarks.timing import Timing, compiled_flops, header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.training.memory import peak_memory
 from jaxpgd.types import Policy, Trajectory
 
 

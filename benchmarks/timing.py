@@ -12,11 +12,6 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-try:
-    import resource
-except ImportError:  # not on this system
-    resource = None  # type: ignore[assignment]
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -100,16 +95,6 @@ def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
     analysis = jitted.lower(*args).compile().cost_analysis()
     found = analysis[0] if isinstance(analysis, list) else analysis
     return float((found or {}).get("flops", float("nan")))
-
-
-def peak_memory() -> int | None:
-    """Most bytes in use so far: of the first device where it tells, else of this process."""
-    found = jax.devices()[0].memory_stats()
-    if found and "peak_bytes_in_use" in found:
-        return int(found["peak_bytes_in_use"])
-    if resource is None:
-        return None
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if platform.system() == "Darwin" else 1024)
 
 
 def matmul_peak(size: int = 0, repeats: int = 7, dtype: Any = jnp.float32) -> float:

@@ -17,6 +17,7 @@ from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.training.checkpoints import CheckpointStore
+from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Metrics, PyTree
@@ -117,7 +118,9 @@ def drive(
                     saved = time.monotonic()
                 if asked and done < program.chunks:
                     stop.leave()
-        run.finish(stage, {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total})
+        run.finish(
+            stage, {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total, "peak_memory_bytes": peak_memory()}
+        )
         wait_for_all(f"{stage} finished")
     if any_of_all(bool(stop.requested)):
         stop.leave()

@@ -17,6 +17,7 @@ from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_
 from jaxpgd.pipeline.stages import agent_stage, by_setting, returns_stage
 from jaxpgd.settings import Config
 from jaxpgd.sweep import read_sweep
+from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Policy
 
@@ -60,7 +61,9 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
         policies = _policies(run, prepared, models)
         together("evaluation", lambda: _finish(run, prepared, models, policies))
     if is_writer():
-        print(f"done in {clock(time.monotonic() - began)}", flush=True)
+        taken = peak_memory()
+        memory = f", {taken / 2**30:.1f} GiB of memory at most" if taken else ""
+        print(f"done in {clock(time.monotonic() - began)}{memory}", flush=True)
     return run.path
 
 
