@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUITE [--out FILE.json]`: run one suite, print its results as JSON, keep them in FILE.json.
+"""`python -m benchmarks [SUITE] [--out FILE.json]`: run one suite, or all that measure speed; results as JSON, kept in FILE.json.
 
 Cores are chosen from outside: `taskset -c 0 python -m benchmarks agents`.
 """
@@ -6,8 +6,10 @@ Cores are chosen from outside: `taskset -c 0 python -m benchmarks agents`.
 import argparse
 import importlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # name -> module with `run() -> dict`; imported only when asked for
 SUITES = {
@@ -26,18 +28,33 @@ SUITES = {
 }
 
 
+SPEED = tuple(name for name in SUITES if name not in ("conditions", "guidance"))  # the others measure errors
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse arguments, run the suite, report."""
+    """Parse arguments, run, report. Of several suites each is kept as soon as it is there."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=sorted(SUITES))
+    parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="by default all of " + ", ".join(SPEED))
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.parent.is_dir():
         parser.error(f"--out: no directory {args.out.parent}")
-    text = json.dumps(importlib.import_module(SUITES[args.suite]).run(), indent=2)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    if args.suite:
+        _keep(importlib.import_module(SUITES[args.suite]).run(), args.out)
+        return
+    found: dict[str, Any] = {}
+    for name in SPEED:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found[name] = importlib.import_module(SUITES[name]).run()
+        _keep(found, args.out, show=name == SPEED[-1])
+
+
+def _keep(results: dict[str, Any], out: Path | None, *, show: bool = True) -> None:
+    text = json.dumps(results, indent=2)
+    if show:
+        print(text)
+    if out is not None:
+        out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,18 @@ def test_a_row_tells_rate_arithmetic_and_memory():
     assert "matmul_share" not in timing.row(timing.Timing(1.0, 0.5, 0.1, 3), 10)
 
 
+def test_without_a_name_every_speed_suite_is_run_and_kept(tmp_path, monkeypatch, capsys):
+    modules = {"agents": agents, "denoiser": denoiser, "dydiff": dydiff, "end_to_end": end_to_end, "refresh": refresh,
+               "sampling": sampling, "scaling": scaling}  # fmt: skip
+    out = tmp_path / "all.json"
+    for name, module in modules.items():
+        monkeypatch.setattr(module, "run", lambda name=name: {"suite": name, "before": out.exists()})
+    cli.main(["--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found == json.loads(capsys.readouterr().out) and set(found) == set(modules) == set(cli.SPEED)
+    assert [found[name]["before"] for name in cli.SPEED] == [False] + [True] * (len(modules) - 1)
+
+
 @pytest.mark.parametrize("method", sampling.METHODS, ids=lambda m: m.name)
 def test_a_sampling_method_is_what_its_name_says(method):
     sampler, guidance = method.sampler, method.guidance
