@@ -1,4 +1,4 @@
-"""`python -m benchmarks [SUITE] [--out FILE.json]`: run one suite, or all that measure speed; results as JSON, kept in FILE.json.
+"""`python -m benchmarks [SUITE] [--out FILE.json]`: one suite, or all that measure speed; JSON, kept in FILE.json as well.
 
 Cores are chosen from outside: `taskset -c 0 python -m benchmarks agents`.
 """
