@@ -1,6 +1,7 @@
 """How faithful a sampler's trajectories are, and `sampler.kind = "auto"`: the cheapest sampler that suffices."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectorie
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
+from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Policy
 
 EVALUATIONS = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # of a trajectory
@@ -139,7 +141,10 @@ def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDe
     run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
     s = run.config.sampler
     if is_writer():
-        print(f"sampler: {s.kind}, {s.steps} steps of [{s.sigma_min:g}, {s.sigma_max:g}]", flush=True)
+        print(f"sampler: {s.kind}, {s.steps} noise levels from {s.sigma_max:g} to {s.sigma_min:g}", flush=True)
+    if is_writer() and not done and run.facts(STAGE).get("reference", {}).get("terminal_rate", 0.0) > 0.5:
+        print("warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to "
+              "choose a sampler by.", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
@@ -155,13 +160,16 @@ def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) ->
     guided_down_to = config.guidance.sigma_min if "guided" in config.arms else 0.0
     looked = [s for s in candidates(sampler, EVALUATIONS, tuple(SAMPLERS)) if s.sigma_max > guided_down_to]
     costs = sorted({described(s)["evaluations"] for s in looked})
-    for cost in costs:
-        level = [s for s in looked if described(s)["evaluations"] == cost]
-        rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
-        best = min(rows, key=error_of, default=None)
-        if of_first(float(best is not None)):
-            return best or reference
-    return reference
+    facts = {"trajectories": config.evaluation.trajectories, "tolerance": TOLERANCE, "reference": reference}
+    with StageProgress(STAGE, len(costs), "numbers of evaluations") as progress:
+        for cost in costs:
+            level = [s for s in looked if described(s)["evaluations"] == cost]
+            rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
+            best = min(rows, key=error_of, default=None)
+            progress.advance(1)
+            if of_first(float(best is not None)):
+                return (best or reference) | facts
+    return reference | facts
 
 
 def error_of(row: Row) -> float:

@@ -83,7 +83,8 @@ def pareto_run(
     rows = []
     for row in measured(config, denoiser, measure, samplers, target is not None):
         rows.append(row | {"suffices": suffices(row, bar)})
-        print(_line(rows[-1]), flush=True)
+        print(f"{len(rows)}/{len(samplers)} {_line(rows[-1])}", flush=True)
+        write_atomic(directory / "rows.json", json.dumps(plain({"reference": bar, "rows": rows}), indent=1))  # so far
     enough = [row for row in rows if row["suffices"]]
     result: dict[str, Any] = {
         "run": path, "reference_run": reference or path, "dataset": config.data.name, "target": target[1] if target else "",
@@ -171,6 +172,7 @@ def _write(out: Path, result: dict[str, Any]) -> str:
         f"{result['trajectories']} trajectories a row; reference: {REFERENCE_STEPS} Heun steps with churn of "
         f"{result['reference_run']}" + (guided if result["target"] else ""),
         f"suffices: no measure ({', '.join(measures)}) more than {TOLERANCE:.0%} above the reference's"
+        + ", none of them not a number"
         + (f", log-likelihood short by at most {TOLERANCE:.0%} of what guidance gains" if result["target"] else ""),
         "cheapest that suffices: " + (_line(result["chosen"]) if result["chosen"] else "none"),
     ])  # fmt: skip

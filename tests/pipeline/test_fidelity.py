@@ -107,6 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_is_settled_before_the_first_trajectory_and_kept(run: Path) -> None:
     facts = json.loads((run / "stages" / "sampler.json").read_text())
     assert facts["solver"] in SAMPLERS and facts["evaluations"] <= 3 and facts["seconds"] > 0
+    assert facts["trajectories"] == 16 and np.isfinite(facts["reference"]["sliced_wasserstein_1"])
     assert 'kind = "auto"' in (run / "config.toml").read_text()
     assert json.loads((run / "quality.json").read_text())["rows"]
 
