@@ -31,6 +31,10 @@ STAGE = "sampler"
 MEASURES = ("dynamics_error", "surviving_reward_error", "sliced_wasserstein_1")
 GUIDED_MEASURES = MEASURES[:2]  # guidance is meant to leave the data
 SHOWN = (*MEASURES, "dynamics_error_se", "log_likelihood", "log_likelihood_se", "terminal_rate")
+_POOR = (
+    "warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to choose "
+    "a sampler by."
+)
 _HELD_OUT = 2000  # windows that trajectories are compared with, at most
 
 Row = dict[str, Any]
@@ -143,8 +147,7 @@ def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDe
     if is_writer():
         print(f"sampler: {s.kind}, {s.steps} noise levels from {s.sigma_max:g} to {s.sigma_min:g}", flush=True)
     if is_writer() and not done and run.facts(STAGE).get("reference", {}).get("terminal_rate", 0.0) > 0.5:
-        print("warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to "
-              "choose a sampler by.", file=sys.stderr, flush=True)  # fmt: skip
+        print(_POOR, file=sys.stderr, flush=True)
 
 
 def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
