@@ -32,8 +32,8 @@ MEASURES = ("dynamics_error", "surviving_reward_error", "sliced_wasserstein_1")
 GUIDED_MEASURES = MEASURES[:2]  # guidance is meant to leave the data
 SHOWN = (*MEASURES, "dynamics_error_se", "log_likelihood", "log_likelihood_se", "terminal_rate")
 _POOR = (
-    "warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to choose "
-    "a sampler by."
+    "warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to "
+    "choose a sampler by."
 )
 _HELD_OUT = 2000  # windows that trajectories are compared with, at most
 
