@@ -127,6 +127,7 @@ def test_pareto_writes_its_table_and_the_choice(run: Path, capsys: Any, monkeypa
     assert (run / "pareto" / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "guided"
     arguments = ["--kinds", "euler", "--evaluations", "2", "--trajectories", "16", "--out", str(out)]
@@ -186,6 +187,7 @@ def test_a_reference_without_any_number_is_refused() -> None:
         suffices(REFERENCE, dict.fromkeys(REFERENCE, np.nan))
 
 
+@pytest.mark.slow
 def test_pareto_guides_towards_an_agent_of_a_run_with_auto(run: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fidelity, "REFERENCE_STEPS", 2)
