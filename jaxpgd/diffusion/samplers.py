@@ -169,6 +169,23 @@ def _integrate(
     return x, {"evaluations": jnp.asarray((2 if second_order else 1) * (steps - 1) + 1)}
 
 
+def _remembering(
+    step: Callable[..., Any], key: Array, x: Array, memory: Any, sigmas: Array, before: int
+) -> tuple[Array, Metrics]:
+    """`step(key, x, memory, index, levels) -> (x, memory)` over all intervals; levels: `before` that are past, now, next."""
+    steps = sigmas.shape[0] - 1
+    # the first steps have nothing behind them, and do not look at it
+    padded = jnp.concatenate([*(2.0**i * sigmas[:1] for i in range(before, 0, -1)), sigmas])
+
+    def advance(carry: tuple[Array, Any], at: tuple[Array, ...]) -> tuple[tuple[Array, Any], None]:
+        key, index, *levels = at
+        return step(key, *carry, index, tuple(levels)), None
+
+    inputs = (jax.random.split(key, steps), jnp.arange(steps), *(padded[i : i + steps] for i in range(before + 2)))
+    (x, _), _ = jax.lax.scan(advance, (x, memory), inputs)
+    return x, {"evaluations": jnp.asarray(steps)}
+
+
 def euler(
     key: Array,
     denoise: Denoise,
@@ -253,14 +270,7 @@ def dpmpp_2m(
     steps = sigmas.shape[0] - 1
     step = _Step(denoise, Churn(), before_step, after_stage, steps, "churned")
 
-    def advance(carry: tuple[Array, Array], at: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
-        key, index, *levels = at
-        return step.multistep(key, *carry, index, tuple(levels), noise), None  # type: ignore[arg-type]
-
-    earlier = jnp.concatenate([2.0 * sigmas[:1], sigmas[:-2]])  # the first has no last step, and does not look at it
-    inputs = (jax.random.split(key, steps), jnp.arange(steps), earlier, sigmas[:-1], sigmas[1:])
-    (x, _), _ = jax.lax.scan(advance, (x, jnp.zeros_like(x)), inputs)
-    return x, {"evaluations": jnp.asarray(steps)}
+    return _remembering(functools.partial(step.multistep, noise=noise), key, x, jnp.zeros_like(x), sigmas, 1)
 
 
 def dpmpp_3m(
@@ -282,14 +292,8 @@ def dpmpp_3m(
     steps = sigmas.shape[0] - 1
     step = _Step(denoise, Churn(), before_step, after_stage, steps, "churned")
 
-    def advance(carry: tuple[Array, tuple[Array, Array]], at: tuple[Array, ...]) -> tuple[Any, None]:
-        key, index, *levels = at
-        return step.multistep_third(key, *carry, index, tuple(levels), noise), None
-
-    padded = jnp.concatenate([4.0 * sigmas[:1], 2.0 * sigmas[:1], sigmas])  # the first steps do not look at what is before
-    inputs = (jax.random.split(key, steps), jnp.arange(steps), *(padded[i : i + steps] for i in range(4)))
-    (x, _), _ = jax.lax.scan(advance, (x, (jnp.zeros_like(x), jnp.zeros_like(x))), inputs)
-    return x, {"evaluations": jnp.asarray(steps)}
+    blank = (jnp.zeros_like(x), jnp.zeros_like(x))
+    return _remembering(functools.partial(step.multistep_third, noise=noise), key, x, blank, sigmas, 2)
 
 
 dpmpp_2m_sde: Sampler = functools.partial(dpmpp_2m, noise=1.0)

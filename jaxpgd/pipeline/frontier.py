@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.errors import InputError, check
+from jaxpgd.errors import check
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.report import text_table
 from jaxpgd.evaluation.simulators import has_simulator
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, known_target, prepare, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
-from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
+from jaxpgd.pipeline.run_directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.pipeline.truth import known_truth
 from jaxpgd.settings import Config, GuidanceConfig
@@ -72,7 +72,7 @@ def frontier_runs(
             ours, first = getattr(run.config, section), getattr(runs[0].config, section)
             check(ours == first, section, str(run.path), f"a run with the [{section}] settings of {paths[0]}")
     target_path = out or runs[0].path / "frontier"
-    _make_directory(target_path)
+    make_directory(target_path)
     opened = [_open(run) for run in runs]
     for run in runs:  # "auto" is settled now
         check(
@@ -224,13 +224,6 @@ def largest_coefficients(rows: list[dict[str, Any]], times: float) -> dict[str, 
                 break
             found[kind] = row["coefficient"]
     return found
-
-
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
 
 
 def _write(out: Path, result: dict[str, Any]) -> str:

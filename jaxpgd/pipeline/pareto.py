@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from jaxpgd.diffusion.samplers import SAMPLERS
-from jaxpgd.errors import InputError, check
+from jaxpgd.errors import check
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.report import text_table
 from jaxpgd.pipeline.fidelity import (
@@ -29,7 +29,7 @@ from jaxpgd.pipeline.fidelity import (
 )  # fmt: skip
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Prepared, known_target, prepare
-from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
+from jaxpgd.pipeline.run_directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
@@ -75,7 +75,7 @@ def pareto_run(
     other = _opened(open_run(reference)) if reference else (config, prepared, denoiser)
     check(other[1].windows.dim == prepared.windows.dim, "--reference", reference, "a run on data of the same sizes")
     directory = out or run.path / "pareto"
-    _make_directory(directory)
+    make_directory(directory)
     measure = make_measure(config, prepared, target[0] if target else None, trajectories, seed)
     bar = _bar(other[0], other[2], measure, target is not None)
     print("reference: " + _line(bar), flush=True)
@@ -150,13 +150,6 @@ def _line(row: Row) -> str:
     return (
         f"{row['solver']}, {row['evaluations']} evaluations of [{row['sigma_min']:g}, {row['sigma_max']:g}]: {values}{enough}"
     )
-
-
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
 
 
 def _write(out: Path, result: dict[str, Any]) -> str:

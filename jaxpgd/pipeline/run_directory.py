@@ -37,6 +37,14 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def make_directory(out: Path) -> None:
+    """Make what `--out` names. Raises InputError where it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
+
+
 def versions() -> dict[str, str]:
     """Python, platform, device and package versions."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "device": jax.devices()[0].device_kind}
