@@ -37,9 +37,9 @@ class Size:
     window: int = 32
     seeds: int = 8
     hidden: tuple[int, ...] = (256, 256)
-    updates: int = 300  # per scan
+    updates: int = 128  # per scan
     baseline_updates: int = 3  # per repeat
-    repeats: int = 5
+    repeats: int = 9
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -104,7 +104,7 @@ def baseline_rate(agent: Agent[Any], state: AgentState, data: Transition, size: 
         return current
 
     jax.block_until_ready(loop())
-    return size.baseline_updates / statistics.median(time_calls(loop, max(1, size.repeats // 2)))
+    return size.baseline_updates / statistics.median(time_calls(loop, max(1, size.repeats // 4)))
 
 
 def update_flops(agent: Agent[Any], size: Size) -> float:
@@ -130,13 +130,14 @@ def start(key: Array, agent: Agent[Any], data: Transition, replay: Replay) -> Ag
     return AgentState(agent.init(key_agent, jax.tree.map(lambda x: x[0], data)), replay, key)
 
 
-def measure_agent(agent: Agent[Any], data: Transition, replay: Replay, size: Size, peak: float) -> dict[str, Any]:
+def measure_agent(agent: Agent[Any], data: Transition, replay: Replay, size: Size) -> dict[str, Any]:
     """Rates of one agent, ours and the baseline's, and their ratio."""
     state = start(jax.random.key(0), agent, data, replay)
     timing = measure(
-        lambda state, agent, data: scan_updates(state, agent, data, size), state, agent, data, repeats=size.repeats
-    )
-    found = row(timing, size.updates, flops=update_flops(agent, size), peak=peak)
+        lambda state, agent, data: scan_updates(state, agent, data, size), state, agent, data,
+        repeats=size.repeats, peak=matmul_peak,
+    )  # fmt: skip
+    found = row(timing, size.updates, flops=update_flops(agent, size))
     baseline = baseline_rate(agent, state, data, size)
     critic_steps = {"critic_steps_per_second": agent.batches * found["rate"]} if agent.batches > 1 else {}
     return {"agent": agent.name} | found | critic_steps | {"baseline_rate": baseline, "ratio": found["rate"] / baseline}
@@ -147,9 +148,9 @@ def measure_seeds(agent: Agent[Any], data: Transition, replay: Replay, size: Siz
     keys = jax.random.split(jax.random.key(0), size.seeds)
     singles = [start(key, agent, data, replay) for key in keys]
     states = jax.tree.map(lambda *x: jnp.stack(x), *singles)
-    sized = dataclasses.replace(size, updates=max(1, size.updates // 4))
-    one = measure(lambda s, a, d: scan_updates(s, a, d, sized), singles[0], agent, data, repeats=size.repeats)
-    many = measure(lambda s, a, d: scan_seeds(s, a, d, sized), states, agent, data, repeats=size.repeats)
+    sized = dataclasses.replace(size, updates=max(1, size.updates // 2))
+    one = measure(lambda s, a, d: scan_updates(s, a, d, sized), singles[0], agent, data, repeats=max(1, size.repeats // 2))
+    many = measure(lambda s, a, d: scan_seeds(s, a, d, sized), states, agent, data, repeats=max(1, size.repeats // 2))
     short = dataclasses.replace(size, updates=min(size.updates, 10))
     alone = [float(scan_updates(s, agent, data, short)[1]["critic_loss"]) for s in singles]
     together = jax.device_get(scan_seeds(states, agent, data, short)[1]["critic_loss"])
@@ -171,6 +172,6 @@ def run(size: Size | None = None) -> dict[str, Any]:
     data = jax.block_until_ready(make_data(jax.random.key(0), size))
     replay = jax.block_until_ready(make_replay(jax.random.key(1), size))
     agents = [make(action_dim=size.action_dim, hidden=size.hidden) for make in (td3_bc, iql)]
-    rows = [measure_agent(agent, data, replay, size, peak) for agent in agents]
+    rows = [measure_agent(agent, data, replay, size) for agent in agents]
     rows += [measure_seeds(agent, data, replay, size) for agent in agents]
     return header("agents", size, peak) | {"rows": rows, "peak_memory_bytes": peak_memory()}

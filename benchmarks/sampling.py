@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks.denoiser import Size as DenoiserSize
 from benchmarks.denoiser import make_windows
-from benchmarks.timing import Timing, compiled_flops, header, matmul_peak, measure, row
+from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
@@ -87,29 +87,31 @@ def draw(key: jax.Array, synthesizer: DiffusionSynthesizer, policy: Policy | Non
     return synthesizer(key, policy, jnp.zeros((count, 1))).trajectory
 
 
-def measure_method(windows: Windows, method: Method, policy: Policy, size: Size, peak: float) -> dict[str, Any]:
+def measure_method(windows: Windows, method: Method, policy: Policy, size: Size) -> dict[str, Any]:
     """Trajectories a second of one method."""
     synthesizer = synthesizer_of(windows, method, size)
     target = policy if method.guidance is not None else None
     timing = measure(
         lambda key, synthesizer, target: draw(key, synthesizer, target, size.trajectories),
-        jax.random.key(1), synthesizer, target, repeats=size.repeats,
+        jax.random.key(1), synthesizer, target, repeats=size.repeats, peak=matmul_peak,
     )  # fmt: skip
-    return {"method": method.name} | row(timing, size.trajectories) | forward_share(windows, method, size, timing, peak)
+    flops, count = evaluation_flops(windows, method, size), evaluations(method)
+    found = row(timing, size.trajectories, flops=flops * count if method.guidance is None else None)
+    return {"method": method.name, "gflop_per_evaluation": flops / 1e9, "evaluations": count} | found
 
 
-def forward_share(windows: Windows, method: Method, size: Size, timing: Timing, peak: float) -> dict[str, Any]:
-    """Arithmetic of one evaluation for one trajectory, and of all evaluations as a share of the matmul peak (unguided only)."""
+def evaluation_flops(windows: Windows, method: Method, size: Size) -> float:
+    """Arithmetic of one evaluation for one trajectory."""
     denoiser = synthesizer_of(windows, method, size).denoiser
     batch = jax.ShapeDtypeStruct((size.trajectories, windows.length, windows.dim), jnp.float32)
     look = jax.jit(lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x))
-    flops = compiled_flops(look, denoiser.denoise, batch) / size.trajectories
-    found = {"gflop_per_evaluation": flops / 1e9}
-    if method.guidance is None:
-        steps = method.sampler.steps
-        evaluations = 2 * steps - 1 if method.sampler.kind == "heun" else steps
-        found["matmul_share"] = size.trajectories * evaluations * flops / timing.median_seconds / 1e9 / peak
-    return found
+    return compiled_flops(look, denoiser.denoise, batch) / size.trajectories
+
+
+def evaluations(method: Method) -> int:
+    """Of the denoiser, for one trajectory, without those of guidance."""
+    steps = method.sampler.steps
+    return 2 * steps - 1 if method.sampler.kind == "heun" else steps
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def run(size: Size | None = None) -> dict[str, Any]:
     windows = make_windows(shape)
     agent = td3_bc(action_dim=shape.action_dim)
     policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
-    rows = {method.name: measure_method(windows, method, policy, size, peak) for method in size.methods}
+    rows = {method.name: measure_method(windows, method, policy, size) for method in size.methods}
     for method in size.methods:
         if method.baseline in rows:
             rows[method.name]["ratio"] = rows[method.name]["rate"] / rows[method.baseline]["rate"]

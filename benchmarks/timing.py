@@ -1,6 +1,8 @@
 """Compile and run time apart, on a named device."""
 
 import dataclasses
+import functools
+import itertools
 import os
 import platform
 import statistics
@@ -22,12 +24,15 @@ class Timing:
     spread_seconds: float
     repeats: int
     memory_bytes: int | None = None  # that the compiled program takes at its peak: arguments, results, temporaries
+    seconds: tuple[float, ...] = ()  # of each repeat
+    peaks: tuple[float, ...] = ()  # matrix products' GFLOP/s around each repeat
 
 
-def row(timing: Timing, units: int, *, flops: float | None = None, peak: float | None = None) -> dict[str, Any]:
+def row(timing: Timing, units: int, *, flops: float | None = None) -> dict[str, Any]:
     """What every suite says of a subject that does `units` of its work in a run.
 
-    `flops` are those of one unit as its compiler counts them, `peak` the matrix product's GFLOP/s in the same process.
+    `flops` are those of one unit as its compiler counts them. Their share of the matmul peak is the median over repeats of
+    each one's rate over the peak around it: clocks move between repeats.
     """
     rate = units / timing.median_seconds
     found: dict[str, Any] = {
@@ -36,8 +41,9 @@ def row(timing: Timing, units: int, *, flops: float | None = None, peak: float |
     }  # fmt: skip
     if flops is not None:
         found["gflop_per_unit"] = flops / 1e9
-    if flops is not None and peak is not None:
-        found["matmul_share"] = rate * flops / 1e9 / peak
+    if flops is not None and timing.peaks:
+        shares = [units * flops / 1e9 / s / peak for s, peak in zip(timing.seconds, timing.peaks, strict=True)]
+        found |= {"matmul_share": statistics.median(shares), "matmul_gflops": statistics.median(timing.peaks)}
     return found
 
 
@@ -77,16 +83,24 @@ def time_calls(fn: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
-def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5) -> Timing:
-    """Compile `fn` for `args`, run it once unmeasured, then time `repeats` runs. `fn` may be jitted already."""
+def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5, peak: Callable[[], float] | None = None) -> Timing:
+    """Compile `fn` for `args`, run it once unmeasured, then time `repeats` runs. `fn` may be jitted already.
+
+    With `peak` (`matmul_peak`) the yardstick is measured before and after each run.
+    """
     jitted: Any = fn if hasattr(fn, "lower") else jax.jit(fn)
     start = time.perf_counter()
     compiled = jitted.lower(*args).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(compiled(*args))
-    seconds = time_calls(lambda: compiled(*args), repeats)
+    seconds, around = [], [peak()] if peak else []
+    for _ in range(repeats):
+        seconds += time_calls(lambda: compiled(*args), 1)
+        around += [peak()] if peak else []
+    peaks = tuple((before + after) / 2 for before, after in itertools.pairwise(around))
     spread = max(seconds) - min(seconds)
-    return Timing(compile_seconds, statistics.median(seconds), spread, repeats, program_memory(compiled))
+    memory = program_memory(compiled)
+    return Timing(compile_seconds, statistics.median(seconds), spread, repeats, memory, tuple(seconds), peaks)
 
 
 def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -97,16 +111,22 @@ def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
     return float((found or {}).get("flops", float("nan")))
 
 
+@functools.cache
+def _square_product(size: int, dtype: Any) -> tuple[Callable[..., Any], jax.Array]:
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    return product, matrix
+
+
 def matmul_peak(size: int = 0, repeats: int = 7, dtype: Any = jnp.float32) -> float:
-    """GFLOP/s of the fastest product of two [size, size] matrices: the yardstick for everything in this process.
+    """GFLOP/s of the median product of two [size, size] matrices: the yardstick for everything in this process.
 
     By default 1024 on CPU, 8192 on accelerators, which smaller ones do not fill.
     """
     size = size or (1024 if jax.devices()[0].platform == "cpu" else 8192)
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    return 2 * size**3 / min(time_calls(lambda: product(a, a), repeats)) / 1e9
+    product, matrix = _square_product(size, dtype)
+    return 2 * size**3 / statistics.median(time_calls(lambda: product(matrix, matrix), repeats)) / 1e9
 
 
 def describe_device() -> dict[str, Any]:
