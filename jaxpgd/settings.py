@@ -285,7 +285,7 @@ class Config:
     seeds: int = 4  # agents per arm and setting, trained as one vmapped program
     sweep: tuple[str, ...] = ()  # settings in the same program: names and values in turn, such as agent.alpha 1,2.5,4
     arms: tuple[Arm, ...] = ("real", "unguided", "guided")
-    denoiser_from: str = ""  # run directory whose trained denoiser is used instead of training one
+    models_from: tuple[str, ...] = ()  # run directories whose trained models are used instead of training the same ones
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
     data: DataConfig = DataConfig()

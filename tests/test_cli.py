@@ -35,7 +35,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "--data.window", "18", "--out", "{tmp}/run"], "data.window = 18: expected a multiple of"),
         (["run", "--seeds", "0"], "seeds = 0: expected a number above 0"),
         (["run", "--preset", "papr"], "preset = 'papr': expected one of"),
-        (["run", *SMALL, "--denoiser-from", "{tmp}", "--out", "{tmp}/run"], "expected a run directory made by `jaxpgd run`"),
+        (["run", *SMALL, "--models-from", "{tmp}", "--out", "{tmp}/run"], "expected a run directory made by `jaxpgd run`"),
         (["data", "list"], "data = 'list': expected info NAME"),
         (["data", "info", "point3d"], "data.name = 'point3d'"),
         (["data", "info", "point2d", "--window", "x"], "--window = 'x': expected int"),

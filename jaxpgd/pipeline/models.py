@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 
+from jaxpgd.config import get
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
-from jaxpgd.errors import InputError, check
+from jaxpgd.errors import check
 from jaxpgd.evaluation.environments import environment_kwargs
 from jaxpgd.evaluation.simulators import obs_slices
 from jaxpgd.parallel import of_first
@@ -31,6 +32,13 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "state-denoiser": ("dydiff",),
 }
 
+# the settings that decide what each model becomes; the seed decides which episodes are held out as well
+DECIDED_BY: dict[str, tuple[str, ...]] = {
+    "denoiser": ("seed", "data", "denoiser"),
+    "dynamics": ("seed", "data.name", "data.env_id", "data.episodes", "dynamics"),
+    "state-denoiser": ("seed", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions"),
+}
+
 
 def needs(config: Config, stage: str) -> bool:
     """Whether any arm uses the model of a stage of `NEEDS`."""
@@ -39,8 +47,8 @@ def needs(config: Config, stage: str) -> bool:
 
 def check_models(config: Config, prepared: Prepared) -> None:
     """Raise InputError for what is known to be wrong before anything is trained."""
-    if config.denoiser_from:
-        borrowed_denoiser(config, prepared)
+    for stage in NEEDS:
+        lender(config, stage)
     if needs(config, "dynamics"):
         termination_of(config, prepared.dataset.info)
         informative(prepared.dataset.transitions(), config.dynamics)
@@ -85,8 +93,7 @@ def settle_batch(run: RunDirectory, models: Models) -> None:
 def require_models(run: RunDirectory) -> None:
     """Raise InputError unless every model that the run's arms need is trained."""
     for stage in NEEDS:
-        borrowed = stage == "denoiser" and run.config.denoiser_from
-        if needs(run.config, stage) and not borrowed:
+        if needs(run.config, stage) and lender(run.config, stage) is None:
             run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
 
 
@@ -98,41 +105,40 @@ def load_denoiser(path: str) -> TrajectoryDenoiser:
     return denoiser_stage(run, prepare(run.config))
 
 
+def lender(config: Config, stage: str) -> RunDirectory | None:
+    """The run that lends the model of a stage: the first of `models_from` that has one. None: this run trains it, or needs none.
+
+    Raises InputError where that run's stage is not finished, or its settings of the model are others.
+    """
+    if not needs(config, stage):
+        return None
+    for path in config.models_from:
+        run = open_run(path)
+        if not needs(run.config, stage):
+            continue
+        deeper = lender(run.config, stage)
+        if deeper is None:
+            run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+        for name in (each for part in DECIDED_BY[stage] for each in _names(config, part)):
+            mine, theirs = get(config, name), get(run.config, name)
+            check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {path!r}")
+        return deeper or run
+    return None
+
+
+def _names(config: Config, part: str) -> list[str]:
+    """The settings of a section, or the one setting of that name."""
+    value = get(config, part)
+    return [f"{part}.{name}" for name in vars(value)] if dataclasses.is_dataclass(value) else [part]
+
+
 def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
-    """Train the denoiser, or take it from this run's checkpoint or from the run that `denoiser_from` names."""
+    """Train the denoiser, or take it from this run's checkpoint or from a run of `models_from`."""
+    run = lender(run.config, "denoiser") or run
     config = run.config
-    if config.denoiser_from:
-        return borrowed_denoiser(config, prepared)
-    return _own_denoiser(run, prepared, train=True)
-
-
-def _own_denoiser(run: RunDirectory, prepared: Prepared, *, train: bool) -> TrajectoryDenoiser:
-    program = denoiser_program(prepared.windows, run.config.denoiser)
-    key = stage_key(run.config, "denoiser")
-    if not train:
-        run.require("denoiser", f"jaxpgd run {run.path / 'config.toml'} --resume")
-    state = drive(run, "denoiser", key, program, prepared.windows, note="validation_loss")
-    return trained_denoiser(state, prepared.windows, run.config.denoiser)
-
-
-def borrowed_denoiser(config: Config, prepared: Prepared) -> TrajectoryDenoiser:
-    """The trained denoiser of the run that `denoiser_from` names. Raises InputError unless seed, data and network agree."""
-    lender = open_run(config.denoiser_from)
-    if config.seed != lender.config.seed:  # it decides which episodes are held out, and so the token statistics
-        raise InputError(
-            f"seed = {config.seed}: expected {lender.config.seed}, as in denoiser_from = {config.denoiser_from!r}."
-        )
-    for section in ("data", "denoiser"):
-        mine, theirs = getattr(config, section), getattr(lender.config, section)
-        for name, value in vars(mine).items():
-            other = getattr(theirs, name)
-            if value != other:
-                raise InputError(
-                    f"{section}.{name} = {value!r}: expected {other!r}, as in denoiser_from = {config.denoiser_from!r}."
-                )
-    if lender.config.denoiser_from:
-        return borrowed_denoiser(lender.config, prepared)
-    return _own_denoiser(lender, prepared, train=False)
+    program = denoiser_program(prepared.windows, config.denoiser)
+    state = drive(run, "denoiser", stage_key(config, "denoiser"), program, prepared.windows, note="validation_loss")
+    return trained_denoiser(state, prepared.windows, config.denoiser)
 
 
 def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
@@ -142,7 +148,8 @@ def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
 
 
 def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
-    """Train the one-step world model, or take it from this run's checkpoint."""
+    """Train the one-step world model, or take it from this run's checkpoint or from a run of `models_from`."""
+    run = lender(run.config, "dynamics") or run
     config, info = run.config, prepared.dataset.info
     rule = termination_of(config, info)
     data = prepare_dynamics(prepared.dataset.transitions(), config.dynamics, seed=config.seed)
@@ -152,7 +159,8 @@ def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
 
 
 def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser:
-    """Train DyDiff's denoiser of states given actions, or take it from this run's checkpoint."""
+    """Train DyDiff's denoiser of states given actions, or take it from this run's checkpoint or from a run of `models_from`."""
+    run = lender(run.config, "state-denoiser") or run
     config = run.config
     conditions = config.synthesis.dydiff.conditions
     windows = state_windows(prepare_state_windows(config, prepared), conditions)

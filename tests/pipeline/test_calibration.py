@@ -39,7 +39,7 @@ original = stages.calibrate
 def calibrated(make_config: Any, finished: Path, out: Path, times: float) -> Any:
     """A config of the guided arm alone, with the denoiser of the finished run."""
     guidance = {"kind": "reconstruction", "coefficient": 0.5, "max_dynamics_error": times}
-    return make_config(out, arms=["guided"], guidance=guidance, denoiser_from=str(finished))
+    return make_config(out, arms=["guided"], guidance=guidance, models_from=[str(finished)])
 
 
 def choices(path: Path) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def test_a_run_by_effective_size_is_scored_at_the_coefficient_it_ends_with(
     finished: Path, make_config: Any, tmp_path: Path
 ) -> None:
     guidance = {"kind": "reconstruction", "coefficient": 50.0, "target_ess": 0.5}
-    path = run_all(make_config(tmp_path / "run", arms=["guided"], guidance=guidance, denoiser_from=str(finished)))
+    path = run_all(make_config(tmp_path / "run", arms=["guided"], guidance=guidance, models_from=[str(finished)]))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     row = [row for row in rows if row["stage"] == "agent-guided"][-1]
     chosen = np.mean(row["synthetic_coefficient"])

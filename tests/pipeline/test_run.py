@@ -168,15 +168,15 @@ def test_export_loads_with_minari(finished: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_borrowed_denoiser(finished: Path, make_config: Any, tmp_path: Path) -> None:
-    config = make_config(tmp_path / "borrower", denoiser_from=str(finished))
+    config = make_config(tmp_path / "borrower", models_from=[str(finished)])
     borrower, prepared = create_run(config, resume=False), prepare(config)
     ours = models.denoiser_stage(borrower, prepared)
     theirs = models.denoiser_stage(open_run(finished), prepared)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not (tmp_path / "borrower" / "checkpoints").exists()
-    other = make_config(tmp_path / "other", denoiser_from=str(finished), denoiser={**vars(config.denoiser), "features": 16})
-    with pytest.raises(InputError, match=r"denoiser.features = 16: expected 8, as in denoiser_from"):
+    other = make_config(tmp_path / "other", models_from=[str(finished)], denoiser={**vars(config.denoiser), "features": 16})
+    with pytest.raises(InputError, match=r"denoiser.features = 16: expected 8, as in models_from"):
         models.denoiser_stage(create_run(other, resume=False), prepared)
 
 

@@ -36,7 +36,7 @@ def test_a_setting_alone_gives_the_same_agents(swept: Path, tmp_path: Path, make
     config = open_run(swept).config
     alone = with_setting(config, read_sweep(config).settings[3])
     sections = {name: to_dict(alone)[name] for name in ("agent", "guidance")}
-    run_all(make_config(tmp_path / "alone", **ARMS, denoiser_from=str(swept), **sections))
+    run_all(make_config(tmp_path / "alone", **ARMS, models_from=[str(swept)], **sections))
     rows = [json.loads((path / "returns.json").read_text()) for path in (swept, tmp_path / "alone")]
     np.testing.assert_allclose(rows[0]["guided, alpha 2.5, coefficient 2"]["returns"], rows[1]["guided"]["returns"], rtol=1e-4)
     assert rows[0]["guided, alpha 2.5, coefficient 0.5"]["returns"] != rows[0]["guided, alpha 2.5, coefficient 2"]["returns"]
