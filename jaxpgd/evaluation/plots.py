@@ -45,6 +45,38 @@ def _axes(
     return figure, axes
 
 
+def panels(
+    count: int, *, width: float = 5.0, height: float = 4.2, title: str = "", columns: int = 4, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows of at most `columns`, `width` x `height` inches each; `options` as of `subplots`."""
+    across = min(count, columns)
+    down = -(-count // across)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width * across, height * down + 0.4 * bool(title)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(down, across, squeeze=False, **options).ravel())
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    if title:
+        figure.suptitle(title)
+    return figure, axes[:count]
+
+
+def colour_of(name: str, names: Sequence[str]) -> str:
+    """The colour of one of several names in every figure: arms have their own, others one of a list in order."""
+    return _colour(name, names)
+
+
+def path_lines(axis: Axes, trajectory: Trajectory, goals: Mapping[str, tuple[float, float]] | None = None) -> None:
+    """Draw trajectories [N, T] by their first two observation entries, up to their terminals, with `goals` as marks."""
+    for path in _paths(trajectory, len(trajectory.reward)):
+        axis.plot(path[:, 0], path[:, 1], color="#0072B2", alpha=0.4, linewidth=1)
+        axis.plot(path[0, 0], path[0, 1], marker="o", color="0.25", markersize=2.5)
+    for mark, (goal, position) in zip("*XPD", (goals or {}).items(), strict=False):
+        axis.plot(*position, marker=mark, markersize=14, color="#D55E00", markeredgecolor="white", linestyle="", label=goal)
+    axis.set(xlabel="x", ylabel="y", aspect="equal")
+
+
 def _colour(name: str, names: Sequence[str]) -> str:
     others = [n for n in names if n not in COLOURS]
     return COLOURS[name] if name in COLOURS else _OTHERS[others.index(name) % len(_OTHERS)]

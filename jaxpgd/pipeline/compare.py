@@ -20,7 +20,7 @@ from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, state_en
 from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.models import models_stage, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
-from jaxpgd.pipeline.run_directory import RunDirectory, open_run, write_atomic
+from jaxpgd.pipeline.run_directory import open_run, write_atomic
 from jaxpgd.pipeline.stages import agent_number, chosen_policy
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import synthesize_from
@@ -108,14 +108,15 @@ def compare_runs(
     if length > trained:
         print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)
     target = out or first.path / "comparison"
-    began: list[tuple[RunDirectory, Prepared, Models]] = []
-    for run in runs:
+    opened: list[tuple[str, Config, Prepared, Models]] = []
+    for index, run in enumerate(runs):
         prepared = prepare(run.config)
-        began.append((run, prepared, models_stage(run, prepared)))
-    _, prepared, models = began[0]
+        models = models_stage(run, prepared)
+        opened.append((f"run {index + 1}, {run.path.name}", settled(run, agent_number(policy)), prepared, models))
+    _, _, prepared, models = opened[0]
     chosen, name = chosen_policy(first, prepared, models, policy or ("" if actor else first.config.arms[-1]), actor)
     key = jax.random.fold_in(stage_key(first.config, "compare"), seed)
-    result = _compare(began, greedy(chosen), agent_number(policy), length, trajectories, key)
+    result = compare_models(key, opened, chosen, length, trajectories)
     result |= {"policy": name, "dataset": prepared.dataset.info.name, "runs": paths}
     _write(target, result)
     return result
@@ -127,11 +128,16 @@ def _trained_length(config: Config) -> int:
     return max(config.data.window, states) if "dydiff" in config.arms else config.data.window
 
 
-def _compare(
-    runs: list[tuple[RunDirectory, Prepared, Models]], policy: Policy, agent: int, length: int, count: int, key: Array
+def compare_models(
+    key: Array, models_of: list[tuple[str, Config, Prepared, Models]], policy: Policy, length: int, count: int
 ) -> dict[str, Any]:
-    """`agent`: which of a swept run's agents the policy is of, whose coefficient guides."""
-    prepared = runs[0][1]
+    """Rollouts [N = `count`, T = `length`] of a policy, acting by its mode, by every model of several runs of one dataset.
+
+    `models_of` has, for each run, its name (told where a method occurs again), its config, its dataset and its models. Returns
+    `methods` (by name, the keys of `compare_rollouts` but for `squares`), `crossings` (by name), `truth` (terminal rate and
+    log-likelihood in the real environment), `length`, `trajectories`. Raises InputError where no run has a model.
+    """
+    prepared, policy = models_of[0][2], greedy(policy)
     info = prepared.dataset.info
     key_start, key_truth, key_noise, key_made, key_score = jax.random.split(key, 5)
     start = sample_real(key_start, prepared.dataset.transitions(), count).obs
@@ -147,9 +153,9 @@ def _compare(
         return compare_rollouts(key_score, truth, made, policy, std, entries=state_entries(info), samples=samples)
 
     floor = truth if samples is None else samples
-    for index, (run, _, models) in enumerate(runs):
-        for name, synthesizer in methods(settled(run, agent), models, length).items():
-            label = name if name not in found else f"{name} (run {index + 1}, {run.path.name})"
+    for run, config, _, models in models_of:
+        for name, synthesizer in methods(config, models, length).items():
+            label = name if name not in found else f"{name} ({run})"
             made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
             found[label] = score(made)
             print(f"{label}: {summary_line(found[label])}", flush=True)

@@ -1,0 +1,237 @@
+"""The figures of a study, each as its `[[figures]]` says. All return a matplotlib figure."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxpgd.errors import InputError
+from jaxpgd.evaluation.comparison import performance_profile
+from jaxpgd.evaluation.plots import colour_of, panels, path_lines
+from jaxpgd.evaluation.policy_selection import policy_selection
+from jaxpgd.evaluation.statistics import Summary, summarise
+from jaxpgd.evaluation.study_plots import profiles_figure, selection_figure
+from jaxpgd.studies.results import Results
+from jaxpgd.studies.spec import Drawing
+
+Where = dict[str, str]
+_THRESHOLDS = 101
+
+
+def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary | None:
+    """Mean and IQM of the seeds with these labels, with their intervals; of one seed over its episodes. None without values."""
+    table = results.table(value, where)
+    if not table:
+        return None
+    if len(table) == 1:
+        return summarise(table[0][None])
+    return summarise(np.array([episodes.mean() for episodes in table]))
+
+
+def draw(results: Results, drawing: Drawing) -> Figure | None:
+    """The figure; None where no cell has what it shows."""
+    return DRAWINGS[drawing.kind](results, drawing)
+
+
+def _places(results: Results, axes: Sequence[str]) -> list[Where]:
+    return [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*(results.labels(axis) for axis in axes))]
+
+
+def _hues(results: Results, drawing: Drawing) -> list[str]:
+    return results.labels(drawing.hue) if drawing.hue else [""]
+
+
+def _at(where: Where, axis: str, label: str) -> Where:
+    return where | {axis: label} if axis else where
+
+
+def _name(where: Where) -> str:
+    return ", ".join(where.values())
+
+
+def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figure, Iterator[tuple[Where, Axes]]]:
+    places = _places(results, drawing.panels)
+    figure, axes = panels(len(places), width=width, title=drawing.title)
+    for where, axis in zip(places, axes, strict=True):
+        axis.set(title=_name(where), ylabel=drawing.label or drawing.value.replace("_", " "))
+        if drawing.log:
+            axis.set_yscale("log")
+    return figure, zip(places, axes, strict=True)
+
+
+def lines(results: Results, drawing: Drawing) -> Figure:
+    """`value` over the labels of `x`, with bars from the lowest to the highest bound of its interval."""
+    figure, grid = _grid(results, drawing)
+    hues = _hues(results, drawing)
+    for where, axis in grid:
+        for hue in hues:
+            spot = _at(where, drawing.hue, hue)
+            if hue in drawing.flat:
+                _level(axis, _any(results, drawing, spot), hue, hues)
+                continue
+            found = [
+                (float(x), s)
+                for x in results.labels(drawing.x)
+                if (s := summary(results, drawing.value, _at(spot, drawing.x, x)))
+            ]
+            if found:
+                _bars(axis, np.array([x for x, _ in found]), [s for _, s in found], hue, hues)
+        positive = all(float(x) > 0 for x in results.labels(drawing.x))
+        axis.set(xlabel=drawing.x.replace("_", " "), **({"xscale": "log"} if positive else {}))
+        ticks = [float(x) for x in results.labels(drawing.x)]
+        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axis.minorticks_off()
+        axis.legend(fontsize=9)
+    return figure
+
+
+def _any(results: Results, drawing: Drawing, spot: Where) -> Summary | None:
+    return next(
+        filter(None, (summary(results, drawing.value, _at(spot, drawing.x, x)) for x in results.labels(drawing.x))), None
+    )
+
+
+def _level(axis: Axes, s: Summary | None, hue: str, hues: list[str]) -> None:
+    if s is None:
+        return
+    colour = colour_of(hue, hues)
+    axis.axhline(s.mean, color=colour, linestyle="--", label=hue)
+    if np.isfinite([s.mean_low, s.mean_high]).all():
+        axis.axhspan(s.mean_low, s.mean_high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _bars(axis: Axes, x: np.ndarray, found: Sequence[Summary], hue: str, hues: list[str]) -> None:
+    mean = np.array([s.mean for s in found])
+    spread = np.nan_to_num(np.abs(np.array([[s.mean - s.mean_low for s in found], [s.mean_high - s.mean for s in found]])))
+    axis.errorbar(x, mean, spread, color=colour_of(hue, hues), marker="o", capsize=4, label=hue or None)
+
+
+def intervals(results: Results, drawing: Drawing) -> Figure:
+    """Mean and interval of each label of `hue`, and its seeds as dots."""
+    figure, grid = _grid(results, drawing, width=max(3.6, 1.1 * len(_hues(results, drawing)) + 1.2))
+    hues = _hues(results, drawing)
+    for where, axis in grid:
+        shown: list[str] = []
+        for hue in hues:
+            spot = _at(where, drawing.hue, hue)
+            s, colour = summary(results, drawing.value, spot), colour_of(hue, hues)
+            if s is None:
+                continue
+            units = results.units(drawing.value, spot)
+            position = len(shown)
+            axis.plot(np.full(len(units), position - 0.2), units, "o", color=colour, alpha=0.4, markersize=4)
+            bar = np.nan_to_num(np.abs([[s.mean - s.mean_low], [s.mean_high - s.mean]]))
+            axis.errorbar([position], [s.mean], bar, color=colour, marker="o", markersize=8, capsize=5)
+            shown.append(f"{hue}\n({s.seeds} seed{'s' * (s.seeds > 1)})")
+        axis.set_xticks(range(len(shown)), shown, fontsize=9)
+        axis.set_xlim(-0.6, len(shown) - 0.4)
+    return figure
+
+
+def steps(results: Results, drawing: Drawing) -> Figure:
+    """`value` by step: mean over seeds, band from the lowest to the highest of them."""
+    figure, grid = _grid(results, drawing)
+    hues = _hues(results, drawing)
+    for where, axis in grid:
+        for hue in hues:
+            x, y = results.curve(drawing.value, _at(where, drawing.hue, hue))
+            if len(x):
+                colour = colour_of(hue, hues)
+                axis.plot(x, np.nanmean(y, axis=1), color=colour, label=hue or None, linewidth=1.8)
+                axis.fill_between(x, np.nanmin(y, axis=1), np.nanmax(y, axis=1), color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=drawing.x or "step")
+        axis.legend(fontsize=9)
+    return figure
+
+
+def trajectories(results: Results, drawing: Drawing) -> Figure | None:
+    """Samples of every cell that kept some, with their dynamics error and the target's log-likelihood."""
+    if not results.samples:
+        return None
+    figure, axes = panels(len(results.samples), width=3.6, height=4.4, title=drawing.title, sharex=True, sharey=True)
+    for axis, (cell, samples) in zip(axes, results.samples, strict=True):
+        label = _name(dict(cell.labels))
+        path_lines(axis, samples, results.goals(cell))
+        scores = {name: summary(results, name, {"cell": cell.key}) for name in ("dynamics_error", "log_likelihood")}
+        said = [f"{name.replace('_', ' ')} {s.mean:.3g}" for name, s in scores.items() if s is not None]
+        axis.set_title("\n".join([label, *said]), fontsize=10)
+    return figure
+
+
+def densities(results: Results, drawing: Drawing) -> Figure:
+    """Of one action: behaviour, policy, their exact product and what was sampled."""
+    figure, grid = _grid(results, drawing, width=3.8)
+    styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("behaviour", "dataset", {"color": "#0072B2", "linestyle": ":"}),
+        ("policy", "target policy", {"color": "#CC79A7", "linestyle": "--"}),
+        ("target", "exact target", {"color": "black"}),
+    )
+    for where, axis in grid:
+        x, y = results.curve("samples", where)
+        if len(x):
+            axis.fill_between(x, y.mean(axis=1), step="mid", color="#009E73", alpha=0.45, linewidth=0, label="samples")
+        for column, label, style in styles:
+            x, y = results.curve(column, where)
+            if len(x):
+                axis.plot(x, y.mean(axis=1), label=label, linewidth=1.4, **style)
+        said = summary(results, "divergence", where)
+        axis.set(xlabel="action", ylabel="density", title=_name(where) + (f"\nKL {said.mean:.3f}" if said else ""))
+        axis.legend(fontsize=8)
+    return figure
+
+
+def profile(results: Results, drawing: Drawing) -> Figure | None:
+    """Share of seeds above each score, over tasks."""
+    tasks, found = results.labels(drawing.x) if drawing.x else [""], {}
+    by_hue = {
+        hue: {
+            task: units
+            for task in tasks
+            if len(units := results.units(drawing.value, _at(_at({}, drawing.hue, hue), drawing.x, task)))
+        }
+        for hue in _hues(results, drawing)
+    }
+    common = set.intersection(*(set(scores) for scores in by_hue.values()))
+    if not common:
+        return None
+    values = np.concatenate([by_hue[hue][task] for hue in by_hue for task in common])
+    margin = 0.05 * (np.ptp(values) or 1.0)
+    thresholds = np.linspace(values.min() - margin, values.max() + margin, _THRESHOLDS)
+    for hue, scores in by_hue.items():
+        found[hue] = performance_profile({task: scores[task] for task in sorted(common)}, thresholds)
+    return profiles_figure(found, unit=drawing.label or drawing.value, title=drawing.title)
+
+
+def regret(results: Results, drawing: Drawing) -> Figure | None:
+    """What choosing among the seeds of a label of `hue` by few online episodes costs."""
+    found = {}
+    for where in _places(results, drawing.panels):
+        for hue in _hues(results, drawing):
+            table = results.table(drawing.value, _at(where, drawing.hue, hue))
+            shortest = min((len(episodes) for episodes in table), default=0)
+            if len(table) > 1 and shortest > 1:
+                label = ", ".join(filter(None, (_name(where), hue)))
+                found[label] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
+    return selection_figure(found, unit=drawing.label or drawing.value, title=drawing.title) if found else None
+
+
+DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
+    "lines": lines,
+    "intervals": intervals,
+    "steps": steps,
+    "trajectories": trajectories,
+    "profile": profile,
+    "regret": regret,
+    "densities": densities,
+}
+
+
+def checked(results: Results, drawing: Drawing) -> Figure | None:
+    """As `draw`. A figure that cannot be drawn of what is there (tasks missing, scores not finite) is None and no failure."""
+    try:
+        return draw(results, drawing)
+    except InputError:
+        return None

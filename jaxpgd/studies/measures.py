@@ -1,0 +1,160 @@
+"""What is measured of a cell: rows of plain values, one per seed and episode (or trajectory), and rows by step."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpgd.data.scores import normalized_score
+from jaxpgd.errors import check
+from jaxpgd.evaluation.behaviour import behaviour_actor
+from jaxpgd.evaluation.simulators import has_simulator, make_simulator, rollout
+from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, steps_taken
+from jaxpgd.pipeline.compare import compare_models
+from jaxpgd.pipeline.models import models_stage
+from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, stage_key
+from jaxpgd.pipeline.quality import real_windows
+from jaxpgd.pipeline.run_directory import create_run
+from jaxpgd.pipeline.stages import agent_stage, returns_stage
+from jaxpgd.studies.plan import Cell
+from jaxpgd.studies.store import Store
+from jaxpgd.studies.tilt import measure_tilt
+from jaxpgd.synthesis.diffusion import synthesize_from
+from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.types import Policy, Trajectory
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Found:
+    """Of one cell: `rows` by seed and episode, `steps` by step, `samples` that are kept to be drawn."""
+
+    rows: list[Row]
+    steps: list[Row] = dataclasses.field(default_factory=list)
+    samples: Trajectory | None = None
+
+
+def measure(cell: Cell, store: Store, folder: Path) -> Found:
+    """Everything that a cell says; models that it needs are trained where they are missing. `folder` is the cell's own."""
+    return MEASURES[cell.measure.kind](cell, store, folder)
+
+
+def measure_returns(cell: Cell, store: Store, folder: Path) -> Found:
+    """Returns of the agents of the config's one arm: rows by seed and episode; `steps`: those during training."""
+    models = store.models(cell.config)
+    with create_run(dataclasses.replace(cell.config, models_from=models, out=str(folder / "run")), resume=True) as run:
+        prepared = store.prepared(run.config)
+        arm = run.config.arms[0]
+        policies = agent_stage(run, prepared, models_stage(run, prepared), arm)
+        found = returns_stage(run, prepared, {arm: policies})[arm]
+        log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
+    returns = np.asarray(found["returns"], np.float64)
+    score, _ = normalized_score(prepared.dataset.info, returns)
+    rows = [
+        {"seed": seed, "episode": episode, "return": value, "length": found["lengths"][seed][episode],
+         "score": None if score is None else score[seed, episode]}
+        for (seed, episode), value in np.ndenumerate(returns)
+    ]  # fmt: skip
+    steps = [{"seed": seed, "step": row["step"], "return": value} for row in log for seed, value in enumerate(row["returns"])]
+    return Found(rows, steps)
+
+
+def target_of(cell: Cell, store: Store, prepared: Prepared) -> Policy:
+    """The policy that a cell's trajectories are for. Raises InputError where the study names none and none is known."""
+    if cell.target.config is not None:
+        return store.policy(cell.target.config)
+    known = behaviour_actor(cell.target.actor) if cell.target.actor else known_target(prepared.dataset)
+    check(known is not None, "target", None, f"a target policy, as {cell.config.data.name!r} comes with none")
+    assert known is not None
+    return known
+
+
+def measure_trajectories(cell: Cell, store: Store, folder: Path) -> Found:
+    """Trajectories of one source: rows by trajectory (`seed` is that of the models), `steps`: dynamics error by step."""
+    config = cell.config
+    models_from = store.models(config)
+    prepared, models = store.opened(dataclasses.replace(config, models_from=models_from))
+    policy = target_of(cell, store, prepared)
+    made = make_trajectories(cell, prepared, models, policy)
+    _, _, likelihood = action_log_likelihood(policy, made)
+    taken = steps_taken(made)
+    columns: dict[str, Any] = {
+        "return": np.where(taken, made.reward, 0.0).sum(axis=1), "length": taken.sum(axis=1), "log_likelihood": likelihood,
+    }  # fmt: skip
+    steps: list[Row] = []
+    if has_simulator(prepared.dataset.info):
+        std = np.asarray(prepared.windows.codec.std[prepared.windows.codec.obs])
+        info = prepared.dataset.info
+        error = dynamics_error(made, make_simulator(info), std, state_entries(info))
+        columns |= {"dynamics_error": error["per_trajectory"], "persistence": error["persistence_per_trajectory"]}
+        by_step = zip(np.asarray(error["by_step"]), np.asarray(error["persistence_by_step"]), strict=True)
+        steps = [
+            {"seed": config.seed, "step": i, "dynamics_error": e, "persistence": p}
+            for i, (e, p) in enumerate(by_step)
+            if e == e
+        ]
+    rows = [
+        {"seed": config.seed, "episode": i} | {name: values[i] for name, values in columns.items()}
+        for i in range(len(made.reward))
+    ]
+    kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], made) if cell.measure.samples else None
+    return Found(rows, steps, kept)
+
+
+def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Policy) -> Trajectory:
+    """`measure.trajectories` trajectories [N, T] of `measure.source`, on the host.
+
+    Of the dataset: its held-out windows. Of the target policy in the environment: from the first observations of episodes. Of
+    models of states: from observations of the dataset.
+    """
+    config, count, source = cell.config, cell.measure.trajectories, cell.measure.source
+    rng = np.random.default_rng(config.seed)
+    key_start, key = jax.random.split(stage_key(config, f"study-{source}"))
+    if source == "dataset":
+        return real_windows(prepared.windows, rng.permutation(np.asarray(prepared.windows.validation))[:count])
+    data = prepared.dataset
+    length = cell.measure.length or config.data.window
+    if source == "rollouts":
+        first = rng.choice(data.offsets[:-1], count)
+        return rollout(key, make_simulator(data.info), policy, np.asarray(data.obs)[first], length)[0]
+    if source == "world_model":
+        config = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
+    start = sample_real(key_start, data.transitions(), count).obs
+    return jax.tree.map(np.asarray, synthesize_from(key, arm_synthesizer(config, models, source), policy, start))
+
+
+def measure_rollouts(cell: Cell, store: Store, folder: Path) -> Found:
+    """The target policy's rollouts by every model of the config's arms: rows by method, `steps` by method and step."""
+    config = cell.config
+    prepared, models = store.opened(dataclasses.replace(config, models_from=store.models(config)))
+    policy = target_of(cell, store, prepared)
+    length = cell.measure.length or max(config.data.window, config.synthesis.dydiff.window)
+    key, count = stage_key(config, "compare"), cell.measure.trajectories
+    found = compare_models(key, [("", config, prepared, models)], policy, length, count)
+    rows, steps = [], []
+    for method, values in found["methods"].items():
+        scalars = {k: v for k, v in values.items() if np.ndim(v) == 0}
+        rows.append({"seed": config.seed, "episode": 0, "method": method} | scalars)
+        by_step = ("state_error", "state_error_se", "state_distance", "alive", "true_alive")
+        steps += [
+            {"seed": config.seed, "method": method, "step": i} | {name: values[name][i] for name in by_step}
+            for i in range(length)
+        ]
+    return Found(rows, steps)
+
+
+def _tilt(cell: Cell, store: Store, folder: Path) -> Found:
+    rows, steps = measure_tilt(cell.config, cell.measure)
+    return Found(rows, steps)
+
+
+MEASURES: dict[str, Callable[[Cell, Store, Path], Found]] = {
+    "returns": measure_returns,
+    "trajectories": measure_trajectories,
+    "rollouts": measure_rollouts,
+    "tilt": _tilt,
+}

@@ -1,0 +1,221 @@
+"""A study as its TOML file says it: axes, the product of which are cells, each a config with what is measured of it."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxpgd.config import PRESETS, apply_values, load_config, resolve, validate
+from jaxpgd.errors import InputError, check
+from jaxpgd.settings import Config
+from jaxpgd.studies.spec import Comparison, Drawing, Table, read_specs
+
+Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
+IGNORED = ("out", "wandb_project", "checkpoint_seconds", "models_from", "preset")  # of a config: they change no result
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured of a cell: `[measure]` of a study, which axes may change.
+
+    - `returns`: agents are trained and evaluated (`config` as in `jaxpgd run`);
+    - `trajectories`: trajectories of `source` for the target policy are scored;
+    - `rollouts`: the target policy rolled out by every model, against the real environment, step by step;
+    - `tilt`: one action of a known mixture, guided towards a Gaussian policy, against the exact density.
+    """
+
+    kind: Literal["returns", "trajectories", "rollouts", "tilt"] = "returns"
+    source: Source = "guided"  # trajectories
+    trajectories: int = 256  # trajectories, rollouts, tilt: how many
+    length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
+    samples: int = 0  # trajectories: so many are kept, to be drawn
+    weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
+    means: tuple[float, ...] = (-1.0, 1.0)
+    stds: tuple[float, ...] = (0.3, 0.3)
+    policy_mean: float = 0.5  # tilt: of the policy
+    policy_std: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
+
+    Neither: the environment's own target policy, which built-in ones have.
+    """
+
+    actor: str = ""
+    config: Config | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of a study's grid."""
+
+    labels: Mapping[str, str]  # value of each axis, by name
+    measure: MeasureConfig
+    config: Config
+    target: Target
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
+        target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
+        return digest({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.measure.kind}-{slug(self.config.data.name)}-{self.key}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study that is ready to run: every cell's settings have been checked."""
+
+    name: str
+    scale: str
+    title: str
+    text: str  # what it asks, and what it differs in from the figure or table it follows
+    axes: Mapping[str, tuple[str, ...]]  # labels of each axis
+    cells: tuple[Cell, ...]
+    figures: tuple[Drawing, ...]
+    tables: tuple[Table, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """All settings of a config that can change its results."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
+
+
+def digest(values: Any) -> str:
+    """Ten hexadecimal digits that tell plain values apart."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def slug(name: str) -> str:
+    """A dataset's name as part of a folder's."""
+    stem = Path(name).stem if Path(name).suffix in (".hdf5", ".h5", ".npz") else name
+    return re.sub("[^A-Za-z0-9]+", "-", stem).strip("-")
+
+
+def shipped() -> dict[str, Traversable]:
+    """The studies that come with the package, by name."""
+    found = (p for p in resources.files("jaxpgd.studies").iterdir() if p.name.endswith(".toml"))
+    return {p.name.removesuffix(".toml"): p for p in sorted(found, key=lambda p: p.name)}
+
+
+def study_text(name: str) -> str:
+    """The TOML text of a shipped study, or of the file of that path. Raises InputError."""
+    if name in shipped():
+        return shipped()[name].read_text()
+    check(name.endswith(".toml"), "study", name, f"one of {', '.join(shipped())}, or the path of a .toml file")
+    try:
+        return Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"study = {name!r}: expected a readable TOML file ({error}).") from error
+
+
+def load_study(
+    name: str, scale: str = "", *, only: Mapping[str, tuple[str, ...]] | None = None, overrides: dict[str, Any] | None = None
+) -> Study:
+    """Read a study, at one of its scales (default: its first), with all cells checked.
+
+    `only` keeps some labels of axes, `overrides` are settings that apply to every cell on top. Raises InputError.
+    """
+    raw = _parse(name)
+    scales = raw.pop("scale", {})
+    chosen = scale or next(iter(scales), "")
+    check(chosen in scales or not chosen, "--scale", chosen, f"one of {', '.join(scales) or 'none: this study has no scales'}")
+    raw = merge(raw, scales.get(chosen, {}))
+    known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons")
+    for key in raw:
+        check(key in known, f"{name}: key", key, f"one of {', '.join(known)}")
+    for key in ("title", "axes"):
+        check(key in raw, f"{name}: {key}", None, "to be given")
+    axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
+    for axis in only or {}:
+        check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
+    cells = tuple(_cells(raw, axes, name, overrides or {}))
+    labels = {axis: tuple(values) for axis, values in axes.items()}
+    stem = name if name in shipped() else Path(name).stem
+    return Study(
+        stem, chosen, raw["title"], raw.get("text", ""), labels, cells,
+        figures=read_specs(Drawing, raw.get("figures", []), labels, name),
+        tables=read_specs(Table, raw.get("tables", []), labels, name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, name),
+    )  # fmt: skip
+
+
+def _parse(name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(study_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"study = {name!r}: expected valid TOML ({error}).") from error
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, those `above` on top. A key that ends in "!" replaces the whole table of its name."""
+    found = dict(below)
+    for key, value in above.items():
+        if key.endswith("!"):
+            found[key[:-1]] = value
+        elif isinstance(value, Mapping) and isinstance(found.get(key), Mapping):
+            found[key] = merge(found[key], value)
+        else:
+            found[key] = value
+    return found
+
+
+def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    check(isinstance(values, Mapping) and len(values) > 0, f"axes.{axis}", values, "a table of labels with their settings")
+    if only is None:
+        return dict(values)
+    for label in only:
+        check(label in values, f"--only {axis}", label, f"one of {', '.join(values)}")
+    return {label: values[label] for label in only}
+
+
+def _cells(raw: dict[str, Any], axes: dict[str, dict[str, Any]], name: str, overrides: dict[str, Any]) -> Iterator[Cell]:
+    common = {key: raw.get(key, {}) for key in ("measure", "target")} | raw.get("base", {})
+    for labels in itertools.product(*axes.values()):
+        values: dict[str, Any] = common
+        for axis, label in zip(axes, labels, strict=True):
+            values = merge(values, axes[axis][label])
+        where = f"{name}: {', '.join(labels)}"
+        yield _cell(dict(zip(axes, labels, strict=True)), merge(values, overrides), where)
+
+
+def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
+    values = dict(values)
+    measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
+    check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
+    target = _target(values, dict(values.pop("target", {})), where)
+    if measure.kind == "trajectories" and measure.source not in ("rollouts", "dataset"):
+        values["arms"] = [measure.source]
+    try:
+        config = load_config(None, values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return Cell(labels, measure, config, target)
+
+
+def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
+    """An agent on the cell's own kind of data, or what `[target]` changes of it: its settings are those of a run."""
+    if not raw or "actor" in raw:
+        check(set(raw) <= {"actor"}, f"{where}: target", sorted(raw), "either actor or settings of a run")
+        return Target(actor=raw.get("actor", ""))
+    preset = raw.get("preset", "none")
+    check(preset in PRESETS, f"{where}: target.preset", preset, f"one of {sorted(PRESETS)}")
+    config = apply_values(apply_values(Config(), PRESETS[preset], "preset"), raw, where, "target.")
+    config = resolve(dataclasses.replace(config, arms=("real",), out=""))
+    validate(config)
+    return Target(config=config)

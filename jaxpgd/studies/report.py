@@ -1,0 +1,80 @@
+"""Tables, figures and `report.html` of a study, from its rows."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxpgd.evaluation import plots
+from jaxpgd.evaluation.report import Report, text_table
+from jaxpgd.pipeline.run_directory import write_atomic
+from jaxpgd.studies.comparisons import difference_rows, differences, sentences
+from jaxpgd.studies.draw import checked, summary
+from jaxpgd.studies.results import Results
+from jaxpgd.studies.spec import Table
+from jaxpgd.training.progress import clock
+
+Row = dict[str, Any]
+COMPARED = (
+    "Intervals are of each comparison alone; corrected p-values (Holm) of all of them together. P(better): the chance that a "
+    "seed of the first is better than one of the second."
+)
+
+
+def study_report(results: Results, failed: Mapping[str, str], folder: Path, seconds: float) -> None:
+    """Write figures, `tables.txt` and `report.html`, and print the tables and what they support."""
+    study = results.study
+    report = Report(study.title).text(study.text)
+    found = differences(results)
+    said = sentences(found)
+    report.text("\n\n".join(said))
+    texts = []
+    for table in study.tables:
+        rows = table_rows(results, table)
+        title = table.title or table.value
+        report.table(title, rows, caption(table))
+        texts.append(f"{title}\n\n{text_table(rows)}")
+    for i, drawing in enumerate(study.figures):
+        figure = checked(results, drawing)
+        if figure is not None:
+            path = plots.save(figure, folder / f"{drawing.name or f'{drawing.kind}-{i + 1}'}.png")
+            report.figure(drawing.title or path.stem, path)
+    if found:
+        report.table("Comparisons", difference_rows(found), COMPARED)
+    if failed:
+        report.table("Cells that failed", [{"cell": label, "why": why} for label, why in failed.items()])
+    report.details("Cells", text_table([{"cell": cell.key, **cell.labels, "folder": cell.name} for cell in results.cells]))
+    report.details("Versions", (folder / "versions.json").read_text())
+    report.write(folder / "report.html")
+    write_atomic(folder / "tables.txt", "\n\n".join([*texts, *said]) + "\n")
+    print("\n\n".join([*texts, *said]))
+    done = f"{len(results.cells)} of {len(study.cells)} cells"
+    print(f"{done} in {clock(seconds)}; report: {folder / 'report.html'}", flush=True)
+
+
+def caption(table: Table) -> str:
+    """What the entries of a table are."""
+    what = "interquartile mean" if table.statistic == "iqm" else "mean"
+    return f"{what.capitalize()} over seeds, its 95 % bootstrap interval (of one seed over its episodes), and how many seeds."
+
+
+def table_rows(results: Results, table: Table) -> list[Row]:
+    """One row for each combination of the labels of `table.rows`; combinations without any value are left out."""
+    found = []
+    for labels in itertools.product(*(results.labels(axis) for axis in table.rows)):
+        where = dict(zip(table.rows, labels, strict=True))
+        columns = results.labels(table.columns) if table.columns else [""]
+        cells = {c or table.value: entry(results, table, where | ({table.columns: c} if c else {})) for c in columns}
+        if any(cells.values()):
+            found.append({**where, **cells})
+    return found
+
+
+def entry(results: Results, table: Table, where: Mapping[str, str]) -> str:
+    """A value with its interval, as text; empty where there is none."""
+    s = summary(results, table.value, where)
+    if s is None:
+        return ""
+    value, low, high = (s.iqm, s.iqm_low, s.iqm_high) if table.statistic == "iqm" else (s.mean, s.mean_low, s.mean_high)
+    bounds = f" [{low:.4g}, {high:.4g}]" if low == low else ""
+    return f"{value:.4g}{bounds} ({s.seeds})"

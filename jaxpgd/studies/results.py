@@ -1,0 +1,111 @@
+"""The tidy tables of a study: `results.csv` by cell, seed and episode, `by_step.csv` by cell, seed and step."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpgd.envs.builtin import is_builtin
+from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
+from jaxpgd.pipeline.run_directory import write_atomic
+from jaxpgd.studies.measures import Found, Row
+from jaxpgd.studies.plan import Cell, Study
+from jaxpgd.studies.spec import UNIT
+from jaxpgd.types import Trajectory
+
+METHOD = "method"  # within cells that compare several
+
+
+class Results:
+    """The rows of all cells that were measured, each with the cell's labels."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.rows: list[Row] = []
+        self.steps: list[Row] = []
+        self.samples: list[tuple[Cell, Trajectory]] = []
+        self.cells: list[Cell] = []
+
+    def add(self, cell: Cell, found: Found) -> None:
+        """Append what a cell says. An axis called `seed` takes the place of the rows' own."""
+        head = {"cell": cell.key, **cell.labels}
+        self.rows += [{**row, **head} for row in found.rows]
+        self.steps += [{**row, **head} for row in found.steps]
+        self.cells.append(cell)
+        if found.samples is not None:
+            self.samples.append((cell, found.samples))
+
+    def axes(self) -> list[str]:
+        """The axes that tell rows apart, but for the one that repeats them."""
+        return [axis for axis in (*self.study.axes, METHOD) if axis != UNIT and any(axis in row for row in self.rows)]
+
+    def labels(self, axis: str) -> list[str]:
+        """The labels of an axis that rows have, in the study's order."""
+        order = self.study.axes.get(axis, ())
+        seen = dict.fromkeys(str(row[axis]) for row in self.rows if axis in row)
+        return [label for label in order if label in seen] or list(seen)
+
+    def units(self, value: str, where: Mapping[str, str]) -> np.ndarray:
+        """The value of every seed [S]: its mean over episodes, of the rows with these labels."""
+        return np.array([episodes.mean() for episodes in self.table(value, where)])
+
+    def table(self, value: str, where: Mapping[str, str]) -> list[np.ndarray]:
+        """The values of every seed [S][E], by episode, of the rows with these labels.
+
+        Where they are of several places (other labels of the remaining axes), each seed has one value, its mean over these: tasks
+        are averaged over, and count as no repetitions. Seeds that some place lacks, or with no finite value there, are left out.
+        """
+        axes, found = self.axes(), dict[tuple[str, ...], dict[str, list[float]]]()
+        for row in matching(self.rows, where):
+            place = tuple(str(row.get(axis)) for axis in axes)
+            number, episodes = row.get(value), found.setdefault(place, {}).setdefault(str(row[UNIT]), [])
+            if number is not None and math.isfinite(number):
+                episodes.append(float(number))
+        common = [seed for seed in next(iter(found.values()), {}) if all(seeds.get(seed) for seeds in found.values())]
+        if len(found) == 1:
+            return [np.asarray(seeds[seed]) for seeds in found.values() for seed in common]
+        return [np.array([np.mean([np.mean(seeds[seed]) for seeds in found.values()])]) for seed in common]
+
+    def curve(self, value: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [K] and the value of every seed at each [K, S] (NaN where a seed has none)."""
+        found: dict[float, dict[tuple[str, Any], float]] = {}
+        for row in matching(self.steps, where):
+            if row.get(value) is not None:
+                found.setdefault(float(row["step"]), {})[row["cell"], row[UNIT]] = float(row[value])
+        steps = sorted(found)
+        units = list(dict.fromkeys(unit for values in found.values() for unit in values))
+        return np.array(steps), np.array([[found[s].get(unit, np.nan) for unit in units] for s in steps]).reshape(
+            len(steps), -1
+        )
+
+    def goals(self, cell: Cell) -> dict[str, tuple[float, float]]:
+        """Points to mark among a cell's trajectories: those of the built-in environment."""
+        if not is_builtin(cell.config.data.name):
+            return {}
+        return {"dataset's goal": BEHAVIOUR_GOAL, "target policy's goal": TARGET_GOAL}
+
+    def write(self, folder: Path) -> None:
+        """Write both tables."""
+        for name, rows in (("results.csv", self.rows), ("by_step.csv", self.steps)):
+            if rows:
+                write_atomic(folder / name, to_csv(rows, first=("cell", *self.axes(), UNIT, "episode", "step")))
+
+
+def matching(rows: Iterable[Row], where: Mapping[str, str]) -> Iterable[Row]:
+    """The rows with these labels."""
+    return (row for row in rows if all(str(row.get(axis)) == label for axis, label in where.items()))
+
+
+def to_csv(rows: Sequence[Row], *, first: Sequence[str]) -> str:
+    """Rows as CSV text, columns in order of `first`, then of appearance; missing values empty."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in first if name in names] + [name for name in names if name not in first]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

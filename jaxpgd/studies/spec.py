@@ -1,0 +1,85 @@
+"""What a study shows of its rows: figures, tables and comparisons, as its TOML file says them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from jaxpgd.config import apply_values
+from jaxpgd.errors import check
+
+UNIT = "seed"  # an axis of this name repeats a cell: its labels are never told apart in figures or tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """`[[figures]]`: one figure, with a panel for every combination of labels of the axes `panels`.
+
+    - `lines`: `value` over the axis `x`, whose labels are numbers, a line for each label of the axis `hue`;
+    - `intervals`: `value` of each label of `hue`, with its interval and its seeds;
+    - `steps`: `values` of the rows by step, a line for each label of `hue`;
+    - `trajectories`: the samples that cells kept;
+    - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
+    - `regret`: of choosing among the seeds of a cell by evaluations, over their number;
+    - `densities`: the curves of cells of kind tilt.
+    """
+
+    kind: Literal["lines", "intervals", "steps", "trajectories", "profile", "regret", "densities"] = "intervals"
+    name: str = ""  # of the file
+    title: str = ""
+    value: str = "return"  # column of results.csv or by_step.csv
+    label: str = ""  # of its axis; empty: the column's name
+    x: str = ""
+    hue: str = ""
+    panels: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()  # labels of `hue` that do not depend on `x`: drawn as level lines
+    log: bool = False  # logarithmic axis of the value
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over."""
+
+    title: str = ""
+    value: str = "return"
+    rows: tuple[str, ...] = ()
+    columns: str = ""
+    statistic: Literal["mean", "iqm"] = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`[[comparisons]]`: whether `value` differs between two labels of an axis, for every combination of the other axes.
+
+    `pairs` are labels in turn: first, second, first, second. A sentence is written where the difference is significant after
+    Holm's correction for all comparisons of the study.
+    """
+
+    axis: str = ""
+    pairs: tuple[str, ...] = ()
+    value: str = "return"
+    label: str = ""  # of the value in sentences
+    better: Literal["higher", "lower"] = "higher"
+    paired: bool = False  # seeds of both sides share what varies most between them, such as their denoiser
+
+
+Spec = TypeVar("Spec", Drawing, Table, Comparison)
+
+
+def read_specs(
+    kind: type[Spec], raw: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]], name: str
+) -> tuple[Spec, ...]:
+    """The specifications of one kind. Raises InputError for unknown keys and for axes that the study does not have."""
+    part = kind.__name__.lower()
+    found: tuple[Any, ...] = tuple(apply_values(kind(), dict(values), f"{name}: {part} {i + 1}") for i, values in enumerate(raw))
+    for i, spec in enumerate(found):
+        named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
+        for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
+            known = axis in axes or axis == "method"
+            check(
+                known and axis != UNIT, f"{name}: {part} {i + 1}", axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}"
+            )
+        if isinstance(spec, Comparison):
+            check(
+                len(spec.pairs) % 2 == 0, f"{name}: {part} {i + 1}: pairs", list(spec.pairs), "labels in turn, two of each pair"
+            )
+    return found

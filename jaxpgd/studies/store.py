@@ -1,0 +1,112 @@
+"""What cells share: models and target agents, trained once under one folder and found again by their settings."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jaxpgd.config import get
+from jaxpgd.pipeline.models import DECIDED_BY, NEEDS, models_stage, needs
+from jaxpgd.pipeline.parts import Models, Prepared, prepare
+from jaxpgd.pipeline.run_directory import RunDirectory, create_run
+from jaxpgd.pipeline.stages import agent_stage, seed_policy
+from jaxpgd.settings import Arm, Config, DataConfig, DyDiffConfig, SynthesisConfig
+from jaxpgd.studies.plan import digest, settings_of, slug
+from jaxpgd.types import Policy
+
+T = TypeVar("T")
+LENDING: dict[str, Arm] = {"denoiser": "unguided", "dynamics": "world_model", "state-denoiser": "dydiff"}
+
+
+class Store:
+    """A folder of runs that train one model, or one target agent, each."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._failed: dict[Path, Exception] = {}
+        self._prepared: Recent[Prepared] = Recent(4)
+        self._models: Recent[Models] = Recent(4)
+
+    def models(self, config: Config) -> tuple[str, ...]:
+        """Directories of runs that hold every model that a config's arms need; what is missing is trained, or continued."""
+        return tuple(self._trained(self.lender(config, stage), stage) for stage in NEEDS if needs(config, stage))
+
+    def lender(self, config: Config, stage: str) -> Config:
+        """The run that trains the model of one stage for a config, and depends on nothing else of it."""
+        data = config.data
+        if stage == "dynamics":  # whatever windows others take
+            data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes)
+        found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds)
+        if stage == "dynamics":
+            return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics))
+        found = dataclasses.replace(found, denoiser=config.denoiser)
+        if stage == "state-denoiser":
+            below = config.synthesis.dydiff
+            dydiff = DyDiffConfig(window=below.window, conditions=below.conditions)
+            found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff), dynamics=config.dynamics)
+            found = dataclasses.replace(found, models_from=(self.lender(config, "dynamics").out,))
+        return self._named(stage, found)
+
+    def policy(self, config: Config) -> Policy:
+        """The first agent that a config trains on real data, trained or continued where it is missing."""
+        named = self._named("agent", config)
+        with self._once(named), create_run(named, resume=True) as run:
+            prepared = self.prepared(run.config)
+            return seed_policy(agent_stage(run, prepared, models_stage(run, prepared), "real"), 0)
+
+    def prepared(self, config: Config) -> Prepared:
+        """The dataset and windows of a config; those used last are kept."""
+        key = digest(settings_of(dataclasses.replace(Config(), seed=config.seed, data=config.data)))
+        return self._prepared.get(key, lambda: prepare(config))
+
+    def opened(self, config: Config) -> tuple[Prepared, Models]:
+        """The same, with the models of the config's arms, which `models_from` lends."""
+        prepared = self.prepared(config)
+        key = digest([config.models_from, config.arms])
+        return prepared, self._models.get(key, lambda: models_stage(RunDirectory(Path(config.out), config), prepared))
+
+    @contextmanager
+    def _once(self, config: Config) -> Iterator[None]:
+        """What failed is not tried again by other cells: they meet the same error."""
+        path = Path(config.out)
+        if path in self._failed:
+            raise self._failed[path]
+        try:
+            yield
+        except Exception as error:
+            self._failed[path] = error
+            raise
+
+    def _named(self, what: str, config: Config) -> Config:
+        decided = settings_of(config)
+        if what in DECIDED_BY:
+            decided = {name: _plain(get(config, name)) for name in DECIDED_BY[what]}
+        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(decided)}"))
+
+    def _trained(self, config: Config, stage: str) -> str:
+        with self._once(config):
+            for path in config.models_from:
+                self._trained(dataclasses.replace(self.lender(config, "dynamics"), out=path), "dynamics")
+            with create_run(config, resume=True) as run:
+                models_stage(run, self.prepared(run.config), settle=False)
+        return config.out
+
+
+class Recent(Generic[T]):
+    """The values that were asked for last, by key: as many as `size`."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._values = size, dict[str, T]()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """The value of a key, made where it is not among them."""
+        value = self._values.pop(key) if key in self._values else make()
+        self._values[key] = value
+        while len(self._values) > self._size:
+            self._values.pop(next(iter(self._values)))
+        return value
+
+
+def _plain(value: object) -> object:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
