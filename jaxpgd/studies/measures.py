@@ -1,7 +1,7 @@
 """What is measured of a cell: rows of plain values, one per seed and episode (or trajectory), and rows by step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from jaxpgd.pipeline.models import models_stage
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, stage_key
 from jaxpgd.pipeline.quality import real_windows
 from jaxpgd.pipeline.run_directory import create_run
-from jaxpgd.pipeline.stages import agent_stage, returns_stage
+from jaxpgd.pipeline.stages import agent_stage, by_setting, returns_stage
 from jaxpgd.studies.plan import Cell
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.tilt import measure_tilt
+from jaxpgd.studies.together import setting_of, swept
+from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Policy, Trajectory
@@ -38,20 +40,32 @@ class Found:
     samples: Trajectory | None = None
 
 
-def measure(cell: Cell, store: Store, folder: Path) -> Found:
-    """Everything that a cell says; models that it needs are trained where they are missing. `folder` is the cell's own."""
-    return MEASURES[cell.measure.kind](cell, store, folder)
+def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
+    """Everything that the cells of a group say (`together.groups`); models that they need are trained where they are missing.
+
+    `folder` is the group's own.
+    """
+    if cells[0].measure.kind == "returns":
+        return measure_returns(cells, store, folder)
+    return [MEASURES[cell.measure.kind](cell, store) for cell in cells]
 
 
-def measure_returns(cell: Cell, store: Store, folder: Path) -> Found:
-    """Returns of the agents of the config's one arm: rows by seed and episode; `steps`: those during training."""
-    models = store.models(cell.config)
-    with create_run(dataclasses.replace(cell.config, models_from=models, out=str(folder / "run")), resume=True) as run:
+def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
+    """Returns of the agents of the cells' one arm: rows by seed and episode; `steps`: those during training."""
+    config = swept(cells)
+    models, arm = store.models(config), config.arms[0]
+    with create_run(dataclasses.replace(config, models_from=models, out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
-        arm = run.config.arms[0]
         policies = agent_stage(run, prepared, models_stage(run, prepared), arm)
-        found = returns_stage(run, prepared, {arm: policies})[arm]
+        found = list(returns_stage(run, prepared, by_setting(run.config, arm, policies)).values())
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
+    settings = list(read_sweep(config, arm).settings)
+    order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
+    return [_returns(prepared, found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
+
+
+def _returns(prepared: Prepared, found: Row, log: list[Row], seeds: slice) -> Found:
+    """The rows of one setting, whose `seeds` are some of those that were logged."""
     returns = np.asarray(found["returns"], np.float64)
     score, _ = normalized_score(prepared.dataset.info, returns)
     rows = [
@@ -59,7 +73,7 @@ def measure_returns(cell: Cell, store: Store, folder: Path) -> Found:
          "score": None if score is None else score[seed, episode]}
         for (seed, episode), value in np.ndenumerate(returns)
     ]  # fmt: skip
-    steps = [{"seed": seed, "step": row["step"], "return": value} for row in log for seed, value in enumerate(row["returns"])]
+    steps = [{"seed": i, "step": row["step"], "return": x} for row in log for i, x in enumerate(row["returns"][seeds])]
     return Found(rows, steps)
 
 
@@ -73,7 +87,7 @@ def target_of(cell: Cell, store: Store, prepared: Prepared) -> Policy:
     return known
 
 
-def measure_trajectories(cell: Cell, store: Store, folder: Path) -> Found:
+def measure_trajectories(cell: Cell, store: Store) -> Found:
     """Trajectories of one source: rows by trajectory (`seed` is that of the models), `steps`: dynamics error by step."""
     config = cell.config
     models_from = store.models(config)
@@ -127,7 +141,7 @@ def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Po
     return jax.tree.map(np.asarray, synthesize_from(key, arm_synthesizer(config, models, source), policy, start))
 
 
-def measure_rollouts(cell: Cell, store: Store, folder: Path) -> Found:
+def measure_rollouts(cell: Cell, store: Store) -> Found:
     """The target policy's rollouts by every model of the config's arms: rows by method, `steps` by method and step."""
     config = cell.config
     prepared, models = store.opened(dataclasses.replace(config, models_from=store.models(config)))
@@ -147,13 +161,12 @@ def measure_rollouts(cell: Cell, store: Store, folder: Path) -> Found:
     return Found(rows, steps)
 
 
-def _tilt(cell: Cell, store: Store, folder: Path) -> Found:
+def _tilt(cell: Cell, store: Store) -> Found:
     rows, steps = measure_tilt(cell.config, cell.measure)
     return Found(rows, steps)
 
 
-MEASURES: dict[str, Callable[[Cell, Store, Path], Found]] = {
-    "returns": measure_returns,
+MEASURES: dict[str, Callable[[Cell, Store], Found]] = {
     "trajectories": measure_trajectories,
     "rollouts": measure_rollouts,
     "tilt": _tilt,

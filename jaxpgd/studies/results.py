@@ -56,8 +56,9 @@ class Results:
     def table(self, value: str, where: Mapping[str, str]) -> list[np.ndarray]:
         """The values of every seed [S][E], by episode, of the rows with these labels.
 
-        Where they are of several places (other labels of the remaining axes), each seed has one value, its mean over these: tasks
-        are averaged over, and count as no repetitions. Seeds that some place lacks, or with no finite value there, are left out.
+        Where they are of several places (other labels of the remaining axes), each seed has one value, its mean over these:
+        tasks are averaged over, and count as no repetitions. Seeds that some place lacks, or whose values there are not finite,
+        are left out.
         """
         axes, found = self.axes(), dict[tuple[str, ...], dict[str, list[float]]]()
         for row in matching(self.rows, where):

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from jaxpgd.config import to_toml
 from jaxpgd.errors import InputError, check
 from jaxpgd.pipeline.run_directory import RunLock, make_directory, versions, write_atomic
 from jaxpgd.studies.measures import Found, measure
-from jaxpgd.studies.plan import Cell, Study
+from jaxpgd.studies.plan import Cell, Study, digest
 from jaxpgd.studies.report import study_report
 from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
+from jaxpgd.studies.together import groups
 from jaxpgd.training.logs import plain
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Trajectory
@@ -34,27 +35,40 @@ def run_study(study: Study, out: Path) -> Results:
     began = time.monotonic()
     folder = out / (f"{study.name}-{study.scale}" if study.scale else study.name)
     make_directory(folder)
-    store, results, failed = Store(out / "models"), Results(study), dict[str, str]()
     with _locked(out):
         write_atomic(folder / "versions.json", json.dumps(versions(), indent=1))
-        for index, cell in enumerate(study.cells):
-            label = ", ".join(cell.labels.values()) or study.name
-            started = time.monotonic()
-            print(f"[{index + 1}/{len(study.cells)}] {label}", flush=True)
-            try:
-                found, seconds = cell_results(cell, store, out / "cells" / cell.name)
-            except Exception as error:  # the other cells go on
-                failed[label] = _failure(error, out / "cells" / cell.name)
-                print(f"[{index + 1}/{len(study.cells)}] {label}: failed: {failed[label]}", file=sys.stderr, flush=True)
-                continue
-            results.add(cell, found)
-            took = "was there" if seconds is not None else f"took {clock(time.monotonic() - started)}"
-            print(f"[{index + 1}/{len(study.cells)}] {label}: {took}", flush=True)
-        check(len(failed) < len(study.cells), "study", study.name, "at least one cell that can be measured",
+        cells, failed = _measured(study, out)
+        check(bool(cells), "study", study.name, "at least one cell that can be measured",
               f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
+        results = Results(study)
+        for cell in study.cells:
+            if cell.key in cells:
+                results.add(cell, cells[cell.key])
         results.write(folder)
-        study_report(results, failed, folder, time.monotonic() - began)
+        why = {_label(cell): failed[cell.key] for cell in study.cells if cell.key in failed}
+        study_report(results, why, folder, time.monotonic() - began)
     return results
+
+
+def _measured(study: Study, out: Path) -> tuple[dict[str, Found], dict[str, str]]:
+    """What every cell says, by its key, and why cells failed."""
+    store, failed = Store(out / "models"), dict[str, str]()
+    stored = {cell.key: read_cell(out / "cells" / cell.name) for cell in study.cells}
+    cells = {key: found for key, found in stored.items() if found is not None}
+    parts = groups([cell for cell in study.cells if cell.key not in cells])
+    print(f"{study.title}: {len(stored)} cells, {len(cells)} of them there already", flush=True)
+    for index, group in enumerate(parts):
+        began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(map(_label, group)) or study.name}"
+        print(told, flush=True)
+        try:
+            cells |= zip((cell.key for cell in group), measure_group(group, store, out / "cells"), strict=True)
+        except Exception as error:  # the other cells go on
+            why = _failure(error, out / "cells" / group[0].name)
+            failed |= {cell.key: why for cell in group}
+            print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
+        else:
+            print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
+    return cells, failed
 
 
 @contextmanager
@@ -68,22 +82,38 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def cell_results(cell: Cell, store: Store, folder: Path) -> tuple[Found, float | None]:
-    """What a cell's folder holds, and the seconds that it took then; measured now (None) where it is not complete."""
-    done = folder / "cell.json"
-    if done.exists():
-        stored = json.loads(done.read_text())
-        return Found(stored["rows"], stored["steps"], _load_samples(folder)), float(stored["seconds"])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.toml", to_toml(cell.config))
+def measure_group(group: Sequence[Cell], store: Store, root: Path) -> list[Found]:
+    """Measure the cells of a group and write each into its folder under `root`."""
+    folder = root / (group[0].name if len(group) == 1 else f"together-{digest([cell.key for cell in group])}")
+    for cell in group:
+        (root / cell.name).mkdir(parents=True, exist_ok=True)
+        write_atomic(root / cell.name / "config.toml", to_toml(cell.config))
     began = time.monotonic()
-    found = measure(cell, store, folder)
+    found = measure(group, store, folder)
+    for cell, each in zip(group, found, strict=True):
+        _write_cell(cell, each, root / cell.name, {"seconds": time.monotonic() - began, "together": len(group)})
+    return found
+
+
+def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float]) -> None:
     if found.samples is not None:
         _save_samples(found.samples, folder)
-    facts = {"measure": dataclasses.asdict(cell.measure), "seconds": time.monotonic() - began}
-    write_atomic(done, json.dumps(plain(facts | {"rows": found.rows, "steps": found.steps})))
+    values = {"measure": dataclasses.asdict(cell.measure), **facts, "rows": found.rows, "steps": found.steps}
+    write_atomic(folder / "cell.json", json.dumps(plain(values)))
     (folder / "error.txt").unlink(missing_ok=True)
-    return found, None
+
+
+def read_cell(folder: Path) -> Found | None:
+    """What a cell's folder holds; None where it is not complete."""
+    try:
+        stored = json.loads((folder / "cell.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Found(stored["rows"], stored["steps"], _load_samples(folder))
+
+
+def _label(cell: Cell) -> str:
+    return ", ".join(cell.labels.values())
 
 
 def _failure(error: Exception, folder: Path) -> str:

@@ -69,17 +69,15 @@ def read_specs(
     kind: type[Spec], raw: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]], name: str
 ) -> tuple[Spec, ...]:
     """The specifications of one kind. Raises InputError for unknown keys and for axes that the study does not have."""
-    part = kind.__name__.lower()
-    found: tuple[Any, ...] = tuple(apply_values(kind(), dict(values), f"{name}: {part} {i + 1}") for i, values in enumerate(raw))
-    for i, spec in enumerate(found):
-        named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
+    found = []
+    for i, values in enumerate(raw):
+        where = f"{name}: {kind.__name__.lower()} {i + 1}"
+        spec: Any = apply_values(kind(), dict(values), where)
+        named = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
             known = axis in axes or axis == "method"
-            check(
-                known and axis != UNIT, f"{name}: {part} {i + 1}", axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}"
-            )
+            check(known and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}")
         if isinstance(spec, Comparison):
-            check(
-                len(spec.pairs) % 2 == 0, f"{name}: {part} {i + 1}: pairs", list(spec.pairs), "labels in turn, two of each pair"
-            )
-    return found
+            check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
+        found.append(spec)
+    return tuple(found)

@@ -32,9 +32,9 @@ def _draw(key: Array, synthesizer: DiffusionSynthesizer, policy: Policy | None, 
 def measure_tilt(config: Config, problem: MeasureConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One row, and the densities of behaviour, policy, target and samples by grid point.
 
-    The row: divergence of the samples from the exact target (KL, nats) and the policy's mean log-density. The denoiser is exact,
-    so that all error is the sampler's and the guidance's. Source "dataset" draws from the exact target itself. Raises InputError for weights and
-    deviations that make no mixture.
+    The row: divergence of the samples from the exact target (KL, nats) and the policy's mean log-density. The denoiser is
+    exact, so that all error is the sampler's and the guidance's. Source "dataset" draws from the exact target itself. Raises
+    InputError for weights and deviations that make no mixture.
     """
     behaviour = mixture(list(problem.weights), list(problem.means), list(problem.stds))
     policy = gaussian_policy(problem.policy_mean, problem.policy_std)
