@@ -34,21 +34,32 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
          [--kinds A,B] [--evaluations 4,8] [--trajectories N] [--out DIR] [--seed N]
         denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
         within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
+  study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B] [--out DIR] [--show] [--section.key VALUE ...]
+        an experiment over a grid of settings, resumed cell by cell: results.csv, figures, report.html under DIR (runs/studies);
+        --show prints its TOML text, to be changed and run as a file
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
   data info NAME [--window T] [--stride K] [--episodes N]
         what a dataset holds
+  data collect ENV_ID --out DIR [--id DATASET_ID] [--policy random | --policy ARM[:SEED] --run RUN | --actor FILE.npz]
+       [--greedy] [--noise STD] [--epsilon P | --expert-fraction F,G] [--transitions N | --episodes N] [--seed N]
+       [--reference-return X] [--measured-episodes N] [--env-kwargs JSON]
+        a new Minari dataset (100,000 transitions) of a policy in a Gymnasium environment, "module:Id" for one of your own:
+        actions sampled, or the policy's mode (--greedy), with Gaussian noise (in actions of [-1, 1]); uniformly random with
+        probability P, or so often that the mean return is F of the way from the random policy's to the policy's own (for
+        several F, like shares of the data); returns are measured over 50 episodes; X is the return that scores 100
 
 `jaxpgd run --help` lists every setting, `jaxpgd COMMAND --help` says the above of one command.
 """
 
 
 def usage_of(command: str) -> str:
-    """The part of USAGE about one command."""
-    lines = USAGE.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith(f"  {command} "))
-    rest = [i for i in range(first + 1, len(lines)) if not lines[i].startswith("   ")]
-    return "\n".join(["usage: jaxpgd " + lines[first].strip(), *lines[first + 1 : rest[0]]])
+    """The part of USAGE about one command; of `data` all parts, of `data info` its own."""
+    lines, found = USAGE.splitlines(), list[str]()
+    for first in (i for i, line in enumerate(lines) if line.startswith(f"  {command} ")):
+        end = next(i for i in range(first + 1, len(lines)) if not lines[i].startswith("   "))
+        found += [("   or: jaxpgd " if found else "usage: jaxpgd ") + lines[first].strip(), *lines[first + 1 : end]]
+    return "\n".join(found)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
             join_hosts()
         check(command in COMMANDS, "command", command, f"one of {', '.join(COMMANDS)}")
         if command not in SETTINGS and not {"-h", "--help"}.isdisjoint(rest):
-            print(usage_of(command))
+            part = " ".join(args[:2]) if command == "data" and rest[0] in DATA else command
+            print(usage_of(part))
             return
         if command != "data":
             from jaxpgd.compilation import keep_compiled_programs
@@ -81,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; add --resume to continue from the last checkpoint", file=sys.stderr)
+        left = "nothing was written" if command == "data" else "add --resume to continue from the last checkpoint"
+        print(f"interrupted; {left}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -235,8 +248,44 @@ def _pareto(args: list[str]) -> None:
     pareto_run(found.pop("run"), found.pop("out", None), guided=guided, **found)
 
 
+def _study(args: list[str]) -> None:
+    """Everything after the study's own options is settings of all its cells."""
+    own = ("--scale", "--out", "--only")
+    show, args = "--show" in args, [a for a in args if a != "--show"]
+    if not args or args[0].startswith("--"):
+        args = ["--list", *args]
+    name, rest, mine = args[0], list[str](), list[str]()
+    words = iter([part for a in args[1:] for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])])
+    for word in words:
+        (mine if word in own else rest).append(word)
+        if word in own:
+            mine.append(next(words, ""))
+    found = options(mine, "study", scale=str, out=Path, only=labels)
+    from jaxpgd.studies.plan import load_study, shipped, study_text
+    from jaxpgd.studies.run import run_study
+
+    check(name != "--list", "study", None, f"one of {', '.join(shipped())}, or a .toml file")
+    if show:
+        print(study_text(name))
+        return
+    overrides = read_overrides(rest)
+    run_study(
+        load_study(name, found.get("scale", ""), only=found.get("only"), overrides=overrides),
+        found.get("out", Path("runs/studies")),
+    )
+
+
+def labels(text: str) -> dict[str, tuple[str, ...]]:
+    """AXIS=A,B;OTHER=C: labels of axes."""
+    parts = [part.partition("=") for part in text.split(";") if part]
+    return {axis.strip(): names(values) for axis, _, values in parts}
+
+
 def _data(args: list[str]) -> None:
-    check(args[:1] == ["info"], "data", " ".join(args), "info NAME")
+    check(bool(args) and args[0] in DATA, "data", " ".join(args), "info NAME, or collect ENV_ID --out DIR")
+    if args[0] == "collect":
+        _collect(args[1:])
+        return
     found = options(args[1:], "data info", required=("name",), window=int, stride=int, episodes=int)
     from jaxpgd.data import load
     from jaxpgd.data.describe import describe, format_description
@@ -244,6 +293,20 @@ def _data(args: list[str]) -> None:
     dataset = load(found["name"], episodes=found.get("episodes", 1000))
     windows = {k: found[k] for k in ("window", "stride") if k in found}
     print(format_description(describe(dataset, **windows)))
+
+
+def _collect(args: list[str]) -> None:
+    greedy = "--greedy" in args
+    found = options(
+        [a for a in args if a != "--greedy"], "data collect", required=("env",), out=str, id=str, policy=str, run=str,
+        actor=str, noise=float, epsilon=float, expert_fraction=numbers, transitions=int, episodes=int, seed=int,
+        reference_return=float, measured_episodes=int, env_kwargs=str,
+    )  # fmt: skip
+    check("out" in found, "--out", None, "the folder of Minari datasets that the new one goes to")
+    from jaxpgd.pipeline.collect import collect_dataset
+    from jaxpgd.pipeline.collect_options import Collection
+
+    collect_dataset(Collection(**found, greedy=greedy))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -256,10 +319,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare-rollouts": _compare,
     "frontier": _frontier,
     "pareto": _pareto,
+    "study": _study,
     "data": _data,
 }
 
 SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
+DATA = ("info", "collect")  # commands of `data`
 DISTRIBUTED = ("run", "train-denoiser", "train-agent")  # commands that several hosts may share
 
 if __name__ == "__main__":

@@ -16,16 +16,18 @@ class DatasetInfo:
     """What a dataset says of itself. Hashable, so that it may be static in a compiled function."""
 
     name: str
-    source: str  # "minari", "d4rl", "npz" or "builtin"
+    source: str  # "minari", "ogbench", "d4rl", "npz" or "builtin"
     action_low: tuple[float, ...]  # bounds of the environment's actions, per dimension
     action_high: tuple[float, ...]
     env_id: str | None = None  # Gymnasium id, or the name of a built-in environment
     env_spec: str | None = None  # Gymnasium EnvSpec as JSON, where stored
-    obs_keys: tuple[str, ...] = ()  # order in which dict observations were concatenated; empty for plain ones
+    obs_keys: tuple[str, ...] = ()  # paths of dict observations in the order of concatenation; empty for plain ones
     obs_sizes: tuple[int, ...] = ()  # length of each of them
     ref_min: float | None = None  # return that scores 0
     ref_max: float | None = None  # return that scores 100
-    ref_source: str | None = None  # where the two come from: "minari metadata" or "D4RL table"
+    ref_source: str | None = None  # what scores are measured by: a name of `data.scores`, such as "D4RL table"
+    eval_env_spec: str | None = None  # EnvSpec that the reference returns belong to, where it is not `env_spec`
+    local: bool = False  # made locally, not published: its scores stand with no other family's
 
 
 @struct.dataclass

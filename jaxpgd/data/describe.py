@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxpgd.data.dataset import Dataset
-from jaxpgd.data.scores import normalized_score
+from jaxpgd.data.scores import normalized_score, score_column
 from jaxpgd.data.windows import window_starts
 from jaxpgd.errors import InputError
 
@@ -23,6 +23,7 @@ def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: A
     return {
         "name": info.name,
         "source": info.source,
+        "made_locally": info.local,
         "environment": info.env_id,
         "episodes": dataset.episodes,
         "transitions": dataset.size,
@@ -31,6 +32,7 @@ def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: A
         "returns": _spread(returns),
         "scores": None if scores is None else _spread(scores),
         "score_label": label,
+        "score_column": score_column(info),
         "lengths": _spread(lengths),
         "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
         "ranges": _ranges(dataset),
@@ -70,12 +72,13 @@ def format_description(description: dict[str, Any]) -> str:
     """The dict of `describe` as lines of text."""
     d, ends, windows = description, description["ends"], description["windows"]
     rows = [
-        ("name", f"{d['name']} ({d['source']})"),
+        ("name", f"{d['name']} ({d['source']}{', made locally' if d['made_locally'] else ''})"),
         ("environment", d["environment"] or "not stored"),
         ("episodes", f"{d['episodes']:,}"),
         ("transitions", f"{d['transitions']:,} (observation {d['obs_dim']}, action {d['action_dim']})"),
         ("return", _line(d["returns"])),
         ("score", d["score_label"] if d["scores"] is None else f"{_line(d['scores'])}; {d['score_label']}"),
+        ("column", d["score_column"]),
         ("length", _line(d["lengths"])),
         ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
         *((key, _line(values)) for key, values in d["ranges"].items()),

@@ -6,21 +6,18 @@ observations and T - 1 transitions. The observation after a terminal is unknown 
 """
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import minari
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
-from minari.dataset.minari_storage import MinariStorage
-from minari.namespace import create_namespace, list_local_namespaces
 
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.data.minari_writer import free_target, new_dataset
+from jaxpgd.data.nested import nest
+from jaxpgd.data.scores import LOCAL_KEY, REFERENCE_KEY
 from jaxpgd.errors import check
 from jaxpgd.types import Trajectory
 
@@ -42,29 +39,25 @@ def export_minari(
     """Write [N, T] trajectories as the Minari dataset `dataset_id` under `directory`; returns its folder.
 
     It loads with `minari.load_dataset(dataset_id)` where MINARI_DATASETS_PATH is `directory`. Actions are mapped back to
-    `info`'s bounds, dict observations are taken apart by `info.obs_keys`, everything is float32, and the environment and
-    reference returns of `info` are stored. Raises InputError where the target exists, the id is not one, or there is nothing
-    to write.
+    `info`'s bounds, dict observations (nested ones too) are taken apart by `info.obs_keys`, everything is float32, and the
+    environments and references of `info` are stored, with the mark of data made locally. Raises InputError where the target
+    exists, the id is not one, or there is nothing to write.
     """
-    root = Path(directory).expanduser().resolve()
-    target = root / dataset_id
-    _check_id(dataset_id)
-    check(not target.exists(), "dataset_id", dataset_id, f"no existing dataset in {directory}", "Choose another version.")
+    target = free_target(directory, dataset_id)
     buffers = [_buffer(index, episode, info) for index, episode in enumerate(_episodes(trajectory, info))]
     spaces = _spaces(trajectory, info)
-    metadata: dict[str, Any] = {
-        "dataset_id": dataset_id, "minari_version": minari.__version__, "description": description,
-        "algorithm_name": algorithm_name, "code_permalink": code_permalink, "author": {author}, "author_email": {author_email},
-    }  # fmt: skip
-    if info.ref_min is not None and info.ref_max is not None:
-        metadata |= {"ref_min_score": float(info.ref_min), "ref_max_score": float(info.ref_max)}
-    root.mkdir(parents=True, exist_ok=True)
-    with _minari_root(root):
-        try:
-            _write(target, dataset_id, spaces, info, metadata, buffers)
-        except BaseException:  # an interrupt too: half a dataset must not pass for a whole one
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+    spec = EnvSpec.from_json(info.env_spec) if info.env_spec else None
+    with new_dataset(directory, dataset_id, *spaces, spec) as writer:
+        writer.metadata = {
+            "description": description, "algorithm_name": algorithm_name, "code_permalink": code_permalink, "author": {author},
+            "author_email": {author_email}, LOCAL_KEY: True,
+        }  # fmt: skip
+        known = {REFERENCE_KEY: info.ref_source, "eval_env_spec": info.eval_env_spec}
+        writer.metadata |= {key: value for key, value in known.items() if value is not None}
+        if info.ref_min is not None and info.ref_max is not None:
+            writer.metadata |= {"ref_min_score": float(info.ref_min), "ref_max_score": float(info.ref_max)}
+        for buffer in buffers:
+            writer.add(buffer)
     return target
 
 
@@ -79,7 +72,7 @@ def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> P
     episodes = _episodes(trajectory, info)
     join = lambda key: np.concatenate([e[key] for e in episodes])
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial, marked = path.with_suffix(".partial"), dict[str, Any]({LOCAL_KEY: np.array(True)})
     with partial.open("wb") as file:
         np.savez(
             file,
@@ -91,6 +84,7 @@ def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> P
             timeouts=join("truncations"),
             action_low=np.asarray(info.action_low, np.float32),
             action_high=np.asarray(info.action_high, np.float32),
+            **marked,
         )
     os.replace(partial, path)
     return path
@@ -134,7 +128,7 @@ def _split_obs(obs: np.ndarray, info: DatasetInfo) -> Any:
     if not info.obs_keys:
         return obs
     parts = np.split(obs, np.cumsum(info.obs_sizes)[:-1], axis=-1)
-    return dict(zip(info.obs_keys, parts, strict=True))
+    return nest(info.obs_keys, parts)
 
 
 def _spaces(trajectory: Trajectory, info: DatasetInfo) -> tuple[gymnasium.Space[Any], gymnasium.spaces.Box]:
@@ -143,46 +137,9 @@ def _spaces(trajectory: Trajectory, info: DatasetInfo) -> tuple[gymnasium.Space[
         gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         for size in (info.obs_sizes if info.obs_keys else (trajectory.obs.shape[-1],))
     ]
-    observation = gymnasium.spaces.Dict(dict(zip(info.obs_keys, boxes, strict=True))) if info.obs_keys else boxes[0]
+    observation = _dict_space(nest(info.obs_keys, boxes)) if info.obs_keys else boxes[0]
     return observation, gymnasium.spaces.Box(low, high, dtype=np.float32)
 
 
-def _check_id(dataset_id: str) -> None:
-    try:
-        version = minari.dataset.minari_dataset.parse_dataset_id(dataset_id)[2]
-    except ValueError:
-        version = None
-    check(version is not None, "dataset_id", dataset_id, 'a Minari id such as "pgd/hopper/guided-v0"')
-
-
-def _write(
-    target: Path,
-    dataset_id: str,
-    spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]],
-    info: DatasetInfo,
-    metadata: dict[str, Any],
-    buffers: list[EpisodeBuffer],
-) -> None:
-    # the storage is written directly: Minari's own helper builds the environment, which needs its simulator installed
-    namespace = dataset_id.rpartition("/")[0]
-    if namespace and namespace not in list_local_namespaces():
-        create_namespace(namespace)
-    (target / "data").mkdir(parents=True)
-    spec = EnvSpec.from_json(info.env_spec) if info.env_spec else None
-    storage = MinariStorage.new(target / "data", observation_space=spaces[0], action_space=spaces[1], env_spec=spec)
-    storage.update_metadata(metadata)
-    storage.update_episodes(buffers)
-
-
-@contextmanager
-def _minari_root(root: Path) -> Iterator[None]:
-    """Minari finds its datasets through an environment variable only; it is restored afterwards."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
+def _dict_space(tree: dict[str, Any]) -> gymnasium.spaces.Dict:
+    return gymnasium.spaces.Dict({k: _dict_space(v) if isinstance(v, dict) else v for k, v in tree.items()})

@@ -11,11 +11,11 @@ import numpy as np
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_keys, check_shapes
 from jaxpgd.data.dataset import Dataset, DatasetInfo
-from jaxpgd.data.scores import d4rl_reference
+from jaxpgd.data.scores import D4RL, LOCAL_KEY, d4rl_reference, is_local_name
 from jaxpgd.errors import InputError
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
-OPTIONAL_KEYS = ("next_observations", "action_low", "action_high")
+OPTIONAL_KEYS = ("next_observations", "action_low", "action_high", LOCAL_KEY)
 
 # Gymnasium successors with the observations and actions of the D4RL environments: name, (O, A) -> id
 _SUCCESSORS = {
@@ -34,7 +34,7 @@ def load_flat(path: str | Path) -> Dataset:
       timeout), and a terminal step repeats its own observation, which nothing bootstraps from.
     - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
     - The environment is guessed from the file's name, for the D4RL reference scores and, for Hopper, HalfCheetah and Walker2d,
-      for their Gymnasium successor.
+      for their Gymnasium successor. A name that ends in "-local" and the optional key `jaxpgd_local` mark data made locally.
 
     Raises InputError for unreadable files, missing keys, and whatever `assemble` refuses.
     """
@@ -105,9 +105,10 @@ def _info(path: Path, raw: dict[str, np.ndarray], obs_dim: int, action_dim: int)
         source="npz" if path.suffix == ".npz" else "d4rl",
         action_low=tuple(float(x) for x in np.ravel(low)),
         action_high=tuple(float(x) for x in np.ravel(high)),
+        local=is_local_name(path.name) or bool(np.any(raw.get(LOCAL_KEY, False))),
     )
     reference = d4rl_reference(path.stem)
     if reference is not None:
-        info = dataclasses.replace(info, ref_min=reference[0], ref_max=reference[1], ref_source="D4RL table")
+        info = dataclasses.replace(info, ref_min=reference[0], ref_max=reference[1], ref_source=D4RL)
     family = re.split(r"[-_]", path.stem.lower())[0]
     return dataclasses.replace(info, env_id=_SUCCESSORS.get((family, obs_dim, action_dim)))

@@ -5,6 +5,8 @@ from pathlib import Path
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.flat_files import load_flat
 from jaxpgd.data.minari_files import load_minari
+from jaxpgd.data.ogbench_files import load_ogbench
+from jaxpgd.data.ogbench_store import is_ogbench
 from jaxpgd.data.point2d import point2d_dataset
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
@@ -16,13 +18,16 @@ def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
     """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
 
     `name` is "point2d" or, for episodes of N steps, "point2d-N" (built in; `episodes` and `seed` say what is generated), the
-    path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), or a Minari id (see
-    `minari_files.load_minari`).
+    path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), "ogbench/" and the name of a
+    single-task OGBench dataset (see `ogbench_files.load_ogbench`; a name with "-singletask-" does without the prefix), or a
+    Minari id (see `minari_files.load_minari`).
     Raises InputError for names that are none of these and for data that fail a check.
     """
     if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
         return point2d_dataset(episodes, seed, builtin_environment(name))
+    if is_ogbench(name):
+        return load_ogbench(name)
     path = Path(name).expanduser()
     if path.suffix in _FLAT:
         check(path.is_file(), "data.name", name, "an existing file", "Check the path.")
@@ -34,6 +39,7 @@ def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
         "/" in name or ("-v" in name and version.isdigit()),
         "data.name",
         name,
-        'a Minari id such as "mujoco/hopper/medium-v0", the path of a .hdf5, .h5 or .npz file, or "point2d"',
+        'a Minari id such as "mujoco/hopper/medium-v0", the path of a .hdf5, .h5 or .npz file, an OGBench name such as '
+        '"ogbench/cube-single-play-singletask-v0", or "point2d"',
     )
     return load_minari(name)

@@ -15,19 +15,23 @@ from minari.storage import get_dataset_path
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_finite
 from jaxpgd.data.dataset import Dataset, DatasetInfo
+from jaxpgd.data.nested import leaves, obs_order
+from jaxpgd.data.scores import LOCAL, LOCAL_KEY, MINARI, REFERENCE_KEY, is_local_name
 from jaxpgd.errors import InputError, check
 
-GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 def load_minari(name: str) -> Dataset:
     """Read the Minari dataset `name`: locally (where MINARI_DATASETS_PATH says), else downloaded.
 
-    Observations are one longer than the actions, which gives every step its next observation. Dict observations (one level)
-    are concatenated: observation, achieved_goal, desired_goal for goal environments, then any other keys in alphabetical
-    order; a dict without all three is alphabetical throughout. The order and sizes are in `info.obs_keys` and `info.obs_sizes`.
-    An episode that does not end in a termination ends in a timeout.
+    Observations are one longer than the actions, which gives every step its next observation. Dict observations, nested ones
+    too (kitchen's goals are dicts of sub-tasks), are concatenated in the order of `nested.obs_order`; paths and sizes are in
+    `info.obs_keys` and `info.obs_sizes`. An episode that does not end in a termination ends in a timeout.
+
+    Reference returns are those of the metadata, or none: D4RL's table belongs to other environments and other data, even
+    where the id begins with "D4RL/". They were measured in the evaluation environment where one is stored (antmaze and
+    pointmaze: start and goal fixed), which `info.eval_env_spec` keeps for `evaluate`.
 
     Continuing goal tasks that resample goals (PointMaze) store the *old* goal in the observation that a success leads
     to; the new one appears a step later. So the reward goes with the goal in `next_obs`, and the goal jumps without an action.
@@ -42,18 +46,6 @@ def load_minari(name: str) -> Dataset:
     episodes = list(_episodes(dataset, name))
     check(len(episodes) > 0, "data.name", name, "a dataset with at least one episode", "It is empty.")
     return _assemble_episodes(_info(dataset, name, keys, episodes[0], space), keys, episodes)
-
-
-def obs_order(space: gymnasium.Space[Any]) -> tuple[str, ...]:
-    """The keys of a dict observation space in the order of concatenation; empty for a Box. Raises InputError for others."""
-    if isinstance(space, gymnasium.spaces.Box):
-        return ()
-    check(isinstance(space, gymnasium.spaces.Dict), "observation space", space, "a Box or a Dict of Box")
-    assert isinstance(space, gymnasium.spaces.Dict)
-    for key, part in space.spaces.items():
-        check(isinstance(part, gymnasium.spaces.Box), f"observation space, key {key!r}", part, "a Box")
-    first = GOAL_KEYS if set(GOAL_KEYS) <= set(space.spaces) else ()
-    return (*first, *sorted(set(space.spaces) - set(first)))
 
 
 def _open(name: str) -> minari.MinariDataset:
@@ -104,7 +96,7 @@ def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, An
 
 
 def _read(node: h5py.Group | h5py.Dataset) -> Any:
-    return {key: node[key][()] for key in node} if isinstance(node, h5py.Group) else node[()]
+    return {key: _read(node[key]) for key in node} if isinstance(node, h5py.Group) else node[()]
 
 
 def _info(
@@ -113,7 +105,9 @@ def _info(
     metadata = dataset.storage.metadata
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     known = low is not None and high is not None
-    spec = dataset.spec.env_spec
+    spec, eval_spec = dataset.spec.env_spec, metadata.get("eval_env_spec")
+    local = is_local_name(name) or bool(metadata.get(LOCAL_KEY))
+    source = metadata.get(REFERENCE_KEY, (LOCAL if local else MINARI) if known else None)
     return DatasetInfo(
         name=name,
         source="minari",
@@ -122,11 +116,19 @@ def _info(
         env_id=spec.id if spec is not None else None,
         env_spec=spec.to_json() if spec is not None else None,
         obs_keys=keys,
-        obs_sizes=tuple(int(np.prod(episode["observations"][key].shape[1:])) for key in keys),
+        obs_sizes=_sizes(name, episode["observations"], keys),
         ref_min=float(low) if known else None,
         ref_max=float(high) if known else None,
-        ref_source="minari metadata" if known else None,
+        ref_source=None if source is None else str(source),
+        eval_env_spec=None if eval_spec is None else str(eval_spec),
+        local=local,
     )
+
+
+def _sizes(name: str, obs: Any, keys: tuple[str, ...]) -> tuple[int, ...]:
+    parts = leaves(obs) if keys else {}
+    check(set(keys) <= set(parts), f"observations of {name}", sorted(parts), f"those of its space, {sorted(keys)}")
+    return tuple(int(np.prod(parts[key].shape[1:])) for key in keys)
 
 
 def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[dict[str, Any]]) -> Dataset:
@@ -154,5 +156,6 @@ def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[
 
 
 def _flat_obs(obs: Any, keys: tuple[str, ...]) -> np.ndarray:
-    parts = [obs[key] for key in keys] if keys else [obs]
+    entries = leaves(obs) if keys else {}
+    parts = [entries[key] for key in keys] if keys else [obs]
     return np.concatenate([np.asarray(p, np.float64).reshape(len(p), -1) for p in parts], axis=1)

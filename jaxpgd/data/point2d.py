@@ -5,6 +5,7 @@ import numpy as np
 
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.dataset import Dataset, DatasetInfo
+from jaxpgd.data.scores import BUILTIN
 from jaxpgd.envs.point2d import Point2D, behaviour_policy, collect
 
 # Mean returns of the behaviour and the target policy over 16 steps (100,000 episodes each, standard error below 0.01).
@@ -32,7 +33,7 @@ def point2d_dataset(episodes: int, seed: int, env: Point2D | None = None) -> Dat
         env_id=f"point2d{length}",
         ref_min=REF_MIN if standard else None,
         ref_max=REF_MAX if standard else None,
-        ref_source="builtin policies" if standard else None,
+        ref_source=BUILTIN if standard else None,
     )
     none = np.zeros(steps, bool)
     offsets = np.arange(0, steps + 1, env.horizon)

@@ -35,6 +35,14 @@ def behaviour_actor(path: str | Path) -> Policy:
     return Policy(params=params, sample_fn=_sample, mode_fn=_mode, log_prob_fn=_log_prob)
 
 
+def fitting_actor(path: str | Path, obs_dim: int, action_dim: int) -> Policy:
+    """`behaviour_actor` of observations [O] and actions [A]. Raises InputError where the file's actor has other sizes."""
+    policy, sizes = behaviour_actor(path), (obs_dim, 2 * action_dim)
+    found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
+    check(found == sizes, "--actor", str(path), f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
+    return policy
+
+
 def _gaussian(params: PyTree, obs: Array) -> tuple[Array, Array]:
     hidden = nn.relu(obs @ params["w0"] + params["b0"])
     hidden = nn.relu(hidden @ params["w1"] + params["b1"])

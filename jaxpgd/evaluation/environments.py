@@ -1,5 +1,6 @@
 """Making the Gymnasium environment that a dataset names, with clear errors where that is not possible."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -12,6 +13,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.nested import leaves
+from jaxpgd.data.ogbench_store import import_ogbench
 from jaxpgd.envs import builtin
 from jaxpgd.errors import InputError, check
 
@@ -24,14 +27,23 @@ def is_builtin(info: DatasetInfo) -> bool:
     return builtin.is_builtin(info.env_id)
 
 
+def evaluated_in(info: DatasetInfo) -> DatasetInfo:
+    """`info` with the environment that its reference returns belong to: Minari's evaluation environment where it is stored."""
+    if info.eval_env_spec is None:
+        return info
+    found = dataclasses.replace(info, env_spec=info.eval_env_spec, eval_env_spec=None)
+    return dataclasses.replace(found, env_id=str(_stored_spec(found).get("id", info.env_id)))
+
+
 def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
-    """Check that the environment of `info` can be made, with observations and actions of the dataset's sizes and bounds.
+    """Check that `info` can be evaluated: its environment can be made, with the dataset's sizes and bounds.
 
     Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
     environment is unknown, or an extra is not installed.
     """
     check(info.env_id is not None, "env_id", info.env_id, f"the environment that dataset {info.name!r} was collected in",
           "Evaluation needs it: name a Gymnasium id with data.env_id.")  # fmt: skip
+    info = evaluated_in(info)
     if is_builtin(info):
         return
     env = make_environment(info)
@@ -52,25 +64,32 @@ def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
 def _check_observations(info: DatasetInfo, space: gymnasium.Space, obs_dim: int) -> None:
     """Raise InputError unless observations of the space make the dataset's [obs_dim]."""
     if isinstance(space, gymnasium.spaces.Dict):
-        missing = [k for k in info.obs_keys if k not in space.spaces]
-        check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(space.spaces)}",
+        parts = leaves(space)
+        missing = [k for k in info.obs_keys if k not in parts]
+        check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(parts)}",
               f"{info.env_id} has these observations.")  # fmt: skip
-        space = gymnasium.spaces.Dict({k: space.spaces[k] for k in info.obs_keys})
+        space = gymnasium.spaces.Dict({k: parts[k] for k in info.obs_keys})
     size = gymnasium.spaces.flatdim(space)
     check(size == obs_dim, "env_id", info.env_id, f"an environment with {obs_dim} observation entries as in the dataset, "
           f"not {size}")  # fmt: skip
 
 
-def make_environment(info: DatasetInfo) -> gymnasium.Env:
-    """A fresh Gymnasium environment: from the stored spec where there is one, else from the id. Raises InputError."""
+def make_environment(info: DatasetInfo, **kwargs: Any) -> gymnasium.Env:
+    """A fresh Gymnasium environment: from the stored spec where there is one, else from the id. Raises InputError.
+
+    `kwargs` are `gymnasium.make`'s, such as `max_episode_steps`, and the environment's own.
+    """
     spec = environment_spec(info)
     try:
         with quiet_mujoco():
-            return gymnasium.make(spec)
+            return gymnasium.make(spec, **kwargs)
     except ImportError as error:
         raise InputError(f"env_id = {info.env_id!r}: expected its packages to be installed ({error}). {_INSTALL}") from error
-    except (gymnasium.error.Error, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"env_id = {info.env_id!r}: expected an environment that can be made ({error}).") from error
+    except (gymnasium.error.Error, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise InputError(
+            f"env_id = {info.env_id!r}: expected an environment that can be made, by these versions of its packages ({reason})."
+        ) from error
 
 
 def environment_spec(info: DatasetInfo) -> EnvSpec:
@@ -78,12 +97,26 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
     entry = _stored_entry_point(info)
     needs_robotics = entry.startswith("gymnasium_robotics") or str(info.env_id).startswith(_ROBOTICS)
     _require_package("gymnasium_robotics", needs_robotics, info)
+    if entry.startswith("ogbench") or "-singletask-" in str(info.env_id):
+        import_ogbench(f"env_id = {info.env_id!r}")
     try:
-        spec = EnvSpec.from_json(info.env_spec) if info.env_spec else gymnasium.spec(str(info.env_id))
+        spec = EnvSpec.from_json(info.env_spec) if info.env_spec else _registered_spec(str(info.env_id))
     except (gymnasium.error.Error, TypeError, ValueError, KeyError) as error:
         raise InputError(f"env_id = {info.env_id!r}: expected an environment known to Gymnasium ({error}).") from error
     _require_package("mujoco", needs_robotics or str(spec.entry_point).startswith("gymnasium.envs.mujoco"), info)
     return spec
+
+
+def _registered_spec(env_id: str) -> EnvSpec:
+    """The spec registered as "Id", or as "module:Id" by importing a module."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"env_id = {env_id!r}: expected a module that can be imported ({error}). PYTHONPATH names the "
+                             "folders that are searched.") from error  # fmt: skip
+    return gymnasium.spec(name)
 
 
 def environment_kwargs(info: DatasetInfo) -> dict[str, Any]:
@@ -135,11 +168,23 @@ def quiet_mujoco() -> Iterator[None]:
         mujoco.set_mju_user_warning(before)
 
 
-def flatten_obs(info: DatasetInfo, obs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-    """Observations as the dataset has them, [..., O] float32: dict entries concatenated in the order of `info.obs_keys`."""
+@contextmanager
+def seeded_numpy(seed: int) -> Iterator[None]:
+    """NumPy's global generator seeded with `seed`, and as before afterwards: OGBench's mazes draw starts from it."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def flatten_obs(info: DatasetInfo, obs: np.ndarray | dict[str, Any]) -> np.ndarray:
+    """Observations as the dataset has them, [..., O] float32: (nested) dicts joined in the order of `info.obs_keys`."""
     if not isinstance(obs, dict):
         return np.asarray(obs, np.float32)
-    missing = [k for k in info.obs_keys if k not in obs]
-    check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(obs)}",
+    parts = leaves(obs)
+    missing = [k for k in info.obs_keys if k not in parts]
+    check(bool(info.obs_keys) and not missing, "obs_keys", info.obs_keys, f"names among {sorted(parts)}",
           "Load the dataset with the observation keys of its environment.")  # fmt: skip
-    return np.concatenate([np.asarray(obs[k], np.float32) for k in info.obs_keys], axis=-1)
+    return np.concatenate([np.asarray(parts[k], np.float32) for k in info.obs_keys], axis=-1)

@@ -10,10 +10,12 @@ from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.errors import check
 from jaxpgd.evaluation.environments import (
     environment_spec,
+    evaluated_in,
     flatten_obs,
     is_builtin,
     make_environment,
     require_environment,
+    seeded_numpy,
 )
 from jaxpgd.evaluation.rollout import Returns, rollout_returns
 from jaxpgd.types import Policy
@@ -22,14 +24,17 @@ __all__ = ["Returns", "evaluate", "require_environment"]
 
 
 def evaluate(key: Array, policy: Policy, info: DatasetInfo, *, episodes: int, horizon: int | None = None) -> Returns:
-    """Undiscounted returns [S, episodes] and lengths of S policies, all episodes stepped together.
+    """Undiscounted returns [S, episodes], lengths and successes of S policies, all episodes stepped together.
 
-    `policy` has a leading seed axis S on its parameters; its mode acts. `horizon` cuts episodes earlier than the
-    environment's own limit. Raises InputError where the dataset names no environment or it cannot be made.
+    `policy` has a leading seed axis S on its parameters; its mode acts, in the environment that the dataset's references
+    belong to. `horizon` cuts episodes earlier than the environment's own limit. An episode is a success where the environment
+    says so (`info["success"]`) at any of its steps. Raises InputError where the dataset names no environment or it cannot be
+    made.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
     require_environment(info)
+    info = evaluated_in(info)
     if is_builtin(info):
         result = rollout_returns(key, builtin_environment(info.env_id), policy, episodes, horizon)
         return Returns(returns=np.asarray(result.returns), lengths=np.asarray(result.lengths))
@@ -52,18 +57,24 @@ def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes:
     start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
     envs = SyncVectorEnv([lambda: make_environment(info)] * count, autoreset_mode=AutoresetMode.NEXT_STEP)
     returns, lengths, alive = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
+    reached, reported = np.zeros(count, bool), False
     try:
-        obs, _ = envs.reset(seed=start_seeds)
-        for _ in range(horizon):
-            flat = flatten_obs(info, obs)
-            action = np.asarray(act(policy, flat.reshape(seeds, episodes, -1))).reshape(count, -1)
-            obs, reward, terminated, truncated, _ = envs.step(to_env_action(info, action).astype(envs.action_space.dtype))
-            # an environment that is done resets at its next step and goes on: it stays out of the sums from here
-            returns += np.where(alive, reward, 0.0)
-            lengths += alive
-            alive &= ~(terminated | truncated)
-            if not alive.any():
-                break
+        with seeded_numpy(start_seeds[0]):
+            obs, _ = envs.reset(seed=start_seeds)
+            for _ in range(horizon):
+                flat = flatten_obs(info, obs)
+                action = np.asarray(act(policy, flat.reshape(seeds, episodes, -1))).reshape(count, -1)
+                scaled = to_env_action(info, action).astype(envs.action_space.dtype)
+                obs, reward, terminated, truncated, infos = envs.step(scaled)
+                # an environment that is done resets at its next step and goes on: it stays out of the sums from here
+                returns += np.where(alive, reward, 0.0)
+                lengths += alive
+                reported |= "success" in infos
+                reached |= alive & np.asarray(infos.get("success", False), bool)
+                alive &= ~(terminated | truncated)
+                if not alive.any():
+                    break
     finally:
         envs.close()
-    return Returns(returns=returns.reshape(seeds, episodes), lengths=lengths.reshape(seeds, episodes))
+    table = lambda values: values.reshape(seeds, episodes)
+    return Returns(returns=table(returns), lengths=table(lengths), successes=table(reached) if reported else None)

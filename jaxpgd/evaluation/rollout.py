@@ -13,10 +13,11 @@ from jaxpgd.types import Environment, Policy
 
 @struct.dataclass
 class Returns:
-    """What an evaluation gives: undiscounted returns and lengths in steps, one row per seed."""
+    """What an evaluation gives: undiscounted returns, lengths in steps and successes, one row per seed."""
 
     returns: Any  # [S, episodes]
     lengths: Any  # [S, episodes]
+    successes: Any = None  # [S, episodes] bool; None where the environment does not report them
 
 
 @partial(jax.jit, static_argnames=("episodes", "horizon"))

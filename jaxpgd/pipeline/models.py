@@ -106,7 +106,7 @@ def load_denoiser(path: str) -> TrajectoryDenoiser:
 
 
 def lender(config: Config, stage: str) -> RunDirectory | None:
-    """The run that lends the model of a stage: the first of `models_from` that has one. None: this run trains it, or needs none.
+    """The run that lends the model of a stage: the first of `models_from` that has one. None: it is trained here, if at all.
 
     Raises InputError where that run's stage is not finished, or its settings of the model are others.
     """

@@ -50,7 +50,7 @@ def prepare(config: Config) -> Prepared:
     require_wandb(config.wandb_project)
     dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
     if config.data.env_id:
-        info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None)
+        info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None, eval_env_spec=None)
         dataset = dataclasses.replace(dataset, info=info)
     require_environment(dataset.info, dataset.obs_dim)
     known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training

@@ -64,7 +64,7 @@ def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: f
         "episodes per seed": summary.episodes,
     }
     if result.get("score") is not None:
-        row["normalised score"] = float(np.nanmean(np.asarray(result["score"], np.float64)))
+        row[result.get("score_column", "normalised score")] = float(np.nanmean(np.asarray(result["score"], np.float64)))
     return row
 
 

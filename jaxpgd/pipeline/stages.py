@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.agents import replace_hypers
-from jaxpgd.data.scores import normalized_score
+from jaxpgd.data.scores import normalized_score, score_column
 from jaxpgd.errors import check
-from jaxpgd.evaluation.behaviour import behaviour_actor
+from jaxpgd.evaluation.behaviour import fitting_actor
 from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.calibration import calibrate
@@ -103,8 +103,11 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
     for arm, policy in policies.items():
         found = evaluate(stage_key(config, "returns"), policy, info, episodes=config.evaluation.episodes)
         returns = np.asarray(found.returns)
-        score, label = normalized_score(info, returns)
-        results[arm] = {"returns": returns, "lengths": np.asarray(found.lengths), "score": score, "score_label": label}
+        score, label = normalized_score(info, returns, found.successes)
+        results[arm] = {
+            "returns": returns, "lengths": np.asarray(found.lengths), "successes": found.successes,
+            "score": score, "score_label": label, "score_column": score_column(info),
+        }  # fmt: skip
         print(
             f"returns, {arm}: mean {returns.mean():.4g} over {returns.shape[0]} seeds x {returns.shape[1]} episodes", flush=True
         )
@@ -122,9 +125,7 @@ def chosen_policy(run: RunDirectory, prepared: Prepared, models: Models, name: s
     """The policy "ARM[:SEED]" of a run, or the actor of an npz file where one is named, and what it is. Raises InputError."""
     check(not (name and actor), "--policy, --actor", (name, actor), "one of them")
     if actor:
-        policy, sizes = behaviour_actor(actor), (prepared.dataset.obs_dim, 2 * prepared.dataset.action_dim)
-        found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
-        check(found == sizes, "--actor", actor, f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
+        policy = fitting_actor(actor, prepared.dataset.obs_dim, prepared.dataset.action_dim)
         return policy, f"the actor {Path(actor).name}"
     return policy_of(run, prepared, models, name), f"{name} of {run.path}"
 

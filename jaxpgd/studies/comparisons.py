@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from jaxpgd.evaluation.comparison import probability_of_improvement
-from jaxpgd.studies.results import Results
+from jaxpgd.studies.results import Results, by_scale
 from jaxpgd.studies.spec import Comparison
 
 LEVEL = 0.05  # chance that any sentence of a study is written although there is no difference
@@ -34,7 +34,7 @@ class Difference:
 
 def differences(results: Results) -> list[Difference]:
     """Every comparison that the study asks for and whose cells are there."""
-    found = [d for comparison in results.study.comparisons for d in _differences(results, comparison)]
+    found = [d for comparison in by_scale(results, results.study.comparisons) for d in _differences(results, comparison)]
     corrected = holm(np.array([d.p for d in found]))
     return [dataclasses.replace(d, corrected=float(p)) for d, p in zip(found, corrected, strict=True)]
 

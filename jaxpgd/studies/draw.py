@@ -14,7 +14,7 @@ from jaxpgd.evaluation.plots import colour_of, panels, path_lines
 from jaxpgd.evaluation.policy_selection import policy_selection
 from jaxpgd.evaluation.statistics import Summary, summarise
 from jaxpgd.evaluation.study_plots import profiles_figure, selection_figure
-from jaxpgd.studies.results import Results
+from jaxpgd.studies.results import Results, matching
 from jaxpgd.studies.spec import Drawing
 
 Where = dict[str, str]
@@ -36,6 +36,11 @@ def draw(results: Results, drawing: Drawing) -> Figure | None:
     return DRAWINGS[drawing.kind](results, drawing)
 
 
+def _label(results: Results, drawing: Drawing) -> str:
+    """Of the axis of the value; a score says whose."""
+    return drawing.value if drawing.value in results.scales else drawing.label or drawing.value.replace("_", " ")
+
+
 def _places(results: Results, axes: Sequence[str]) -> list[Where]:
     return [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*(results.labels(axis) for axis in axes))]
 
@@ -53,10 +58,12 @@ def _name(where: Where) -> str:
 
 
 def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figure, Iterator[tuple[Where, Axes]]]:
-    places = _places(results, drawing.panels)
+    every = _places(results, drawing.panels)
+    rows = results.steps if drawing.kind in ("steps", "densities") else results.rows
+    places = [where for where in every if any(drawing.value in row for row in matching(rows, where))] or every
     figure, axes = panels(len(places), width=width, title=drawing.title)
     for where, axis in zip(places, axes, strict=True):
-        axis.set(title=_name(where), ylabel=drawing.label or drawing.value.replace("_", " "))
+        axis.set(title=_name(where), ylabel=_label(results, drawing))
         if drawing.log:
             axis.set_yscale("log")
     return figure, zip(places, axes, strict=True)
@@ -202,7 +209,7 @@ def profile(results: Results, drawing: Drawing) -> Figure | None:
     thresholds = np.linspace(values.min() - margin, values.max() + margin, _THRESHOLDS)
     for hue, scores in by_hue.items():
         found[hue] = performance_profile({task: scores[task] for task in sorted(common)}, thresholds)
-    return profiles_figure(found, unit=drawing.label or drawing.value, title=drawing.title)
+    return profiles_figure(found, unit=_label(results, drawing), title=drawing.title)
 
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
@@ -215,7 +222,7 @@ def regret(results: Results, drawing: Drawing) -> Figure | None:
             if len(table) > 1 and shortest > 1:
                 label = ", ".join(filter(None, (_name(where), hue)))
                 found[label] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
-    return selection_figure(found, unit=drawing.label or drawing.value, title=drawing.title) if found else None
+    return selection_figure(found, unit=_label(results, drawing), title=drawing.title) if found else None
 
 
 DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpgd.data.scores import normalized_score
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator, rollout
@@ -29,6 +28,7 @@ from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Policy, Trajectory
 
 Row = dict[str, Any]
+SCORE, SCALE = "score", "scale"  # a normalised score, and the heading under which it may stand
 
 
 @dataclasses.dataclass
@@ -61,18 +61,18 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
     settings = list(read_sweep(config, arm).settings)
     order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
-    return [_returns(prepared, found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
+    return [_returns(found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
 
 
-def _returns(prepared: Prepared, found: Row, log: list[Row], seeds: slice) -> Found:
+def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
     """The rows of one setting, whose `seeds` are some of those that were logged."""
     returns = np.asarray(found["returns"], np.float64)
-    score, _ = normalized_score(prepared.dataset.info, returns)
+    name, score = found["score_column"], found["score"]
     rows = [
-        {"seed": seed, "episode": episode, "return": value, "length": found["lengths"][seed][episode],
-         "score": None if score is None else score[seed, episode]}
+        {"seed": seed, "episode": episode, "return": value, "length": found["lengths"][seed][episode]}
+        | ({} if score is None else {SCALE: name, SCORE: score[seed][episode]})
         for (seed, episode), value in np.ndenumerate(returns)
-    ]  # fmt: skip
+    ]
     steps = [{"seed": i, "step": row["step"], "return": x} for row in log for i, x in enumerate(row["returns"][seeds])]
     return Found(rows, steps)
 

@@ -10,7 +10,8 @@ from jaxpgd.evaluation.report import Report, text_table
 from jaxpgd.pipeline.run_directory import write_atomic
 from jaxpgd.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.studies.draw import checked, summary
-from jaxpgd.studies.results import Results
+from jaxpgd.studies.plan import slug
+from jaxpgd.studies.results import Results, by_scale
 from jaxpgd.studies.spec import Table
 from jaxpgd.training.progress import clock
 
@@ -29,15 +30,19 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
     said = sentences(found)
     report.text("\n\n".join(said))
     texts = []
-    for table in study.tables:
+    for table in by_scale(results, study.tables):
         rows = table_rows(results, table)
-        title = table.title or table.value
+        title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
+        title = title or table.value
         report.table(title, rows, caption(table))
         texts.append(f"{title}\n\n{text_table(rows)}")
-    for i, drawing in enumerate(study.figures):
+    for i, drawing in enumerate(by_scale(results, study.figures)):
         figure = checked(results, drawing)
         if figure is not None:
-            path = plots.save(figure, folder / f"{drawing.name or f'{drawing.kind}-{i + 1}'}.png")
+            name = drawing.name or f"{drawing.kind}-{i + 1}"
+            if drawing.value in results.scales[1:]:
+                name += "-" + slug(drawing.value)
+            path = plots.save(figure, folder / f"{name}.png")
             report.figure(drawing.title or path.stem, path)
     if found:
         report.table("Comparisons", difference_rows(found), COMPARED)

@@ -1,6 +1,7 @@
 """The tidy tables of a study: `results.csv` by cell, seed and episode, `by_step.csv` by cell, seed and step."""
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,9 @@ import numpy as np
 from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
 from jaxpgd.pipeline.run_directory import write_atomic
-from jaxpgd.studies.measures import Found, Row
+from jaxpgd.studies.measures import SCALE, SCORE, Found, Row
 from jaxpgd.studies.plan import Cell, Study
-from jaxpgd.studies.spec import UNIT
+from jaxpgd.studies.spec import UNIT, Spec
 from jaxpgd.types import Trajectory
 
 METHOD = "method"  # within cells that compare several
@@ -29,12 +30,17 @@ class Results:
         self.steps: list[Row] = []
         self.samples: list[tuple[Cell, Trajectory]] = []
         self.cells: list[Cell] = []
+        self.scales: list[str] = []  # the columns of scores, one of each family of datasets
 
     def add(self, cell: Cell, found: Found) -> None:
-        """Append what a cell says. An axis called `seed` takes the place of the rows' own."""
+        """Append what a cell says. An axis called `seed` takes the place of the rows' own.
+
+        Scores get the column of their family: those of different families (`data.scores.score_column`) never share one.
+        """
         head = {"cell": cell.key, **cell.labels}
-        self.rows += [{**row, **head} for row in found.rows]
+        self.rows += [{**_by_scale(row), **head} for row in found.rows]
         self.steps += [{**row, **head} for row in found.steps]
+        self.scales += [s for s in dict.fromkeys(row.get(SCALE) for row in found.rows) if s and s not in self.scales]
         self.cells.append(cell)
         if found.samples is not None:
             self.samples.append((cell, found.samples))
@@ -94,6 +100,21 @@ class Results:
         for name, rows in (("results.csv", self.rows), ("by_step.csv", self.steps)):
             if rows:
                 write_atomic(folder / name, to_csv(rows, first=("cell", *self.axes(), UNIT, "episode", "step")))
+
+
+def _by_scale(row: Row) -> Row:
+    """A row whose score stands under the name of its scale."""
+    kept = {name: value for name, value in row.items() if name not in (SCORE, SCALE)}
+    return kept | ({row[SCALE]: row[SCORE]} if row.get(SCALE) else {})
+
+
+def by_scale(results: Results, specs: Sequence[Spec]) -> list[Spec]:
+    """The specifications, those of the value `score` once for each family of scores."""
+    found: list[Spec] = []
+    for spec in specs:
+        names = results.scales if spec.value == SCORE else [spec.value]
+        found += [dataclasses.replace(spec, value=name) for name in names]
+    return found
 
 
 def matching(rows: Iterable[Row], where: Mapping[str, str]) -> Iterable[Row]:

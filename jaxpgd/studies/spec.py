@@ -73,7 +73,7 @@ def read_specs(
     for i, values in enumerate(raw):
         where = f"{name}: {kind.__name__.lower()} {i + 1}"
         spec: Any = apply_values(kind(), dict(values), where)
-        named = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
+        named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
             known = axis in axes or axis == "method"
             check(known and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}")

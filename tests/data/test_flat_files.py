@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.data import load
+from jaxpgd.data.scores import score_column
 from jaxpgd.errors import InputError
 
 
@@ -102,3 +103,10 @@ def test_environment_and_reference_follow_from_the_name(tmp_path: Path) -> None:
     info = load(save(tmp_path, data, "hopper_medium-v2.hdf5")).info
     assert (info.env_id, info.ref_max, info.ref_source) == ("Hopper-v5", 3234.3, "D4RL table")
     assert load(save(tmp_path, raw(), "hopper_other.hdf5")).info.env_id is None
+
+
+def test_files_made_locally_do_not_stand_with_d4rl(tmp_path: Path) -> None:
+    columns = [score_column(load(save(tmp_path, raw(), name)).info) for name in ("hopper_a-v2.hdf5", "hopper_a-local.hdf5")]
+    marked = raw(jaxpgd_local=np.array(True))
+    assert columns == ["score (D4RL)", "score (local, D4RL references)"]
+    assert score_column(load(save(tmp_path, marked, "hopper_b.npz")).info) == "score (local, D4RL references)"

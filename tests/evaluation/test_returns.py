@@ -11,9 +11,10 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.nested import obs_order
 from jaxpgd.errors import InputError
 from jaxpgd.evaluation import environments
-from jaxpgd.evaluation.environments import make_environment
+from jaxpgd.evaluation.environments import flatten_obs, make_environment
 from jaxpgd.evaluation.returns import act, evaluate, require_environment
 from jaxpgd.types import Policy
 
@@ -95,6 +96,110 @@ def test_dict_observations_are_concatenated_in_the_dataset_order(keys, sign):
     # the action at a first entry x <= 4 is x in the environment's units, clipped to [0, 4]; the countdown is 5, 4, 3 ...
     want = [sum(min(k, 4) for k in range(1, n + 1)) if sign > 0 else 0 for n in result.lengths[0]]
     np.testing.assert_allclose(result.returns[0], want, atol=1e-6)
+
+
+def deep(space):
+    return {"own": space["a"], "goal": {"b c": space["b"]}}
+
+
+class DeepCountdown(Countdown):
+    """A countdown whose observation is a dict in a dict."""
+
+    def __init__(self):
+        super().__init__(nested=True)
+        parts = deep(self.observation_space)
+        self.observation_space = gymnasium.spaces.Dict({**parts, "goal": gymnasium.spaces.Dict(parts["goal"])})
+
+    def observe(self):
+        return deep(super().observe())
+
+
+gymnasium.register("jaxpgd/DeepCountdown-v0", DeepCountdown, max_episode_steps=20)
+
+
+@pytest.mark.parametrize(("keys", "sign"), [(("goal/b c", "own"), 1), (("own", "goal/b c"), -1)])
+def test_nested_dict_observations_are_found_by_their_paths(keys, sign):
+    given = info("jaxpgd/DeepCountdown-v0", obs_keys=keys)
+    require_environment(given, 2)
+    result = evaluate(jax.random.key(0), first_entry(1), given, episodes=4)
+    want = [sum(min(k, 4) for k in range(1, n + 1)) if sign > 0 else 0 for n in result.lengths[0]]
+    np.testing.assert_allclose(result.returns[0], want, atol=1e-6)
+    with pytest.raises(InputError, match=r"names among \['goal/b c', 'own'\]"):
+        require_environment(info("jaxpgd/DeepCountdown-v0", obs_keys=("goal",)), 2)
+
+
+class Goal(Countdown):
+    """A countdown that is a success at 1, where the action is large, and then goes on; NumPy's generator draws its start."""
+
+    def reset(self, *, seed=None, options=None):
+        found = super().reset(seed=seed)
+        self.left = int(np.random.randint(2, 6))  # noqa: NPY002
+        return self.observe(), found[1]
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"success": np.bool_(self.left == 1 and action[0] > 2)}
+
+
+gymnasium.register("jaxpgd/Goal-v0", Goal, max_episode_steps=20)
+
+
+def test_an_episode_is_a_success_where_any_step_was():
+    result = evaluate(jax.random.key(0), constant([-1.0, 1.0]), info("jaxpgd/Goal-v0"), episodes=4)
+    assert result.successes.tolist() == [[False] * 4, [True] * 4]
+    assert evaluate(jax.random.key(0), constant([1.0]), info(), episodes=2).successes is None
+    short = evaluate(jax.random.key(0), constant([1.0]), info("jaxpgd/Goal-v0"), episodes=8, horizon=1)
+    assert 0 < short.successes.sum() < 8  # starts at 2 are there after one step, others later
+
+
+def test_environments_that_draw_from_numpy_are_repeatable():
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again = (evaluate(jax.random.key(1), constant([0.0]), info("jaxpgd/Goal-v0"), episodes=16).lengths for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(first)) > 1
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_evaluation_takes_the_environment_of_the_references():
+    spec = gymnasium.spec("jaxpgd/Countdown-v0")
+    entry = f"{__name__}:Countdown"
+    stored = EnvSpec("jaxpgd/Shorter-v0", entry, max_episode_steps=2).to_json()
+    given = info(env_spec=EnvSpec(spec.id, entry, max_episode_steps=20).to_json(), eval_env_spec=stored)
+    assert make_environment(given).spec.max_episode_steps == 20
+    assert evaluate(jax.random.key(0), constant([0.0]), given, episodes=6).lengths.max() == 2
+
+
+REAL = {  # environment, keyword arguments, sizes of the observation's entries
+    "AntMaze_UMaze-v4": ({}, {"observation": 27, "achieved_goal": 2, "desired_goal": 2}),
+    "AdroitHandPen-v1": ({}, {}),
+    "FrankaKitchen-v1": (
+        {"tasks_to_complete": ["microwave", "kettle"]},
+        {"observation": 59, "achieved_goal/kettle": 7, "achieved_goal/microwave": 1, "desired_goal/kettle": 7,
+         "desired_goal/microwave": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("env_id", REAL)
+def test_real_observations_are_flattened_as_the_datasets(env_id):
+    robotics = pytest.importorskip("gymnasium_robotics", reason="the extra `mujoco` is not installed")
+    gymnasium.register_envs(robotics)
+    kwargs, sizes = REAL[env_id]
+    spec = dataclasses.replace(gymnasium.spec(env_id), kwargs={**gymnasium.spec(env_id).kwargs, **kwargs}).to_json()
+    given = dataclasses.replace(info(env_id), env_spec=spec, obs_keys=tuple(sizes), obs_sizes=tuple(sizes.values()))
+    try:
+        env = make_environment(given)
+    except InputError as error:  # Gymnasium-Robotics 1.4.2 cannot make its kitchen with MuJoCo 4
+        assert env_id == "FrankaKitchen-v1"
+        pytest.skip(str(error))
+    assert obs_order(env.observation_space) == tuple(sizes)
+    obs, _ = env.reset(seed=0)
+    env.close()
+    flat = flatten_obs(given, obs)
+    want = [obs] if not sizes else [obs[k] if len(p) == 0 else obs[k][p[0]] for k, *p in (path.split("/") for path in sizes)]
+    np.testing.assert_array_equal(flat, np.concatenate(want).astype(np.float32))
+    low, high = (tuple(np.asarray(b, float).tolist()) for b in (env.action_space.low, env.action_space.high))
+    require_environment(dataclasses.replace(given, action_low=low, action_high=high), len(flat))
 
 
 def test_new_parameters_do_not_retrace_the_policy():

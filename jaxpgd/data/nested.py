@@ -1,0 +1,56 @@
+"""Dict observations as flat ones. An entry is named by the path of its keys, joined by "/": `desired_goal/microwave`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+
+from jaxpgd.errors import check
+
+SEPARATOR = "/"
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+
+
+def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a nested dict, or of a Dict space, that are none themselves, by path."""
+    found: dict[str, Any] = {}
+    for key, part in tree.items():
+        if isinstance(part, Mapping):
+            found |= {f"{key}{SEPARATOR}{path}": entry for path, entry in leaves(part).items()}
+        else:
+            found[key] = part
+    return found
+
+
+def nest(paths: Sequence[str], entries: Sequence[Any]) -> dict[str, Any]:
+    """The nested dict with one entry per path."""
+    tree: dict[str, Any] = {}
+    for path, entry in zip(paths, entries, strict=True):
+        *outer, last = path.split(SEPARATOR)
+        node = tree
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = entry
+    return tree
+
+
+def obs_order(space: gymnasium.Space[Any]) -> tuple[str, ...]:
+    """The paths of a Dict space's entries, of any depth, in the order of concatenation; empty for a Box.
+
+    Where the outermost keys include all of a goal environment's, these lead: `observation`, `achieved_goal`, `desired_goal`.
+    Other keys, and those of inner Dicts, are in alphabetical order. Raises InputError for other spaces.
+    """
+    if isinstance(space, gymnasium.spaces.Box):
+        return ()
+    check(isinstance(space, gymnasium.spaces.Dict), "observation space", space, "a Box or a Dict of Box")
+    assert isinstance(space, gymnasium.spaces.Dict)
+    parts = leaves(space)
+    for path, part in parts.items():
+        check(isinstance(part, gymnasium.spaces.Box), f"observation space, key {path!r}", part, "a Box")
+    first = GOAL_KEYS if set(GOAL_KEYS) <= set(space.spaces) else ()
+
+    def rank(path: str) -> tuple[int, list[str]]:
+        keys = path.split(SEPARATOR)
+        return (first.index(keys[0]) if keys[0] in first else len(first)), keys
+
+    return tuple(sorted(parts, key=rank))

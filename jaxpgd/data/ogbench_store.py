@@ -1,0 +1,85 @@
+"""OGBench's names, package and files: what a name stands for, and where its data is."""
+
+import importlib
+import importlib.util
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from jaxpgd.errors import InputError, check
+
+PREFIX = "ogbench/"
+FOLDER_VARIABLE = "OGBENCH_DATA_DIR"
+_FOLDER = "~/.ogbench/data"
+_NAME = re.compile(r"([a-z0-9-]+)-([a-z]+)-singletask(-task\d+)?-(v\d+)(-val)?")
+_EXAMPLE = "antmaze-large-navigate-singletask-task1-v0"
+_INSTALL = 'Install it with: pip install "jaxpgd[ogbench]"'
+_SECONDS = 30.0  # without an answer a download has failed
+
+
+def is_ogbench(name: str) -> bool:
+    """Whether `name` is one of OGBench's: `ogbench/NAME`, or a NAME with the word "singletask", which Minari ids lack."""
+    return name.startswith(PREFIX) or ("/" not in name and "-singletask-" in name and not Path(name).suffix)
+
+
+def parse_name(name: str) -> tuple[str, str]:
+    """(Gymnasium id, file name without .npz) of the dataset `name`. Raises InputError for pixels and where no task is named."""
+    short = name.removeprefix(PREFIX)
+    pixels = short.startswith(("visual-", "powderworld-"))
+    check(not pixels, "data.name", name, "a dataset of states", "Only flat observations work, not images.")
+    match = _NAME.fullmatch(short)
+    if match is None:
+        guess = re.sub(r"-(v\d+)$", r"-singletask-task1-\1", short)
+        near = guess if "singletask" not in short and _NAME.fullmatch(guess) else _EXAMPLE
+        raise InputError(
+            f"data.name = {name!r}: expected an OGBench dataset with one of its tasks, such as '{PREFIX}{near}'. "
+            "Goal-conditioned datasets hold no rewards: a task gives them."
+        )
+    env, kind, task, version, split = match.groups(default="")
+    return f"{env}-singletask{task}-{version}", f"{env}-{kind}-{version}{split}"
+
+
+def import_ogbench(field: str) -> ModuleType:
+    """The package `ogbench`, which registers its environments with Gymnasium. Raises InputError where it is missing."""
+    if importlib.util.find_spec("ogbench") is None:
+        raise InputError(f"{field}: expected the package ogbench to be installed. {_INSTALL}")
+    try:
+        return importlib.import_module("ogbench")
+    except ImportError as error:
+        raise InputError(f"{field}: expected a package ogbench that can be imported ({error}). {_INSTALL}") from error
+
+
+def find_file(name: str, file_name: str) -> Path:
+    """The path of `file_name`.npz, downloaded by the package `ogbench` where it is not there. Raises InputError."""
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser()
+    path = folder / f"{file_name}.npz"
+    if path.is_file():
+        return path
+    reason = "nothing came"
+    try:
+        with _time_limit(_SECONDS):
+            import_ogbench("data.name").download_datasets([file_name.removesuffix("-val")], str(folder))
+    except OSError as error:  # no network, no such file, no room: urllib's errors are OSErrors
+        reason = f"{type(error).__name__}: {error}"
+    if not path.is_file():
+        path.with_suffix(".npz.tmp").unlink(missing_ok=True)
+        raise InputError(
+            f"data.name = {name!r}: expected {path}, or that ogbench can download it ({reason}). "
+            f"{FOLDER_VARIABLE} names the folder that is searched."
+        )
+    return path
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """ogbench's downloader waits for ever where nothing answers, unless sockets give up by default."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

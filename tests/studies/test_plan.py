@@ -1,0 +1,184 @@
+"""Studies as TOML files: cells, scales, what is refused, and names that tell results apart."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxpgd.cli import main
+from jaxpgd.errors import InputError
+from jaxpgd.studies import plan
+from jaxpgd.studies.plan import load_study, merge, shipped
+from jaxpgd.studies.together import groups, swept
+from jaxpgd.sweep import read_sweep
+
+SMALL = """
+title = "Small"
+[base]
+seeds = 2
+[axes.source]
+real = { arms = ["real"], "synthesis!" = {} }
+guided = { arms = ["guided"] }
+[axes.regime]
+periodic = { synthesis.regime = "periodic" }
+fifo = { synthesis.regime = "fifo" }
+[scale.first.base]
+agent.updates = 4000
+[scale.second.axes.regime]
+fifo = { synthesis.fraction = 0.5 }
+[[figures]]
+kind = "intervals"
+hue = "source"
+panels = ["regime"]
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path):
+    def write(text: str) -> str:
+        (tmp_path / "mine.toml").write_text(text)
+        return str(tmp_path / "mine.toml")
+
+    return write
+
+
+def test_cells_are_the_product_of_axes_and_the_first_scale_is_the_default(study_file) -> None:
+    study = load_study(study_file(SMALL))
+    assert (study.name, study.scale, study.title) == ("mine", "first", "Small")
+    assert [tuple(cell.labels.values()) for cell in study.cells] == [
+        ("real", "periodic"), ("real", "fifo"), ("guided", "periodic"), ("guided", "fifo"),
+    ]  # fmt: skip
+    assert all(cell.config.seeds == 2 and cell.config.agent.updates == 4000 for cell in study.cells)
+    assert study.cells[3].config.synthesis.regime == "fifo" and study.cells[3].config.arms == ("guided",)
+
+
+def test_a_scale_adds_to_axes_and_overrides_come_last(study_file) -> None:
+    study = load_study(study_file(SMALL), "second", only={"source": ("guided",)}, overrides={"seeds": 5})
+    assert [cell.labels["source"] for cell in study.cells] == ["guided", "guided"]
+    assert [cell.config.synthesis.fraction for cell in study.cells] == [0.1, 0.5]
+    assert [cell.config.synthesis.regime for cell in study.cells] == ["periodic", "fifo"]
+    assert all(cell.config.seeds == 5 and cell.config.agent.updates == 2000 for cell in study.cells)
+
+
+def test_later_axes_win_so_that_cells_without_a_meaning_are_one(study_file) -> None:
+    text = SMALL.replace("[axes.source]", "[axes.late]").replace("[scale.second.axes.regime]", "[scale.second.axes.late]")
+    order = text.index("[axes.late]"), text.index("[axes.regime]"), text.index("[scale.first.base]")
+    turned = text[: order[0]] + text[order[1] : order[2]] + text[order[0] : order[1]] + text[order[2] :]
+    study = load_study(study_file(turned.split("[scale.first.base]")[0]))
+    keys = {(cell.labels["late"], cell.labels["regime"]): cell.key for cell in study.cells}
+    assert keys["real", "periodic"] == keys["real", "fifo"]
+    assert keys["guided", "periodic"] != keys["guided", "fifo"]
+
+
+def test_the_key_is_of_what_changes_results_alone(study_file) -> None:
+    cell = load_study(study_file(SMALL)).cells[0]
+    moved = dataclasses.replace(
+        cell, config=dataclasses.replace(cell.config, out="elsewhere", checkpoint_seconds=1.0), labels={}
+    )
+    other = dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=1))
+    measured = dataclasses.replace(cell, measure=dataclasses.replace(cell.measure, trajectories=7))
+    assert moved.key == cell.key and len({cell.key, other.key, measured.key}) == 3
+    assert cell.name == f"returns-point2d-{cell.key}"
+
+
+def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
+    below = {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
+    assert merge(below, {"a": {"y": {"w": 4}}}) == {"a": {"x": 1, "y": {"z": 2, "w": 4}}, "b": 3}
+    assert merge(below, {"a!": {"w": 5}}) == {"a": {"w": 5}, "b": 3}
+    assert below == {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seed = 'x'"), r"real, periodic: .*seed = 'x': expected an integer"),
+        (("seeds = 2", "sedes = 2"), r"unknown key 'sedes'. Did you mean 'seeds'"),
+        (('hue = "source"', 'hue = "colour"'), r"drawing 1 = 'colour': expected an axis: source, regime"),
+        (('kind = "intervals"', 'kind = "pie"'), r"kind = 'pie': expected one of"),
+        (('title = "Small"', ""), r"title = None: expected to be given"),
+        (("[base]", "[basis]"), r"key = 'basis': expected one of title"),
+        (("[base]", "[measure]\ntrajectories = 1\n[base]"), r"measure.trajectories = 1: expected at least 2"),
+        (("[base]", "[target]\nactor = 'a.npz'\nseed = 1\n[base]"), r"target = .*: expected either actor or settings"),
+        (("[base]", "[target]\nsede = 1\n[base]"), r"unknown key 'target.sede'"),
+        (("[axes.source]", "[axes.source\n"), r"expected valid TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_computed(study_file, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_study(study_file(SMALL.replace(*change)))
+
+
+def test_unknown_studies_scales_and_labels(study_file) -> None:
+    path = study_file(SMALL)
+    for arguments, message in (
+        (("pgd-lamda",), "study = 'pgd-lamda': expected one of .*pgd-lambda"),
+        (("none.toml",), "expected a readable TOML file"),
+        ((path, "huge"), "--scale = 'huge': expected one of first, second"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_study(*arguments)
+    with pytest.raises(InputError, match=r"--only source = 'fake': expected one of real, guided"):
+        load_study(path, only={"source": ("fake",)})
+    with pytest.raises(InputError, match=r"--only = 'place': expected an axis: source, regime"):
+        load_study(path, only={"place": ("x",)})
+
+
+@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("scale", ["laptop", "full"])
+def test_every_shipped_study_can_be_read(name: str, scale: str) -> None:
+    study = load_study(name, scale)
+    assert study.cells and study.figures and study.tables and len(study.text) > 100
+    assert all(figure.title and figure.name for figure in study.figures)
+
+
+def test_the_studies_of_both_papers_are_shipped() -> None:
+    assert set(shipped()) == {
+        "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
+        "rollout-horizon",
+    }  # fmt: skip
+
+
+def test_likelihood_and_dynamics_measure_the_same_cells() -> None:
+    one, other = (load_study(name, "laptop") for name in ("pgd-likelihood", "pgd-dynamics"))
+    assert [cell.key for cell in one.cells] == [cell.key for cell in other.cells]
+
+
+def test_cells_that_differ_in_numbers_are_trained_together(study_file) -> None:
+    text = """
+title = "Numbers"
+[base]
+arms = ["real"]
+[axes.alpha]
+"1" = { agent.td3_bc.alpha = 1.0 }
+"4" = { agent.td3_bc.alpha = 4.0 }
+[axes.lr]
+"a" = { agent.td3_bc.lr = 1e-3 }
+"b" = { agent.td3_bc.lr = 1e-4 }
+[axes.batch]
+"64" = { agent.batch_size = 64 }
+"32" = { agent.batch_size = 32 }
+"""
+    cells = load_study(study_file(text)).cells
+    found = groups(cells)
+    assert [len(group) for group in found] == [4, 4]
+    assert {cell.config.agent.batch_size for cell in found[0]} == {64}
+    config = swept(found[0])
+    assert config.sweep == ("agent.lr", "0.001,0.0001", "agent.alpha", "1.0,4.0")
+    assert len(read_sweep(config, "real").settings) == 4
+    assert [len(group) for group in groups(cells[:-1])] == [4, 1, 1, 1]  # no full product: each alone
+    assert [len(group) for group in groups([cells[0], cells[0]])] == [1]
+
+
+def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, study_file) -> None:
+    main(["study", study_file(SMALL), "--show"])
+    assert capsys.readouterr().out.strip() == SMALL.strip()
+    for words, message in (
+        ([], "study = None: expected one of dydiff-returns"),
+        ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
+        ([study_file(SMALL), "--sedes", "3"], "unknown key '--sedes'. Did you mean '--seeds'"),
+        ([study_file(SMALL), "--only", "source=x"], "--only source = 'x'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["study", *words])
+        assert error.value.code == 2 and message in capsys.readouterr().err
+    assert plan.slug("../data/hopper_medium-v2.hdf5") == "hopper-medium-v2"

@@ -1,0 +1,152 @@
+"""Rows of a study by seed, task and step; comparisons and their correction; what tables and figures show of them."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from jaxpgd.studies import comparisons
+from jaxpgd.studies.draw import checked, draw
+from jaxpgd.studies.measures import Found
+from jaxpgd.studies.plan import Study, load_study
+from jaxpgd.studies.report import table_rows
+from jaxpgd.studies.results import Results
+from jaxpgd.studies.spec import Comparison, Drawing, Table
+
+TEXT = """
+title = "Made up"
+[axes.task]
+"1" = { data.episodes = 10 }
+"10" = { data.episodes = 20 }
+[axes.source]
+real = { arms = ["real"] }
+guided = { arms = ["guided"] }
+"""
+GAIN = 2.5  # of guided over real, at every seed
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    path = tmp_path_factory.mktemp("study") / "made.toml"
+    path.write_text(TEXT)
+    return load_study(str(path))
+
+
+@pytest.fixture
+def results(study: Study) -> Results:
+    """Six seeds of three episodes: task * 100 + seed + (guided: 3), episodes one below, at and above it."""
+    found = Results(study)
+    for cell in study.cells:
+        base = 100 * float(cell.labels["task"]) + GAIN * (cell.labels["source"] == "guided")
+        rows = [{"seed": s, "episode": e, "return": base + s + e - 1} for s in range(6) for e in range(3)]
+        steps = [{"seed": s, "step": k, "return": base + s + k} for s in range(6) for k in (0, 5)]
+        found.add(cell, Found(rows, steps))
+    return found
+
+
+def test_a_seed_counts_once_by_its_mean_over_episodes(results: Results) -> None:
+    np.testing.assert_allclose(results.units("return", {"task": "1", "source": "real"}), 100.0 + np.arange(6))
+
+
+def test_tasks_that_are_not_told_apart_are_averaged_and_no_repetitions(results: Results) -> None:
+    np.testing.assert_allclose(results.units("return", {"source": "guided"}), 550.0 + GAIN + np.arange(6))
+
+
+def test_lost_seeds_and_missing_values_are_left_out(results: Results) -> None:
+    for row in results.rows:
+        if row["task"] == "10" and row["seed"] == 2:
+            row["return"] = float("nan")
+    assert len(results.units("return", {"task": "10", "source": "real"})) == 5
+    assert len(results.units("return", {"task": "1", "source": "real"})) == 6
+    assert len(results.units("return", {"source": "real"})) == 5  # averages are of seeds that all tasks have
+    assert len(results.units("score", {})) == 0
+
+
+def test_curves_by_step(results: Results) -> None:
+    steps, values = results.curve("return", {"task": "1", "source": "real"})
+    np.testing.assert_array_equal(steps, [0, 5])
+    np.testing.assert_allclose(values, [100.0 + np.arange(6), 105.0 + np.arange(6)])
+
+
+def test_the_tidy_tables(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path)
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 6 * 3 and list(rows[0]) == ["cell", "task", "source", "seed", "episode", "return"]
+    assert (rows[0]["task"], rows[0]["source"], float(rows[0]["return"])) == ("1", "real", 99.0)
+    with (tmp_path / "by_step.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4 * 6 * 2
+
+
+def test_a_table_has_means_intervals_and_seeds(results: Results) -> None:
+    rows = table_rows(results, Table(value="return", rows=("task",), columns="source"))
+    assert [row["task"] for row in rows] == ["1", "10"]
+    assert rows[0]["real"].startswith("102.5 [") and rows[0]["real"].endswith("(6)")
+    low, high = (float(x) for x in rows[0]["real"].split("[")[1].split("]")[0].split(","))
+    assert 100 < low < 102.5 < high < 105
+
+
+def compare(results: Results, **changes: object) -> list[comparisons.Difference]:
+    spec = Comparison(axis="source", pairs=("guided", "real"), value="return", **changes)  # type: ignore[arg-type]
+    object.__setattr__(results.study, "comparisons", (spec,))
+    return comparisons.differences(results)
+
+
+def test_differences_are_those_of_welch_and_of_pairs(results: Results) -> None:
+    found = compare(results)
+    assert [d.where for d in found] == [{"task": "1"}, {"task": "10"}]
+    assert all(d.difference == pytest.approx(GAIN) for d in found)
+    deviation = np.sqrt(3.5)  # of 0 ... 5
+    from scipy import stats
+
+    p = 2 * stats.t.sf(GAIN / (deviation * np.sqrt(2 / 6)), 10)  # equal variances and sizes: 10 degrees of freedom
+    assert found[0].p == pytest.approx(p) and found[0].corrected == pytest.approx(2 * p)
+    for row in results.rows:
+        row["return"] += 0.01 * row["seed"] ** 2 * (row["source"] == "guided")
+    assert compare(results, paired=True)[0].p < 1e-4 < found[0].p
+
+
+def test_only_what_holds_after_the_correction_is_a_sentence(results: Results) -> None:
+    found = compare(results)
+    assert 0.01 < found[0].p < 0.05 < found[0].corrected
+    lines = comparisons.sentences(found)
+    assert len(lines) == 1 and lines[0].startswith("2 comparisons tested") and "for 2 of them" in lines[0]
+    for row in results.rows:
+        row["return"] += 20 * (row["source"] == "guided") * (row["task"] == "1")
+    lines = comparisons.sentences(compare(results))
+    assert len(lines) == 3 and lines[0].startswith("1: guided has a higher return than real, by 22.5")
+    assert lines[1].startswith("10: guided has a higher return than real, by 2.5")  # the last of two is held to 5 % alone
+    assert lines[0].endswith("better.") and "for 0 of them" in lines[2]
+    assert comparisons.sentences(compare(results, better="lower"))[0].endswith("worse.")
+
+
+def test_one_seed_is_not_tested(results: Results) -> None:
+    results.rows = [row for row in results.rows if row["seed"] == 0]
+    found = compare(results)
+    assert all(np.isnan(d.p) and np.isnan(d.corrected) for d in found)
+    assert comparisons.sentences(found) == ["No comparison is tested: that takes two seeds of each side."]
+
+
+def test_holm_on_a_case_worked_by_hand() -> None:
+    np.testing.assert_allclose(comparisons.holm(np.array([0.04, np.nan, 0.01, 0.03])), [0.06, np.nan, 0.03, 0.06])
+    np.testing.assert_allclose(comparisons.holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "panels", "lines"),
+    [("intervals", ("task",), 2), ("lines", (), 1), ("steps", ("task",), 2), ("profile", (), 1), ("regret", ("task",), 2)],
+)
+def test_figures_have_a_panel_for_each_place(results: Results, kind: str, panels: tuple[str, ...], lines: int) -> None:
+    drawing = Drawing(kind=kind, title="A title", value="return", x="task", hue="source", panels=panels)  # type: ignore[arg-type]
+    figure = draw(results, drawing)
+    assert isinstance(figure, Figure)
+    assert len([axis for axis in figure.axes if axis.get_visible()]) == lines
+    texts = " ".join(t.get_text() for t in figure.findobj(lambda o: hasattr(o, "get_text")))
+    assert "A title" in texts and "guided" in texts and "real" in texts
+
+
+def test_a_figure_of_what_is_not_there_is_left_out(results: Results) -> None:
+    assert draw(results, Drawing(kind="trajectories")) is None
+    assert checked(results, Drawing(kind="profile", value="score", x="task", hue="source")) is None

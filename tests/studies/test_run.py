@@ -1,0 +1,180 @@
+"""Whole studies of cells that take a moment: sharing, resuming, failing, and what is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxpgd.errors import InputError
+from jaxpgd.studies import run as study_run
+from jaxpgd.studies.plan import load_study
+from jaxpgd.studies.run import run_study
+
+SIZES = """
+[base]
+seeds = 2
+checkpoint_seconds = 0.0
+data = { episodes = 40, validation_fraction = 0.25 }
+denoiser = { features = 8, groups = 4, blocks = 1, block = "plain", steps = 4, validate_every = 2, batch_size = 8 }
+sampler = { kind = "euler", steps = 2, batch_size = 8 }
+guidance = { kind = "reconstruction" }
+dynamics = { members = 2, elites = 1, hidden = [8], reward_hidden = [8], epochs = 1, steps_per_epoch = 2 }
+synthesis = { trajectories = 8, interval = 4 }
+agent = { updates = 8, updates_per_chunk = 4, batch_size = 16, td3_bc.hidden = [8] }
+evaluation = { episodes = 3, every = 4, intermediate_episodes = 1 }
+"""
+TILT = """
+title = "Tilt"
+text = "Of one action."
+[measure]
+kind = "tilt"
+trajectories = 64
+[base.sampler]
+kind = "euler"
+steps = 4
+[axes.guidance]
+exact = { measure = { source = "dataset" } }
+reconstruction = { guidance.kind = "reconstruction" }
+[[figures]]
+kind = "densities"
+name = "densities"
+panels = ["guidance"]
+[[tables]]
+value = "divergence"
+rows = ["guidance"]
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "study.toml").write_text(text)
+    return str(folder / "study.toml")
+
+
+def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load_study(write(tmp_path, TILT))
+    results = run_study(study, tmp_path / "out")
+    folder = tmp_path / "out" / "study"
+    assert {p.name for p in folder.iterdir()} == {
+        "results.csv", "by_step.csv", "densities.png", "report.html", "tables.txt", "versions.json",
+    }  # fmt: skip
+    exact, guided = (results.units("divergence", {"guidance": name})[0] for name in ("exact", "reconstruction"))
+    assert 0 < exact < 2 and guided > 0
+    assert "2 cells, 0 of them there already" in capsys.readouterr().out
+    before = (folder / "results.csv").read_text()
+    run_study(study, tmp_path / "out")
+    assert "2 cells, 2 of them there already" in capsys.readouterr().out
+    assert (folder / "results.csv").read_text() == before
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = TILT.replace("[[figures]]", "broken = { measure = { stds = [0.1] } }\n[[figures]]", 1)
+    results = run_study(load_study(write(tmp_path, broken)), tmp_path / "out")
+    assert results.labels("guidance") == ["exact", "reconstruction"]
+    assert "broken: failed: weight, mean, std" in capsys.readouterr().err
+    report = (tmp_path / "out" / "study" / "report.html").read_text()
+    assert "Cells that failed" in report and "as many of each" in report
+    errors = list((tmp_path / "out" / "cells").glob("*/error.txt"))
+    assert len(errors) == 1 and "InputError" in errors[0].read_text()
+
+
+def test_where_all_cells_fail_the_study_does(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least one cell that can be measured. All failed, the first: weight, mean, std"):
+        run_study(load_study(write(tmp_path, TILT.replace("trajectories = 64", "stds = [0.1]"))), tmp_path / "out")
+
+
+def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken(study_run.RunLock):
+        def take(self) -> None:
+            raise InputError("another process is writing there")
+
+    monkeypatch.setattr(study_run, "RunLock", Taken)
+    with pytest.raises(InputError, match="another process"):
+        run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def quick() -> object:
+    """Whole runs in tests are compilation for the most part."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+RETURNS = f"""
+title = "Returns"
+text = "Of agents."
+{SIZES}
+[axes.source]
+real = {{ arms = ["real"] }}
+unguided = {{ arms = ["unguided"] }}
+[axes.alpha]
+"1" = {{ agent.td3_bc.alpha = 1.0 }}
+"4" = {{ agent.td3_bc.alpha = 4.0 }}
+[[tables]]
+value = "return"
+rows = ["source", "alpha"]
+"""
+
+
+@pytest.fixture(scope="module")
+def returns(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
+    folder = tmp_path_factory.mktemp("returns")
+    run_study(load_study(write(folder, RETURNS)), folder / "out")
+    return folder
+
+
+def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
+    models = [p.name for p in (returns / "out" / "models").iterdir()]
+    assert len(models) == 1 and models[0].startswith("denoiser-point2d-")
+    runs = sorted(p.parent.name for p in (returns / "out" / "cells").glob("*/run"))
+    assert len(runs) == 2 and all(name.startswith("together-") for name in runs)
+    cells = [json.loads(p.read_text()) for p in (returns / "out" / "cells").glob("*/cell.json")]
+    assert len(cells) == 4 and all(cell["together"] == 2 and len(cell["rows"]) == 2 * 3 for cell in cells)
+    assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
+
+
+def test_a_cell_of_a_group_is_that_trained_alone(returns: Path, quick: None) -> None:
+    study = load_study(write(returns, RETURNS), only={"source": ("real",), "alpha": ("4",)})
+    alone = run_study(study, returns / "alone")
+    stored = json.loads((returns / "out" / "cells" / study.cells[0].name / "cell.json").read_text())
+    np.testing.assert_allclose([row["return"] for row in alone.rows], [row["return"] for row in stored["rows"]], rtol=1e-4)
+
+
+def test_trajectories_for_a_trained_target(tmp_path: Path, quick: None) -> None:
+    text = f"""
+title = "Trajectories"
+text = "Of every source."
+[measure]
+kind = "trajectories"
+trajectories = 8
+samples = 3
+[target]
+agent = {{ kind = "bc", updates = 4, updates_per_chunk = 4, bc.hidden = [8] }}
+data = {{ episodes = 40 }}
+{SIZES}
+[axes.source]
+rollouts = {{ measure = {{ source = "rollouts" }} }}
+dataset = {{ measure = {{ source = "dataset" }} }}
+world_model = {{ measure = {{ source = "world_model", length = 5 }} }}
+guided = {{ measure = {{ source = "guided" }} }}
+[[figures]]
+kind = "trajectories"
+name = "trajectories"
+[[tables]]
+value = "dynamics_error"
+rows = ["source"]
+"""
+    results = run_study(load_study(write(tmp_path, text)), tmp_path / "out")
+    kinds = sorted(p.name.split("-")[0] for p in (tmp_path / "out" / "models").iterdir())
+    assert kinds == ["agent", "denoiser", "dynamics"]
+    lengths = {label: {row["length"] for row in results.rows if row["source"] == label} for label in results.labels("source")}
+    assert lengths == {"rollouts": {16}, "dataset": {16}, "world_model": {5}, "guided": {16}}
+    error = {label: results.units("dynamics_error", {"source": label})[0] for label in lengths}
+    # one step's noise of 0.01 over the deviation of positions, which no transition of the environment can miss
+    assert error["rollouts"] < 0.1 and error["dataset"] < 0.1 < error["guided"]
+    assert len(results.samples) == 4 and all(t.reward.shape[0] == 3 for _, t in results.samples)
+    assert (tmp_path / "out" / "study" / "trajectories.png").exists()
+    assert all(row["log_likelihood"] == row["log_likelihood"] for row in results.rows)
