@@ -1,5 +1,6 @@
 """The figures of a study, each as its `[[figures]]` says. All return a matplotlib figure."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,16 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxpgd.errors import InputError
-from jaxpgd.evaluation.comparison import performance_profile
+from jaxpgd.evaluation.aggregate import aggregate
+from jaxpgd.evaluation.comparison import performance_profile, probability_of_improvement
 from jaxpgd.evaluation.plots import colour_of, panels, path_lines
 from jaxpgd.evaluation.policy_selection import policy_selection
 from jaxpgd.evaluation.statistics import Summary, summarise
-from jaxpgd.evaluation.study_plots import profiles_figure, selection_figure
+from jaxpgd.evaluation.study_plots import aggregates_figure, improvement_figure, profiles_figure, selection_figure
 from jaxpgd.studies.results import Results, matching
 from jaxpgd.studies.spec import Drawing
 
 Where = dict[str, str]
 _THRESHOLDS = 101
+_EXPERT = 100.0  # normalised score to which the optimality gap is measured
 
 
 def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary | None:
@@ -190,26 +193,44 @@ def densities(results: Results, drawing: Drawing) -> Figure:
     return figure
 
 
+def _by_task(results: Results, drawing: Drawing) -> dict[str, dict[str, np.ndarray]]:
+    """Scores [S] by method (a label of `hue`, for each combination of `panels`) and task (a label of `x` that all have)."""
+    tasks, found = results.labels(drawing.x) if drawing.x else [""], dict[str, dict[str, np.ndarray]]()
+    for where in _places(results, drawing.panels):
+        for hue in _hues(results, drawing):
+            spots = {task: _at(_at(where, drawing.hue, hue), drawing.x, task) for task in tasks}
+            scores = {task: results.units(drawing.value, spot) for task, spot in spots.items()}
+            label = ", ".join(filter(None, (_name(where), hue)))
+            found |= {label: {task: units for task, units in scores.items() if len(units)}}
+    found = {name: scores for name, scores in found.items() if scores}
+    common = set.intersection(*map(set, found.values())) if found else set()
+    return {name: {task: scores[task] for task in tasks if task in common} for name, scores in found.items()} if common else {}
+
+
 def profile(results: Results, drawing: Drawing) -> Figure | None:
     """Share of seeds above each score, over tasks."""
-    tasks, found = results.labels(drawing.x) if drawing.x else [""], {}
-    by_hue = {
-        hue: {
-            task: units
-            for task in tasks
-            if len(units := results.units(drawing.value, _at(_at({}, drawing.hue, hue), drawing.x, task)))
-        }
-        for hue in _hues(results, drawing)
-    }
-    common = set.intersection(*(set(scores) for scores in by_hue.values()))
-    if not common:
+    found = _by_task(results, drawing)
+    if not found:
         return None
-    values = np.concatenate([by_hue[hue][task] for hue in by_hue for task in common])
+    values = np.concatenate([units for scores in found.values() for units in scores.values()])
     margin = 0.05 * (np.ptp(values) or 1.0)
     thresholds = np.linspace(values.min() - margin, values.max() + margin, _THRESHOLDS)
-    for hue, scores in by_hue.items():
-        found[hue] = performance_profile({task: scores[task] for task in sorted(common)}, thresholds)
-    return profiles_figure(found, unit=_label(results, drawing), title=drawing.title)
+    profiles = {name: performance_profile(scores, thresholds) for name, scores in found.items()}
+    return profiles_figure(profiles, unit=_label(results, drawing), title=drawing.title)
+
+
+def aggregates(results: Results, drawing: Drawing) -> Figure | None:
+    """Mean, median, interquartile mean and (of scores) optimality gap over tasks."""
+    found = {name: aggregate(scores, gamma=_EXPERT) for name, scores in _by_task(results, drawing).items()}
+    names = ("iqm", "median", "mean", *(("optimality_gap",) if drawing.value in results.scales else ()))
+    return aggregates_figure(found, metrics=names, unit=_label(results, drawing), title=drawing.title) if found else None
+
+
+def improvement(results: Results, drawing: Drawing) -> Figure | None:
+    """Chance that a seed of one method is above one of another, over tasks, for every two of them."""
+    found = _by_task(results, dataclasses.replace(drawing, panels=()))
+    pairs = {(x, y): probability_of_improvement(found[x], found[y]) for y, x in itertools.combinations(found, 2)}
+    return improvement_figure(pairs, title=drawing.title) if pairs else None
 
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
@@ -231,6 +252,8 @@ DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
     "steps": steps,
     "trajectories": trajectories,
     "profile": profile,
+    "aggregates": aggregates,
+    "improvement": improvement,
     "regret": regret,
     "densities": densities,
 }

@@ -199,12 +199,16 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
     check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
     target = _target(values, dict(values.pop("target", {})), where)
-    if measure.kind == "trajectories" and measure.source not in ("rollouts", "dataset"):
-        values["arms"] = [measure.source]
+    if measure.kind == "trajectories":  # what no model makes needs none
+        values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]
     try:
         config = load_config(None, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    one = measure.kind != "returns" or len(config.arms) == 1
+    check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
+    settled = measure.kind == "returns" or config.sampler.kind != "auto"
+    check(settled, f"{where}: sampler.kind", "auto", f"a solver, as cells of kind {measure.kind} choose none")
     return Cell(labels, measure, config, target)
 
 

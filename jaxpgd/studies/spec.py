@@ -19,11 +19,15 @@ class Drawing:
     - `steps`: `values` of the rows by step, a line for each label of `hue`;
     - `trajectories`: the samples that cells kept;
     - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
+    - `aggregates`: mean, median and interquartile mean over the tasks; `improvement`: the chance that one label of `hue` is
+      above another, over the tasks;
     - `regret`: of choosing among the seeds of a cell by evaluations, over their number;
     - `densities`: the curves of cells of kind tilt.
     """
 
-    kind: Literal["lines", "intervals", "steps", "trajectories", "profile", "regret", "densities"] = "intervals"
+    kind: Literal[
+        "lines", "intervals", "steps", "trajectories", "profile", "aggregates", "improvement", "regret", "densities"
+    ] = "intervals"
     name: str = ""  # of the file
     title: str = ""
     value: str = "return"  # column of results.csv or by_step.csv

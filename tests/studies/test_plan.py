@@ -101,6 +101,11 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("[base]", "[target]\nactor = 'a.npz'\nseed = 1\n[base]"), r"target = .*: expected either actor or settings"),
         (("[base]", "[target]\nsede = 1\n[base]"), r"unknown key 'target.sede'"),
         (("[axes.source]", "[axes.source\n"), r"expected valid TOML"),
+        (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
+        (
+            ("[base]", "[measure]\nkind = 'trajectories'\n[base]\nsampler.kind = 'auto'"),
+            r"sampler.kind = 'auto': expected a solver",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_before_anything_is_computed(study_file, change: tuple[str, str], message: str) -> None:

@@ -136,7 +136,15 @@ def test_holm_on_a_case_worked_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "panels", "lines"),
-    [("intervals", ("task",), 2), ("lines", (), 1), ("steps", ("task",), 2), ("profile", (), 1), ("regret", ("task",), 2)],
+    [
+        ("intervals", ("task",), 2),
+        ("lines", (), 1),
+        ("steps", ("task",), 2),
+        ("profile", (), 1),
+        ("aggregates", (), 3),
+        ("improvement", (), 1),
+        ("regret", ("task",), 2),
+    ],
 )
 def test_figures_have_a_panel_for_each_place(results: Results, kind: str, panels: tuple[str, ...], lines: int) -> None:
     drawing = Drawing(kind=kind, title="A title", value="return", x="task", hue="source", panels=panels)  # type: ignore[arg-type]
