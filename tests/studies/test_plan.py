@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxpgd.cli import main
+from jaxpgd.config import load_config
 from jaxpgd.errors import InputError
 from jaxpgd.studies import plan
 from jaxpgd.studies.plan import load_study, merge, shipped
@@ -141,6 +142,27 @@ def test_the_studies_of_both_papers_are_shipped() -> None:
         "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
         "rollout-horizon",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "agents"),
+    [
+        ("pgd-returns", "pgd", {"TD3+BC": "td3_bc", "IQL": "iql"}),
+        ("dydiff-returns", "dydiff", {"TD3+BC": "td3_bc", "CQL": "cql", "Diffusion-QL": "diffusion_ql"}),
+    ],
+)
+def test_result_tables_at_full_scale_have_the_settings_of_the_shipped_configs(
+    name: str, paper: str, agents: dict[str, str]
+) -> None:
+    configs = Path(__file__).parents[2] / "configs" / "paper"
+    cells = [cell for cell in load_study(name, "full").cells if cell.labels["dataset"].startswith("hopper")]
+    assert len(cells) == 3 * len(agents)
+    for cell in cells:
+        kind = agents[cell.labels["agent"]]
+        published = load_config(configs / f"{paper}_hopper_{kind}.toml")
+        mine, theirs = (dataclasses.replace(c, out="", arms=()) for c in (cell.config, published))
+        unused = {other: getattr(theirs.agent, other) for other in set(agents.values()) - {kind}}
+        assert dataclasses.replace(mine, agent=dataclasses.replace(mine.agent, **unused)) == theirs
 
 
 def test_likelihood_and_dynamics_measure_the_same_cells() -> None:
