@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpgd.networks.dense import Dense
+from jaxpgd.networks.orthogonal import orthogonal
 
 Init = Literal["uniform", "orthogonal"]
 
@@ -20,7 +21,7 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     """
     if kind == "uniform":
         return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # a uniform of half-width w has variance w^2 / 3
-    return nn.initializers.orthogonal(jnp.sqrt(2.0))
+    return orthogonal(2.0**0.5)
 
 
 def sinusoidal(position: Array, features: int) -> Array:
