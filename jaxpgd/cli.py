@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        left = "nothing was written" if command == "data" else "add --resume to continue from the last checkpoint"
+        left = LEFT.get(command, "add --resume to continue from the last checkpoint")
         print(f"interrupted; {left}", file=sys.stderr)
         raise SystemExit(130) from None
 
@@ -323,6 +323,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": _data,
 }
 
+LEFT = {"data": "nothing was written", "study": "the same command continues"}  # what an interruption leaves
 SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
 DATA = ("info", "collect")  # commands of `data`
 DISTRIBUTED = ("run", "train-denoiser", "train-agent")  # commands that several hosts may share

@@ -53,10 +53,15 @@ def import_ogbench(field: str) -> ModuleType:
         raise InputError(f"{field}: expected a package ogbench that can be imported ({error}). {_INSTALL}") from error
 
 
+def file_path(file_name: str) -> Path:
+    """Where `file_name`.npz is looked for."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser() / f"{file_name}.npz"
+
+
 def find_file(name: str, file_name: str) -> Path:
     """The path of `file_name`.npz, downloaded by the package `ogbench` where it is not there. Raises InputError."""
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser()
-    path = folder / f"{file_name}.npz"
+    path = file_path(file_name)
+    folder = path.parent
     if path.is_file():
         return path
     reason = "nothing came"

@@ -108,22 +108,28 @@ def load_denoiser(path: str) -> TrajectoryDenoiser:
 def lender(config: Config, stage: str) -> RunDirectory | None:
     """The run that lends the model of a stage: the first of `models_from` that has one. None: it is trained here, if at all.
 
-    Raises InputError where that run's stage is not finished, or its settings of the model are others.
+    Raises InputError where that stage is not finished in any of them, or their settings of the model are others.
     """
     if not needs(config, stage):
         return None
-    for path in config.models_from:
-        run = open_run(path)
-        if not needs(run.config, stage):
-            continue
+    able = [run for run in map(open_run, config.models_from) if needs(run.config, stage)]
+    for run in able:
         deeper = lender(run.config, stage)
-        if deeper is None:
-            run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+        if deeper is None and not run.is_done(stage):
+            continue
         for name in (each for part in DECIDED_BY[stage] for each in _names(config, part)):
-            mine, theirs = get(config, name), get(run.config, name)
-            check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {path!r}")
+            mine, theirs = decided(config, name), decided(run.config, name)
+            check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {str(run.path)!r}")
         return deeper or run
+    for run in able:
+        run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
     return None
+
+
+def decided(config: Config, name: str) -> Any:
+    """What a setting comes to in the training of models: a denoiser sees clean conditions where only sampling churns them."""
+    value = get(config, name)
+    return "clean" if name == "synthesis.dydiff.conditions" and value == "churned" else value
 
 
 def _names(config: Config, part: str) -> list[str]:

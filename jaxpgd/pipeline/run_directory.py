@@ -27,6 +27,10 @@ except ImportError:  # not on this system: runs are then not locked
 _PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "minari", "gymnasium", "mujoco")
 
 
+# settings that may differ when a run is continued: they change no result, or are compared by what they come to
+UNCOMPARED = ("out", "checkpoint_seconds", "wandb_project", "models_from", "preset")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that readers see the old text or the new, never a part. Of several processes the first writes."""
     if not is_writer():
@@ -255,7 +259,7 @@ def open_run(path: str | os.PathLike[str]) -> RunDirectory:
 def _check_same(stored: Config, config: Config, path: Path) -> None:
     old, new = _flat(stored), _flat(config)
     for name in old:
-        if old[name] != new[name] and name not in ("out", "checkpoint_seconds", "wandb_project"):
+        if old[name] != new[name] and name not in UNCOMPARED:
             raise InputError(
                 f"out = {str(path)!r}: holds another run ({name} = {old[name]!r} there, {new[name]!r} here). "
                 f"Choose another directory with --out, or continue that run with `jaxpgd run {path / 'config.toml'} --resume`."

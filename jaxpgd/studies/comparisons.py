@@ -44,24 +44,33 @@ def _differences(results: Results, comparison: Comparison) -> Iterator[Differenc
     for labels in itertools.product(*(results.labels(axis) for axis in others)):
         where = dict(zip(others, labels, strict=True))
         for first, second in zip(comparison.pairs[::2], comparison.pairs[1::2], strict=True):
-            x, y = (results.units(comparison.value, where | {comparison.axis: name}) for name in (first, second))
-            if len(x) and len(y):
+            x, y = (results.by_seed(comparison.value, where | {comparison.axis: name}) for name in (first, second))
+            if x and y:
                 yield _difference(where, comparison, first, second, x, y)
 
 
 def _difference(
-    where: Mapping[str, str], comparison: Comparison, first: str, second: str, x: np.ndarray, y: np.ndarray
+    where: Mapping[str, str], comparison: Comparison, first: str, second: str, left: dict[str, float], right: dict[str, float]
 ) -> Difference:
-    """Welch's test; with `paired`, where both have the same seeds, Student's of the seeds' differences."""
-    seeds, low, high, p = (len(x), len(y)), np.nan, np.nan, np.nan
-    paired = comparison.paired and len(x) == len(y)
-    if min(seeds) > 1:
+    """Welch's test, or with `paired` Student's of the differences of the seeds that both sides have.
+
+    Values without any spread have no test: nothing says how much they would move with other seeds.
+    """
+    common = [seed for seed in left if seed in right]
+    if comparison.paired and len(common) > 1:
+        left, right = ({seed: side[seed] for seed in common} for side in (left, right))
+    x, y = np.array(list(left.values())), np.array(list(right.values()))
+    low = high = p = np.nan
+    spread = np.ptp(x - y) if comparison.paired and list(left) == list(right) else np.ptp(x) + np.ptp(y)
+    if min(len(x), len(y)) > 1 and spread > 1e-9 * np.abs([*x, *y]).max():
+        paired = comparison.paired and list(left) == list(right)
         test: Any = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)
         bounds = test.confidence_interval(0.95)
         low, high, p = float(bounds.low), float(bounds.high), float(test.pvalue)
     better = (x, y) if comparison.better == "higher" else (-x, -y)
     improvement = probability_of_improvement({"all": better[0]}, {"all": better[1]}, resamples=999).probability.value
-    return Difference(where, comparison, first, second, seeds, float(x.mean() - y.mean()), low, high, p, np.nan, improvement)
+    difference = float(x.mean() - y.mean())
+    return Difference(where, comparison, first, second, (len(x), len(y)), difference, low, high, p, np.nan, improvement)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -82,7 +91,7 @@ def sentences(found: list[Difference]) -> list[str]:
     if not found:
         return []
     if not tested:
-        return ["No comparison is tested: that takes two seeds of each side."]
+        return ["No comparison is tested: that takes two seeds of each side, and some spread between them."]
     rest = tested - len(held)
     told = f"{tested} comparison{'s' * (tested > 1)} tested at {100 * LEVEL:g} % over all (Holm)"
     return [*lines, f"{told}; for {rest} of them the seeds show no difference, which is no proof that there is none."]
@@ -108,7 +117,7 @@ def difference_rows(found: list[Difference]) -> list[dict[str, Any]]:
             "value": d.comparison.label or d.comparison.value.replace("_", " "),
             "compared": f"{d.first} - {d.second}",
             "difference": d.difference,
-            "95 % interval": f"[{d.low:.3g}, {d.high:.3g}]" if d.low == d.low else "one seed",
+            "95 % interval": f"[{d.low:.3g}, {d.high:.3g}]" if d.low == d.low else "not tested",
             "p": d.p,
             "p, corrected": d.corrected,
             "P(better)": d.improvement,

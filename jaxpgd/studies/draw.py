@@ -29,9 +29,10 @@ def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary |
     table = results.table(value, where)
     if not table:
         return None
-    if len(table) == 1:
-        return summarise(table[0][None])
-    return summarise(np.array([episodes.mean() for episodes in table]))
+    rows = list(table.values())
+    if len(rows) == 1:
+        return summarise(rows[0][None])
+    return summarise(np.array([episodes.mean() for episodes in rows]))
 
 
 def draw(results: Results, drawing: Drawing) -> Figure | None:
@@ -238,7 +239,7 @@ def regret(results: Results, drawing: Drawing) -> Figure | None:
     found = {}
     for where in _places(results, drawing.panels):
         for hue in _hues(results, drawing):
-            table = results.table(drawing.value, _at(where, drawing.hue, hue))
+            table = list(results.table(drawing.value, _at(where, drawing.hue, hue)).values())
             shortest = min((len(episodes) for episodes in table), default=0)
             if len(table) > 1 and shortest > 1:
                 label = ", ".join(filter(None, (_name(where), hue)))

@@ -38,6 +38,7 @@ class Found:
     rows: list[Row]
     steps: list[Row] = dataclasses.field(default_factory=list)
     samples: Trajectory | None = None
+    versions: dict[str, str] | None = None  # of packages, where it was measured before
 
 
 def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
@@ -150,7 +151,8 @@ def measure_rollouts(cell: Cell, store: Store) -> Found:
     key, count = stage_key(config, "compare"), cell.measure.trajectories
     found = compare_models(key, [("", config, prepared, models)], policy, length, count)
     rows, steps = [], []
-    for method, values in found["methods"].items():
+    for name, values in found["methods"].items():
+        method = name.partition(" (")[0]  # without the length that its denoiser was trained on
         scalars = {k: v for k, v in values.items() if np.ndim(v) == 0}
         rows.append({"seed": config.seed, "episode": 0, "method": method} | scalars)
         by_step = ("state_error", "state_error_se", "state_distance", "alive", "true_alive")

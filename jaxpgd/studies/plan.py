@@ -19,6 +19,7 @@ from jaxpgd.settings import Config
 from jaxpgd.studies.spec import Comparison, Drawing, Table, read_specs
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
+RESERVED = ("cell", "episode", "step", "method", "return", "length", "log_likelihood", "dynamics_error", "persistence")
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "models_from", "preset")  # of a config: they change no result
 
 
@@ -48,7 +49,8 @@ class MeasureConfig:
 class Target:
     """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
 
-    Neither: the environment's own target policy, which built-in ones have.
+    The config is that of a run of one agent on the cell's own data, but for what `[target]` says. Neither: the environment's
+    own target policy, which built-in ones have.
     """
 
     actor: str = ""
@@ -86,6 +88,7 @@ class Study:
     text: str  # what it asks, and what it differs in from the figure or table it follows
     axes: Mapping[str, tuple[str, ...]]  # labels of each axis
     cells: tuple[Cell, ...]
+    part: str  # of its folder's name, where it is less or other than the whole study: digits that tell it apart
     figures: tuple[Drawing, ...]
     tables: tuple[Table, ...]
     comparisons: tuple[Comparison, ...]
@@ -141,17 +144,26 @@ def load_study(
         check(key in known, f"{name}: key", key, f"one of {', '.join(known)}")
     for key in ("title", "axes"):
         check(key in raw, f"{name}: {key}", None, "to be given")
+    for axis in raw["axes"]:
+        check(axis not in RESERVED, f"{name}: axes", axis, f"another name than {', '.join(RESERVED)}, which rows have")
+    varied = {setting for values in raw["axes"].values() for label in values.values() for setting in dotted(label)}
+    remedy = "Use --only to choose among an axis' labels, or change the study's file."
+    for setting in dotted(overrides or {}):
+        value = get_nested(overrides or {}, setting)
+        check(setting not in varied, f"--{setting}", value, "a setting that no axis of the study varies", remedy)
     axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
     for axis in only or {}:
         check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
     cells = tuple(_cells(raw, axes, name, overrides or {}))
     labels = {axis: tuple(values) for axis, values in axes.items()}
-    stem = name if name in shipped() else Path(name).stem
+    stem = Path(name).stem
+    check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
+    part = digest([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
     return Study(
-        stem, chosen, raw["title"], raw.get("text", ""), labels, cells,
-        figures=read_specs(Drawing, raw.get("figures", []), labels, name),
-        tables=read_specs(Table, raw.get("tables", []), labels, name),
-        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, name),
+        stem, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
+        figures=read_specs(Drawing, raw.get("figures", []), labels, raw["axes"], name),
+        tables=read_specs(Table, raw.get("tables", []), labels, raw["axes"], name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, raw["axes"], name),
     )  # fmt: skip
 
 
@@ -173,6 +185,22 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all settings in nested tables."""
+    found = []
+    for key, value in values.items():
+        name = prefix + key.removesuffix("!")
+        found += dotted(value, name + ".") if isinstance(value, Mapping) else [name]
+    return found
+
+
+def get_nested(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name."""
+    for part in name.split("."):
+        values = values[part]
+    return values
 
 
 def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
@@ -199,12 +227,21 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
     check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
     target = _target(values, dict(values.pop("target", {})), where)
+    if measure.kind != "returns":  # no agent learns from what is made
+        values = merge(values, {"synthesis": {"first_unguided": False}})
     if measure.kind == "trajectories":  # what no model makes needs none
         values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]
     try:
         config = load_config(None, values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    check(
+        not config.models_from, f"{where}: models_from", list(config.models_from), "nothing: cells share models by themselves"
+    )
+    multiple = 2 ** (config.denoiser.blocks - 1)
+    steps = measure.length or max(config.data.window, config.synthesis.dydiff.window)
+    fits = measure.kind != "rollouts" or steps % multiple == 0
+    check(fits, f"{where}: measure.length", steps, f"a multiple of {multiple}, as the denoisers need")
     one = measure.kind != "returns" or len(config.arms) == 1
     check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
     settled = measure.kind == "returns" or config.sampler.kind != "auto"
@@ -213,10 +250,11 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
 
 
 def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
-    """An agent on the cell's own kind of data, or what `[target]` changes of it: its settings are those of a run."""
+    """What `[target]` says: settings of a run on the cell's data, or an actor's file."""
     if not raw or "actor" in raw:
         check(set(raw) <= {"actor"}, f"{where}: target", sorted(raw), "either actor or settings of a run")
         return Target(actor=raw.get("actor", ""))
+    raw = merge({"data": values.get("data", {}), "seeds": 1}, raw)
     preset = raw.get("preset", "none")
     check(preset in PRESETS, f"{where}: target.preset", preset, f"one of {sorted(PRESETS)}")
     config = apply_values(apply_values(Config(), PRESETS[preset], "preset"), raw, where, "target.")

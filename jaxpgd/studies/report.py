@@ -1,6 +1,7 @@
 """Tables, figures and `report.html` of a study, from its rows."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jaxpgd.training.progress import clock
 Row = dict[str, Any]
 COMPARED = (
     "Intervals are of each comparison alone; corrected p-values (Holm) of all of them together. P(better): the chance that a "
-    "seed of the first is better than one of the second."
+    "seed of the first is better than one of the second. Seeds of agents share one denoiser and one world model."
 )
 
 
@@ -29,7 +30,7 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
     found = differences(results)
     said = sentences(found)
     report.text("\n\n".join(said))
-    texts = []
+    texts, missing = list[str](), list[str]()
     for table in by_scale(results, study.tables):
         rows = table_rows(results, table)
         title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
@@ -38,7 +39,9 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
         texts.append(f"{title}\n\n{text_table(rows)}")
     for i, drawing in enumerate(by_scale(results, study.figures)):
         figure = checked(results, drawing)
-        if figure is not None:
+        if figure is None:
+            missing.append(drawing.title or drawing.name)
+        else:
             name = drawing.name or f"{drawing.kind}-{i + 1}"
             if drawing.value in results.scales[1:]:
                 name += "-" + slug(drawing.value)
@@ -46,9 +49,16 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
             report.figure(drawing.title or path.stem, path)
     if found:
         report.table("Comparisons", difference_rows(found), COMPARED)
+    if missing:
+        report.text("Not drawn, as no complete cells have what they show: " + "; ".join(missing) + ".")
     if failed:
         report.table("Cells that failed", [{"cell": label, "why": why} for label, why in failed.items()])
     report.details("Cells", text_table([{"cell": cell.key, **cell.labels, "folder": cell.name} for cell in results.cells]))
+    now = json.loads((folder / "versions.json").read_text())
+    older = {key: values for key, values in results.versions.items() if values != now}
+    if older:
+        report.text(f"{len(older)} cells were measured with other versions or on another machine (see Cells).")
+        report.details("Versions of those", json.dumps(older, indent=1))
     report.details("Versions", (folder / "versions.json").read_text())
     report.write(folder / "report.html")
     write_atomic(folder / "tables.txt", "\n\n".join([*texts, *said]) + "\n")

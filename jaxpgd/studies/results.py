@@ -30,6 +30,7 @@ class Results:
         self.steps: list[Row] = []
         self.samples: list[tuple[Cell, Trajectory]] = []
         self.cells: list[Cell] = []
+        self.versions: dict[str, dict[str, str]] = {}  # by cell, of those measured before
         self.scales: list[str] = []  # the columns of scores, one of each family of datasets
 
     def add(self, cell: Cell, found: Found) -> None:
@@ -42,6 +43,8 @@ class Results:
         self.steps += [{**row, **head} for row in found.steps]
         self.scales += [s for s in dict.fromkeys(row.get(SCALE) for row in found.rows) if s and s not in self.scales]
         self.cells.append(cell)
+        if found.versions:
+            self.versions[cell.key] = found.versions
         if found.samples is not None:
             self.samples.append((cell, found.samples))
 
@@ -57,25 +60,40 @@ class Results:
 
     def units(self, value: str, where: Mapping[str, str]) -> np.ndarray:
         """The value of every seed [S]: its mean over episodes, of the rows with these labels."""
-        return np.array([episodes.mean() for episodes in self.table(value, where)])
+        return np.array(list(self.by_seed(value, where).values()))
 
-    def table(self, value: str, where: Mapping[str, str]) -> list[np.ndarray]:
-        """The values of every seed [S][E], by episode, of the rows with these labels.
+    def by_seed(self, value: str, where: Mapping[str, str]) -> dict[str, float]:
+        """The same by the seed's label."""
+        return {seed: float(np.mean(episodes)) for seed, episodes in self.table(value, where).items()}
+
+    def table(self, value: str, where: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """The values [E] of every seed, by episode, of the rows with these labels.
 
         Where they are of several places (other labels of the remaining axes), each seed has one value, its mean over these:
         tasks are averaged over, and count as no repetitions. Seeds that some place lacks, or whose values there are not finite,
-        are left out.
+        are left out; so are all where a place has no rows, as its cells failed. Scores of another family have no part in it.
         """
         axes, found = self.axes(), dict[tuple[str, ...], dict[str, list[float]]]()
         for row in matching(self.rows, where):
+            if value in self.scales and value not in row:
+                continue
             place = tuple(str(row.get(axis)) for axis in axes)
             number, episodes = row.get(value), found.setdefault(place, {}).setdefault(str(row[UNIT]), [])
             if number is not None and math.isfinite(number):
                 episodes.append(float(number))
+        if self._incomplete(where):
+            return {}
         common = [seed for seed in next(iter(found.values()), {}) if all(seeds.get(seed) for seeds in found.values())]
         if len(found) == 1:
-            return [np.asarray(seeds[seed]) for seeds in found.values() for seed in common]
-        return [np.array([np.mean([np.mean(seeds[seed]) for seeds in found.values()])]) for seed in common]
+            return {seed: np.asarray(seeds[seed]) for seeds in found.values() for seed in common}
+        return {seed: np.array([np.mean([np.mean(seeds[seed]) for seeds in found.values()])]) for seed in common}
+
+    def _incomplete(self, where: Mapping[str, str]) -> bool:
+        """Whether some place with these labels has no measured cell at all."""
+        named = {axis: label for axis, label in where.items() if axis in self.study.axes}
+        place = lambda cell: tuple(label for axis, label in cell.labels.items() if axis != UNIT)
+        inside = lambda cells: {place(c) for c in cells if all(c.labels[axis] == label for axis, label in named.items())}
+        return inside(self.study.cells) != inside(self.cells)
 
     def curve(self, value: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] and the value of every seed at each [K, S] (NaN where a seed has none)."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 import traceback
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxpgd.config import to_toml
-from jaxpgd.errors import InputError, check
+from jaxpgd.data.fingerprint import data_fingerprint, file_fingerprint
+from jaxpgd.errors import DivergenceError, InputError, check
 from jaxpgd.pipeline.run_directory import RunLock, make_directory, versions, write_atomic
 from jaxpgd.studies.measures import Found, measure
 from jaxpgd.studies.plan import Cell, Study, digest
@@ -30,12 +32,13 @@ def run_study(study: Study, out: Path) -> Results:
 
     Cells and models are kept in `out / "cells"` and `out / "models"`, for all studies together: a cell that is done is read,
     one that was interrupted continues. One that fails is reported and the others go on. Raises InputError where `out` cannot be
-    written, or where every cell failed.
+    written, where data has changed since it was used there, or where every cell failed.
     """
-    began = time.monotonic()
-    folder = out / (f"{study.name}-{study.scale}" if study.scale else study.name)
+    began, out = time.monotonic(), Path(out).resolve()
+    folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
     make_directory(folder)
     with _locked(out):
+        _check_unchanged(study, out / "data.json")
         write_atomic(folder / "versions.json", json.dumps(versions(), indent=1))
         cells, failed = _measured(study, out)
         check(bool(cells), "study", study.name, "at least one cell that can be measured",
@@ -60,15 +63,41 @@ def _measured(study: Study, out: Path) -> tuple[dict[str, Found], dict[str, str]
     for index, group in enumerate(parts):
         began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(map(_label, group)) or study.name}"
         print(told, flush=True)
-        try:
-            cells |= zip((cell.key for cell in group), measure_group(group, store, out / "cells"), strict=True)
-        except Exception as error:  # the other cells go on
-            why = _failure(error, out / "cells" / group[0].name)
-            failed |= {cell.key: why for cell in group}
+        found, wrong = _attempt(group, store, out / "cells")
+        cells |= found
+        failed |= wrong
+        for why in dict.fromkeys(wrong.values()):
             print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
-        else:
-            print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
+        print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
     return cells, failed
+
+
+def _attempt(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:
+    """What the cells of a group say, and why some do not, by their keys. What fails together is tried one by one."""
+    try:
+        return dict(zip((cell.key for cell in group), measure_group(group, store, root), strict=True)), {}
+    except Exception as error:  # whatever it is, the other cells go on
+        if len(group) == 1:
+            return {}, {group[0].key: _failure(error, root / group[0].name)}
+    found, failed = dict[str, Found](), dict[str, str]()
+    for cell in group:
+        more, wrong = _attempt((cell,), store, root)
+        found, failed = found | more, failed | wrong
+    return found, failed
+
+
+def _check_unchanged(study: Study, path: Path) -> None:
+    """Raise InputError where a dataset, or an actor's file, is not what the cells and models in this folder were made with."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    configs = [config for cell in study.cells for config in (cell.config, cell.target.config) if config is not None]
+    names = {config.data.name for config in configs}
+    files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file}
+    now = {name: data_fingerprint(name) for name in names} | {file: file_fingerprint(file) for file in files}
+    for name, content in now.items():
+        same = not content or known.get(name, content) == content
+        want = f"results of the {name} that is here now: it has changed since they were measured"
+        check(same, "--out", str(path.parent), want, "Choose another --out.")
+    write_atomic(path, json.dumps(known | {name: content for name, content in now.items() if content}, indent=1))
 
 
 @contextmanager
@@ -91,6 +120,10 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> list[Found
     began = time.monotonic()
     found = measure(group, store, folder)
     for cell, each in zip(group, found, strict=True):
+        finite = cell.measure.kind != "returns" or any(math.isfinite(row["return"]) for row in each.rows)
+        if not finite:
+            raise DivergenceError("all seeds diverged")
+    for cell, each in zip(group, found, strict=True):
         _write_cell(cell, each, root / cell.name, {"seconds": time.monotonic() - began, "together": len(group)})
     return found
 
@@ -98,7 +131,8 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> list[Found
 def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float]) -> None:
     if found.samples is not None:
         _save_samples(found.samples, folder)
-    values = {"measure": dataclasses.asdict(cell.measure), **facts, "rows": found.rows, "steps": found.steps}
+    values = {"measure": dataclasses.asdict(cell.measure), **facts, "versions": versions()}
+    values |= {"rows": found.rows, "steps": found.steps}
     write_atomic(folder / "cell.json", json.dumps(plain(values)))
     (folder / "error.txt").unlink(missing_ok=True)
 
@@ -109,7 +143,7 @@ def read_cell(folder: Path) -> Found | None:
         stored = json.loads((folder / "cell.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Found(stored["rows"], stored["steps"], _load_samples(folder))
+    return Found(stored["rows"], stored["steps"], _load_samples(folder), stored.get("versions"))
 
 
 def _label(cell: Cell) -> str:

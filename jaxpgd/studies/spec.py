@@ -1,6 +1,7 @@
 """What a study shows of its rows: figures, tables and comparisons, as its TOML file says them."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -69,10 +70,24 @@ class Comparison:
 Spec = TypeVar("Spec", Drawing, Table, Comparison)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def read_specs(
-    kind: type[Spec], raw: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]], name: str
+    kind: type[Spec],
+    raw: Sequence[Mapping[str, Any]],
+    axes: Mapping[str, Sequence[str]],
+    whole: Mapping[str, Sequence[str]],
+    name: str,
 ) -> tuple[Spec, ...]:
-    """The specifications of one kind. Raises InputError for unknown keys and for axes that the study does not have."""
+    """The specifications of one kind; `whole` are the axes with all labels, also those that are left out now.
+
+    Raises InputError for unknown keys, for axes and labels that the study does not have, and for lines over no numbers.
+    """
     found = []
     for i, values in enumerate(raw):
         where = f"{name}: {kind.__name__.lower()} {i + 1}"
@@ -83,5 +98,10 @@ def read_specs(
             check(known and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}")
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
+        if isinstance(spec, Drawing) and spec.kind == "lines":
+            check(all(map(_is_number, axes.get(spec.x, ()))), f"{where}: x", spec.x, "an axis whose labels are numbers")
+        for axis, field in (("axis", "pairs"), ("hue", "flat")):
+            unknown = [label for label in getattr(spec, field, ()) if label not in whole.get(getattr(spec, axis, ""), ())]
+            check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")
         found.append(spec)
     return tuple(found)

@@ -6,16 +6,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from jaxpgd.config import get
-from jaxpgd.pipeline.models import DECIDED_BY, NEEDS, models_stage, needs
+from jaxpgd.config import validate
+from jaxpgd.pipeline.models import (
+    DECIDED_BY,
+    NEEDS,
+    decided,
+    denoiser_stage,
+    dynamics_stage,
+    models_stage,
+    needs,
+    state_denoiser_stage,
+)
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run
 from jaxpgd.pipeline.stages import agent_stage, seed_policy
-from jaxpgd.settings import Arm, Config, DataConfig, DyDiffConfig, SynthesisConfig
+from jaxpgd.settings import Arm, Config, DataConfig, DenoiserConfig, DyDiffConfig, SynthesisConfig
 from jaxpgd.studies.plan import digest, settings_of, slug
 from jaxpgd.types import Policy
 
 T = TypeVar("T")
+STAGES: dict[str, Callable[[RunDirectory, Prepared], object]] = {
+    "denoiser": denoiser_stage,
+    "dynamics": dynamics_stage,
+    "state-denoiser": state_denoiser_stage,
+}
 LENDING: dict[str, Arm] = {"denoiser": "unguided", "dynamics": "world_model", "state-denoiser": "dydiff"}
 
 
@@ -35,17 +49,17 @@ class Store:
     def lender(self, config: Config, stage: str) -> Config:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
-        if stage == "dynamics":  # whatever windows others take
-            data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes)
+        if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
+            data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes, window=2)
         found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds)
         if stage == "dynamics":
-            return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics))
+            flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
+            return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics, denoiser=flat))
         found = dataclasses.replace(found, denoiser=config.denoiser)
         if stage == "state-denoiser":
-            below = config.synthesis.dydiff
-            dydiff = DyDiffConfig(window=below.window, conditions=below.conditions)
-            found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff), dynamics=config.dynamics)
-            found = dataclasses.replace(found, models_from=(self.lender(config, "dynamics").out,))
+            conditions = decided(config, "synthesis.dydiff.conditions")
+            dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions)
+            found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
         return self._named(stage, found)
 
     def policy(self, config: Config) -> Policy:
@@ -79,17 +93,14 @@ class Store:
             raise
 
     def _named(self, what: str, config: Config) -> Config:
-        decided = settings_of(config)
-        if what in DECIDED_BY:
-            decided = {name: _plain(get(config, name)) for name in DECIDED_BY[what]}
-        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(decided)}"))
+        validate(config)
+        names = DECIDED_BY.get(what)
+        values = settings_of(config) if names is None else {name: _plain(decided(config, name)) for name in names}
+        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(values)}"))
 
     def _trained(self, config: Config, stage: str) -> str:
-        with self._once(config):
-            for path in config.models_from:
-                self._trained(dataclasses.replace(self.lender(config, "dynamics"), out=path), "dynamics")
-            with create_run(config, resume=True) as run:
-                models_stage(run, self.prepared(run.config), settle=False)
+        with self._once(config), create_run(config, resume=True) as run:
+            STAGES[stage](run, self.prepared(run.config))
         return config.out
 
 

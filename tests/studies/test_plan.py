@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from jaxpgd.cli import main
-from jaxpgd.config import load_config
+from jaxpgd.config import load_config, validate
 from jaxpgd.errors import InputError
+from jaxpgd.pipeline.models import NEEDS, needs
 from jaxpgd.studies import plan
 from jaxpgd.studies.plan import load_study, merge, shipped
+from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, swept
 from jaxpgd.sweep import read_sweep
 
@@ -82,6 +84,55 @@ def test_the_key_is_of_what_changes_results_alone(study_file) -> None:
     assert cell.name == f"returns-point2d-{cell.key}"
 
 
+def test_settings_that_axes_vary_are_not_overridden(study_file) -> None:
+    with pytest.raises(InputError, match=r"--synthesis.regime = 'oneoff': expected a setting that no axis"):
+        load_study(study_file(SMALL), overrides={"synthesis": {"regime": "oneoff"}})
+    with pytest.raises(InputError, match="--seed = 5: expected a setting that no axis"):
+        load_study("pgd-likelihood", overrides={"seed": 5})
+
+
+def test_a_part_of_a_study_has_a_folder_of_its_own(study_file) -> None:
+    path = study_file(SMALL)
+    whole, part, other = (
+        load_study(path),
+        load_study(path, only={"source": ("real",)}),
+        load_study(path, overrides={"seeds": 3}),
+    )
+    assert whole.part == "" and len({part.part, other.part, ""}) == 3
+
+
+def test_a_target_is_trained_on_the_cells_data_once(study_file) -> None:
+    text = SMALL.replace("[base]", "[measure]\nkind = 'trajectories'\n[target]\nagent.kind = 'bc'\n[base]\ndata.episodes = 7")
+    target = load_study(study_file(text)).cells[0].target.config
+    assert target is not None and (target.data.episodes, target.seeds, target.agent.kind) == (7, 1, "bc")
+
+
+@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("scale", ["laptop", "full"])
+def test_every_model_of_every_cell_can_be_lent(name: str, scale: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for cell in load_study(name, scale).cells:
+        lenders = {stage: store.lender(cell.config, stage) for stage in NEEDS if needs(cell.config, stage)}
+        for stage, lent in lenders.items():
+            validate(lent)
+            assert needs(lent, stage) and lent.models_from == () and lent.data.name == cell.config.data.name
+
+
+def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
+    store, config = Store(tmp_path), load_config(None, {"arms": ["dydiff"], "sampler": {"kind": "heun"}})
+    replace = dataclasses.replace
+    churned = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="churned"))
+    noised = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="noised"))
+    faster = replace(config.dynamics, lr=1.0)
+    same = [config, replace(config, synthesis=churned), replace(config, dynamics=faster), replace(config, preset="paper")]
+    assert len({store.lender(c, "state-denoiser").out for c in same}) == 1
+    assert store.lender(replace(config, synthesis=noised), "state-denoiser").out != store.lender(config, "state-denoiser").out
+    assert store.lender(same[2], "dynamics").out != store.lender(config, "dynamics").out
+    wide = replace(config, data=replace(config.data, window=8))
+    assert store.lender(wide, "dynamics") == store.lender(config, "dynamics")
+    assert store.lender(wide, "state-denoiser").out != store.lender(config, "state-denoiser").out
+
+
 def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
     below = {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
     assert merge(below, {"a": {"y": {"w": 4}}}) == {"a": {"x": 1, "y": {"z": 2, "w": 4}}, "b": 3}
@@ -102,6 +153,11 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("[base]", "[target]\nactor = 'a.npz'\nseed = 1\n[base]"), r"target = .*: expected either actor or settings"),
         (("[base]", "[target]\nsede = 1\n[base]"), r"unknown key 'target.sede'"),
         (("[axes.source]", "[axes.source\n"), r"expected valid TOML"),
+        (("[axes.source]", "[axes.return]"), r"axes = 'return': expected another name"),
+        (("seeds = 2", "models_from = ['x']"), r"models_from = .*: expected nothing"),
+        (("[[figures]]", "[[comparisons]]\naxis = 'source'\npairs = ['real', 'fake']\n[[figures]]"), r"pairs = \['fake'\]"),
+        (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
+        (("[base]", "[measure]\nkind = 'rollouts'\nlength = 6\n[base]"), r"measure.length = 6: expected a multiple of 4"),
         (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
         (
             ("[base]", "[measure]\nkind = 'trajectories'\n[base]\nsampler.kind = 'auto'"),

@@ -8,6 +8,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.studies import run as study_run
+from jaxpgd.studies.measures import Found
 from jaxpgd.studies.plan import load_study
 from jaxpgd.studies.run import run_study
 
@@ -81,6 +82,40 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: 
 def test_where_all_cells_fail_the_study_does(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least one cell that can be measured. All failed, the first: weight, mean, std"):
         run_study(load_study(write(tmp_path, TILT.replace("trajectories = 64", "stds = [0.1]"))), tmp_path / "out")
+
+
+def test_data_that_changed_is_refused(tmp_path: Path) -> None:
+    arrays = {"observations": np.zeros((40, 3)), "actions": np.zeros((40, 1)), "rewards": np.zeros(40),
+              "terminals": np.zeros(40), "timeouts": np.arange(40) % 20 == 19}  # fmt: skip
+    file = tmp_path / "mine.npz"
+    np.savez(file, **arrays)
+    study = load_study(write(tmp_path, TILT.replace("[base.sampler]", f"[base.data]\nname = '{file}'\n[base.sampler]")))
+    run_study(study, tmp_path / "out")
+    run_study(study, tmp_path / "out")
+    np.savez(file, **{**arrays, "rewards": np.ones(40)})
+    with pytest.raises(InputError, match=r"results of the .*mine.npz that is here now: it has changed"):
+        run_study(study, tmp_path / "out")
+
+
+def test_cells_that_fail_together_are_tried_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(cells, store, folder):
+        tried.append(len(cells))
+        if len(cells) > 1 or cells[0].config.agent.td3_bc.alpha == 4.0:
+            raise RuntimeError("out of memory")
+        return [Found([{"seed": 0, "episode": 0, "return": 1.0}]) for _ in cells]
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    results = run_study(load_study(write(tmp_path, RETURNS), only={"source": ("real",)}), tmp_path / "out")
+    assert tried == [2, 1, 1] and results.labels("alpha") == ["1"]
+
+
+def test_a_cell_whose_seeds_all_diverged_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = [{"seed": 0, "episode": 0, "return": float("nan")}]
+    monkeypatch.setattr(study_run, "measure", lambda cells, store, folder: [Found(lost) for _ in cells])
+    with pytest.raises(InputError, match="DivergenceError: all seeds diverged"):
+        run_study(load_study(write(tmp_path, RETURNS)), tmp_path / "out")
 
 
 def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
