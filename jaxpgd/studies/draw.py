@@ -21,6 +21,8 @@ from jaxpgd.studies.spec import Drawing
 
 Where = dict[str, str]
 _THRESHOLDS = 101
+_MOST_COLUMNS = 6
+_LEGEND_WIDTH = 1.8  # inches of an entry
 _EXPERT = 100.0  # normalised score to which the optimality gap is measured
 
 
@@ -65,7 +67,9 @@ def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figur
     every = _places(results, drawing.panels)
     rows = results.steps if drawing.kind in ("steps", "densities") else results.rows
     places = [where for where in every if any(drawing.value in row for row in matching(rows, where))] or every
-    figure, axes = panels(len(places), width=width, title=drawing.title)
+    last = len({where[drawing.panels[-1]] for where in places}) if drawing.panels else 1
+    columns = last if len(drawing.panels) > 1 and last <= _MOST_COLUMNS else 4  # a row for each label of the axes before
+    figure, axes = panels(len(places), width=width, title=drawing.title, columns=columns, sharey=drawing.kind == "intervals")
     for where, axis in zip(places, axes, strict=True):
         axis.set(title=_name(where), ylabel=_label(results, drawing))
         if drawing.log:
@@ -95,7 +99,18 @@ def lines(results: Results, drawing: Drawing) -> Figure:
         ticks = [float(x) for x in results.labels(drawing.x)]
         axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axis.minorticks_off()
-        axis.legend(fontsize=9)
+    return _with_legend(figure)
+
+
+def _with_legend(figure: Figure) -> Figure:
+    """One legend below all panels, of every line that any of them has."""
+    found: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
+    columns = max(1, min(len(found), int(figure.get_figwidth() / _LEGEND_WIDTH)))
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns, fontsize=10)
     return figure
 
 
@@ -154,22 +169,23 @@ def steps(results: Results, drawing: Drawing) -> Figure:
                 axis.plot(x, np.nanmean(y, axis=1), color=colour, label=hue or None, linewidth=1.8)
                 axis.fill_between(x, np.nanmin(y, axis=1), np.nanmax(y, axis=1), color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel=drawing.x or "step")
-        axis.legend(fontsize=9)
-    return figure
+    return _with_legend(figure)
 
 
 def trajectories(results: Results, drawing: Drawing) -> Figure | None:
     """Samples of every cell that kept some, with their dynamics error and the target's log-likelihood."""
     if not results.samples:
         return None
-    figure, axes = panels(len(results.samples), width=3.6, height=4.4, title=drawing.title, sharex=True, sharey=True)
+    figure, axes = panels(
+        len(results.samples), width=3.2, height=4.4, title=drawing.title, columns=_MOST_COLUMNS, sharex=True, sharey=True
+    )
     for axis, (cell, samples) in zip(axes, results.samples, strict=True):
         label = _name(dict(cell.labels))
         path_lines(axis, samples, results.goals(cell))
         scores = {name: summary(results, name, {"cell": cell.key}) for name in ("dynamics_error", "log_likelihood")}
         said = [f"{name.replace('_', ' ')} {s.mean:.3g}" for name, s in scores.items() if s is not None]
         axis.set_title("\n".join([label, *said]), fontsize=10)
-    return figure
+    return _with_legend(figure)
 
 
 def densities(results: Results, drawing: Drawing) -> Figure:
@@ -190,8 +206,7 @@ def densities(results: Results, drawing: Drawing) -> Figure:
                 axis.plot(x, y.mean(axis=1), label=label, linewidth=1.4, **style)
         said = summary(results, "divergence", where)
         axis.set(xlabel="action", ylabel="density", title=_name(where) + (f"\nKL {said.mean:.3f}" if said else ""))
-        axis.legend(fontsize=8)
-    return figure
+    return _with_legend(figure)
 
 
 def _by_task(results: Results, drawing: Drawing) -> dict[str, dict[str, np.ndarray]]:
@@ -235,11 +250,11 @@ def improvement(results: Results, drawing: Drawing) -> Figure | None:
 
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
-    """What choosing among the seeds of a label of `hue` by few online episodes costs."""
+    """What choosing by few online episodes costs, among all agents of a label of `hue`: their seeds, and other axes' labels."""
     found = {}
     for where in _places(results, drawing.panels):
         for hue in _hues(results, drawing):
-            table = list(results.table(drawing.value, _at(where, drawing.hue, hue)).values())
+            table = results.candidates(drawing.value, _at(where, drawing.hue, hue))
             shortest = min((len(episodes) for episodes in table), default=0)
             if len(table) > 1 and shortest > 1:
                 label = ", ".join(filter(None, (_name(where), hue)))

@@ -88,6 +88,14 @@ class Results:
             return {seed: np.asarray(seeds[seed]) for seeds in found.values() for seed in common}
         return {seed: np.array([np.mean([np.mean(seeds[seed]) for seeds in found.values()])]) for seed in common}
 
+    def candidates(self, value: str, where: Mapping[str, str]) -> list[np.ndarray]:
+        """The values [E] of every agent with these labels, by episode: each seed of each cell, a cell once."""
+        found: dict[tuple[str, str], dict[Any, float]] = {}
+        for row in matching(self.rows, where):
+            if row.get(value) is not None and math.isfinite(row[value]):
+                found.setdefault((row["cell"], str(row[UNIT])), {})[row["episode"]] = float(row[value])
+        return [np.array(list(episodes.values())) for episodes in found.values()]
+
     def _incomplete(self, where: Mapping[str, str]) -> bool:
         """Whether some place with these labels has no measured cell at all."""
         named = {axis: label for axis, label in where.items() if axis in self.study.axes}

@@ -22,7 +22,7 @@ class Drawing:
     - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
     - `aggregates`: mean, median and interquartile mean over the tasks; `improvement`: the chance that one label of `hue` is
       above another, over the tasks;
-    - `regret`: of choosing among the seeds of a cell by evaluations, over their number;
+    - `regret`: of choosing among all agents (seeds, labels of other axes) of a label of `hue`, over online evaluations;
     - `densities`: the curves of cells of kind tilt.
     """
 
