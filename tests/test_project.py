@@ -150,6 +150,7 @@ def python_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_python_example_of_dydiff_runs(monkeypatch):
     models = {"dynamics": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 1, "patience": 1}}
     tiny = apply_values(jaxpgd.Config(), TINY | models, "tiny")

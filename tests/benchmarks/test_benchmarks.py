@@ -45,6 +45,7 @@ def test_data_has_the_stated_sizes_and_bounds():
     assert np.abs(data.action).max() <= 1
 
 
+@pytest.mark.slow
 def test_both_loops_train_the_agent_and_are_timed():
     data, replay = agents.make_data(jax.random.key(0), TINY), agents.make_replay(jax.random.key(1), TINY)
     assert int(replay.count) == 16 * 3  # the last step of each is not usable
@@ -135,6 +136,7 @@ def test_unknown_suite_and_folder_are_refused(tmp_path):
         assert error.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_denoiser_suite_counts_what_it_trains():
     size = denoiser.Size(
         obs_dim=2, action_dim=1, transitions=400, window=8, batch=4, features=(8,), blocks=1, steps=2, repeats=2

@@ -70,6 +70,7 @@ def test_in_double_precision_to_rounding() -> None:
     assert apart(result(start(8, "double")), "denoiser").max() <= 1e-9
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_give_what_one_device_gives() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -171,6 +171,7 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
     assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_group_is_that_trained_alone(returns: Path, quick: None) -> None:
     study = load_study(write(returns, RETURNS), only={"source": ("real",), "alpha": ("4",)})
     alone = run_study(study, returns / "alone")
