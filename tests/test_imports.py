@@ -29,7 +29,8 @@ ALLOWED = {
     "evaluation": {*BASE, "data", "dynamics", "envs", "packing"},
     "pipeline": {*BASE, "packing", "networks", "diffusion", "dynamics", "agents", "envs", "data", "synthesis", "training",
                  "evaluation", "settings", "config", "parallel", "sweep"},
-    "studies": {*BASE, "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings", "config", "sweep"},
+    "studies": {*BASE, "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings", "config",
+                "sweep"},
     "cli": {"overrides", "config", "settings", "errors", "data", "pipeline", "studies", "parallel", "compilation"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
