@@ -164,6 +164,7 @@ def test_python_example_of_dydiff_runs(monkeypatch):
     np.testing.assert_allclose(made.obs[:, 0], names["data"].obs[:256], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_python_example_of_the_readme_runs(monkeypatch):
     tiny = apply_values(jaxpgd.Config(), TINY, "tiny")
     validate(tiny)

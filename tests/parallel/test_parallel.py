@@ -62,6 +62,7 @@ def agrees(found: dict[str, Any]) -> None:
     np.testing.assert_array_equal(found["mapped"], 2.0 * np.arange(20.0))
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives() -> None:
     agrees(result(start(8, "single")))
 
