@@ -252,8 +252,10 @@ def _study(args: list[str]) -> None:
     """Everything after the study's own options is settings of all its cells."""
     own = ("--scale", "--out", "--only")
     show, args = "--show" in args, [a for a in args if a != "--show"]
-    if not args or args[0].startswith("--"):
-        args = ["--list", *args]
+    from jaxpgd.studies.plan import load_study, shipped, study_text
+
+    named = bool(args) and not args[0].startswith("--")
+    check(named, "study", args[0] if args else None, f"one of {', '.join(shipped())}, or a .toml file")
     name, rest, mine = args[0], list[str](), list[str]()
     words = iter([part for a in args[1:] for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])])
     for word in words:
@@ -261,10 +263,8 @@ def _study(args: list[str]) -> None:
         if word in own:
             mine.append(next(words, ""))
     found = options(mine, "study", scale=str, out=Path, only=labels)
-    from jaxpgd.studies.plan import load_study, shipped, study_text
     from jaxpgd.studies.run import run_study
 
-    check(name != "--list", "study", None, f"one of {', '.join(shipped())}, or a .toml file")
     if show:
         print(study_text(name))
         return

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import TINY
 
 import jaxpgd
 from jaxpgd.config import apply_values, validate
@@ -23,16 +24,6 @@ ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PNG = b"\x89PNG\r\n\x1a\n"
 every_book = pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
-
-# The quickstart's settings cell in seconds: most of the time is compilation
-TINY: dict[str, Any] = {
-    "data": {"episodes": 40, "window": 8},
-    "denoiser": {"features": 8, "blocks": 1, "block": "plain", "groups": 4, "steps": 4, "validate_every": 2, "batch_size": 4},
-    "sampler": {"kind": "euler", "steps": 3, "batch_size": 8},
-    "guidance": {"kind": "published"},
-    "synthesis": {"trajectories": 8, "interval": 4},
-    "agent": {"updates": 8, "updates_per_chunk": 4, "batch_size": 16, "td3_bc": {"hidden": [8], "critic_updates": 1}},
-}
 
 
 def read(path: Path) -> dict[str, Any]:

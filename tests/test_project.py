@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 import jaxpgd
 from jaxpgd.cli import COMMANDS
@@ -21,16 +22,6 @@ PUBLISHED = [p for p in CONFIGS if p.parent.name in ("paper", "official") and p.
 DYDIFF = [p for p in CONFIGS if p.parent.name == "paper" and p.stem.startswith("dydiff")]
 PINNED = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+(; python_version [<>=]+ "3\.\d+")?')
 MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:work|root|home)/")
-
-# The README's example in seconds: most of its time is compilation, which the small network and the Euler sampler shorten
-TINY: dict[str, Any] = {
-    "data": {"episodes": 40, "window": 8},
-    "denoiser": {"features": 8, "blocks": 1, "block": "plain", "groups": 4, "steps": 4, "validate_every": 2, "batch_size": 4},
-    "sampler": {"kind": "euler", "steps": 3, "batch_size": 8},
-    "guidance": {"kind": "reconstruction"},
-    "synthesis": {"trajectories": 8, "interval": 4},
-    "agent": {"updates": 8, "updates_per_chunk": 4, "batch_size": 16, "td3_bc": {"hidden": [8]}},
-}
 
 
 def project() -> dict[str, Any]:
