@@ -1,5 +1,10 @@
 """The error that bad input raises, which names field, value, expectation and remedy; and that of diverged training."""
 
+import errno
+
+# what the system says of itself and not of the file that it was asked for
+NOT_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ENOSPC}
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The command line prints it without a traceback and exits with 2."""

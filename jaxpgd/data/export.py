@@ -11,10 +11,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.data.env_specs import spec_from_json
 from jaxpgd.data.minari_writer import free_target, new_dataset
 from jaxpgd.data.nested import nest
 from jaxpgd.data.scores import LOCAL_KEY, REFERENCE_KEY
@@ -46,7 +46,7 @@ def export_minari(
     target = free_target(directory, dataset_id)
     buffers = [_buffer(index, episode, info) for index, episode in enumerate(_episodes(trajectory, info))]
     spaces = _spaces(trajectory, info)
-    spec = EnvSpec.from_json(info.env_spec) if info.env_spec else None
+    spec = spec_from_json(info.env_spec, info.name) if info.env_spec else None
     with new_dataset(directory, dataset_id, *spaces, spec) as writer:
         writer.metadata = {
             "description": description, "algorithm_name": algorithm_name, "code_permalink": code_permalink, "author": {author},

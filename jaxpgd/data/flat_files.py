@@ -2,17 +2,15 @@
 
 import dataclasses
 import re
-import zipfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_keys, check_shapes
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.scores import D4RL, LOCAL_KEY, d4rl_reference, is_local_name
-from jaxpgd.errors import InputError
+from jaxpgd.data.untrusted import open_hdf5, read_npz
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 OPTIONAL_KEYS = ("next_observations", "action_low", "action_high", LOCAL_KEY)
@@ -62,16 +60,10 @@ def load_flat(path: str | Path) -> Dataset:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     wanted = KEYS + OPTIONAL_KEYS
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as npz:
-                return {key: np.asarray(npz[key]) for key in npz.files if key in wanted}
-        with h5py.File(path, "r") as file:
-            return {key: file[key][()] for key in wanted if isinstance(file.get(key), h5py.Dataset)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"data.name = {str(path)!r}: expected a readable {path.suffix} file in D4RL layout ({error})."
-        ) from error
+    if path.suffix == ".npz":
+        return read_npz(path, wanted)[0]
+    with open_hdf5(path, "data.name", str(path)) as file:
+        return {key: array for key in wanted if (array := file.array(key)) is not None}
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

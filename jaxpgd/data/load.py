@@ -8,6 +8,7 @@ from jaxpgd.data.minari_files import load_minari
 from jaxpgd.data.ogbench_files import load_ogbench
 from jaxpgd.data.ogbench_store import is_ogbench
 from jaxpgd.data.point2d import point2d_dataset
+from jaxpgd.data.untrusted import reading
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
 
@@ -26,6 +27,11 @@ def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
     if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
         return point2d_dataset(episodes, seed, builtin_environment(name))
+    with reading("data.name", name, "data in a known layout"):
+        return _load_file(name)
+
+
+def _load_file(name: str) -> Dataset:
     if is_ogbench(name):
         return load_ogbench(name)
     path = Path(name).expanduser()

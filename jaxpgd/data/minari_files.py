@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import h5py
 import minari
 import numpy as np
 from minari.storage import get_dataset_path
@@ -15,11 +14,14 @@ from minari.storage import get_dataset_path
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_finite
 from jaxpgd.data.dataset import Dataset, DatasetInfo
+from jaxpgd.data.env_specs import stored_spec
 from jaxpgd.data.nested import leaves, obs_order
 from jaxpgd.data.scores import LOCAL, LOCAL_KEY, MINARI, REFERENCE_KEY, is_local_name
+from jaxpgd.data.untrusted import open_hdf5, read_json, reading
 from jaxpgd.errors import InputError, check
 
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
+_MOST_EPISODES = 10**7  # Minari lists their numbers before it looks at the file
 
 
 def load_minari(name: str) -> Dataset:
@@ -50,15 +52,28 @@ def load_minari(name: str) -> Dataset:
 
 def _open(name: str) -> minari.MinariDataset:
     data = get_dataset_path(name) / "data"
+    check(".." not in Path(name).parts, "data.name", name, "a Minari id, without ..")
     if not data.exists():
         _download(name)
-    try:
+    _check_metadata(name, data)
+    remedy = "Delete that folder to download it again."
+    with reading("data.name", name, f"a readable Minari dataset at {data}", remedy):
         return minari.load_dataset(name)
-    except Exception as error:  # Minari raises many kinds for damaged folders
-        raise InputError(
-            f"data.name = {name!r}: expected a readable Minari dataset at {data} ({type(error).__name__}: {error}). "
-            "Delete that folder to download it again."
-        ) from error
+
+
+def _check_metadata(name: str, data: Path) -> None:
+    """Refuse what Minari would act upon without a look: code named by a spec that it has to build, a number of episodes."""
+    metadata = read_json(data / "metadata.json", "data.name", name)
+    field = f"metadata of {name}"
+    check(metadata.get("data_format", "hdf5") in ("hdf5", "arrow"), field, metadata.get("data_format"), "hdf5 or arrow")
+    spec = metadata.get("env_spec")
+    if spec is not None and not {"observation_space", "action_space"} <= metadata.keys():
+        check(isinstance(spec, str), field, spec, "an env_spec as JSON text")
+        stored_spec(spec, name)
+    for key in ("total_episodes", "total_steps"):
+        count = metadata.get(key)
+        fine = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count <= _MOST_EPISODES
+        check(fine, f"{key} of {name}", count, f"a number up to {_MOST_EPISODES:,}")
 
 
 def _download(name: str) -> None:
@@ -83,20 +98,12 @@ def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, An
     """Arrays per episode. The HDF5 file is read directly, once and without infos, for datasets of many short episodes."""
     path = Path(dataset.storage.data_path) / "main_data.hdf5"
     if not path.exists():
-        for episode in dataset.iterate_episodes():
-            yield {field: getattr(episode, field) for field in _FIELDS}
+        with reading("data.name", name, "complete Minari files"):
+            yield from ({field: getattr(episode, field) for field in _FIELDS} for episode in dataset.iterate_episodes())
         return
-    try:
-        with h5py.File(path, "r") as file:
-            for index in dataset.episode_indices:
-                group = file[f"episode_{index}"]
-                yield {field: _read(group[field]) for field in _FIELDS}
-    except (OSError, KeyError) as error:
-        raise InputError(f"data.name = {name!r}: expected a complete Minari file {path} ({error}).") from error
-
-
-def _read(node: h5py.Group | h5py.Dataset) -> Any:
-    return {key: _read(node[key]) for key in node} if isinstance(node, h5py.Group) else node[()]
+    with open_hdf5(path, "data.name", name) as file:
+        for index in dataset.episode_indices:
+            yield {field: file.tree(f"episode_{index}/{field}") for field in _FIELDS}
 
 
 def _info(

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxpgd.data.assemble import assemble
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.ogbench_store import PREFIX, find_file, import_ogbench, parse_name
 from jaxpgd.data.scores import OGBENCH
+from jaxpgd.data.untrusted import read_npz
 from jaxpgd.errors import InputError, check
 
 _KEYS = ("observations", "actions", "terminals")
@@ -63,12 +63,7 @@ def _environment(name: str, env_id: str) -> Environment:
 
 
 def _read(name: str, path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as npz:
-            stored = sorted(npz.files)
-            raw = {key: np.asarray(npz[key]) for key in (*_KEYS, *_STATE_KEYS) if key in stored}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"data.name = {name!r}: expected a readable OGBench file {path} ({error}).") from error
+    raw, stored = read_npz(path, (*_KEYS, *_STATE_KEYS))
     missing = [key for key in _KEYS if key not in raw]
     check(not missing, f"keys of {path}", stored, f"those of OGBench, with {', '.join(missing)}")
     rows = len(raw["actions"])

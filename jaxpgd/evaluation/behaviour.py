@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, nn, random
 from jax.scipy.stats import norm
 
-from jaxpgd.errors import InputError, check
+from jaxpgd.data.untrusted import read_npz
+from jaxpgd.errors import check
 from jaxpgd.packing import ACTION_CLIP
 from jaxpgd.types import Policy, PyTree
 
@@ -22,11 +22,10 @@ def behaviour_actor(path: str | Path) -> Policy:
     +-0.999 first, so it stays finite at saturated ones. `variance`, of the action, passes the slope of tanh at the mean.
     Raises InputError where the file cannot be read or is not such an actor.
     """
-    try:
-        with np.load(path) as stored:
-            params = {name: jnp.asarray(stored[name], jnp.float32) for name in _NAMES}
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"policy = {str(path)!r}: expected an npz file with {', '.join(_NAMES)} ({error}).") from error
+    stored, _ = read_npz(Path(path), _NAMES, "policy")
+    missing = [name for name in _NAMES if name not in stored]
+    check(not missing, "policy", str(path), f"an npz file with {', '.join(_NAMES)}")
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in stored.items()}
     sizes = [params[f"w{i}"].shape for i in range(3)]
     fits = all(len(s) == 2 for s in sizes) and sizes[0][1] == sizes[1][0] and sizes[1][1] == sizes[2][0]
     check(

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.env_specs import spec_from_json, stored_spec
 from jaxpgd.data.nested import leaves
 from jaxpgd.data.ogbench_store import import_ogbench
 from jaxpgd.envs import builtin
@@ -33,6 +33,23 @@ def evaluated_in(info: DatasetInfo) -> DatasetInfo:
         return info
     found = dataclasses.replace(info, env_spec=info.eval_env_spec, eval_env_spec=None)
     return dataclasses.replace(found, env_id=str(_stored_spec(found).get("id", info.env_id)))
+
+
+def with_environment(info: DatasetInfo, env_id: str) -> DatasetInfo:
+    """`info` with the environment `env_id`, "Id" or "module:Id", by the user's word.
+
+    Where that is the very environment of the stored spec, which the module registers, it is made as it was then: the spec
+    stays. Raises InputError where the module cannot be imported.
+    """
+    plain = dataclasses.replace(info, env_id=env_id, env_spec=None, eval_env_spec=None)
+    if info.env_spec is None or ":" not in env_id or info.env_id != env_id.rpartition(":")[2]:
+        return plain
+    _registered_spec(env_id)
+    try:
+        stored_spec(info.env_spec, info.name)
+    except InputError:
+        return plain
+    return info
 
 
 def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
@@ -100,7 +117,7 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
     if entry.startswith("ogbench") or "-singletask-" in str(info.env_id):
         import_ogbench(f"env_id = {info.env_id!r}")
     try:
-        spec = EnvSpec.from_json(info.env_spec) if info.env_spec else _registered_spec(str(info.env_id))
+        spec = spec_from_json(info.env_spec, info.name) if info.env_spec else _registered_spec(str(info.env_id))
     except (gymnasium.error.Error, TypeError, ValueError, KeyError) as error:
         raise InputError(f"env_id = {info.env_id!r}: expected an environment known to Gymnasium ({error}).") from error
     _require_package("mujoco", needs_robotics or str(spec.entry_point).startswith("gymnasium.envs.mujoco"), info)
@@ -137,10 +154,7 @@ def _stored_entry_point(info: DatasetInfo) -> str:
 
 
 def _stored_spec(info: DatasetInfo) -> dict[str, Any]:
-    try:
-        return dict(json.loads(info.env_spec or ""))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise InputError(f"env_spec of {info.name!r}: expected a Gymnasium EnvSpec as JSON ({error}).") from error
+    return stored_spec(info.env_spec or "", info.name)
 
 
 def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:

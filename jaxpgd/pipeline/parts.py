@@ -16,7 +16,7 @@ from jaxpgd.dynamics.world_model import WorldModel
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.evaluation.behaviour import behaviour_actor
-from jaxpgd.evaluation.environments import is_builtin, require_environment
+from jaxpgd.evaluation.environments import is_builtin, require_environment, with_environment
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
@@ -50,8 +50,7 @@ def prepare(config: Config) -> Prepared:
     require_wandb(config.wandb_project)
     dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
     if config.data.env_id:
-        info = dataclasses.replace(dataset.info, env_id=config.data.env_id, env_spec=None, eval_env_spec=None)
-        dataset = dataclasses.replace(dataset, info=info)
+        dataset = dataclasses.replace(dataset, info=with_environment(dataset.info, config.data.env_id))
     require_environment(dataset.info, dataset.obs_dim)
     known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training
     dataset = to_device(dataset)

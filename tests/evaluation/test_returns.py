@@ -215,7 +215,7 @@ def test_new_parameters_do_not_retrace_the_policy():
     [
         (info(None), "name a Gymnasium id with data.env_id"),
         (info("jaxpgd/Unknown-v0"), "known to Gymnasium"),
-        (info(env_spec="{not json"), "EnvSpec as JSON"),
+        (info(env_spec="{not json"), "expected JSON"),
         (dataclasses.replace(info(), action_low=(0.0, 0.0), action_high=(1.0, 1.0)), "2 action entries"),
     ],
 )
