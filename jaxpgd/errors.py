@@ -14,6 +14,10 @@ class DivergenceError(RuntimeError):
     """Training met a number that is not finite. The command line prints it without a traceback and exits with 1."""
 
 
+class StorageError(RuntimeError):
+    """A file cannot be written. The command line prints it without a traceback and exits with 1."""
+
+
 def check(condition: bool, field: str, value: object, expected: str, remedy: str = "") -> None:
     """Raise InputError naming `field`, its `value` and what was `expected`, unless `condition` holds."""
     if not condition:

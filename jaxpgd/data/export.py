@@ -5,7 +5,6 @@ without one is truncated at its last step but one, because the next observation 
 observations and T - 1 transitions. The observation after a terminal is unknown as well; the last one is repeated there.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from jaxpgd.data.minari_writer import free_target, new_dataset
 from jaxpgd.data.nested import nest
 from jaxpgd.data.scores import LOCAL_KEY, REFERENCE_KEY
 from jaxpgd.errors import check
+from jaxpgd.files import new_file
 from jaxpgd.types import Trajectory
 
 Episode = dict[str, Any]
@@ -71,9 +71,8 @@ def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> P
     check(not path.exists(), "path", str(path), "no existing file", "Choose another name.")
     episodes = _episodes(trajectory, info)
     join = lambda key: np.concatenate([e[key] for e in episodes])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, marked = path.with_suffix(".partial"), dict[str, Any]({LOCAL_KEY: np.array(True)})
-    with partial.open("wb") as file:
+    marked: dict[str, Any] = {LOCAL_KEY: np.array(True)}
+    with new_file(path) as file:
         np.savez(
             file,
             observations=np.concatenate([e["observations"][:-1] for e in episodes]),
@@ -86,7 +85,6 @@ def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> P
             action_high=np.asarray(info.action_high, np.float32),
             **marked,
         )
-    os.replace(partial, path)
     return path
 
 

@@ -1,6 +1,5 @@
 """Figures of a run. Each function returns a matplotlib Figure, free of pyplot's global state; `save` writes it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from jaxpgd.evaluation.statistics import Summary
 from jaxpgd.evaluation.trajectory_metrics import steps_taken
+from jaxpgd.files import new_file
 from jaxpgd.types import Trajectory
 
 # colours that stay apart for colour-blind readers (Okabe and Ito), one for each arm wherever it appears
@@ -25,12 +25,9 @@ _STYLE: dict[Any, Any] = {"font.size": 11, "axes.titlesize": 12, "axes.spines.to
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG at 120 dpi; a reader never sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, path)
-    return path
+    with new_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+    return Path(path)
 
 
 def _axes(

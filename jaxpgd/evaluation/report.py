@@ -3,12 +3,12 @@
 import base64
 import html
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxpgd.errors import InputError
+from jaxpgd.files import write_text
 
 _CSS = """
 :root { color-scheme: light dark; --line: #bbb; --soft: #f3f3f3; }
@@ -76,12 +76,8 @@ class Report:
 
     def write(self, path: str | Path) -> Path:
         """Write the document; a reader never sees half of it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(self.html(), encoding="utf-8")
-        os.replace(partial, path)
-        return path
+        write_text(path, self.html())
+        return Path(path)
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
+from jaxpgd.files import new_file
 from jaxpgd.pipeline.calibration import scored
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_synthesizer, known_behaviour, known_target, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
@@ -218,7 +219,5 @@ def _save_samples(run: RunDirectory, samples: dict[str, Trajectory]) -> None:
     arrays = {
         f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in ("obs", "action", "reward", "discount")
     }
-    path = run.path / "samples.npz"
-    with path.with_suffix(".partial").open("wb") as file:
+    with new_file(run.path / "samples.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    path.with_suffix(".partial").replace(path)

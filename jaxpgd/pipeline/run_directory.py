@@ -14,6 +14,7 @@ import jax
 
 from jaxpgd.config import load_config, to_toml
 from jaxpgd.errors import InputError, check
+from jaxpgd.files import write_text
 from jaxpgd.parallel import any_of_all, is_writer, together
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
@@ -33,12 +34,8 @@ UNCOMPARED = ("out", "checkpoint_seconds", "wandb_project", "models_from", "pres
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that readers see the old text or the new, never a part. Of several processes the first writes."""
-    if not is_writer():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    if is_writer():
+        write_text(path, text)
 
 
 def make_directory(out: Path) -> None:

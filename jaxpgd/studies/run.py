@@ -15,6 +15,7 @@ import numpy as np
 from jaxpgd.config import to_toml
 from jaxpgd.data.fingerprint import data_fingerprint, file_fingerprint
 from jaxpgd.errors import DivergenceError, InputError, check
+from jaxpgd.files import new_file
 from jaxpgd.pipeline.run_directory import RunLock, make_directory, versions, write_atomic
 from jaxpgd.studies.measures import Found, measure
 from jaxpgd.studies.plan import Cell, Study, digest
@@ -158,10 +159,8 @@ def _failure(error: Exception, folder: Path) -> str:
 
 
 def _save_samples(samples: Trajectory, folder: Path) -> None:
-    partial = folder / "samples.partial"
-    with partial.open("wb") as file:
+    with new_file(folder / "samples.npz") as file:
         np.savez_compressed(file, **{name: np.asarray(value) for name, value in vars(samples).items()})  # type: ignore[arg-type]
-    partial.replace(folder / "samples.npz")
 
 
 def _load_samples(folder: Path) -> Trajectory | None:

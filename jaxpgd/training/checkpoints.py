@@ -1,6 +1,5 @@
 """Checkpoints of training states: Orbax, one directory per chunk, with checksums, restored against an expected structure."""
 
-import errno
 import hashlib
 import json
 import re
@@ -14,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxpgd.errors import InputError
+from jaxpgd.errors import NOT_DAMAGE, InputError
+from jaxpgd.files import new_directory, writing
 
-CHECKSUMS = "checksums.json"  # of every entry's bytes, beside Orbax's files
-# what the system says of itself and not of the file
-_NOT_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM}
+MANIFEST = "manifest.json"  # types, shapes and checksums of the entries, beside Orbax's files
 _UNFINISHED = ".writing"  # suffix of a checkpoint that is not complete
+_DAMAGED = ".damaged"  # of one that could not be read
+_OTHER = (
+    "It was written with other settings or by another version of jaxpgd; delete this stage's checkpoints to train it again."
+)
 
 Tree = TypeVar("Tree")
 
@@ -42,31 +44,36 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(jax.random.key_data(x) if _is_key(x) else x) for path, x in leaves}
 
 
+def _expected(target: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and leaf of every entry of a structure of arrays or `jax.ShapeDtypeStruct`s, by name."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
+    data = lambda leaf: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return {name: (tuple(data(leaf).shape), leaf) for name, leaf in leaves.items()}
+
+
+def check_structure(target: Any, shapes: dict[str, tuple[int, ...]], origin: str) -> None:
+    """Raise InputError naming the first entry that `target` and the stored `shapes` do not have alike."""
+    expected = _expected(target)
+    for name in sorted(expected.keys() ^ shapes.keys()):
+        word = "missing" if name in expected else "not expected"
+        raise InputError(f"checkpoint = {origin!r}: entry {name!r} is {word}. {_OTHER}")
+    for name, (shape, _) in expected.items():
+        if shapes[name] != shape:
+            text = f"checkpoint = {origin!r}: entry {name!r} has shape {shapes[name]}, expected {shape}. {_OTHER}"
+            raise InputError(text)
+
+
 def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
     """`values` in the structure, shapes and types of `target` (arrays or `jax.ShapeDtypeStruct`s).
 
     Raises InputError naming the first entry that is missing, superfluous or of another shape.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(target)
-    expected = {_name(path): leaf for path, leaf in leaves}
-    for name in sorted(expected.keys() ^ values.keys()):
-        word = "missing" if name in expected else "not expected"
-        raise InputError(
-            f"checkpoint = {origin!r}: entry {name!r} is {word}. It was written with other settings or by another "
-            "version of jaxpgd; delete this stage's checkpoints to train it again."
-        )
-    restored = []
-    for name, leaf in expected.items():
-        is_key = _is_key(leaf)
-        shape = jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape
-        value = np.asarray(values[name])
-        if value.shape != shape:
-            raise InputError(
-                f"checkpoint = {origin!r}: entry {name!r} has shape {value.shape}, expected {shape}. It was written with "
-                "other settings or by another version of jaxpgd; delete this stage's checkpoints to train it again."
-            )
-        restored.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else jnp.asarray(value, leaf.dtype))
-    return jax.tree_util.tree_unflatten(structure, restored)
+    check_structure(target, {name: np.shape(value) for name, value in values.items()}, origin)
+    restored = [
+        jax.random.wrap_key_data(jnp.asarray(values[name])) if _is_key(leaf) else jnp.asarray(values[name], leaf.dtype)
+        for name, (_, leaf) in _expected(target).items()
+    ]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(target), restored)
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
@@ -78,20 +85,19 @@ def _checkpointer() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def save_tree(path: Path, tree: Any) -> None:
-    """Write a tree to a new directory; it appears only when it is complete, checksums included."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _UNFINISHED)
-    shutil.rmtree(partial, ignore_errors=True)
-    values = flatten(tree)
-    with _checkpointer() as writer:
-        writer.save(partial, values)
-        writer.wait_until_finished()
-    (partial / CHECKSUMS).write_text(json.dumps({name: checksum(value) for name, value in values.items()}, indent=1))
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+def save_tree(path: Path, tree: Any, score: float | None = None) -> None:
+    """Write a tree to a new directory, which appears when it is complete and on disk. Higher scores are better.
+
+    Raises StorageError where it cannot be written; what was there before then stays.
+    """
+    path, values = path.absolute(), flatten(tree)
+    entries = {name: {"type": str(x.dtype), "shape": list(x.shape), "sha256": checksum(x)} for name, x in values.items()}
+    content = {"entries": entries, "score": score}
+    with new_directory(path, _UNFINISHED) as partial:
+        with _checkpointer() as writer:
+            writer.save(partial, values)
+            writer.wait_until_finished()
+        (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1))
 
 
 def checksum(value: np.ndarray) -> str:
@@ -100,19 +106,35 @@ def checksum(value: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself: "entries" by name, "score". Raises ValueError or OSError where that is damaged."""
+    stored = json.loads((path / MANIFEST).read_bytes())
+    content = {name: stored[name] for name in ("entries", "score")}
+    if stored["sha256"] != _digest(content):
+        raise ValueError(f"checksum of {MANIFEST} does not match")
+    return content
+
+
 def load_tree(path: Path, target: Tree) -> Tree:
-    """Read a tree that has the structure of `target`. Raises InputError where it is absent, damaged or of another shape."""
+    """Read a tree that has the structure of `target`. Raises InputError where it is absent, damaged or of another shape.
+
+    Names, types and shapes are compared before any array is read.
+    """
     path = path.absolute()
     if not path.is_dir():
         raise InputError(f"checkpoint = {str(path)!r}: expected a checkpoint directory, found none.")
     try:
-        with _checkpointer() as reader:
-            values = reader.restore(path)
-        _verify(path, values)
-    except MemoryError:
+        entries = read_manifest(path)["entries"]
+        check_structure(target, {name: tuple(entry["shape"]) for name, entry in entries.items()}, str(path))
+        values = _restore(path, entries)
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise
         first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise DamagedCheckpoint(
@@ -122,21 +144,25 @@ def load_tree(path: Path, target: Tree) -> Tree:
     return unflatten(target, values, str(path))
 
 
-def _verify(path: Path, values: dict[str, Any]) -> None:
-    """Raise ValueError where an entry is not what was written. Checkpoints without checksums are taken as they are."""
-    stored = path / CHECKSUMS
-    if not stored.exists():
-        return
-    expected = json.loads(stored.read_text())
-    if expected.keys() != values.keys():
-        raise ValueError(f"entries {sorted(expected.keys() ^ values.keys())[:3]} are not those that were written")
+def _restore(path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays, which are those of the manifest or ValueError."""
+    with _checkpointer() as reader:
+        found: Any = reader.metadata(path)
+        found = getattr(found, "item_metadata", found)
+        shapes = {name: (str(x.dtype), list(x.shape)) for name, x in dict(getattr(found, "tree", found)).items()}
+        if shapes != {name: (entry["type"], entry["shape"]) for name, entry in entries.items()}:
+            raise ValueError("its arrays are not those that were written")
+        # the plain checkpointer reads numpy arrays where the target says so, whatever devices there are now
+        target = {name: np.broadcast_to(np.zeros((), kind), shape) for name, (kind, shape) in shapes.items()}
+        values = {name: np.asarray(value) for name, value in reader.restore(path, target).items()}
     for name, value in values.items():
-        if expected.get(name) != checksum(np.asarray(value)):
+        if entries[name]["sha256"] != checksum(value):
             raise ValueError(f"checksum of entry {name!r} does not match")
+    return values
 
 
 class CheckpointStore:
-    """The checkpoints of one stage, `directory/<chunks done>`; the newest `keep` of them are kept."""
+    """The checkpoints of one stage, `directory/<chunks done>`: the newest `keep` of them and the best."""
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory, self.keep = directory, keep
@@ -147,14 +173,40 @@ class CheckpointStore:
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
-    def save(self, chunks: int, state: Any) -> None:
-        """Write the state after `chunks` chunks, then drop old ones and what killed writers left."""
+    def save(self, chunks: int, state: Any, score: float | None = None) -> None:
+        """Write the state after `chunks` chunks, then drop old ones and what killed writers left. Higher scores are better.
+
+        Raises StorageError where it cannot be written; the checkpoints that are there stay.
+        """
         if self.directory.is_dir():
             for left in self.directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True)
-        save_tree(self.directory / str(chunks), state)
-        for old in self.saved()[: -self.keep]:
-            shutil.rmtree(self.directory / str(old))
+        save_tree(self.directory / str(chunks), state, score)
+        kept = {*self.saved()[-self.keep :], self.best()}
+        for old in self.saved():
+            if old not in kept:
+                shutil.rmtree(self.directory / str(old), ignore_errors=True)
+
+    def best(self) -> int | None:
+        """Chunk count of the checkpoint with the highest score, the newest of several; None where none has a score."""
+        found: list[tuple[float, int]] = []
+        for chunks in self.saved():
+            try:
+                score = read_manifest(self.directory / str(chunks))["score"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if score is not None:
+                found.append((score, chunks))
+        return max(found)[1] if found else None
+
+    def set_aside(self, after: int) -> None:
+        """Take checkpoints of more than `after` chunks out of the way: they are damaged, or their chunks are run again."""
+        for chunks in self.saved():
+            if chunks > after:
+                with writing(self.directory / str(chunks)):
+                    aside = self.directory / f"{chunks}{_DAMAGED}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.directory / str(chunks)).rename(aside)
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
         """The newest state that can be read and its chunk count, or None where none was saved.
@@ -174,3 +226,8 @@ class CheckpointStore:
                 f"checkpoints = {str(self.directory)!r}: every one is damaged. Delete this directory to start its stage again."
             )
         return None
+
+    def restore_best(self, target: Tree) -> tuple[Tree, int] | None:
+        """The state with the highest score, else the newest, and its chunk count. Raises InputError as `restore`."""
+        best = self.best()
+        return self.restore(target) if best is None else (load_tree(self.directory / str(best), target), best)

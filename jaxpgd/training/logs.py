@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpgd.errors import InputError
+from jaxpgd.files import write_text, writing
 from jaxpgd.parallel import is_writer
 
 
@@ -35,11 +36,13 @@ class MetricsLog:
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:  # UnicodeDecodeError is one as well
                 continue
+            if isinstance(row, dict):
+                rows.append(row)
         return rows
 
     def rewind(self, stage: str, chunks: int) -> None:
@@ -48,16 +51,14 @@ class MetricsLog:
             return
         rows = [r for r in self.read() if r.get("stage") != stage or r.get("chunk", 0) <= chunks]
         text = "".join(json.dumps(r) + "\n" for r in rows)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(self.path)
+        write_text(self.path, text)
 
     def write(self, stage: str, chunk: int, values: dict[str, Any]) -> None:
         """Append one line, of several processes the first. Values may be arrays; seeds are lists."""
         if not is_writer():
             return
         row = {"stage": stage, "chunk": chunk, **plain(values)}
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.project:
             self.wandb = self.wandb or _start_wandb(self.project, self.name)

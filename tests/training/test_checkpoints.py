@@ -1,4 +1,5 @@
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,18 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.training.checkpoints import CHECKSUMS, CheckpointStore, checksum, flatten, load_tree, save_tree, unflatten
+from jaxpgd.training.checkpoints import (
+    MANIFEST,
+    CheckpointStore,
+    DamagedCheckpoint,
+    _digest,
+    checksum,
+    flatten,
+    load_tree,
+    read_manifest,
+    save_tree,
+    unflatten,
+)  # fmt: skip
 
 
 def tree(scale: float = 1.0, size: int = 3) -> dict[str, Any]:
@@ -93,19 +105,58 @@ def test_checksums_tell_changed_bytes_types_and_shapes() -> None:
 
 def test_a_wrong_checksum_is_damage(tmp_path: Path) -> None:
     save_tree(tmp_path / "one", tree())
-    stored = tmp_path / "one" / CHECKSUMS
-    stored.write_text(stored.read_text().replace(checksum(flatten(tree())["params/bias"]), "0" * 64))
-    with pytest.raises(InputError, match=r"damaged or incomplete \(checksum of entry 'params/bias' does not match"):
+    stored = tmp_path / "one" / MANIFEST
+    content = read_manifest(tmp_path / "one")
+    content["entries"]["params/bias"]["sha256"] = "0" * 64
+    stored.write_text(json.dumps({**content, "sha256": _digest(content)}))
+    with pytest.raises(DamagedCheckpoint, match=r"damaged or incomplete \(checksum of entry 'params/bias' does not match"):
         load_tree(tmp_path / "one", tree())
-    stored.unlink()  # as written by earlier versions
-    same(load_tree(tmp_path / "one", tree()), tree())
+    stored.write_text(stored.read_text().replace("params/bias", "params/bios"))  # other settings only where it is intact
+    with pytest.raises(DamagedCheckpoint, match=r"checksum of manifest.json does not match"):
+        load_tree(tmp_path / "one", tree())
+    stored.unlink()
+    with pytest.raises(DamagedCheckpoint, match="damaged or incomplete"):
+        load_tree(tmp_path / "one", tree())
+
+
+def test_arrays_that_are_not_those_of_the_manifest_are_not_read(tmp_path: Path) -> None:
+    save_tree(tmp_path / "one", tree())
+    save_tree(tmp_path / "huge", {**tree(), "params": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(())}})
+    (tmp_path / "huge" / MANIFEST).write_text((tmp_path / "one" / MANIFEST).read_text())
+    with pytest.raises(DamagedCheckpoint, match="its arrays are not those that were written"):
+        load_tree(tmp_path / "huge", tree())
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "stage", keep=2)
+    assert store.best() is None
+    for chunks, score in ((0, None), (1, -3.0), (2, -1.0), (3, -2.0), (4, -5.0), (5, -1.5)):
+        store.save(chunks, tree(float(chunks)), score)
+    assert store.saved() == [2, 4, 5] and store.best() == 2
+    found = store.restore_best(tree())
+    assert found is not None and found[1] == 2
+    same(found[0], tree(2.0))
+    store.save(6, tree(6.0), -1.0)  # as good: the newer one
+    assert store.best() == 6 and store.saved() == [5, 6]
+    plain = CheckpointStore(tmp_path / "plain")
+    plain.save(3, tree(3.0))
+    found = plain.restore_best(tree())
+    assert found is not None and found[1] == 3
+
+
+def test_what_is_run_again_is_set_aside(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "stage", keep=3)
+    for chunks in (1, 2, 3):
+        store.save(chunks, tree(float(chunks)))
+    store.set_aside(1)
+    assert store.saved() == [1] and (tmp_path / "stage" / "3.damaged").is_dir()
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = CheckpointStore(tmp_path / "stage")
     for chunks in (3, 5):
         store.save(chunks, tree(float(chunks)))
-    for file in (p for p in (tmp_path / "stage" / "5").rglob("*") if p.is_file() and p.name != CHECKSUMS):
+    for file in (p for p in (tmp_path / "stage" / "5").rglob("*") if p.is_file() and p.name != MANIFEST):
         content = bytearray(file.read_bytes())
         content[len(content) // 2 :] = b""
         file.write_bytes(bytes(content))

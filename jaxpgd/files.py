@@ -1,0 +1,99 @@
+"""Writing files: whole or not at all, on disk before they count, and with an error that names the path where it fails."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from jaxpgd.errors import StorageError
+
+PARTIAL = ".partial"  # suffix of a file that is not complete
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_SAID = ("No space left on device", "Disk quota exceeded", "ENOSPC", "RESOURCE_EXHAUSTED: Error writing")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Raise StorageError naming `path` where what is inside cannot write: a full or refusing file system."""
+    try:
+        yield
+    except Exception as error:  # TensorStore says it in the text of a ValueError
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in _FULL or any(word in str(error) for word in _SAID)
+        if not full and number not in _REFUSED:
+            raise
+        reason = "no space left on its disk" if full else os.strerror(number or 0)
+        advice = "Free some, then continue with --resume." if full else "Make it writable, then continue with --resume."
+        raise StorageError(f"{path}: cannot be written, {reason}. What was there before is as it was. {advice}") from error
+
+
+@contextmanager
+def new_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A stream for the content of `path`, which readers see when all is written and on disk; until then the old content.
+
+    Raises StorageError where it cannot be; nothing is left of a failed attempt.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace the content of a file, all at once. Raises StorageError."""
+    with new_file(path, "w") as stream:
+        stream.write(text)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the entries of a directory, on disk. File systems that cannot say are taken as they are."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno in _FULL | {errno.EIO}:
+            raise
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
+    """A directory to fill, which takes the place of `path` when all is written and on disk.
+
+    Until then it has `unfinished` after its name. Raises StorageError where it cannot be; nothing is left of a failed attempt.
+    """
+    partial, old = path.with_name(path.name + unfinished), path.with_name(path.name + ".old" + unfinished)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            yield partial
+            for each in (*partial.rglob("*"), partial):
+                sync(each)
+            if path.exists():  # a rename cannot replace a directory with content
+                path.rename(old)
+            partial.rename(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
