@@ -12,8 +12,9 @@ from jaxpgd.settings import Config
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
 
-  run [CONFIG.toml] [--resume] [--distributed] [--section.key VALUE ...]
-        all stages: denoiser, agents of every arm, evaluation, report (default: the built-in point2d)
+  run [CONFIG.toml] [--resume] [--debug-nans] [--distributed] [--section.key VALUE ...]
+        all stages: denoiser, agents of every arm, evaluation, report (default: the built-in point2d); --debug-nans finds the
+        operation that makes the first NaN
   train-denoiser [CONFIG.toml] [--resume] [--distributed] [--section.key VALUE ...]
         the first stages of a run alone: denoisers and world model, whatever its arms need
   train-agent RUN [--arm ARM] [--distributed]
@@ -106,8 +107,9 @@ def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
 
         tyro.cli(Config, args=["--help"], prog=f"jaxpgd {command} [CONFIG.toml] [--resume]")
     path = args.pop(0) if args and not args[0].startswith("-") else None
-    resume = "--resume" in args
-    return load_config(path, read_overrides([a for a in args if a != "--resume"])), resume
+    resume, debug = "--resume" in args, ["--health.debug-nans", "true"] if "--debug-nans" in args else []
+    args = [a for a in args if a not in ("--resume", "--debug-nans")]
+    return load_config(path, read_overrides([*args, *debug])), resume
 
 
 def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **kinds: Callable[[str], Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:
 
 
 _POSITIVE = (
-    "seeds data.window data.stride data.terminal_repeats data.episodes "
+    "seeds keep_checkpoints data.window data.stride data.terminal_repeats data.episodes "
     "denoiser.features denoiser.blocks denoiser.groups denoiser.sigma_data "
     "denoiser.p_std denoiser.batch_size denoiser.peak_lr denoiser.ema_every denoiser.validate_every "
     "denoiser.validation_batches "
@@ -142,7 +142,8 @@ _POSITIVE = (
     "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
 ).split()
 _NOT_NEGATIVE = (
-    "seed denoiser.steps denoiser.epochs denoiser.gradient_clip sampler.churn sampler.batch_size "
+    "seed health.skip_updates health.value_excess denoiser.steps denoiser.epochs denoiser.gradient_clip "
+    "sampler.churn sampler.batch_size "
     "guidance.coefficient synthesis.length evaluation.every evaluation.sampler_steps checkpoint_seconds "
     "agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "

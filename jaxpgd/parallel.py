@@ -113,6 +113,10 @@ class Placement:
         """`fn(state, ...) -> (state, metrics)`, compiled; the state's memory is used again, every host sees the metrics."""
         return self._compiled(fn, None if self.one else (self.states, self.everywhere), donate_argnums=0)
 
+    def look(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(state) -> anything` that every host sees, compiled; the state stays."""
+        return self._compiled(fn, None if self.one else self.everywhere)
+
     def _compiled(self, fn: Callable[..., Any], shardings: Any, **options: Any) -> Callable[..., Any]:
         jitted = jax.jit(fn, **options) if self.one else jax.jit(fn, out_shardings=shardings, **options)
 

@@ -276,6 +276,16 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HealthConfig:
+    """What happens to numbers that are not finite. May differ when a run is continued."""
+
+    lost_seeds: Literal["stop", "keep"] = "stop"  # one seed has such numbers: stop its stage, or go on while others are well
+    skip_updates: int = 0  # updates with such a loss or gradient that are left out per chunk; 0: the first stops the stage
+    value_excess: float = 1.0  # a critic is flagged whose values are so many widths of what rewards allow outside of it
+    debug_nans: bool = False  # find the operation that makes the first NaN, at several times the cost
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run: dataset -> denoiser -> one agent per arm and seed -> evaluation -> report."""
 
@@ -287,6 +297,7 @@ class Config:
     arms: tuple[Arm, ...] = ("real", "unguided", "guided")
     models_from: tuple[str, ...] = ()  # run directories whose trained models are used instead of training the same ones
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
+    keep_checkpoints: int = 2  # of each stage, besides the one with the best validation loss or returns
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
     data: DataConfig = DataConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
@@ -296,3 +307,4 @@ class Config:
     synthesis: SynthesisConfig = SynthesisConfig()
     agent: AgentConfig = AgentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    health: HealthConfig = HealthConfig()

@@ -44,7 +44,7 @@ class _BC(Deterministic):
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
-        return BCState(actor, actor_opt, h), {"actor_loss": loss}
+        return BCState(actor, actor_opt, h), {"actor_loss": loss, "actor_gradient_norm": common.norm(grads)}
 
     def actor_loss(self, params: PyTree, batch: Transition) -> Array:
         """|pi(s) - a|^2, averaged over the batch [B] and the action's entries."""

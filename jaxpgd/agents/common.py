@@ -38,6 +38,11 @@ def cosine_decay(updates: Array, over: Array | float) -> Array:
     return jnp.where(over > 0, 0.5 * (1.0 + jnp.cos(jnp.pi * done)), 1.0)
 
 
+def norm(grads: PyTree) -> Array:
+    """Global norm [] of gradients, which is not finite where one of them is not."""
+    return optax.global_norm(grads)
+
+
 def clip_by_norm(grads: PyTree, limit: Array | float) -> PyTree:
     """Gradients scaled down to global norm `limit` where they exceed it; 0: as they are."""
     norm = optax.global_norm(grads)

@@ -104,11 +104,13 @@ class _CQL:
         proposals = self.proposals(key_proposal, state.actor, batch)
         critic_grad = jax.value_and_grad(self.critic_loss, has_aux=True)
         (critic_loss, metrics), grads = critic_grad(state.critic, batch, targets, proposals, h)
+        metrics["critic_gradient_norm"] = common.norm(grads)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.critic_lr, h.adam_eps)
 
         actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
         cloning = state.updates < h.cloning_updates
         (actor_loss, log_prob), grads = actor_grad(key_actor, state.actor, critic, batch, jnp.exp(state.log_alpha), cloning)
+        metrics["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.actor_lr, h.adam_eps)
 
         # the gradient of -log_alpha * (log pi + target entropy)

@@ -139,11 +139,13 @@ class _DiffusionQL:
         lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
         targets = self.targets(key_target, state, batch)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
+        norms = {"critic_gradient_norm": common.norm(grads)}
         grads = common.clip_by_norm(grads, h.gradient_clip)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, lr, h.adam_eps)
 
         actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
         (actor_loss, metrics), grads = actor_grad(key_actor, state.actor, critic, batch, h)
+        norms["actor_gradient_norm"] = common.norm(grads)
         grads = common.clip_by_norm(grads, h.gradient_clip)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, lr, h.adam_eps)
 
@@ -152,6 +154,8 @@ class _DiffusionQL:
         ema_actor = common.polyak(state.ema_actor, actor, rate)
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
         metrics |= {"critic_loss": critic_loss, "actor_loss": actor_loss, "target_mean": targets.mean()}
+        clipped = [(h.gradient_clip > 0) & (value > h.gradient_clip) for value in norms.values()]
+        metrics |= norms | {"clipped_gradients": jnp.stack(clipped).mean(dtype=jnp.float32)}
         return DiffusionQLState(actor, critic, ema_actor, target_critic, actor_opt, critic_opt, updates, h), metrics
 
     def targets(self, key: Array, state: DiffusionQLState, batch: Transition) -> Array:

@@ -89,20 +89,24 @@ class _IQL:
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         q = self.critics.apply(state.target_critic, batch.obs, batch.action).min(axis=0)
         value_loss, grads = jax.value_and_grad(self.value_loss)(state.value, batch, q, h.tau)
+        norms = {"value_gradient_norm": common.norm(grads)}
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
         advantage = q - self.value.apply(value, batch.obs)
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
         actor_lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
+        norms["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, actor_lr, h.adam_eps)
 
         targets = batch.reward + h.gamma * batch.discount * self.value.apply(value, batch.next_obs)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
+        norms["critic_gradient_norm"] = common.norm(grads)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
 
         metrics = {"value_loss": value_loss, "actor_loss": actor_loss, "critic_loss": critic_loss, "q_mean": q.mean()}
         metrics |= {"advantage_mean": advantage.mean(), "weight_mean": weight.mean(), "target_mean": targets.mean()}
+        metrics |= norms
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
         optimisers = (actor_opt, critic_opt, value_opt)
         return IQLState(actor, critic, value, target_critic, *optimisers, state.updates + 1, h), metrics

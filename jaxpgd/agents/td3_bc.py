@@ -77,16 +77,18 @@ class _TD3BC(Deterministic):
     def update(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         common.check_batch(batch, self.batches)
         h = state.hypers
-        critic, critic_opt, losses = state.critic, state.critic_opt, []
+        critic, critic_opt, losses, norms = state.critic, state.critic_opt, list[Array](), list[Array]()
         targets = self.targets(key, state, batch)  # the target networks rest during the update: one pass for all batches
         for i in range(self.batches):
             part = jax.tree.map(lambda x, i=i: x[i], batch)
             loss, grads = jax.value_and_grad(self.critic_loss)(critic, part, targets[i])
             critic, critic_opt = common.adam_step(grads, critic_opt, critic, h.lr, h.adam_eps)
             losses.append(loss)
+            norms.append(common.norm(grads))
         (loss, metrics), grads = jax.value_and_grad(self.actor_loss, has_aux=True)(state.actor, critic, part, h.alpha)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
         metrics |= {"critic_loss": jnp.stack(losses).mean(), "actor_loss": loss, "target_mean": targets.mean()}
+        metrics |= {"critic_gradient_norm": jnp.stack(norms).mean(), "actor_gradient_norm": common.norm(grads)}
         target_actor = common.polyak(state.target_actor, actor, h.polyak)
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
         return TD3BCState(actor, critic, target_actor, target_critic, actor_opt, critic_opt, h), metrics

@@ -4,25 +4,25 @@ import functools
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.errors import DivergenceError, InputError
+from jaxpgd.errors import DivergenceError, InputError, check
 from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.checkpoints import CheckpointStore
+from jaxpgd.training.health import SKIPPED, checked, culprits, finite, split_firsts
 from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
 from jaxpgd.types import Metrics, PyTree
 
 State = TypeVar("State")
+BeforeChunk = Callable[[int, Callable[[], Any], PyTree], tuple[PyTree, dict[str, Any]]]
 
 
 def over_seeds(make: Callable[[PyTree], Program[State]], settings: PyTree, count: int, seeds: int) -> Program[State]:
@@ -45,7 +45,139 @@ def over_seeds(make: Callable[[PyTree], Program[State]], settings: PyTree, count
         chunks=program.chunks,
         steps_per_chunk=program.steps_per_chunk,
         seeds=count * seeds,
+        quantities=program.quantities,
     )
+
+
+class Stage(Generic[State]):
+    """A training program as a stage of a run: what one chunk takes, whether all is well after it, what is kept of it."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        name: str,
+        program: Program[State],
+        data: PyTree,
+        before_chunk: BeforeChunk | None = None,
+        score: Callable[[dict[str, Any]], float | None] | None = None,
+    ) -> None:
+        self.run, self.name, self.program, self.data = run, name, program, data
+        self.health, self.score = run.config.health, score
+        self.store = run.checkpoints(name)
+        self.placement = Placement(program.seeds)
+        self._before = before_chunk
+        self._shared = self.placement.share(data)
+        self._lost = np.zeros(max(program.seeds, 1), bool)
+        self._outside = self._lost.copy()
+        self._look = self.placement.look(lambda state: finite(program.quantities(state), program.seeds))
+        if self.health.debug_nans:
+            check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")
+        debug = self.health.debug_nans
+        self._chunk: Callable[..., Any] = jax.jit(checked(program.chunk)) if debug else self.placement.step(program.chunk)
+
+    def begin(self, key: Array) -> State:
+        """The first state, saved. Raises DivergenceError where a sample or parameter is not finite."""
+        init = self.placement.init(self.program.init)
+        with StageProgress(f"{self.name}, start", 1, "state") as progress:
+            state: State = jax.block_until_ready(init(key, self._shared))
+            progress.advance(1)
+        self.judge(state, 0, {}, {})
+        self.save(0, state)
+        return state
+
+    def advance(self, state: State, done: int) -> tuple[State, dict[str, Any], dict[str, Any]]:
+        """The next chunk after `done`: the state, its metrics on the host, which steps were the first that were not finite."""
+        given, chosen = (
+            (self.data, {})
+            if self._before is None
+            else self._before(done, functools.partial(self.placement.collect, state), self.data)
+        )
+        shared = self._shared if given is self.data else self.placement.share(given)
+        result = self._chunk(state, shared, jnp.asarray(done))
+        if self.health.debug_nans:
+            error, result = result
+            if error.get() is not None:
+                reason = str(error.get()).strip().splitlines()[0]
+                end = (done + 1) * self.program.steps_per_chunk
+                raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {reason}.")
+        state, metrics = result
+        metrics, first = split_firsts(jax.device_get(metrics))
+        if SKIPPED in metrics:
+            metrics[SKIPPED] = np.rint(np.asarray(metrics[SKIPPED]) * self.program.steps_per_chunk)
+        return state, {"step": (done + 1) * self.program.steps_per_chunk, **metrics, **chosen}, first
+
+    def judge(self, state: State, done: int, row: dict[str, Any], first: dict[str, Any]) -> None:
+        """Raise DivergenceError after a chunk that is not sound, naming its first bad quantity.
+
+        Where others may go on (`health.lost_seeds`), seeds that are lost are named in a warning, once.
+        """
+        steps = self.program.steps_per_chunk
+        found = culprits(jax.device_get(self._look(state)), row, first, steps, done * steps)
+        bad = np.any([each.seeds for each in found], axis=0) if found else np.zeros_like(self._lost)
+        new = bad & ~self._lost
+        if new.any():
+            what = f"stage {self.name!r} of {self.run.path}: {found[0].what}"
+            of = "" if self.program.seeds == 0 else f" (of {', '.join(map(str, np.flatnonzero(new)))})"
+            if bad.all() or self.health.lost_seeds == "stop":
+                raise DivergenceError(what + of)
+            print(f"warning: {what}{of}", file=sys.stderr, flush=True)
+        self._lost |= bad
+        skipped = np.asarray(row.get(SKIPPED, 0.0))
+        if self.health.skip_updates and bool((skipped > self.health.skip_updates).any()):
+            raise DivergenceError(
+                f"stage {self.name!r} of {self.run.path}: {int(skipped.max())} updates were not finite in the chunk that ends "
+                f"at step {done * steps}, more than health.skip_updates = {self.health.skip_updates}"
+            )
+        self._flag(row)
+
+    def _flag(self, row: dict[str, Any]) -> None:
+        """Say once, for each seed, that its values have left what the rewards allow."""
+        excess = np.atleast_1d(np.asarray(row.get("value_excess", 0.0)))
+        new = (excess > self.health.value_excess) & ~self._outside
+        if new.any():
+            self._outside |= new
+            where = f"stage {self.name!r} of {self.run.path}: at step {row['step']}"
+            of = ", ".join(map(str, np.flatnonzero(new)))
+            print(
+                f"warning: {where} the critic diverges (of {of}): values are {float(excess[new].max()):.3g} times the width of "
+                "what the rewards allow outside of it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    @property
+    def diverging(self) -> list[int]:
+        """The seeds whose values have left what the rewards allow."""
+        return [int(i) for i in np.flatnonzero(self._outside)]
+
+    def rescue(self, error: DivergenceError, done: int) -> DivergenceError:
+        """Save the state before the chunk after `done`, which failed, and say so in the error.
+
+        The failed state has taken its memory: the one before is computed again from the last checkpoint.
+        """
+        found = self.store.restore(jax.eval_shape(self.program.init, jax.random.key(0), self.data))
+        assert found is not None
+        state, at = self.placement.place(found[0]), found[1]
+        while at < done:
+            state, _, _ = self.advance(state, at)
+            at += 1
+        if found[1] < done:
+            self.save(done, state)
+        step, path = done * self.program.steps_per_chunk, self.run.path
+        facts = {"stage": self.name, "message": str(error), "last_good_step": step}
+        self.run.write_json(f"failures/{self.name}.json", facts)
+        return DivergenceError(
+            f"{error}. The state before, of step {step}, is saved. To see where it arises: "
+            f"`jaxpgd run {path / 'config.toml'} --resume --debug-nans`. To go on: --resume with --health.skip-updates N, or "
+            "--health.lost-seeds keep where other seeds are well. Other settings need a new run."
+        )
+
+    def save(self, done: int, state: State, row: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, once for all hosts; none goes on before it is there."""
+        whole = self.placement.whole(state)
+        if is_writer():
+            self.store.save(done, whole, None if self.score is None or row is None else self.score(row))
+        wait_for_all(f"checkpoint {self.name} {done}")
 
 
 def drive(
@@ -57,21 +189,22 @@ def drive(
     *,
     unit: str = "steps",
     note: str = "loss",
-    before_chunk: Callable[[int, Callable[[], State], PyTree], tuple[PyTree, dict[str, Any]]] | None = None,
+    before_chunk: BeforeChunk | None = None,
     after_chunk: Callable[[int, Callable[[], State]], dict[str, Any]] | None = None,
+    score: Callable[[dict[str, Any]], float | None] | None = None,
 ) -> State:
     """Run or resume `program` as `stage` of a run; returns its final state. A finished stage is only read.
 
     After each chunk metrics go to `metrics.jsonl`; `after_chunk(chunks done, state)` may add more (evaluations), and so may
     `before_chunk(chunks done, state, data)`, whose data, of the same shapes, the chunk gets instead; both get a function that
     fetches the state from all devices, of use until the hook returns. The state is
-    checkpointed at least `checkpoint_seconds` apart, at the end, and where SIGINT or SIGTERM asks to stop.
-    Raises DivergenceError where a loss or a gradient is not finite; the last checkpoint is of before.
+    checkpointed at least `checkpoint_seconds` apart, at the end, and where SIGINT or SIGTERM asks to stop; of those saved the
+    one is kept whose metrics have the highest `score`.
+    Raises DivergenceError where a sample, loss, gradient or parameter is not finite (see `Stage.judge`), with the state before
+    that chunk saved.
     """
-    store = run.checkpoints(stage)
-    placement = Placement(program.seeds)
-    init = placement.init(program.init)
-    found = store.restore(jax.eval_shape(program.init, key, data))
+    work = Stage(run, stage, program, data, before_chunk, score)
+    found = work.store.restore(jax.eval_shape(program.init, key, data))
     finished = found is not None and found[1] == program.chunks and run.is_done(stage)
     check_alike(2 * (0 if found is None else found[1] + 1) + finished, f"{stage}: what was saved, by process")
     if found is not None and finished:
@@ -82,74 +215,39 @@ def drive(
             f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
     began, resumed = time.monotonic(), found is not None
-    chunk = placement.step(program.chunk)
-    shared = placement.share(data)
     total = program.chunks * program.steps_per_chunk
     with Interruption() as stop:
-        if found is None:
-            with StageProgress(f"{stage}, start", 1, "state") as progress:
-                found = jax.block_until_ready(init(key, shared)), 0
-                progress.advance(1)
-            _save(store, 0, placement.whole(found[0]))
-            if any_of_all(bool(stop.requested)):
-                stop.leave()
-        state, done = placement.place(found[0]), found[1]
+        state, done = (work.begin(key), 0) if found is None else (work.placement.place(found[0]), found[1])
+        if found is None and any_of_all(bool(stop.requested)):
+            stop.leave()
+        if is_writer():
+            work.store.set_aside(done)
         run.log.rewind(stage, done)
         saved = time.monotonic()
         with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
             while done < program.chunks:
-                given, chosen = (
-                    (data, {})
-                    if before_chunk is None
-                    else before_chunk(done, functools.partial(placement.collect, state), data)
-                )
-                given = shared if given is data else placement.share(given)
-                state, metrics = chunk(state, given, jnp.asarray(done))
+                try:
+                    state, row, first = work.advance(state, done)
+                    work.judge(state, done + 1, row, first)
+                except DivergenceError as error:
+                    raise work.rescue(error, done) from None
                 done += 1
-                row: dict[str, Any] = {"step": done * program.steps_per_chunk, **jax.device_get(metrics), **chosen}
-                check_finite(row, stage, run.path)
                 if after_chunk is not None:
-                    row |= after_chunk(done, functools.partial(placement.collect, state))
+                    row |= after_chunk(done, functools.partial(work.placement.collect, state))
                 run.log.write(stage, done, row)
-                progress.advance(program.steps_per_chunk, _note(metrics, note))
+                progress.advance(program.steps_per_chunk, _note(row, note))
                 asked = any_of_all(bool(stop.requested))
                 if done == program.chunks or asked or any_of_all(time.monotonic() - saved >= run.config.checkpoint_seconds):
-                    _save(store, done, placement.whole(state))
+                    work.save(done, state, row)
                     saved = time.monotonic()
                 if asked and done < program.chunks:
                     stop.leave()
-        run.finish(
-            stage, {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total, "peak_memory_bytes": peak_memory()}
-        )
+        facts: dict[str, Any] = {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total}
+        run.finish(stage, facts | {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging})
         wait_for_all(f"{stage} finished")
     if any_of_all(bool(stop.requested)):
         stop.leave()
-    return placement.collect(state)
-
-
-def _save(store: CheckpointStore, chunks: int, state: Any) -> None:
-    """Write a checkpoint, once for all hosts; none goes on before it is there."""
-    if is_writer():
-        store.save(chunks, state)
-    wait_for_all(f"checkpoint {store.directory.name} {chunks}")
-
-
-def check_finite(row: dict[str, Any], stage: str, path: Path) -> None:
-    """Raise DivergenceError naming the first loss or gradient norm of a chunk that is not finite for any seed.
-
-    Where other seeds go on, those that are lost are named in a warning.
-    """
-    for name, value in row.items():
-        if not name.endswith(("loss", "gradient_norm")):
-            continue
-        finite = np.isfinite(np.atleast_1d(np.asarray(value, np.float64)))
-        what = f"stage {stage!r} of {path}: {name} is not finite in the chunk that ends at step {row['step']}"
-        if not finite.any():
-            raise DivergenceError(
-                f"{what}. The last checkpoint is of before: a smaller learning rate or gradient clipping needs a new run."
-            )
-        if not finite.all():
-            print(f"warning: {what} (of {', '.join(map(str, np.flatnonzero(~finite)))})", file=sys.stderr, flush=True)
+    return work.placement.collect(state)
 
 
 def _note(metrics: Metrics, name: str) -> str:

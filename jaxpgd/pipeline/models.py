@@ -142,9 +142,14 @@ def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
     """Train the denoiser, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "denoiser") or run
     config = run.config
-    program = denoiser_program(prepared.windows, config.denoiser)
-    state = drive(run, "denoiser", stage_key(config, "denoiser"), program, prepared.windows, note="validation_loss")
+    program = denoiser_program(prepared.windows, config.denoiser, skip=config.health.skip_updates > 0)
+    key = stage_key(config, "denoiser")
+    state = drive(run, "denoiser", key, program, prepared.windows, note="validation_loss", score=_validation)
     return trained_denoiser(state, prepared.windows, config.denoiser)
+
+
+def _validation(row: dict[str, Any]) -> float:
+    return -float(row["validation_loss"])
 
 
 def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
@@ -159,7 +164,7 @@ def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     config, info = run.config, prepared.dataset.info
     rule = termination_of(config, info)
     data = prepare_dynamics(prepared.dataset.transitions(), config.dynamics, seed=config.seed)
-    program = dynamics_program(data, config.dynamics, rule)
+    program = dynamics_program(data, config.dynamics, rule, skip=config.health.skip_updates > 0)
     state = drive(run, "dynamics", stage_key(config, "dynamics"), program, data, unit="epochs", note="state_loss")
     return trained_dynamics(state, data, config.dynamics, rule)
 
@@ -170,7 +175,7 @@ def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser
     config = run.config
     conditions = config.synthesis.dydiff.conditions
     windows = state_windows(prepare_state_windows(config, prepared), conditions)
-    program = denoiser_program(windows, config.denoiser)
+    program = denoiser_program(windows, config.denoiser, skip=config.health.skip_updates > 0)
     key = stage_key(config, "state-denoiser")
-    state = drive(run, "state-denoiser", key, program, windows, note="validation_loss")
+    state = drive(run, "state-denoiser", key, program, windows, note="validation_loss", score=_validation)
     return trained_state_denoiser(state, windows, config.denoiser, conditions)

@@ -29,7 +29,8 @@ _PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 # settings that may differ when a run is continued: they change no result, or are compared by what they come to
-UNCOMPARED = ("out", "checkpoint_seconds", "wandb_project", "models_from", "preset")
+UNCOMPARED = ("out", "checkpoint_seconds", "keep_checkpoints", "wandb_project", "models_from", "preset", "health.lost_seeds",
+              "health.skip_updates", "health.value_excess", "health.debug_nans")  # fmt: skip
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -131,7 +132,7 @@ class RunDirectory:
 
     def checkpoints(self, stage: str) -> CheckpointStore:
         """The checkpoints of a stage."""
-        return CheckpointStore(self.path / "checkpoints" / stage)
+        return CheckpointStore(self.path / "checkpoints" / stage, self.config.keep_checkpoints)
 
     def figure(self, name: str) -> Path:
         """Where a figure goes."""

@@ -65,21 +65,29 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
 
     state = drive(
         run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk,
-        before_chunk=choose if arm == "guided" and times > 0 else None,
+        before_chunk=choose if arm == "guided" and times > 0 else None, score=_mean_return,
     )  # fmt: skip
     return jax.vmap(agent.policy)(state.agent)
+
+
+def _mean_return(row: dict[str, Any]) -> float | None:
+    """Over seeds, where the chunk ended with an evaluation; seeds that are lost do not count."""
+    returns = np.asarray(row.get("returns", ()), np.float64)
+    returns = returns[np.isfinite(returns)]
+    return float(returns.mean()) if returns.size else None
 
 
 def population(config: Config, agent: Agent, arm: str) -> Program[AgentState]:
     """The training program of every seed of every setting that the config sweeps over, as far as they concern an arm."""
     settings = read_sweep(config, arm).settings
     names = list(settings[0])
+    skip = config.health.skip_updates > 0
     columns = {name: jnp.asarray([setting[name] for setting in settings], jnp.float32) for name in names}
 
     def make(setting: dict[str, Array]) -> Program[AgentState]:
         own = {name.partition(".")[2]: value for name, value in setting.items() if name != COEFFICIENT}
         hypers = replace_hypers(agent.hypers, **own) if own else None
-        return agent_program(agent, config.agent, config.synthesis, hypers, setting.get(COEFFICIENT))
+        return agent_program(agent, config.agent, config.synthesis, hypers, setting.get(COEFFICIENT), skip=skip)
 
     return over_seeds(make, columns, len(settings), config.seeds)
 

@@ -22,6 +22,7 @@ from jaxpgd.synthesis.replay import (
     take,
     terminal_share,
 )  # fmt: skip
+from jaxpgd.training.health import first_of_blocks, firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
 from jaxpgd.weights import effective_sample_size
@@ -158,10 +159,11 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
 
 
 def update_many(
-    state: AgentState, data: Experience, agent: Agent, batch: int, synthetic: int, updates: int
+    state: AgentState, data: Experience, agent: Agent, batch: int, synthetic: int, updates: int, *, skip: bool = False
 ) -> tuple[AgentState, Metrics]:
     """`updates` agent updates in one scan, each on fresh batches of which `synthetic` entries are synthetic.
 
+    `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`).
     Random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
@@ -177,12 +179,25 @@ def update_many(
         batches = jax.vmap(lambda d: take(d, data.real, state.replay))(draws)
         return agent.update(key, inner, batches)
 
-    def many(inner: PyTree, key: Array) -> tuple[PyTree, Metrics]:
-        return jax.lax.scan(step, inner, jax.vmap(draw)(jax.random.split(key, block)))
+    def many(inner: PyTree, key: Array) -> tuple[PyTree, tuple[Metrics, Metrics]]:
+        drawn = jax.vmap(draw)(jax.random.split(key, block))
+        inner, metrics = jax.lax.scan(skipping(step) if skip else step, inner, drawn)
+        return inner, (mean_metrics(metrics), firsts(metrics))
 
     key, key_blocks = jax.random.split(state.key)
-    inner, metrics = jax.lax.scan(many, state.agent, jax.random.split(key_blocks, updates // block))
-    return state.replace(agent=inner, key=key), mean_metrics(mean_metrics(metrics))  # type: ignore[attr-defined]
+    inner, (metrics, first) = jax.lax.scan(many, state.agent, jax.random.split(key_blocks, updates // block))
+    first = {name: first_of_blocks(index, block) for name, index in first.items()}
+    return state.replace(agent=inner, key=key), {**mean_metrics(metrics), **first}  # type: ignore[attr-defined]
+
+
+def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
+    """How far [] a mean value is outside what the rewards [M] of the data allow, in widths of that range; 0: inside.
+
+    Rewards of at most r for ever are worth r / (1 - gamma); episodes that end are worth less, down or up to 0.
+    """
+    low, high = jnp.minimum(real.reward.min(), 0.0), jnp.maximum(real.reward.max(), 0.0)
+    low, high = low / (1.0 - gamma), high / (1.0 - gamma)
+    return jnp.maximum(jnp.maximum(value - high, low - value), 0.0) / jnp.maximum(high - low, 1e-9)
 
 
 def agent_program(
@@ -191,20 +206,25 @@ def agent_program(
     synthesis: SynthesisConfig,
     hypers: PyTree = None,
     coefficient: Array | None = None,
+    *,
+    skip: bool = False,
 ) -> Program[AgentState]:
     """Agent training in chunks of `updates_per_chunk`. A refresh that is due comes before the chunk's updates.
 
-    `coefficient` [] replaces that of the synthesizer's guidance; like `hypers` it may be traced.
+    `coefficient` [] replaces that of the synthesizer's guidance; like `hypers` it may be traced. `skip`: as in `update_many`.
     """
     schedule = make_schedule(config, synthesis)
     synthetic = round(synthesis.synthetic_ratio * config.batch_size)
+    gamma = getattr(agent.hypers if hypers is None else hypers, "gamma", None)
 
     def chunk(state: AgentState, data: Experience, index: Array) -> tuple[AgentState, Metrics]:
         has_replay = data.synthesizer is not None
         if has_replay and schedule.refresh_chunks > 0:
             state = jax.lax.cond(schedule.due(index), lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
         share = synthetic if has_replay else 0
-        state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates)
+        state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip)
+        if gamma is not None and "target_mean" in metrics:
+            metrics["value_excess"] = value_excess(data.real, gamma, metrics["target_mean"])
         if state.replay is not None:
             made = state.replay.trajectory
             metrics |= {
@@ -220,7 +240,13 @@ def agent_program(
         chunk=chunk,
         chunks=schedule.chunks,
         steps_per_chunk=schedule.chunk_updates,
+        quantities=_quantities,
     )
+
+
+def _quantities(state: AgentState) -> dict[str, PyTree]:
+    made = {} if state.replay is None else {"sample": state.replay.trajectory}
+    return {**made, "parameter": state.agent}
 
 
 def train_agent(

@@ -20,7 +20,8 @@ from jaxpgd.parallel import DATA, SEEDS, divided
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
-from jaxpgd.training.program import Program, fit
+from jaxpgd.training.health import firsts, skipping
+from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Metrics, PyTree, Transition
 
 
@@ -184,7 +185,10 @@ def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, s
     lr = learning_rate(state.step, state.hypers, steps)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
     ema = _averaged(state, params, config.ema_every)
-    metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": optax.global_norm(gradient)}
+    norm = optax.global_norm(gradient)
+    metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": norm}
+    if config.gradient_clip > 0:
+        metrics["clipped_gradients"] = (norm > config.gradient_clip).astype(jnp.float32)
     return state.replace(params=params, ema_params=ema, optimiser=optimiser, step=state.step + 1, key=key), metrics  # type: ignore[attr-defined]
 
 
@@ -207,8 +211,13 @@ def validation_loss(state: DenoiserState, windows: Windows, config: DenoiserConf
     return jax.lax.map(one, keys).mean()
 
 
-def denoiser_program(windows: Windows, config: DenoiserConfig, hypers: DenoiserHypers | None = None) -> Program[DenoiserState]:
-    """Denoiser training in chunks of `validate_every` steps, each followed by a validation loss. Data: the Windows."""
+def denoiser_program(
+    windows: Windows, config: DenoiserConfig, hypers: DenoiserHypers | None = None, *, skip: bool = False
+) -> Program[DenoiserState]:
+    """Denoiser training in chunks of `validate_every` steps, each followed by a validation loss. Data: the Windows.
+
+    `skip`: steps whose loss or gradient is not finite change nothing but the key, and are counted (`health.skipping`).
+    """
     steps = total_steps(config, windows.train.shape[0])
     numbers = denoiser_hypers(config) if hypers is None else hypers
 
@@ -216,16 +225,20 @@ def denoiser_program(windows: Windows, config: DenoiserConfig, hypers: DenoiserH
         def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Metrics]:
             return train_step(state, data, config, steps)
 
-        state, metrics = jax.lax.scan(step, state, None, length=config.validate_every)
-        means = {"loss": metrics["loss"].mean(), "gradient_norm": metrics["gradient_norm"].mean()}
+        def guarded(state: DenoiserState, x: None) -> tuple[DenoiserState, Metrics]:
+            new, metrics = skipping(step)(state, x)
+            return new.replace(key=jax.random.split(state.key)[0], step=state.step + 1), metrics
+
+        state, metrics = jax.lax.scan(guarded if skip else step, state, None, length=config.validate_every)
         last = {"learning_rate": metrics["learning_rate"][-1], "validation_loss": validation_loss(state, data, config)}
-        return state, means | last
+        return state, {**mean_metrics(metrics), **last, **firsts(metrics)}
 
     return Program(
         init=lambda key, data: init_denoiser(key, data, numbers, config),
         chunk=chunk,
         chunks=steps // config.validate_every,
         steps_per_chunk=config.validate_every,
+        quantities=lambda state: {"parameter": state.params, "average": state.ema_params, "optimiser": state.optimiser},
     )
 
 

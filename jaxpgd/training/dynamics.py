@@ -19,6 +19,7 @@ from jaxpgd.dynamics.world_model import Scales, Terminates, WorldModel, fit_scal
 from jaxpgd.errors import check
 from jaxpgd.networks.dynamics import GaussianRegressor, ScalarRegressor
 from jaxpgd.settings import DynamicsConfig
+from jaxpgd.training.health import FIRST, SKIPPED, firsts, skipping
 from jaxpgd.training.program import Program, fit
 from jaxpgd.types import Metrics, PyTree, Transition
 
@@ -140,13 +141,12 @@ class _Learner:
         )
 
     def epoch(
-        self, key: Array, state: PartState, data: DynamicsData, config: DynamicsConfig, steps: int
+        self, key: Array, state: PartState, data: DynamicsData, config: DynamicsConfig, steps: int, skip: bool
     ) -> tuple[PartState, Metrics]:
         """`steps` gradient steps for every member that is still in training, then the held-out losses."""
-        key_params = (state.params, state.optimiser)
-        trained, optimiser = jax.lax.scan(
-            lambda carry, k: (self._step(k, carry, data, config), None), key_params, jax.random.split(key, steps)
-        )[0]
+        step = lambda carry, k: self._step(k, carry, data, config, skip)
+        before = (state.params, state.optimiser)
+        (trained, optimiser), found = jax.lax.scan(step, before, jax.random.split(key, steps))
         losses = self._held_out(trained, data, config)
         better = losses < state.best_loss * (1.0 - _IMPROVEMENT)
         active = state.stale < config.patience
@@ -159,26 +159,34 @@ class _Learner:
             best_loss=jnp.where(take, losses, state.best_loss),
             stale=jnp.where(take, 0, state.stale + 1),
         )
-        return state, self._metrics(state)
+        counted = jax.tree.map(lambda x: jnp.where(active, x, 0.0), found)  # a network that has stopped is trained in vain
+        named = {f"{self.part}_{name}": value for name, value in counted.items()}
+        metrics = {**self._metrics(state), **firsts(named)}
+        return state, {**metrics, SKIPPED: counted[SKIPPED].mean()} if skip else metrics
 
-    def rest(self, state: PartState) -> tuple[PartState, Metrics]:
+    def rest(self, state: PartState, steps: int, skip: bool) -> tuple[PartState, Metrics]:
         """An epoch in which nothing is left to train."""
-        return state, self._metrics(state)
+        none = {f"{FIRST}{self.part}_{name}": jnp.asarray(steps, jnp.int32) for name in ("loss", "gradient_norm")}
+        metrics = {**self._metrics(state), **none}
+        return state, {**metrics, SKIPPED: jnp.zeros(())} if skip else metrics
 
     def _metrics(self, state: PartState) -> Metrics:
         return {f"{self.part}_loss": state.best_loss.mean(), f"{self.part}_stale": state.stale.min()}
 
     def _step(
-        self, key: Array, carry: tuple[PyTree, PyTree], data: DynamicsData, config: DynamicsConfig
-    ) -> tuple[PyTree, PyTree]:
-        def one(key: Array, params: PyTree, optimiser: PyTree) -> tuple[PyTree, PyTree]:
+        self, key: Array, carry: tuple[PyTree, PyTree], data: DynamicsData, config: DynamicsConfig, skip: bool
+    ) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        """One gradient step of every member, and their losses and gradient norms [E]."""
+
+        def one(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
+            params, optimiser = carry
             drawn = data.train[jax.random.randint(key, (config.batch_size,), 0, data.train.shape[0])]
             x, y = self.pair(data.scales, jax.tree.map(lambda a: a[drawn], data.transitions))
-            grads = jax.grad(lambda p: self.loss(self.network, p, x, y)[0])(params)
+            loss, grads = jax.value_and_grad(lambda p: self.loss(self.network, p, x, y)[0])(params)
             updates, optimiser = _optimiser(config).update(grads, optimiser, params)
-            return optax.apply_updates(params, updates), optimiser
+            return (optax.apply_updates(params, updates), optimiser), {"loss": loss, "gradient_norm": optax.global_norm(grads)}
 
-        return jax.vmap(one)(jax.random.split(key, self.members), *carry)
+        return jax.vmap(skipping(one) if skip else one)(carry, jax.random.split(key, self.members))
 
     def _held_out(self, params: PyTree, data: DynamicsData, config: DynamicsConfig) -> Array:
         x, y = self.pair(data.scales, jax.tree.map(lambda a: a[data.held_out], data.transitions))
@@ -210,11 +218,12 @@ def steps_per_epoch(config: DynamicsConfig, size: int) -> int:
 
 
 def dynamics_program(
-    data: DynamicsData, config: DynamicsConfig, terminates: Terminates | None = None
+    data: DynamicsData, config: DynamicsConfig, terminates: Terminates | None = None, *, skip: bool = False
 ) -> Program[DynamicsState]:
     """World-model training, one epoch of all parts per chunk. Data: the DynamicsData.
 
     Without a terminal rule `terminates` a classifier is trained as well. Parts that have stopped cost nothing.
+    `skip`: steps whose loss or gradient is not finite change nothing and are counted (`health.skipping`).
     """
     learners = _learners(config, data.transitions.obs.shape[-1], terminates is None)
     steps = steps_per_epoch(config, data.train.shape[0])
@@ -226,20 +235,27 @@ def dynamics_program(
 
     def chunk(state: DynamicsState, data: DynamicsData, index: Array) -> tuple[DynamicsState, Metrics]:
         key, *keys = jax.random.split(state.key, 1 + len(learners))
-        metrics: Metrics = {}
+        metrics, skipped = dict[str, Array](), jnp.zeros(())
         for each, part_key in zip(learners, keys, strict=True):
             part = getattr(state, each.part)
             part, found = jax.lax.cond(
                 (part.stale < config.patience).any(),
-                lambda s, k=part_key, each=each: each.epoch(k, s, data, config, steps),
-                each.rest,
+                lambda s, k=part_key, each=each: each.epoch(k, s, data, config, steps, skip),
+                lambda s, each=each: each.rest(s, steps, skip),
                 part,
             )
             state = state.replace(**{each.part: part})  # type: ignore[attr-defined]
+            skipped = jnp.maximum(skipped, found.pop(SKIPPED, 0.0))
             metrics |= found
+        metrics |= {SKIPPED: skipped} if skip else {}
         return state.replace(key=key), metrics  # type: ignore[attr-defined]
 
-    return Program(init=init, chunk=chunk, chunks=config.epochs, steps_per_chunk=1)
+    return Program(init=init, chunk=chunk, chunks=config.epochs, steps_per_chunk=1, quantities=_quantities)
+
+
+def _quantities(state: DynamicsState) -> dict[str, PyTree]:
+    parts = {"state": state.state, "reward": state.reward, "terminal": state.terminal}
+    return {"parameter": {name: part.params for name, part in parts.items() if part is not None}}
 
 
 def trained_dynamics(

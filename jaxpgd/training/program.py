@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.training.health import SKIPPED, split_firsts
 from jaxpgd.types import Metrics, PyTree
 
 State = TypeVar("State")
@@ -30,14 +31,24 @@ class Program(Generic[State]):
     chunks: int = struct.field(pytree_node=False)
     steps_per_chunk: int = struct.field(pytree_node=False)
     seeds: int = struct.field(pytree_node=False, default=0)  # length of the state's leading axis; 0: it has no seed axis
+    # parts of a state that have to be finite, "sample" and "parameter" by name
+    quantities: Callable[[State], dict[str, PyTree]] = struct.field(pytree_node=False, default=lambda state: {})
 
 
 def fit(key: Array, program: Program[State], data: PyTree) -> tuple[State, Metrics]:
     """Run a whole program. Returns the final state and the metrics of every chunk, [chunks, ...]."""
-    state = program.init(key, data)
-    return jax.lax.scan(lambda s, i: program.chunk(s, data, i), state, jnp.arange(program.chunks))
+
+    def chunk(state: State, index: Array) -> tuple[State, Metrics]:
+        state, metrics = program.chunk(state, data, index)
+        return state, split_firsts(metrics)[0]
+
+    return jax.lax.scan(chunk, program.init(key, data), jnp.arange(program.chunks))
 
 
 def mean_metrics(metrics: Metrics) -> Metrics:
-    """Average over the leading axis (the steps of a chunk)."""
-    return jax.tree.map(lambda x: x.mean(0), metrics)
+    """Average over the leading axis (the steps of a chunk); updates that were left out do not count."""
+    if SKIPPED not in metrics:
+        return jax.tree.map(lambda x: x.mean(0), metrics)
+    weight = 1.0 - metrics[SKIPPED]
+    mean = lambda x: (x * weight).sum(0) / jnp.maximum(weight.sum(0), 1e-9)
+    return {name: value.mean(0) if name == SKIPPED else mean(value) for name, value in metrics.items()}

@@ -1,0 +1,118 @@
+"""Numbers that are not finite: which was the first, in which step; updates that make them left out and counted."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental import checkify
+
+from jaxpgd.types import Metrics, PyTree
+
+State = TypeVar("State")
+Update = Callable[[Any, Any], tuple[Any, Metrics]]
+
+FIRST = "first_bad/"  # before the names of metrics that say it: the step of the chunk, its length where all are finite
+SKIPPED = "skipped_updates"
+WATCHED = ("gradient_norm", "loss")  # ends of the names of metrics that have to be finite
+_PARTS = ("value", "q_", "critic", "bc_", "actor")  # in the order in which an update computes them
+
+
+def watched(name: str) -> bool:
+    """Whether a metric must be finite."""
+    return name.endswith(WATCHED)
+
+
+def first_bad(values: Array) -> Array:
+    """Index [] of the first of [n, ...] that is not finite; n where all are."""
+    bad = ~jnp.isfinite(values.reshape(values.shape[0], -1)).all(-1)
+    return jnp.where(bad.any(), jnp.argmax(bad), values.shape[0]).astype(jnp.int32)
+
+
+def firsts(metrics: Metrics) -> Metrics:
+    """`first_bad` of every watched metric [n] of n steps, by name, after `FIRST`."""
+    return {FIRST + name: first_bad(value) for name, value in metrics.items() if watched(name)}
+
+
+def split_firsts(metrics: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics, and what `firsts` says by the names of theirs."""
+    rest = {name: value for name, value in metrics.items() if not name.startswith(FIRST)}
+    return rest, {name.removeprefix(FIRST): value for name, value in metrics.items() if name.startswith(FIRST)}
+
+
+def first_of_blocks(first: Array, size: int) -> Array:
+    """The index [] over all steps from those within each block [blocks] of `size` steps."""
+    start = jnp.arange(first.shape[0]) * size
+    return jnp.where(first < size, start + first, first.shape[0] * size).min().astype(jnp.int32)
+
+
+def skipping(update: Update) -> Update:
+    """`update(state, x) -> (state, metrics)` that leaves the state as it was where a watched metric is not finite.
+
+    Its metrics are then left out as well (0 instead, so that means stay finite) and counted under `SKIPPED`.
+    """
+
+    def guarded(state: Any, x: Any) -> tuple[Any, Metrics]:
+        new, metrics = update(state, x)
+        fine = jnp.stack([jnp.isfinite(value).all() for name, value in metrics.items() if watched(name)]).all()
+        keep = lambda a, b: jax.tree.map(lambda p, q: jnp.where(fine, p, q), a, b)
+        zeros = jax.tree.map(jnp.zeros_like, metrics)
+        return keep(new, state), {**keep(metrics, zeros), SKIPPED: 1.0 - fine}
+
+    return guarded
+
+
+def finite(tree: PyTree, seeds: int) -> dict[str, Array]:
+    """Whether each floating-point leaf is finite, by name, [seeds] (leading axis of the leaves; 0: they have none, [1])."""
+    rows = max(seeds, 1)
+    return {
+        "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path): jnp.isfinite(
+            leaf.reshape(rows, leaf.size // rows)
+        ).all(-1)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Culprit:
+    """Something that is not finite after a chunk."""
+
+    what: str
+    seeds: np.ndarray  # [seeds] bool, or [1]
+    order: tuple[int, int, int]
+
+
+def culprits(state: dict[str, Any], metrics: dict[str, Any], first: dict[str, Any], steps: int, end: int) -> list[Culprit]:
+    """What is not finite after a chunk of `steps` steps that ends at step `end`, the cause before its effects.
+
+    `state`: `finite` of samples and parameters; `first`: `firsts` of the chunk; `metrics`: means, for those without a first.
+    Samples come before what is learned from them, then metrics by step (within one: by `_PARTS`, a loss before its gradient),
+    parameters at last: a gradient that spoils them spoils the loss of the next step.
+    """
+    found = []
+    for name, fine in state.items():
+        order = (-1, 0, 0) if name.startswith("sample") else (steps, 1, 0)
+        found.append(Culprit(f"{name} has entries that are not finite", ~np.atleast_1d(fine), order))
+    for name, value in first.items():
+        index = np.atleast_1d(value)
+        step = int(index.min())
+        what = f"{name} is not finite from step {end - steps + step + 1} on"
+        found.append(Culprit(what, index < steps, (step, *_rank(name))))
+    for name in [n for n in metrics if watched(n) and n not in first]:
+        bad = ~np.isfinite(np.atleast_1d(np.asarray(metrics[name], np.float64)))
+        found.append(Culprit(f"{name} is not finite in the chunk that ends at step {end}", bad, (steps, 0, 0)))
+    return sorted((each for each in found if each.seeds.any()), key=lambda each: each.order)
+
+
+def _rank(name: str) -> tuple[int, int]:
+    part = next((i for i, part in enumerate(_PARTS) if name.startswith(part)), len(_PARTS))
+    return part, int(not name.endswith("loss"))
+
+
+def checked(chunk: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """`chunk` that also tells where the first NaN came from: (error, result); `error.get()` is None or says which primitive."""
+    return checkify.checkify(chunk, errors=checkify.nan_checks)
