@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.config import load_config
-from jaxpgd.errors import DivergenceError, InputError, check
+from jaxpgd.errors import DeviceMemoryError, DivergenceError, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
 from jaxpgd.settings import Config
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except DivergenceError as error:
+    except (DivergenceError, StorageError, DeviceMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -14,6 +14,10 @@ class DivergenceError(RuntimeError):
     """Training met a number that is not finite. The command line prints it without a traceback and exits with 1."""
 
 
+class DeviceMemoryError(RuntimeError):
+    """There is not enough memory. The command line prints it without a traceback and exits with 1."""
+
+
 class StorageError(RuntimeError):
     """A file cannot be written. The command line prints it without a traceback and exits with 1."""
 

@@ -9,12 +9,14 @@ import numpy as np
 from jaxpgd.data.export import export_minari, export_npz
 from jaxpgd.errors import InputError, check
 from jaxpgd.pipeline.calibration import settled
+from jaxpgd.pipeline.memory import fitting
 from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
-from jaxpgd.pipeline.run_directory import open_run
+from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.pipeline.stages import agent_number, chosen_policy
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.types import Trajectory
 
 
 def export_synthetic(
@@ -48,17 +50,21 @@ def export_synthetic(
     prepared = prepare(run.config)
     models = models_stage(run, prepared)
     target = chosen_policy(run, prepared, models, policy, actor)[0] if policy or actor else None
-    synthesizer = arm_synthesizer(settled(run, agent_number(policy)), models, kind)
-    if coefficient is not None:
-        synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
     key, key_start = jax.random.split(jax.random.fold_in(stage_key(run.config, "export"), seed))
     start = sample_real(key_start, prepared.dataset.transitions(), trajectories).obs
-    made = synthesize_from(key, synthesizer, target, start)
-    trajectory = jax.tree.map(np.asarray, made)
+
+    @fitting
+    def synthesis(run: RunDirectory) -> Trajectory:
+        synthesizer = arm_synthesizer(settled(run, agent_number(policy)), models, kind)
+        if coefficient is not None:
+            synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
+        return jax.tree.map(np.asarray, synthesize_from(key, synthesizer, target, start))
+
+    trajectory = synthesis(run)
     text = f"Synthetic trajectories ({kind}) from a model of {prepared.dataset.info.name}, made by jaxpgd"
     name = f"jaxpgd/synthetic-{kind.replace('_', '-')}-v0"
     export_minari(trajectory, prepared.dataset.info, name, out, description=text)

@@ -15,6 +15,7 @@ from jaxpgd.evaluation.simulators import obs_slices
 from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.fidelity import settle_sampler
+from jaxpgd.pipeline.memory import fitting, remembered, with_batch
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
@@ -74,6 +75,7 @@ def settle_batch(run: RunDirectory, models: Models) -> None:
     """Put a number in place of `sampler.batch_size` 0 in the config of an open run: the same for every process and stage."""
     config = run.config
     if config.sampler.batch_size > 0:
+        run.config = with_batch(config, remembered(run, config.sampler.batch_size))
         return
     agents = -(-config.seeds * len(read_sweep(config).settings) // len(jax.devices()))  # at once on one device
     found = []
@@ -86,8 +88,7 @@ def settle_batch(run: RunDirectory, models: Models) -> None:
         shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)
         found.append(fitting_batch(models.states.denoise, shape, guided=False, agents=agents))
     if found:
-        size = int(of_first(min(found)))
-        run.config = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, batch_size=size))
+        run.config = with_batch(config, int(of_first(remembered(run, min(found)))))
 
 
 def require_models(run: RunDirectory) -> None:
@@ -138,6 +139,7 @@ def _names(config: Config, part: str) -> list[str]:
     return [f"{part}.{name}" for name in vars(value)] if dataclasses.is_dataclass(value) else [part]
 
 
+@fitting
 def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
     """Train the denoiser, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "denoiser") or run
@@ -158,6 +160,7 @@ def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
     return termination(config.dynamics.termination, info.env_id, kwargs, obs_slices(info))
 
 
+@fitting
 def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     """Train the one-step world model, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "dynamics") or run
@@ -169,6 +172,7 @@ def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     return trained_dynamics(state, data, config.dynamics, rule)
 
 
+@fitting
 def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser:
     """Train DyDiff's denoiser of states given actions, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "state-denoiser") or run

@@ -15,6 +15,7 @@ from jaxpgd.evaluation.simulators import has_simulator, make_simulator
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
 from jaxpgd.files import new_file
 from jaxpgd.pipeline.calibration import scored
+from jaxpgd.pipeline.memory import fitting
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_synthesizer, known_behaviour, known_target, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.pipeline.stages import seed_policy
@@ -128,6 +129,7 @@ def _distances(key: Array, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     return {f"sliced_wasserstein_{order}": sliced_wasserstein(key, x, y, order=order) for order in (1, 2)}
 
 
+@fitting
 def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policies: dict[str, Policy]) -> dict[str, Any]:
     """Score the trajectories of every synthesizer; writes quality.json and samples.npz.
 

@@ -19,6 +19,7 @@ from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.calibration import calibrate
 from jaxpgd.pipeline.drive import drive, over_seeds
+from jaxpgd.pipeline.memory import fitting
 from jaxpgd.pipeline.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config
@@ -29,6 +30,7 @@ from jaxpgd.training.program import Program
 from jaxpgd.types import Agent, Policy
 
 
+@fitting
 def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str) -> Policy:
     """Train the agents of an arm, all settings and seeds at once.
 
