@@ -20,15 +20,18 @@ SUITES = {
         "denoiser",
         "dydiff",
         "end_to_end",
+        "faults",
         "guidance",
         "refresh",
         "sampling",
         "scaling",
+        "soak",
     )
 }
 
 
-SPEED = tuple(name for name in SUITES if name not in ("conditions", "guidance"))  # the others measure errors
+SPEED = tuple(name for name in SUITES if name not in ("conditions", "faults", "guidance", "soak"))  # which measure other things
+OPTIONS = {"faults": ("kills", "damages", "disks"), "soak": ("minutes",)}  # numbers that `run` of a suite takes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,11 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="by default all of " + ", ".join(SPEED))
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
+    for suite, names in OPTIONS.items():
+        for name in names:
+            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=f"of the suite {suite}")
     args = parser.parse_args(argv)
     if args.out is not None and not args.out.parent.is_dir():
         parser.error(f"--out: no directory {args.out.parent}")
+    given = {name: getattr(args, name) for names in OPTIONS.values() for name in names if getattr(args, name) is not None}
+    for name in given:
+        if name not in OPTIONS.get(args.suite, ()):
+            parser.error(f"--{name}: not an option of {args.suite or 'all suites'}")
     if args.suite:
-        _keep(importlib.import_module(SUITES[args.suite]).run(), args.out)
+        _keep(importlib.import_module(SUITES[args.suite]).run(**given), args.out)
         return
     found: dict[str, Any] = {}
     for name in SPEED:

@@ -21,6 +21,7 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
         the agents of one arm, or of all
   evaluate RUN                      returns in the environment, quality of synthetic trajectories
   report RUN                        figures and report.html
+  reproduce RUN [--out DIR]         the same config once more (in RUN/reproduced), and whether every bit is the same
   synthesize RUN --out DIR [--policy ARM[:SEED] | --actor FILE.npz] [--kind ARM] [--trajectories N] [--coefficient X] [--seed N]
         write synthetic trajectories (1024) as a Minari dataset and a flat npz: guided towards the policy, or of another
         arm of the run (--kind dydiff); without a policy unguided
@@ -178,6 +179,14 @@ def _report(args: list[str]) -> None:
     run_report(found["run"])
 
 
+def _reproduce(args: list[str]) -> None:
+    found = options(args, "reproduce", required=("run",), out=Path)
+    from jaxpgd.pipeline.reproduce import reproduce
+
+    if not reproduce(found["run"], found.get("out")):
+        raise SystemExit(1)
+
+
 def _synthesize(args: list[str]) -> None:
     found = options(
         args,
@@ -317,6 +326,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train-agent": _train_agent,
     "evaluate": _evaluate,
     "report": _report,
+    "reproduce": _reproduce,
     "synthesize": _synthesize,
     "compare-rollouts": _compare,
     "frontier": _frontier,
@@ -325,7 +335,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": _data,
 }
 
-LEFT = {"data": "nothing was written", "study": "the same command continues"}  # what an interruption leaves
+_AGAIN = "the same command continues"
+LEFT = {"data": "nothing was written", "study": _AGAIN, "reproduce": _AGAIN}  # what an interruption leaves
 SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
 DATA = ("info", "collect")  # commands of `data`
 DISTRIBUTED = ("run", "train-denoiser", "train-agent")  # commands that several hosts may share

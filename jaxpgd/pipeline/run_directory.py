@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxpgd.config import load_config, to_toml
+from jaxpgd.data.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
 from jaxpgd.files import write_text
 from jaxpgd.parallel import any_of_all, is_writer, together
@@ -48,14 +50,30 @@ def make_directory(out: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python, platform, device and package versions."""
+    """Python, platform, device and package versions, and the commit of the source."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "device": jax.devices()[0].device_kind}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | {"devices": str(len(jax.devices())), "source": _source()}
+
+
+def _source() -> str:
+    """The commit of the checkout that jaxpgd runs from, and how many of its files are changed; empty for an installed one."""
+    here = Path(__file__).parent
+    try:
+        ask = lambda *words: (
+            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+        )
+        if Path(ask("rev-parse", "--show-toplevel").strip()).resolve() != here.parents[1].resolve():
+            return ""  # installed into some other project
+        commit = ask("rev-parse", "HEAD").strip()
+        changed = len(ask("status", "--porcelain", "--untracked-files=no").splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + (f", {changed} files changed" if changed else "")
 
 
 class RunLock:
@@ -204,7 +222,7 @@ def _begin(run: RunDirectory, resume: bool) -> None:
     path, config, stored = run.path, run.config, run.path / "config.toml"
     if not stored.exists():
         (path / "stages").mkdir(exist_ok=True)
-        write_atomic(path / "versions.json", json.dumps(versions(), indent=1))
+        write_atomic(path / "versions.json", json.dumps(versions() | {"data": data_fingerprint(config.data.name)}, indent=1))
         write_atomic(stored, to_toml(config))
         return
     _check_same(load_config(stored), config, path)

@@ -119,6 +119,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint by name. Raises ValueError or OSError where they are not those that were written."""
+    return _restore(path.absolute(), read_manifest(path)["entries"])
+
+
 def load_tree(path: Path, target: Tree) -> Tree:
     """Read a tree that has the structure of `target`. Raises InputError where it is absent, damaged or of another shape.
 

@@ -16,6 +16,7 @@ from jaxpgd.pipeline import models, run
 from jaxpgd.pipeline.compare import compare_runs, crossings, greedy
 from jaxpgd.pipeline.export import export_synthetic
 from jaxpgd.pipeline.parts import prepare
+from jaxpgd.pipeline.reproduce import reproduce
 from jaxpgd.settings import Arm
 from jaxpgd.training.logs import MetricsLog
 from jaxpgd.types import Policy
@@ -168,3 +169,15 @@ def test_every_agent_with_every_source(kind: str, make_config: Any, tmp_path: Pa
     path = run.run_all(dataclasses.replace(config, agent=agent))
     rows = read(path / "results.json")["returns"]
     assert [row["arm"] for row in rows] == list(get_args(Arm)) and np.isfinite([row["mean return"] for row in rows]).all()
+
+
+def test_the_same_config_gives_the_same_bits(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(str(done))
+    said = capsys.readouterr().out
+    assert "the same bits, " in said and (done / "reproduced" / "reproduction.json").exists()
+    parts = {part["part"]: part["entries"] for part in read(done / "reproduced" / "reproduction.json")["parts"]}
+    assert set(parts) == {
+        *(name + ending for name in ("dynamics", "state-denoiser", "agent-world_model", "agent-dydiff")
+          for ending in ("", ", metrics")), "returns.json", "quality.json",
+    }  # fmt: skip
+    assert min(parts.values()) > 0

@@ -14,7 +14,9 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline import models, quality, run, stages
 from jaxpgd.pipeline.export import export_synthetic
 from jaxpgd.pipeline.parts import prepare
+from jaxpgd.pipeline.reproduce import compare_runs, environment_changes
 from jaxpgd.pipeline.run_directory import create_run, open_run
+from jaxpgd.training.checkpoints import read_arrays, save_tree
 from jaxpgd.training.logs import MetricsLog
 
 ARMS = ("real", "unguided", "guided")
@@ -145,6 +147,39 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_bits(finished: Path, m
     assert read(path / "results.json") == read(finished / "results.json")
     lines = [(p / "metrics.jsonl").read_text().splitlines() for p in (path, finished)]
     assert [json.loads(x) for x in lines[0]] == [json.loads(x) for x in lines[1]]
+
+
+def test_differences_between_two_runs_are_named(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    same = compare_runs(open_run(finished), open_run(copy))
+    assert [each.differing for each in same] == [0] * len(same) and {each.part for each in same} >= {
+        "agent-guided",
+        "quality.json",
+    }
+    store = open_run(copy).checkpoints("denoiser")
+    values = read_arrays(store.directory / str(store.saved()[-1]))
+    name = next(name for name in values if name.startswith("params"))
+    values[name] = values[name] + np.float32(0.5)
+    save_tree(store.directory / str(store.saved()[-1]), values)
+    rows = (copy / "metrics.jsonl").read_text().splitlines()
+    changed = [json.dumps(json.loads(line) | ({"loss": -1.0} if i == 1 else {})) for i, line in enumerate(rows)]
+    (copy / "metrics.jsonl").write_text("\n".join(changed[:-1]) + "\n")
+    found = {each.part: each for each in compare_runs(open_run(finished), open_run(copy))}
+    assert found["denoiser"].differing == 1 and found["denoiser"].first == f"{name}, by 0.5 at most"
+    assert found["denoiser, metrics"].first == "chunk 2: loss"
+    assert found["agent-guided, metrics"].first == "lines missing" and found["agent-real"].differing == 0
+
+
+def test_what_a_run_was_made_with_is_stored(finished: Path) -> None:
+    stored = read(finished / "versions.json")
+    assert {"python", "jax", "device", "devices", "source", "data"} <= stored.keys()
+    changed = open_run(finished)
+    assert environment_changes(changed) == []
+    versions = {**stored, "jax": "0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(changed), "read_json", lambda self, name: versions)
+        assert environment_changes(changed) == [("jax", "0.0.1", stored["jax"])]
 
 
 def test_export_loads_with_minari(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

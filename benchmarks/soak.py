@@ -1,0 +1,81 @@
+"""A long run: many refreshes and evaluations in one process. Does its memory stay flat, its throughput constant?"""
+
+import gc
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.timing import describe_device
+from jaxpgd.config import load_config
+from jaxpgd.pipeline.models import models_stage
+from jaxpgd.pipeline.parts import prepare
+from jaxpgd.pipeline.run_directory import create_run
+from jaxpgd.pipeline.stages import agent_stage
+
+_SETTLED = 300.0  # seconds after which memory counts
+SETTINGS: dict[str, Any] = {
+    "seeds": 2, "arms": ["guided"], "checkpoint_seconds": 20.0,
+    "data": {"episodes": 100},
+    "denoiser": {"features": 16, "groups": 4, "blocks": 1, "block": "plain", "steps": 200, "validate_every": 100, "batch_size": 16},
+    "sampler": {"kind": "euler", "steps": 8, "batch_size": 32},
+    "synthesis": {"trajectories": 64, "interval": 100},
+    "agent": {"updates": 10**9, "updates_per_chunk": 100, "batch_size": 64, "td3_bc": {"hidden": [64, 64]}},
+    "evaluation": {"every": 200, "intermediate_episodes": 2},
+}  # fmt: skip
+
+
+class Enough(Exception):
+    """The time is over."""
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory now."""
+    text = Path("/proc/self/statm").read_text()
+    return int(text.split()[1]) * 4096
+
+
+def run(minutes: float = 40.0) -> dict[str, Any]:
+    """Guided agents with a refresh every 100 updates and an evaluation every 200, for so many minutes."""
+    began, samples = time.monotonic(), list[tuple[float, int, int]]()  # seconds, updates, bytes
+    with tempfile.TemporaryDirectory(prefix="jaxpgd-soak-") as folder:
+        config = load_config(None, {**SETTINGS, "out": f"{folder}/run"})
+        directory, prepared = create_run(config, resume=False), prepare(config)
+        models = models_stage(directory, prepared)
+        write = directory.log.write
+
+        def watch(stage: str, chunk: int, values: dict[str, Any]) -> None:
+            write(stage, chunk, values)
+            samples.append((time.monotonic() - began, int(values["step"]), resident()))
+            if samples[-1][0] > 60 * minutes:
+                raise Enough
+
+        directory.log.write = watch  # type: ignore[method-assign]
+        try:
+            agent_stage(directory, prepared, models, "guided")
+        except Enough:
+            pass
+    gc.collect()
+    return {"suite": "soak", "device": describe_device(), "minutes": minutes, **account(samples, 60 * minutes),
+            "live_arrays": len(jax.live_arrays())}  # fmt: skip
+
+
+def account(samples: list[tuple[float, int, int]], seconds: float) -> dict[str, Any]:
+    """Memory at the end against that after five minutes (a tenth of the time, where that is less), rates by quarter."""
+    settled = min(_SETTLED, seconds / 10)
+    around = lambda at: statistics.median(b for t, _, b in samples if abs(t - at) <= max(settled / 10, 1.0))
+    first, last = around(settled), around(samples[-1][0])
+    quarters = []
+    for i in range(4):
+        part = [(t, n) for t, n, _ in samples if i * seconds / 4 <= t <= (i + 1) * seconds / 4]
+        quarters.append((part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0]))
+    return {
+        "updates": samples[-1][1], "refreshes": samples[-1][1] // 100, "evaluations": samples[-1][1] // 200,
+        "memory_settled_mb": first / 2**20, "memory_end_mb": last / 2**20,
+        "memory_change_percent": 100 * (last / first - 1), "updates_a_second_by_quarter": quarters,
+        "last_against_second_quarter_percent": 100 * (quarters[3] / quarters[1] - 1),
+        "samples": [samples[i] for i in range(0, len(samples), max(1, len(samples) // 200))],
+    }  # fmt: skip

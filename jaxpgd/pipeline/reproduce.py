@@ -1,0 +1,119 @@
+"""`jaxpgd reproduce`: a finished run once more, from its own config, and whether every bit is the same."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpgd.data.fingerprint import data_fingerprint
+from jaxpgd.errors import InputError, check
+from jaxpgd.evaluation.report import text_table
+from jaxpgd.pipeline.memory import remembered, with_batch
+from jaxpgd.pipeline.run import run_all
+from jaxpgd.pipeline.run_directory import RunDirectory, open_run, versions
+from jaxpgd.training.checkpoints import read_arrays, read_manifest
+
+RESULTS = ("returns.json", "quality.json")
+_CLOCKS = ("seconds", "peak_memory_bytes", "resumed")  # of a stage: what two runs never share
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One part of two runs: how many entries it has, how many are not the same bits, and what the first of these is."""
+
+    part: str
+    entries: int
+    differing: int
+    first: str = ""
+
+
+def reproduce(run_path: str, out: Path | None = None) -> bool:
+    """Run the config of a finished run again, in `out` (RUN/reproduced), and compare; returns whether all is the same.
+
+    Compared bit by bit: the last checkpoint of every stage, its metrics, returns and scores of trajectories. Differences of
+    versions, device, source and data are told first. An interrupted reproduction goes on. Models lent by other runs
+    (`models_from`) are taken from there again. Raises InputError where the run is not finished.
+    """
+    run = open_run(run_path)
+    run.require("report", f"jaxpgd run {run.path / 'config.toml'} --resume")
+    out = out or run.path / "reproduced"
+    check(out.resolve() != run.path.resolve(), "--out", str(out), "another directory than that of the run")
+    for name, before, now in environment_changes(run):
+        print(f"note: {name} was {before} then and is {now} now", flush=True)
+    config = dataclasses.replace(run.config, out=str(out))
+    if run.config.sampler.batch_size > 0 or (run.path / "memory.json").exists():
+        config = with_batch(config, remembered(run, run.config.sampler.batch_size or 2**31))
+    again = RunDirectory(run_all(config, resume=True), config)
+    found = compare_runs(run, again)
+    print(text_table([dataclasses.asdict(each) for each in found]))
+    same = all(each.differing == 0 for each in found)
+    print(f"{run.path}: {'the same bits' if same else 'not the same'}, {len(found)} parts compared with {again.path}")
+    again.write_json("reproduction.json", {"of": str(run.path), "same": same, "parts": [dataclasses.asdict(c) for c in found]})
+    return same
+
+
+def environment_changes(run: RunDirectory) -> list[tuple[str, str, str]]:
+    """What differs of versions, device, source and data between the run's start and now: name, then, now."""
+    then, now = run.read_json("versions.json"), versions() | {"data": data_fingerprint(run.config.data.name)}
+    return [(name, str(then[name]), str(now[name])) for name in now if name in then and then[name] != now[name]]
+
+
+def compare_runs(run: RunDirectory, again: RunDirectory) -> list[Comparison]:
+    """Everything that two finished runs of one config share."""
+    stages = sorted(p.name for p in (run.path / "checkpoints").glob("*") if p.is_dir())
+    found = [_compare_checkpoints(run, again, stage) for stage in stages]
+    found += [_compare_metrics(run, again, stage) for stage in stages]
+    return found + [_compare_json(run, again, name) for name in RESULTS if (run.path / name).exists()]
+
+
+def _compare_checkpoints(run: RunDirectory, again: RunDirectory, stage: str) -> Comparison:
+    saved = [each.checkpoints(stage).saved() for each in (run, again)]
+    if not all(saved) or saved[0][-1] != saved[1][-1]:
+        return Comparison(stage, 0, 1, f"chunks {saved[0][-1:]} and {saved[1][-1:]}")
+    paths = [each.path / "checkpoints" / stage / str(saved[0][-1]) for each in (run, again)]
+    ours, theirs = (_entries(path) for path in paths)
+    differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    first = _difference(paths, differing[0]) if differing else ""
+    return Comparison(stage, len(ours), len(differing), first)
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    try:
+        entries: dict[str, Any] = read_manifest(path)["entries"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"checkpoint = {str(path)!r}: expected one that can be read ({error}).") from error
+    return entries
+
+
+def _difference(paths: list[Path], name: str) -> str:
+    """How far one entry of two checkpoints is apart."""
+    a, b = (read_arrays(path).get(name) for path in paths)
+    if a is None or b is None or a.shape != b.shape or not np.issubdtype(a.dtype, np.floating):
+        return name
+    return f"{name}, by {float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))):.3g} at most"
+
+
+def _compare_metrics(run: RunDirectory, again: RunDirectory, stage: str) -> Comparison:
+    ours, theirs = ([row for row in each.log.read() if row.get("stage") == stage] for each in (run, again))
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if _text(a) != _text(b)]
+    missing = abs(len(ours) - len(theirs))
+    first = ""
+    if pairs:
+        a, b = pairs[0]
+        first = f"chunk {a.get('chunk')}: {next(k for k in {**a, **b} if _text(a.get(k)) != _text(b.get(k)))}"
+    return Comparison(f"{stage}, metrics", len(ours), len(pairs) + missing, first or ("lines missing" if missing else ""))
+
+
+def _compare_json(run: RunDirectory, again: RunDirectory, name: str) -> Comparison:
+    ours, theirs = run.read_json(name), again.read_json(name)
+    differing = [key for key in {**ours, **theirs} if _text(ours.get(key)) != _text(theirs.get(key))]
+    return Comparison(name, len(ours), len(differing), differing[0] if differing else "")
+
+
+def _text(value: Any) -> str:
+    """Values as JSON, where NaN equals itself; without clocks."""
+    if isinstance(value, dict):
+        value = {k: v for k, v in value.items() if k not in _CLOCKS}
+    return json.dumps(value, sort_keys=True)
