@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all lint notebooks clean
+.PHONY: run test test-all lint notebooks fuzz faults soak clean
 
 run: .venv/installed
 	$(BIN)/jaxpgd run --resume $(ARGS)
@@ -22,6 +22,16 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .venv/installed
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -q -n 2 tests/fuzz/test_properties.py
+	$(BIN)/python -m benchmarks fuzz --inputs 1000 $(ARGS)
+
+faults: .venv/installed
+	$(BIN)/python -m benchmarks faults $(ARGS)
+
+soak: .venv/installed
+	$(BIN)/python -m benchmarks soak $(ARGS)
 
 notebooks: .venv/installed-notebooks
 	cd notebooks && for book in *.ipynb; do ../$(BIN)/jupyter execute "$$book" || exit 1; done

@@ -21,6 +21,7 @@ SUITES = {
         "dydiff",
         "end_to_end",
         "faults",
+        "fuzz",
         "guidance",
         "refresh",
         "sampling",
@@ -30,8 +31,12 @@ SUITES = {
 }
 
 
-SPEED = tuple(name for name in SUITES if name not in ("conditions", "faults", "guidance", "soak"))  # which measure other things
-OPTIONS = {"faults": ("kills", "damages", "disks"), "soak": ("minutes",)}  # numbers that `run` of a suite takes
+SPEED = tuple(name for name in SUITES if name not in ("conditions", "faults", "fuzz", "guidance", "soak"))
+OPTIONS = {
+    "faults": ("kills", "damages", "disks"),
+    "fuzz": ("inputs",),
+    "soak": ("minutes",),
+}  # numbers that `run` of a suite takes
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,7 +20,8 @@ _SETTLED = 300.0  # seconds after which memory counts
 SETTINGS: dict[str, Any] = {
     "seeds": 2, "arms": ["guided"], "checkpoint_seconds": 20.0,
     "data": {"episodes": 100},
-    "denoiser": {"features": 16, "groups": 4, "blocks": 1, "block": "plain", "steps": 200, "validate_every": 100, "batch_size": 16},
+    "denoiser": {"features": 16, "groups": 4, "blocks": 1, "block": "plain", "steps": 200, "validate_every": 100,
+                 "batch_size": 16},
     "sampler": {"kind": "euler", "steps": 8, "batch_size": 32},
     "synthesis": {"trajectories": 64, "interval": 100},
     "agent": {"updates": 10**9, "updates_per_chunk": 100, "batch_size": 64, "td3_bc": {"hidden": [64, 64]}},

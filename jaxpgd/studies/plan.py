@@ -136,6 +136,8 @@ def load_study(
     """
     raw = _parse(name)
     scales = raw.pop("scale", {})
+    for label, values in {"": scales, **(scales if isinstance(scales, Mapping) else {})}.items():
+        check(isinstance(values, Mapping), f"{name}: scale{label and '.'}{label}", values, "a table")
     chosen = scale or next(iter(scales), "")
     check(chosen in scales or not chosen, "--scale", chosen, f"one of {', '.join(scales) or 'none: this study has no scales'}")
     raw = merge(raw, scales.get(chosen, {}))
@@ -144,6 +146,7 @@ def load_study(
         check(key in known, f"{name}: key", key, f"one of {', '.join(known)}")
     for key in ("title", "axes"):
         check(key in raw, f"{name}: {key}", None, "to be given")
+    _check_form(raw, name)
     for axis in raw["axes"]:
         check(axis not in RESERVED, f"{name}: axes", axis, f"another name than {', '.join(RESERVED)}, which rows have")
     varied = {setting for values in raw["axes"].values() for label in values.values() for setting in dotted(label)}
@@ -165,6 +168,22 @@ def load_study(
         tables=read_specs(Table, raw.get("tables", []), labels, raw["axes"], name),
         comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, raw["axes"], name),
     )  # fmt: skip
+
+
+def _check_form(raw: dict[str, Any], name: str) -> None:
+    """Raise InputError where a part of a study is not of the kind of TOML value that it has to be."""
+    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("measure", "target", "base", "axes"), (Mapping, "a table"))
+    kinds |= dict.fromkeys(("title", "text"), (str, "text"))
+    kinds |= dict.fromkeys(("figures", "tables", "comparisons"), (list, "a list of tables"))
+    for key, (kind, expected) in kinds.items():
+        value = raw.get(key, kind() if kind is not Mapping else {})
+        check(isinstance(value, kind), f"{name}: {key}", value, expected)
+        for entry in value if kind is list else ():
+            check(isinstance(entry, Mapping), f"{name}: {key}", entry, "a table in each entry")
+    for axis, values in raw["axes"].items():
+        check(isinstance(values, Mapping), f"axes.{axis}", values, "a table of labels with their settings")
+        for label, settings in values.items():
+            check(isinstance(settings, Mapping), f"axes.{axis}.{label}", settings, "a table of settings")
 
 
 def _parse(name: str) -> dict[str, Any]:

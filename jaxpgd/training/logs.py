@@ -49,7 +49,8 @@ class MetricsLog:
         """Keep only the first `chunks` chunks of `stage`; other stages stay. Of several processes the first writes."""
         if not is_writer():
             return
-        rows = [r for r in self.read() if r.get("stage") != stage or r.get("chunk", 0) <= chunks]
+        before = lambda chunk: isinstance(chunk, int) and chunk <= chunks
+        rows = [r for r in self.read() if r.get("stage") != stage or before(r.get("chunk"))]
         text = "".join(json.dumps(r) + "\n" for r in rows)
         write_text(self.path, text)
 
