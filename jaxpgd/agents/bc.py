@@ -63,8 +63,8 @@ def bc(*, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> Agent[BCStat
     """Behaviour cloning as an Agent for actions [action_dim]; its `hypers` are BCHypers.
 
     `update` takes transitions with leading axes [1, B], uses their observations and actions only, needs no key, and returns the
-    metric actor_loss []. The policy is deterministic: `sample` ignores its key; `log_prob` is that of a Gaussian of standard
-    deviation `policy_std` (variance policy_std^2 + variance) around its action.
+    metrics actor_loss and actor_gradient_norm, both []. The policy is deterministic: `sample` ignores its key; `log_prob`
+    is that of a Gaussian of standard deviation `policy_std` (variance policy_std^2 + variance) around its action.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")

@@ -201,12 +201,11 @@ def cql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), n_actions: int
     """CQL as an Agent for actions [action_dim]; its `hypers` are CQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, q_error, conservative_gap, q_mean,
-    actor_loss, entropy, alpha, target_mean, all []. The conservative term draws `n_actions` actions each uniformly, from the
-    policy at s, and from it at s'.
-    The policy is tanh of a normal; `mode` is tanh of its mean. `log_prob` is the density of the action in [-1, 1]^A, taken at
-    most 1e-6 from the bounds so that it is finite at them. A variance of the action is carried to the normal by the slope of
-    tanh at the action, variance / (1 - action^2)^2: the first order of the blur, good while it is narrow beside the distance to
-    the bounds.
+    actor_loss, entropy, alpha, target_mean, critic_gradient_norm and actor_gradient_norm, all []. The conservative term
+    draws `n_actions` actions each uniformly, from the policy at s, and from it at s'. The policy is tanh of a normal;
+    `mode` is tanh of its mean. `log_prob` is the density of the action in [-1, 1]^A, taken at most 1e-6 from the bounds so
+    that it is finite at them. A variance of the action is carried to the normal by the slope of tanh at the action,
+    variance / (1 - action^2)^2: the first order of the blur, good while it is narrow beside the distance to the bounds.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")

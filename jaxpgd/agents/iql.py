@@ -147,8 +147,9 @@ def iql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> Agent[IQLSt
     """IQL as an Agent for actions [action_dim]; its `hypers` are IQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics value_loss, actor_loss, critic_loss, q_mean,
-    advantage_mean, weight_mean, target_mean, all []. The policy is Normal(tanh mean, std): `sample` clips to [-1, 1], `mode` is
-    the mean, `log_prob` that of the unclipped normal with variance std^2 + variance.
+    advantage_mean, weight_mean, target_mean, and gradient_norm of each network (critic_gradient_norm), all []. The policy
+    is Normal(tanh mean, std): `sample` clips to [-1, 1], `mode` is the mean, `log_prob` that of the unclipped normal with
+    variance std^2 + variance.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")

@@ -127,8 +127,9 @@ def td3_bc(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), critic_upda
     """TD3+BC as an Agent for actions [action_dim]; its `hypers` are TD3BCHypers.
 
     `update` takes transitions with leading axes [critic_updates, B] and returns the metrics critic_loss, actor_loss, bc_loss,
-    q_mean, q_weight, target_mean, all []. The policy is deterministic: `sample` ignores its key; `log_prob` is that of a
-    Gaussian of standard deviation `policy_std` (variance policy_std^2 + variance) around its action.
+    q_mean, q_weight, target_mean, critic_gradient_norm and actor_gradient_norm, all []. The policy is deterministic:
+    `sample` ignores its key; `log_prob` is that of a Gaussian of standard deviation `policy_std` (variance policy_std^2 +
+    variance) around its action.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")

@@ -98,12 +98,22 @@ def require_models(run: RunDirectory) -> None:
             run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
 
 
-def load_denoiser(path: str) -> TrajectoryDenoiser:
-    """The trained trajectory denoiser of a run directory. Raises InputError where it is absent or not finished."""
+def load_denoiser(path: str, *, best: bool = False) -> TrajectoryDenoiser:
+    """The trained trajectory denoiser of a run directory: the last one, or of those saved the one of least validation loss.
+
+    Raises InputError where it is absent or not finished.
+    """
     run = open_run(path)
     require_models(run)
     check(needs(run.config, "denoiser"), "run", path, "a run with a trajectory denoiser (an arm unguided or guided)")
-    return denoiser_stage(run, prepare(run.config))
+    prepared = prepare(run.config)
+    if not best:
+        return denoiser_stage(run, prepared)
+    run = lender(run.config, "denoiser") or run
+    program = denoiser_program(prepared.windows, run.config.denoiser)
+    found = run.checkpoints("denoiser").restore_best(jax.eval_shape(program.init, jax.random.key(0), prepared.windows))
+    assert found is not None  # a finished stage has checkpoints
+    return trained_denoiser(found[0], prepared.windows, run.config.denoiser)
 
 
 def lender(config: Config, stage: str) -> RunDirectory | None:

@@ -273,7 +273,8 @@ def train_denoiser(
 ) -> tuple[TrajectoryDenoiser, Metrics]:
     """Train a denoiser from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
 
-    Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm.
+    Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm,
+    and clipped_gradients (share of the steps) where gradients are clipped.
     """
     state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
     return trained_denoiser(state, windows, config), metrics
