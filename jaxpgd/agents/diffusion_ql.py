@@ -90,8 +90,9 @@ class ActionDenoise:
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Estimate of the clean action."""
         step = self.steps * vp_time(sigma, self.beta_min, self.beta_max) - 1.0
-    noise: Array = self.network.apply(self.params, coefficients(sigma, 1.0).into * x, step, self.obs)  # type:
-    ignore[assignment] action = x - sigma * noise return jnp.clip(action, -1.0, 1.0) if self.clip else action
+        noise: Array = self.network.apply(self.params, coefficients(sigma, 1.0).into * x, step, self.obs)  # type: ignore[assignment]
+        action = x - sigma * noise
+        return jnp.clip(action, -1.0, 1.0) if self.clip else action
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,8 +275,8 @@ def diffusion_ql(
     """Diffusion-QL as an Agent for actions [action_dim]; its `hypers` are DiffusionQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, actor_loss, bc_loss, q_gain,
-    q_mean, target_mean, critic_gradient_norm, actor_gradient_norm, clipped_gradients (share), all []. Its policy uses the
-    actor as it is, not the average, as published:
+    q_mean, target_mean, critic_gradient_norm, actor_gradient_norm and clipped_gradients (share), all [].
+    Its policy uses the actor as it is, not the average, as published:
     - `sample` is one chain of `steps` ancestral steps;
     - `mode`, by `choice`: "softmax" takes one of `candidates` chains with probability softmax(Q), Q the smaller target critic
       (published); "best" the one of highest Q; "centre" the chain without noise, without the critics. The noise is made of the
