@@ -21,6 +21,17 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests are compilation for the most part, and much of that is optimising what runs for a moment.
+
+    The mark `optimised` is for those that run long enough to gain by it.
+    """
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", item.get_closest_marker("optimised") is None)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Drop the cache when the last process that uses it ends."""
     if not WORKER:

@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "jaxpgd"
 BASE = {"types", "errors", "weights"}
 ALLOWED = {
     "errors": set(),
+    "files": {"errors"},
+    "__main__": {"cli"},
     "types": set(),
     "weights": set(),
     "settings": set(),
@@ -23,14 +25,14 @@ ALLOWED = {
     "agents": {*BASE, "networks", "diffusion"},
     "sweep": {"errors", "settings", "config", "agents"},
     "envs": {*BASE, "packing"},
-    "data": {*BASE, "packing", "envs"},
+    "data": {*BASE, "files", "packing", "envs"},
     "synthesis": {*BASE, "diffusion", "dynamics", "packing", "parallel", "settings"},
-    "training": {*BASE, "data", "synthesis", "diffusion", "dynamics", "networks", "packing", "parallel", "settings"},
-    "evaluation": {*BASE, "data", "dynamics", "envs", "packing"},
-    "pipeline": {*BASE, "packing", "networks", "diffusion", "dynamics", "agents", "envs", "data", "synthesis", "training",
-                 "evaluation", "settings", "config", "parallel", "sweep"},
-    "studies": {*BASE, "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings", "config",
-                "sweep"},
+    "training": {*BASE, "files", "data", "synthesis", "diffusion", "dynamics", "networks", "packing", "parallel", "settings"},
+    "evaluation": {*BASE, "files", "data", "dynamics", "envs", "packing"},
+    "pipeline": {*BASE, "files", "packing", "networks", "diffusion", "dynamics", "agents", "envs", "data", "synthesis",
+                 "training", "evaluation", "settings", "config", "parallel", "sweep"},
+    "studies": {*BASE, "files", "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings",
+                "config", "sweep"},
     "cli": {"overrides", "config", "settings", "errors", "data", "pipeline", "studies", "parallel", "compilation"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

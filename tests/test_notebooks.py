@@ -4,7 +4,6 @@ import ast
 import importlib
 import json
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,16 +67,7 @@ def tiny_settings() -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Programs that run for milliseconds are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-def test_quickstart_runs_with_small_settings(tmp_path, monkeypatch, quick_compilation):
+def test_quickstart_runs_with_small_settings(tmp_path, monkeypatch):
     (tmp_path / "figures").mkdir()
     monkeypatch.chdir(tmp_path)
     book, small = read(ROOT / "notebooks/quickstart.ipynb"), tiny_settings()
@@ -156,7 +146,7 @@ def test_own_denoiser_and_own_agent_plug_in_with_fewer_than_30_lines_each():
     assert "jaxpgd.Agent(" in agent and "jaxpgd.Policy(" in agent
 
 
-def test_own_agent_learns_the_actions_that_it_sees(quick_compilation):
+def test_own_agent_learns_the_actions_that_it_sees():
     book = read(ROOT / "notebooks/bring_your_own.ipynb")
     names: dict[str, Any] = {"data": SimpleNamespace(action_dim=1)}
     for cell in (code_cells(book)[0], code_cells(book, "plug-in")[1]):

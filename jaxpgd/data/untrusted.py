@@ -62,13 +62,15 @@ class Budget:
               f"memory of this machine, not {size / 2**30:.3g} GiB here")  # fmt: skip
 
 
-def read_npz(path: Path, wanted: Collection[str], field: str = "data.name") -> tuple[dict[str, np.ndarray], list[str]]:
+def read_npz(
+    path: Path, wanted: Collection[str], field: str = "data.name", expected: str = "a readable npz file"
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays of an npz file that are `wanted`, and the names of all. Raises InputError, naming `field`.
 
     Headers are read first: an array of objects, or one that is not as long as its header says, is refused unread.
     """
     budget, found = Budget(str(path)), dict[str, np.ndarray]()
-    with reading(field, str(path), "a readable npz file"), zipfile.ZipFile(path) as archive:
+    with reading(field, str(path), expected), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
         for key in wanted:
             if key not in members:

@@ -22,9 +22,9 @@ def behaviour_actor(path: str | Path) -> Policy:
     +-0.999 first, so it stays finite at saturated ones. `variance`, of the action, passes the slope of tanh at the mean.
     Raises InputError where the file cannot be read or is not such an actor.
     """
-    stored, _ = read_npz(Path(path), _NAMES, "policy")
-    missing = [name for name in _NAMES if name not in stored]
-    check(not missing, "policy", str(path), f"an npz file with {', '.join(_NAMES)}")
+    expected = f"an npz file with {', '.join(_NAMES)}"
+    stored, _ = read_npz(Path(path), _NAMES, "policy", expected)
+    check(stored.keys() == set(_NAMES), "policy", str(path), expected)
     params = {name: jnp.asarray(value, jnp.float32) for name, value in stored.items()}
     sizes = [params[f"w{i}"].shape for i in range(3)]
     fits = all(len(s) == 2 for s in sizes) and sizes[0][1] == sizes[1][0] and sizes[1][1] == sizes[2][0]

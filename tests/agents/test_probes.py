@@ -12,6 +12,7 @@ from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
 from jaxpgd.types import Transition
 
+pytestmark = pytest.mark.optimised
 HIDDEN = (32,)
 AGENTS = {
     "td3_bc": td3_bc(action_dim=1, hidden=HIDDEN),

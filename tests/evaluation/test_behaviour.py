@@ -68,5 +68,5 @@ def test_other_files_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", w0=np.zeros(2))
     (tmp_path / "text.npz").write_text("no")
     for name in ("other.npz", "text.npz", "absent.npz"):
-        with pytest.raises(InputError, match="npz file"):
+        with pytest.raises(InputError, match="npz file with w0"):
             behaviour_actor(tmp_path / name)

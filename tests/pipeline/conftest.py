@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxpgd.config import load_config
@@ -25,18 +24,6 @@ TINY = {
     "agent": {"updates": 8, "updates_per_chunk": 2, "batch_size": 16, "td3_bc": {"hidden": [8]}},
     "evaluation": {"episodes": 2, "every": 4, "intermediate_episodes": 1, "trajectories": 32, "coefficients": [1.0]},
 }  # fmt: skip
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Whole runs in tests are compilation for the most part, and half of that is optimising what runs for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Other tests compile as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def tiny(out: Path, **changes: object) -> Config:

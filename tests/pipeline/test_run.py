@@ -10,6 +10,7 @@ import pytest
 
 from jaxpgd.cli import main
 from jaxpgd.data import load
+from jaxpgd.data.nested import nest
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline import models, quality, run, stages
 from jaxpgd.pipeline.export import export_synthetic
@@ -161,7 +162,7 @@ def test_differences_between_two_runs_are_named(finished: Path, tmp_path: Path) 
     values = read_arrays(store.directory / str(store.saved()[-1]))
     name = next(name for name in values if name.startswith("params"))
     values[name] = values[name] + np.float32(0.5)
-    save_tree(store.directory / str(store.saved()[-1]), values)
+    save_tree(store.directory / str(store.saved()[-1]), nest(list(values), list(values.values())))
     rows = (copy / "metrics.jsonl").read_text().splitlines()
     changed = [json.dumps(json.loads(line) | ({"loss": -1.0} if i == 1 else {})) for i, line in enumerate(rows)]
     (copy / "metrics.jsonl").write_text("\n".join(changed[:-1]) + "\n")

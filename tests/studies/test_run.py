@@ -128,16 +128,6 @@ def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: p
         run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
 
 
-@pytest.fixture(scope="module")
-def quick() -> object:
-    """Whole runs in tests are compilation for the most part."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 RETURNS = f"""
 title = "Returns"
 text = "Of agents."
@@ -155,7 +145,7 @@ rows = ["source", "alpha"]
 
 
 @pytest.fixture(scope="module")
-def returns(tmp_path_factory: pytest.TempPathFactory, quick: None) -> Path:
+def returns(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("returns")
     run_study(load_study(write(folder, RETURNS)), folder / "out")
     return folder
@@ -172,7 +162,7 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_cell_of_a_group_is_that_trained_alone(returns: Path, quick: None) -> None:
+def test_a_cell_of_a_group_is_that_trained_alone(returns: Path) -> None:
     study = load_study(write(returns, RETURNS), only={"source": ("real",), "alpha": ("4",)})
     alone = run_study(study, returns / "alone")
     stored = json.loads((returns / "out" / "cells" / study.cells[0].name / "cell.json").read_text())
@@ -180,7 +170,7 @@ def test_a_cell_of_a_group_is_that_trained_alone(returns: Path, quick: None) -> 
 
 
 @pytest.mark.slow
-def test_trajectories_for_a_trained_target(tmp_path: Path, quick: None) -> None:
+def test_trajectories_for_a_trained_target(tmp_path: Path) -> None:
     text = f"""
 title = "Trajectories"
 text = "Of every source."
