@@ -83,7 +83,7 @@ class Laboratory:
             return subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
 
     def log(self, out: Path) -> Path:
-        return self.root / f"{out.name}.log"
+        return self.root / f"{'-'.join(out.relative_to(self.root).parts)}.log"
 
     def finish(self, out: Path) -> None:
         """Run to the end. Raises RuntimeError with the last lines where that fails."""

@@ -256,9 +256,20 @@ def _change_hdf5(rng: random.Random, file: Path, paths: list[str]) -> None:
     with h5py.File(file, "a") as stored:
         array = np.asarray(stored[path])
         del stored[path]
-        match rng.randrange(10):
+        match rng.randrange(12):
             case 0:
                 pass
+            case 9:
+                stored["elsewhere"] = h5py.ExternalLink("/etc/hostname", "/")
+                stored[path] = h5py.SoftLink("/elsewhere/x")
+            case 10:  # the same groups many times over
+                inner: Any = stored.create_dataset("bottom", (0,), "f4")
+                for depth in range(12):
+                    outer = stored.create_group(f"level{depth}")
+                    for name in range(10):
+                        outer[f"x{name}"] = inner
+                    inner = outer
+                stored[path] = inner
             case 1:
                 stored[path] = h5py.ExternalLink("/etc/hostname", "/x")
             case 2:

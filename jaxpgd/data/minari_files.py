@@ -14,10 +14,10 @@ from minari.storage import get_dataset_path
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_finite
 from jaxpgd.data.dataset import Dataset, DatasetInfo
-from jaxpgd.data.env_specs import stored_spec
+from jaxpgd.data.env_specs import spec_from_json
 from jaxpgd.data.nested import leaves, obs_order
 from jaxpgd.data.scores import LOCAL, LOCAL_KEY, MINARI, REFERENCE_KEY, is_local_name
-from jaxpgd.data.untrusted import open_hdf5, read_json, reading
+from jaxpgd.data.untrusted import Budget, open_hdf5, read_json, reading
 from jaxpgd.errors import InputError, check
 
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -65,11 +65,12 @@ def _check_metadata(name: str, data: Path) -> None:
     """Refuse what Minari would act upon without a look: code named by a spec that it has to build, a number of episodes."""
     metadata = read_json(data / "metadata.json", "data.name", name)
     field = f"metadata of {name}"
-    check(metadata.get("data_format", "hdf5") in ("hdf5", "arrow"), field, metadata.get("data_format"), "hdf5 or arrow")
+    formats = ("hdf5", "arrow", "parquet")
+    check(metadata.get("data_format", "hdf5") in formats, field, metadata.get("data_format"), f"one of {', '.join(formats)}")
     spec = metadata.get("env_spec")
     if spec is not None and not {"observation_space", "action_space"} <= metadata.keys():
         check(isinstance(spec, str), field, spec, "an env_spec as JSON text")
-        stored_spec(spec, name)
+        spec_from_json(str(spec), name)
     for key in ("total_episodes", "total_steps"):
         count = metadata.get(key)
         fine = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count <= _MOST_EPISODES
@@ -98,8 +99,13 @@ def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, An
     """Arrays per episode. The HDF5 file is read directly, once and without infos, for datasets of many short episodes."""
     path = Path(dataset.storage.data_path) / "main_data.hdf5"
     if not path.exists():
+        budget = Budget(name)
         with reading("data.name", name, "complete Minari files"):
-            yield from ({field: getattr(episode, field) for field in _FIELDS} for episode in dataset.iterate_episodes())
+            for episode in dataset.iterate_episodes():
+                found = {field: getattr(episode, field) for field in _FIELDS}
+                for field, value in leaves(found).items():
+                    budget.take(field, np.shape(value), np.asarray(value).dtype)
+                yield found
         return
     with open_hdf5(path, "data.name", name) as file:
         for index in dataset.episode_indices:

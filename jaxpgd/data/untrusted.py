@@ -1,11 +1,12 @@
 """Reading arrays from files of unknown origin: nothing in them is executed, and sizes are checked before memory is taken."""
 
+import errno
 import json
 import math
 import os
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,22 +17,24 @@ from jaxpgd.errors import NOT_DAMAGE, InputError, check
 
 _KINDS = "biuf"  # booleans, whole numbers, floating point: no objects, no text, no records
 _DEEPEST = 16  # groups inside groups
+_MOST_NODES = 1000  # entries of one (nested) observation
 _JSON_BYTES = 2**24
-_SHARE = 0.8  # of the machine's memory that one file may ask for
+_SHARE = 0.25  # of the memory that one file may ask for: loading holds several copies
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of this process' group, where there is one
 
 
 @contextmanager
 def reading(field: str, name: str, expected: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a library raises for a damaged or hostile file into InputError: `field` = `name`: expected `expected`.
 
-    What the system says of itself (too many open files, no permission) and a lack of memory pass.
+    What the system says of itself (too many open files, a failing disk) and a lack of memory pass.
     """
     try:
         yield
     except (InputError, MemoryError):
         raise
     except Exception as error:  # each library has its own, and many
-        if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
+        if isinstance(error, OSError) and error.errno in NOT_DAMAGE - {errno.EACCES, errno.EPERM}:
             raise
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
@@ -40,11 +43,14 @@ def reading(field: str, name: str, expected: str, remedy: str = "") -> Iterator[
 
 
 def most_bytes() -> int:
-    """How much one file may hold: a share of this machine's memory."""
+    """How much one file may hold: a share of the memory that this machine, or this process' group, has."""
     try:
-        return int(_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not on this system
-        return 2**36
+        memory = 2**36
+    with suppress(OSError, ValueError):  # "max", or no such file
+        memory = min(memory, int(_LIMIT.read_text()))
+    return int(_SHARE * memory)
 
 
 class Budget:
@@ -58,8 +64,8 @@ class Budget:
         check(dtype.kind in _KINDS and dtype.names is None, f"{what} of {self.name}", str(dtype), "numbers")
         size = math.prod(shape) * dtype.itemsize
         self.left -= size
-        check(self.left >= 0, f"{what} of {self.name}", shape, f"at most {most_bytes() / 2**30:.3g} GiB in all, the "
-              f"memory of this machine, not {size / 2**30:.3g} GiB here")  # fmt: skip
+        check(self.left >= 0, f"{what} of {self.name}", shape, f"at most {most_bytes() / 2**30:.3g} GiB in all, a "
+              f"quarter of the memory, not {size / 2**30:.3g} GiB here")  # fmt: skip
 
 
 def read_npz(
@@ -100,7 +106,7 @@ class Hdf5:
     """
 
     def __init__(self, file: h5py.File, name: str) -> None:
-        self.file, self._budget = file, Budget(name)
+        self.file, self._budget, self._visited = file, Budget(name), 0
 
     def array(self, path: str) -> np.ndarray | None:
         """The array at a path; None where there is none, or a group."""
@@ -109,10 +115,14 @@ class Hdf5:
 
     def tree(self, path: str) -> Any:
         """The array at a path, or a dict of what a group there holds. Raises KeyError where there is nothing."""
+        self._visited = 0
         return self._tree(path, self._node(path), 0)
 
     def _tree(self, path: str, node: Any, depth: int) -> Any:
-        check(depth <= _DEEPEST, f"{path} of {self._budget.name}", depth, f"at most {_DEEPEST} groups inside each other")
+        self._visited += 1  # groups that hold the same ones many times over would never end
+        field = f"{path} of {self._budget.name}"
+        check(self._visited <= _MOST_NODES, field, "more", f"at most {_MOST_NODES:,} groups and arrays")
+        check(depth <= _DEEPEST, field, depth, f"at most {_DEEPEST} groups inside each other")
         if isinstance(node, h5py.Group):
             return {key: self._tree(f"{path}/{key}", self._node(f"{path}/{key}"), depth + 1) for key in node}
         if not isinstance(node, h5py.Dataset):
@@ -125,8 +135,8 @@ class Hdf5:
             if not isinstance(node, h5py.Group):
                 return None
             link = node.get(key, getlink=True)
-            check(not isinstance(link, h5py.ExternalLink), f"{path} of {self._budget.name}", "a link into another file",
-                  "data in the file itself")  # fmt: skip
+            field = f"{path} of {self._budget.name}"  # a soft link may lead through an external one
+            check(link is None or isinstance(link, h5py.HardLink), field, "a link", "data in the file itself")
             node = node.get(key)
         return node
 

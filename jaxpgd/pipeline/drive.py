@@ -1,5 +1,6 @@
 """Running a training program from Python: compiled chunks with progress, logs and checkpoints in between."""
 
+import dataclasses
 import functools
 import sys
 import time
@@ -15,7 +16,7 @@ from jaxpgd.errors import DivergenceError, InputError, check
 from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.health import SKIPPED, checked, culprits, finite, split_firsts
+from jaxpgd.training.health import SKIPPED, Culprit, checked, culprits, finite, split_firsts
 from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
@@ -45,6 +46,7 @@ def over_seeds(make: Callable[[PyTree], Program[State]], settings: PyTree, count
         chunks=program.chunks,
         steps_per_chunk=program.steps_per_chunk,
         seeds=count * seeds,
+        updates_per_chunk=program.updates_per_chunk,
         quantities=program.quantities,
     )
 
@@ -67,6 +69,7 @@ class Stage(Generic[State]):
         self.placement = Placement(program.seeds)
         self._before = before_chunk
         self._shared = self.placement.share(data)
+        self._updates = program.updates_per_chunk or program.steps_per_chunk
         self._lost = np.zeros(max(program.seeds, 1), bool)
         self._outside = self._lost.copy()
         self._look = self.placement.look(lambda state: finite(program.quantities(state), program.seeds))
@@ -103,7 +106,7 @@ class Stage(Generic[State]):
         state, metrics = result
         metrics, first = split_firsts(jax.device_get(metrics))
         if SKIPPED in metrics:
-            metrics[SKIPPED] = np.rint(np.asarray(metrics[SKIPPED]) * self.program.steps_per_chunk)
+            metrics[SKIPPED] = np.rint(np.asarray(metrics[SKIPPED]) * self._updates)
         return state, {"step": (done + 1) * self.program.steps_per_chunk, **metrics, **chosen}, first
 
     def judge(self, state: State, done: int, row: dict[str, Any], first: dict[str, Any]) -> None:
@@ -111,24 +114,34 @@ class Stage(Generic[State]):
 
         Where others may go on (`health.lost_seeds`), seeds that are lost are named in a warning, once.
         """
-        steps = self.program.steps_per_chunk
-        found = culprits(jax.device_get(self._look(state)), row, first, steps, done * steps)
+        found = culprits(jax.device_get(self._look(state)), row, first, self._updates, done * self._updates)
+        found += self._skipped_too_many(row, done)
         bad = np.any([each.seeds for each in found], axis=0) if found else np.zeros_like(self._lost)
         new = bad & ~self._lost
         if new.any():
-            what = f"stage {self.name!r} of {self.run.path}: {found[0].what}"
+            cause = next(each for each in found if (each.seeds & new).any())  # of a seed that was well until now
+            what = f"stage {self.name!r} of {self.run.path}: {cause.what}"
             of = "" if self.program.seeds == 0 else f" (of {', '.join(map(str, np.flatnonzero(new)))})"
             if bad.all() or self.health.lost_seeds == "stop":
                 raise DivergenceError(what + of)
             print(f"warning: {what}{of}", file=sys.stderr, flush=True)
         self._lost |= bad
-        skipped = np.asarray(row.get(SKIPPED, 0.0))
-        if self.health.skip_updates and bool((skipped > self.health.skip_updates).any()):
-            raise DivergenceError(
-                f"stage {self.name!r} of {self.run.path}: {int(skipped.max())} updates were not finite in the chunk that ends "
-                f"at step {done * steps}, more than health.skip_updates = {self.health.skip_updates}"
-            )
         self._flag(row)
+
+    def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[Culprit]:
+        most, skipped = self.health.skip_updates, np.atleast_1d(np.asarray(row.get(SKIPPED, 0.0)))
+        if most == 0 or not (skipped > most).any():
+            return []
+        end = done * self.program.steps_per_chunk
+        what = f"{int(skipped.max())} updates were not finite in the chunk that ends at step {end}, more than "
+        return [Culprit(what + f"health.skip_updates = {most}", skipped > most, (self._updates, 2, 0))]
+
+    def recall(self) -> None:
+        """What an earlier process of this stage has said of critics, from its log."""
+        for row in self.run.log.read():
+            excess = np.atleast_1d(np.asarray(row.get("value_excess", 0.0), np.float64))
+            if row.get("stage") == self.name and excess.shape == self._outside.shape:
+                self._outside |= excess > self.health.value_excess
 
     def _flag(self, row: dict[str, Any]) -> None:
         """Say once, for each seed, that its values have left what the rewards allow."""
@@ -166,16 +179,19 @@ class Stage(Generic[State]):
         step, path = done * self.program.steps_per_chunk, self.run.path
         facts = {"stage": self.name, "message": str(error), "last_good_step": step}
         self.run.write_json(f"failures/{self.name}.json", facts)
+        saved = f"{error}. The state before, of step {step}, is saved."
+        if self.health.debug_nans:
+            return DivergenceError(f"{saved} Where no operation is named, a number became infinite before any was NaN.")
         return DivergenceError(
-            f"{error}. The state before, of step {step}, is saved. To see where it arises: "
-            f"`jaxpgd run {path / 'config.toml'} --resume --debug-nans`. To go on: --resume with --health.skip-updates N, or "
-            "--health.lost-seeds keep where other seeds are well. Other settings need a new run."
+            f"{saved} To see where it arises: `jaxpgd run {path / 'config.toml'} --resume --debug-nans`. To go on: --resume "
+            "with --health.skip-updates N, or --health.lost-seeds keep where others are well. Other settings need a new run."
         )
 
     def save(self, done: int, state: State, row: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, once for all hosts; none goes on before it is there."""
         whole = self.placement.whole(state)
         if is_writer():
+            self.run.log.sync()  # its lines are on disk before a checkpoint that counts on them
             self.store.save(done, whole, None if self.score is None or row is None else self.score(row))
         wait_for_all(f"checkpoint {self.name} {done}")
 
@@ -223,6 +239,7 @@ def drive(
         if is_writer():
             work.store.set_aside(done)
         run.log.rewind(stage, done)
+        work.recall()
         saved = time.monotonic()
         with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
             while done < program.chunks:
@@ -242,7 +259,12 @@ def drive(
                     saved = time.monotonic()
                 if asked and done < program.chunks:
                     stop.leave()
-        facts: dict[str, Any] = {"seconds": time.monotonic() - began, "resumed": resumed, "steps": total}
+        facts: dict[str, Any] = {
+            "health": dataclasses.asdict(run.config.health),
+            "seconds": time.monotonic() - began,
+            "resumed": resumed,
+            "steps": total,
+        }
         run.finish(stage, facts | {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging})
         wait_for_all(f"{stage} finished")
     if any_of_all(bool(stop.requested)):

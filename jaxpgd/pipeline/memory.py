@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import jax
+
 from jaxpgd.errors import DeviceMemoryError
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config
@@ -42,7 +44,7 @@ def fitting(stage: Callable[Concatenate[RunDirectory, Rest], Result]) -> Callabl
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if size <= 1:
+            if size <= 1 or jax.process_count() > 1:  # the other hosts wait within the step that failed here
                 raise _shortage(run, what) from error
         gc.collect()  # what the failed attempt held
         run.config = with_batch(run.config, size // 2)
@@ -60,6 +62,21 @@ def fitting(stage: Callable[Concatenate[RunDirectory, Rest], Result]) -> Callabl
     return twice
 
 
+def explained(stage: Callable[Concatenate[RunDirectory, Rest], Result]) -> Callable[Concatenate[RunDirectory, Rest], Result]:
+    """`stage(run, ...)`, which samples nothing: raises DeviceMemoryError where there is no memory for it."""
+
+    @functools.wraps(stage)
+    def once(run: RunDirectory, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        try:
+            return stage(run, *args, **kwargs)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise _shortage(run, stage.__name__.replace("_", " ")) from error
+            raise
+
+    return once
+
+
 def remembered(run: RunDirectory, size: int) -> int:
     """The batch size to begin with: a smaller one that this run was left with before."""
     kept = run.read_json("memory.json").get(CHOICE)
@@ -71,5 +88,5 @@ def _shortage(run: RunDirectory, what: str) -> DeviceMemoryError:
     return DeviceMemoryError(
         f"{run.path}: not enough memory on the device ({what}), with sampler.batch_size = {c.sampler.batch_size}, seeds = "
         f"{c.seeds}, agent.batch_size = {c.agent.batch_size}, denoiser.batch_size = {c.denoiser.batch_size}. What is saved "
-        "stays; lower one of these, of which all but the first belong to a new run."
+        "stays. Lower sampler.batch_size with --resume, or one of the others in a new run."
     )

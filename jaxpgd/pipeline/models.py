@@ -15,7 +15,7 @@ from jaxpgd.evaluation.simulators import obs_slices
 from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.fidelity import settle_sampler
-from jaxpgd.pipeline.memory import fitting, remembered, with_batch
+from jaxpgd.pipeline.memory import explained, remembered, with_batch
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.settings import Config
@@ -149,7 +149,7 @@ def _names(config: Config, part: str) -> list[str]:
     return [f"{part}.{name}" for name in vars(value)] if dataclasses.is_dataclass(value) else [part]
 
 
-@fitting
+@explained
 def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
     """Train the denoiser, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "denoiser") or run
@@ -170,7 +170,7 @@ def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
     return termination(config.dynamics.termination, info.env_id, kwargs, obs_slices(info))
 
 
-@fitting
+@explained
 def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     """Train the one-step world model, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "dynamics") or run
@@ -182,7 +182,7 @@ def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     return trained_dynamics(state, data, config.dynamics, rule)
 
 
-@fitting
+@explained
 def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser:
     """Train DyDiff's denoiser of states given actions, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "state-denoiser") or run

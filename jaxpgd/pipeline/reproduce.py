@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxpgd.evaluation.report import text_table
 from jaxpgd.pipeline.memory import remembered, with_batch
 from jaxpgd.pipeline.run import run_all
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, versions
+from jaxpgd.settings import HealthConfig
 from jaxpgd.training.checkpoints import read_arrays, read_manifest
 
 RESULTS = ("returns.json", "quality.json")
@@ -40,9 +42,10 @@ def reproduce(run_path: str, out: Path | None = None) -> bool:
     run.require("report", f"jaxpgd run {run.path / 'config.toml'} --resume")
     out = out or run.path / "reproduced"
     check(out.resolve() != run.path.resolve(), "--out", str(out), "another directory than that of the run")
+    _make_room(run, out)
     for name, before, now in environment_changes(run):
         print(f"note: {name} was {before} then and is {now} now", flush=True)
-    config = dataclasses.replace(run.config, out=str(out))
+    config = dataclasses.replace(run.config, out=str(out), health=_health(run))
     if run.config.sampler.batch_size > 0 or (run.path / "memory.json").exists():
         config = with_batch(config, remembered(run, run.config.sampler.batch_size or 2**31))
     again = RunDirectory(run_all(config, resume=True), config)
@@ -50,8 +53,40 @@ def reproduce(run_path: str, out: Path | None = None) -> bool:
     print(text_table([dataclasses.asdict(each) for each in found]))
     same = all(each.differing == 0 for each in found)
     print(f"{run.path}: {'the same bits' if same else 'not the same'}, {len(found)} parts compared with {again.path}")
-    again.write_json("reproduction.json", {"of": str(run.path), "same": same, "parts": [dataclasses.asdict(c) for c in found]})
+    again.write_json(
+        "reproduction.json", {"of": str(run.path.resolve()), "same": same, "parts": [dataclasses.asdict(c) for c in found]}
+    )
     return same
+
+
+def _make_room(run: RunDirectory, out: Path) -> None:
+    """Remove an earlier reproduction that was compared: reading it once more would show nothing.
+
+    One that was interrupted goes on. Raises InputError where it was begun with other versions.
+    """
+    record = RunDirectory(out, run.config).read_json("reproduction.json")
+    if record:
+        check(
+            record.get("of") == str(run.path.resolve()), "--out", str(out), "no reproduction of another run", "Choose another."
+        )
+        shutil.rmtree(out)
+    elif (out / "config.toml").exists():
+        changes = [name for name, _, _ in environment_changes(open_run(out))]
+        check(not changes, "--out", str(out), f"a reproduction begun with the present {', '.join(changes)}", "Delete it.")
+
+
+def _health(run: RunDirectory) -> HealthConfig:
+    """How the run got to its end: updates that any of its stages left out, seeds that one left behind."""
+    used = [run.config.health]
+    for path in (run.path / "stages").glob("*.json"):
+        found = run.facts(path.stem).get("health")
+        used += [HealthConfig(**found)] if isinstance(found, dict) else []
+    return dataclasses.replace(
+        run.config.health,
+        skip_updates=max(each.skip_updates for each in used),
+        lost_seeds="keep" if any(each.lost_seeds == "keep" for each in used) else "stop",
+        debug_nans=False,
+    )
 
 
 def environment_changes(run: RunDirectory) -> list[tuple[str, str, str]]:

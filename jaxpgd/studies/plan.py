@@ -20,7 +20,8 @@ from jaxpgd.studies.spec import Comparison, Drawing, Table, read_specs
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 RESERVED = ("cell", "episode", "step", "method", "return", "length", "log_likelihood", "dynamics_error", "persistence")
-IGNORED = ("out", "wandb_project", "checkpoint_seconds", "models_from", "preset")  # of a config: they change no result
+# of a config: they change no result
+IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +251,7 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
         values = merge(values, {"synthesis": {"first_unguided": False}})
     if measure.kind == "trajectories":  # what no model makes needs none
         values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]
+    values = merge({"health": {"lost_seeds": "keep"}}, values)  # a seed that diverges does not stop the others
     try:
         config = load_config(None, values)
     except InputError as error:

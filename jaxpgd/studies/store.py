@@ -51,7 +51,8 @@ class Store:
         data = config.data
         if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
             data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes, window=2)
-        found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds)
+        found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
+                       health=config.health)  # fmt: skip
         if stage == "dynamics":
             flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
             return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics, denoiser=flat))

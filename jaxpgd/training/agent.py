@@ -190,14 +190,21 @@ def update_many(
     return state.replace(agent=inner, key=key), {**mean_metrics(metrics), **first}  # type: ignore[attr-defined]
 
 
+def _gamma(state: PyTree) -> Array | None:
+    """The discount that an agent's state was made with, which is a seed's own; None for agents without one."""
+    return getattr(getattr(getattr(state, "inner", state), "hypers", None), "gamma", None)
+
+
 def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
     """How far [] a mean value is outside what the rewards [M] of the data allow, in widths of that range; 0: inside.
 
-    Rewards of at most r for ever are worth r / (1 - gamma); episodes that end are worth less, down or up to 0.
+    Rewards of at most r for ever are worth r / (1 - gamma); episodes that end are worth less, down or up to 0. Without
+    discounting (gamma 1) anything is allowed.
     """
-    low, high = jnp.minimum(real.reward.min(), 0.0), jnp.maximum(real.reward.max(), 0.0)
-    low, high = low / (1.0 - gamma), high / (1.0 - gamma)
-    return jnp.maximum(jnp.maximum(value - high, low - value), 0.0) / jnp.maximum(high - low, 1e-9)
+    horizon = 1.0 / jnp.maximum(1.0 - gamma, 1e-9)
+    low, high = horizon * jnp.minimum(real.reward.min(), 0.0), horizon * jnp.maximum(real.reward.max(), 0.0)
+    excess = jnp.maximum(jnp.maximum(value - high, low - value), 0.0) / jnp.maximum(high - low, 1e-9)
+    return jnp.where(jnp.asarray(gamma) < 1.0, excess, 0.0)
 
 
 def agent_program(
@@ -215,7 +222,6 @@ def agent_program(
     """
     schedule = make_schedule(config, synthesis)
     synthetic = round(synthesis.synthetic_ratio * config.batch_size)
-    gamma = getattr(agent.hypers if hypers is None else hypers, "gamma", None)
 
     def chunk(state: AgentState, data: Experience, index: Array) -> tuple[AgentState, Metrics]:
         has_replay = data.synthesizer is not None
@@ -223,6 +229,7 @@ def agent_program(
             state = jax.lax.cond(schedule.due(index), lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
         share = synthetic if has_replay else 0
         state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip)
+        gamma = _gamma(state.agent)
         if gamma is not None and "target_mean" in metrics:
             metrics["value_excess"] = value_excess(data.real, gamma, metrics["target_mean"])
         if state.replay is not None:

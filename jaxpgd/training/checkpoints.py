@@ -112,6 +112,8 @@ def _digest(content: dict[str, Any]) -> str:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: "entries" by name, "score". Raises ValueError or OSError where that is damaged."""
+    if not (path / MANIFEST).exists():
+        raise ValueError(f"{MANIFEST} is missing: it is damaged, or of an earlier version of jaxpgd")
     stored = json.loads((path / MANIFEST).read_bytes())
     content = {name: stored[name] for name in ("entries", "score")}
     if stored["sha256"] != _digest(content):
@@ -127,7 +129,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def load_tree(path: Path, target: Tree) -> Tree:
     """Read a tree that has the structure of `target`. Raises InputError where it is absent, damaged or of another shape.
 
-    Names, types and shapes are compared before any array is read.
+    Names and shapes are compared before any array is read; types become those of `target`.
     """
     path = path.absolute()
     if not path.is_dir():
@@ -233,6 +235,14 @@ class CheckpointStore:
         return None
 
     def restore_best(self, target: Tree) -> tuple[Tree, int] | None:
-        """The state with the highest score, else the newest, and its chunk count. Raises InputError as `restore`."""
+        """The state with the highest score, else, or where that is damaged, the newest, and its chunk count.
+
+        Raises InputError as `restore`.
+        """
         best = self.best()
-        return self.restore(target) if best is None else (load_tree(self.directory / str(best), target), best)
+        if best is not None:
+            try:
+                return load_tree(self.directory / str(best), target), best
+            except DamagedCheckpoint as error:
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+        return self.restore(target)

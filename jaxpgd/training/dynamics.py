@@ -160,15 +160,19 @@ class _Learner:
             stale=jnp.where(take, 0, state.stale + 1),
         )
         counted = jax.tree.map(lambda x: jnp.where(active, x, 0.0), found)  # a network that has stopped is trained in vain
-        named = {f"{self.part}_{name}": value for name, value in counted.items()}
+        named = {self._training(name): value for name, value in counted.items()}
         metrics = {**self._metrics(state), **firsts(named)}
         return state, {**metrics, SKIPPED: counted[SKIPPED].mean()} if skip else metrics
 
     def rest(self, state: PartState, steps: int, skip: bool) -> tuple[PartState, Metrics]:
         """An epoch in which nothing is left to train."""
-        none = {f"{FIRST}{self.part}_{name}": jnp.asarray(steps, jnp.int32) for name in ("loss", "gradient_norm")}
+        none = {FIRST + self._training(name): jnp.asarray(steps, jnp.int32) for name in ("loss", "gradient_norm")}
         metrics = {**self._metrics(state), **none}
         return state, {**metrics, SKIPPED: jnp.zeros(())} if skip else metrics
+
+    def _training(self, name: str) -> str:
+        """The name of a metric of gradient steps, apart from the held-out loss."""
+        return f"{self.part}_training_{name}"
 
     def _metrics(self, state: PartState) -> Metrics:
         return {f"{self.part}_loss": state.best_loss.mean(), f"{self.part}_stale": state.stale.min()}
@@ -250,7 +254,9 @@ def dynamics_program(
         metrics |= {SKIPPED: skipped} if skip else {}
         return state.replace(key=key), metrics  # type: ignore[attr-defined]
 
-    return Program(init=init, chunk=chunk, chunks=config.epochs, steps_per_chunk=1, quantities=_quantities)
+    return Program(
+        init=init, chunk=chunk, chunks=config.epochs, steps_per_chunk=1, updates_per_chunk=steps, quantities=_quantities
+    )
 
 
 def _quantities(state: DynamicsState) -> dict[str, PyTree]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxpgd.errors import InputError
-from jaxpgd.files import write_text, writing
+from jaxpgd.files import sync, write_text, writing
 from jaxpgd.parallel import is_writer
 
 
@@ -53,6 +53,12 @@ class MetricsLog:
         rows = [r for r in self.read() if r.get("stage") != stage or before(r.get("chunk"))]
         text = "".join(json.dumps(r) + "\n" for r in rows)
         write_text(self.path, text)
+
+    def sync(self) -> None:
+        """Have all lines on disk. Raises StorageError."""
+        if self.path.exists():
+            with writing(self.path):
+                sync(self.path)
 
     def write(self, stage: str, chunk: int, values: dict[str, Any]) -> None:
         """Append one line, of several processes the first. Values may be arrays; seeds are lists."""

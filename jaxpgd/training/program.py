@@ -30,6 +30,7 @@ class Program(Generic[State]):
     chunk: Callable[[State, PyTree, Array], tuple[State, Metrics]] = struct.field(pytree_node=False)
     chunks: int = struct.field(pytree_node=False)
     steps_per_chunk: int = struct.field(pytree_node=False)
+    updates_per_chunk: int = struct.field(pytree_node=False, default=0)  # where a step is many of them; 0: steps_per_chunk
     seeds: int = struct.field(pytree_node=False, default=0)  # length of the state's leading axis; 0: it has no seed axis
     # parts of a state that have to be finite, "sample" and "parameter" by name
     quantities: Callable[[State], dict[str, PyTree]] = struct.field(pytree_node=False, default=lambda state: {})

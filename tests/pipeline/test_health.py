@@ -12,12 +12,14 @@ import pytest
 from flax import struct
 from jax import Array
 
+from jaxpgd.agents import replace_hypers
 from jaxpgd.agents.td3_bc import td3_bc
 from jaxpgd.errors import DivergenceError
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run
-from jaxpgd.settings import AgentConfig, Config, HealthConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, agent_program, value_excess
+from jaxpgd.settings import AgentConfig, Config, DynamicsConfig, HealthConfig, SynthesisConfig
+from jaxpgd.training.agent import Experience, agent_program, init_agent, make_schedule, value_excess
+from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
 from jaxpgd.training.health import culprits, first_bad, first_of_blocks, firsts, skipping, split_firsts
 from jaxpgd.training.program import Program, mean_metrics
 from jaxpgd.types import Policy, Synthesis, Trajectory, Transition
@@ -243,3 +245,46 @@ def test_causes_come_before_effects() -> None:
 
 def nan() -> np.ndarray:
     return np.array(np.nan)
+
+
+def dynamics_data(spoiled: float = 1.0) -> Any:
+    found = prepare_dynamics(transitions(200).replace(next_obs=jnp.arange(400.0).reshape(200, 2)), DYNAMICS)  # type: ignore[attr-defined]
+    return found.replace(transitions=jax.tree.map(lambda x: x * spoiled, found.transitions))  # type: ignore[attr-defined]
+
+
+DYNAMICS = DynamicsConfig(members=2, elites=1, hidden=(8,), reward_hidden=(8,), epochs=3, steps_per_epoch=6, batch_size=8)
+
+
+def test_a_world_model_names_the_gradient_step(tmp_path: Path) -> None:
+    data = dynamics_data(np.nan)
+    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool))
+    with pytest.raises(DivergenceError, match=r": (state|reward)_training_loss is not finite from step 1 on"):
+        drive(open_run(tmp_path), "dynamics", jax.random.key(0), program, data)
+
+
+def test_a_world_model_counts_the_gradient_steps_that_it_leaves_out(tmp_path: Path) -> None:
+    data = dynamics_data(np.nan)
+    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool), skip=True)
+    with pytest.raises(DivergenceError, match=r"6 updates were not finite .* more than health.skip_updates = 2|_loss is not"):
+        drive(open_run(tmp_path, skip_updates=2), "dynamics", jax.random.key(0), program, data)
+
+
+def test_the_cause_is_that_of_the_seed_that_is_lost_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = jnp.array([2.0, 9.0, 100.0])  # the gradient of seed 0 fails in step 3, that of seed 1 in step 10
+    drive(open_run(tmp_path, lost_seeds="keep"), "stage", jax.random.key(0), descent(4, seeds=3), start)
+    said = capsys.readouterr().err
+    assert "gradient_norm is not finite from step 3 on (of 0)" in said
+    assert "gradient_norm is not finite from step 10 on (of 1)" in said
+
+
+def test_every_seed_is_judged_by_its_own_discount() -> None:
+    agent = td3_bc(action_dim=1, hidden=(8,))
+    experience = Experience(transitions(64, reward=1e-3))  # worth 0.002 at a discount of 0.5, 1000 at 0.999999
+    schedule, found = make_schedule(CONFIG, SynthesisConfig()), {}
+    for gamma in (0.5, 0.999999, 1.0):
+        hypers = replace_hypers(agent.hypers, gamma=gamma)
+        state = init_agent(jax.random.key(0), experience, agent, schedule, hypers)
+        # the program is made with the agent's own discount, as that of one setting is for all settings of a sweep
+        _, metrics = agent_program(agent, CONFIG, SynthesisConfig()).chunk(state, experience, jnp.asarray(0))
+        found[gamma] = float(metrics["value_excess"])
+    assert found[0.5] > 1.0 and found[0.999999] < 0.01 and found[1.0] == 0.0
