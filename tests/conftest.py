@@ -22,6 +22,14 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay on one worker, and so do all that look at the one finished run, which is then made once."""
+    for item in items:
+        shared = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished" if shared else str(item.path)))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests are compilation for the most part, and much of that is optimising what runs for a moment.
 

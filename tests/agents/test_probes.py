@@ -129,6 +129,7 @@ def test_bc_clones_the_mean_of_every_state():
         assert mode == pytest.approx(float(action[which].mean()), abs=0.04)  # their median is 0.08 lower
 
 
+@pytest.mark.slow
 def test_cql_holds_unseen_actions_below_those_of_the_data():
     """Every action is worth 1, and the data has those below -0.3 only."""
     action = jax.random.uniform(jax.random.key(3), (512, 1), minval=-1.0, maxval=-0.3)
@@ -156,6 +157,7 @@ def two_modes(best, n=1024):
     return Transition(obs=obs, action=action, reward=reward, discount=jnp.zeros(n), next_obs=obs)
 
 
+@pytest.mark.slow
 def test_diffusion_ql_keeps_both_modes_without_q_and_finds_the_optimum_with_it():
     """A Gaussian policy would clone their mean, 0. Five steps end at E[a | x] from sigma 0.49, which is not far from the
     distance between the modes: even with the exact denoiser a share of the samples lies between them.

@@ -96,6 +96,7 @@ def two_modes(spread):
     return Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, log_prob)
 
 
+@pytest.mark.slow
 def test_where_the_policy_is_convex_guidance_still_climbs():
     """The shift is along C times the gradient of log q, in the action and in the state."""
     likelihood, sigma = Likelihood(two_modes(0.25), PLAIN, 0.3), jnp.asarray(0.3)

@@ -103,7 +103,7 @@ def test_the_derivative_of_standardising_is_that_of_its_definition(axes: tuple[i
     np.testing.assert_allclose(jax.vjp(ours, x)[1](dx)[0], jax.vjp(plain, x)[1](dx)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("block", ["plain", "residual"])
+@pytest.mark.parametrize("block", [pytest.param("plain", marks=pytest.mark.slow), "residual"])
 def test_half_precision_is_of_the_products_alone(block: Block) -> None:
     exact, half = (TemporalUNet(features=16, blocks=2, groups=4, block=block, dtype=d) for d in (None, jnp.bfloat16))
     x = jax.random.normal(jax.random.key(2), (8, 5))

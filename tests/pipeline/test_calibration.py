@@ -63,6 +63,7 @@ def test_a_run_chooses_before_each_refresh(
     assert quality["chosen"] == coefficient and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, coefficient, 1.0})
 
 
+@pytest.mark.slow
 def test_a_run_by_effective_size_is_scored_at_the_coefficient_it_ends_with(
     finished: Path, make_config: Any, tmp_path: Path
 ) -> None:

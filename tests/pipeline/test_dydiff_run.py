@@ -93,6 +93,7 @@ def test_interrupted_models_end_with_the_same_bits(
     assert read(tmp_path / "again" / "results.json") == read(done / "results.json")
 
 
+@pytest.mark.slow
 def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = compare_runs([str(done)], trajectories=6)
     methods = ["ensemble, mean", "ensemble, sampled", *(f"DyDiff, {i} iteration{'s' * (i != 1)}" for i in (0, 1, 2, 4))]

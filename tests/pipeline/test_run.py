@@ -246,6 +246,7 @@ def test_a_finished_stage_without_its_last_checkpoint_is_run_again(finished: Pat
         np.testing.assert_array_equal(value, again[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_frontier_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--trajectories", "8", "--coefficients", "0.5,2", "--kinds", "published,smc", "--policy", "guided:1"]
     main(["frontier", str(finished), *arguments, "--max-dynamics-error", "100", "--out", str(tmp_path / "f")])

@@ -99,7 +99,7 @@ def test_count_length_and_batches() -> None:
     np.testing.assert_allclose(made.obs, whole.obs, rtol=1e-4)  # the batch size changes nothing but speed
 
 
-@pytest.mark.parametrize("particles", [COUNT, 600])
+@pytest.mark.parametrize("particles", [COUNT, pytest.param(600, marks=pytest.mark.slow)])
 def test_weighted_populations_have_the_tilted_distribution(particles: int) -> None:
     """N(0, 1) tilted by N(1.5, 0.6^2): mean 1.5 / 1.36, variance 0.36 / 1.36; normaliser N(1.5; 0, 1.36) in units of 0.01.
 
