@@ -6,6 +6,7 @@ JAX processes that share their cores slow each other down; programs of equal sha
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-xdist's own, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Files stay on one worker, and so do all that look at the one finished run, which is then made once."""
     for item in items:
         shared = "finished" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("finished" if shared else str(item.path)))
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -114,27 +114,27 @@ class Stage(Generic[State]):
 
         Where others may go on (`health.lost_seeds`), seeds that are lost are named in a warning, once.
         """
-        found = culprits(jax.device_get(self._look(state)), row, first, self._updates, done * self._updates)
+        fine = jax.device_get(self._look(state))
+        found = culprits(fine, row, first, self._updates, done * self._updates, self._lost)
         found += self._skipped_too_many(row, done)
-        bad = np.any([each.seeds for each in found], axis=0) if found else np.zeros_like(self._lost)
-        new = bad & ~self._lost
-        if new.any():
-            cause = next(each for each in found if (each.seeds & new).any())  # of a seed that was well until now
-            what = f"stage {self.name!r} of {self.run.path}: {cause.what}"
+        if found:
+            new = np.any([each.seeds for each in found], axis=0)
+            what = f"stage {self.name!r} of {self.run.path}: {found[0].what}"
             of = "" if self.program.seeds == 0 else f" (of {', '.join(map(str, np.flatnonzero(new)))})"
-            if bad.all() or self.health.lost_seeds == "stop":
+            self._lost |= new
+            if self._lost.all() or self.health.lost_seeds == "stop":
                 raise DivergenceError(what + of)
             print(f"warning: {what}{of}", file=sys.stderr, flush=True)
-        self._lost |= bad
         self._flag(row)
 
     def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[Culprit]:
         most, skipped = self.health.skip_updates, np.atleast_1d(np.asarray(row.get(SKIPPED, 0.0)))
-        if most == 0 or not (skipped > most).any():
+        over = (skipped > most) & ~self._lost
+        if most == 0 or not over.any():
             return []
         end = done * self.program.steps_per_chunk
-        what = f"{int(skipped.max())} updates were not finite in the chunk that ends at step {end}, more than "
-        return [Culprit(what + f"health.skip_updates = {most}", skipped > most, (self._updates, 2, 0))]
+        what = f"{int(skipped[over].max())} updates were not finite in the chunk that ends at step {end}, more than "
+        return [Culprit(what + f"health.skip_updates = {most}", over, (self._updates, 2, 0))]
 
     def recall(self) -> None:
         """What an earlier process of this stage has said of critics, from its log."""

@@ -86,8 +86,12 @@ class Culprit:
     order: tuple[int, int, int]
 
 
-def culprits(state: dict[str, Any], metrics: dict[str, Any], first: dict[str, Any], steps: int, end: int) -> list[Culprit]:
+def culprits(
+    state: dict[str, Any], metrics: dict[str, Any], first: dict[str, Any], steps: int, end: int, lost: np.ndarray
+) -> list[Culprit]:
     """What is not finite after a chunk of `steps` steps that ends at step `end`, the cause before its effects.
+
+    Seeds that were `lost` before [seeds] are left out.
 
     `state`: `finite` of samples and parameters; `first`: `firsts` of the chunk; `metrics`: means, for those without a first.
     Samples come before what is learned from them, then metrics by step (within one: by `_PARTS`, a loss before its gradient),
@@ -96,15 +100,15 @@ def culprits(state: dict[str, Any], metrics: dict[str, Any], first: dict[str, An
     found = []
     for name, fine in state.items():
         order = (-1, 0, 0) if name.startswith("sample") else (steps, 1, 0)
-        found.append(Culprit(f"{name} has entries that are not finite", ~np.atleast_1d(fine), order))
+        found.append(Culprit(f"{name} has entries that are not finite", ~np.atleast_1d(fine) & ~lost, order))
     for name, value in first.items():
-        index = np.atleast_1d(value)
+        index = np.where(lost, steps, np.atleast_1d(value))
         step = int(index.min())
         what = f"{name} is not finite from step {end - steps + step + 1} on"
         found.append(Culprit(what, index < steps, (step, *_rank(name))))
     for name in [n for n in metrics if watched(n) and n not in first]:
         bad = ~np.isfinite(np.atleast_1d(np.asarray(metrics[name], np.float64)))
-        found.append(Culprit(f"{name} is not finite in the chunk that ends at step {end}", bad, (steps, 0, 0)))
+        found.append(Culprit(f"{name} is not finite in the chunk that ends at step {end}", bad & ~lost, (steps, 0, 0)))
     return sorted((each for each in found if each.seeds.any()), key=lambda each: each.order)
 
 
