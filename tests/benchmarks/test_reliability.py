@@ -27,7 +27,7 @@ def test_the_stage_that_a_run_is_in(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     for stage in ("denoiser", "dynamics", "state-denoiser"):
         (tmp_path / "stages" / f"{stage}.json").touch()
-    assert faults.stage_of(tmp_path) == "agent-real"
+    assert faults.stage_of(tmp_path) == "agent-guided"
 
 
 def test_options_belong_to_their_suite(capsys: pytest.CaptureFixture[str]) -> None:
