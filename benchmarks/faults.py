@@ -65,8 +65,8 @@ class Fault:
 class Laboratory:
     """A folder with the undisturbed run, and runs to disturb."""
 
-    def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.random = root, random.Random(seed)
+    def __init__(self, root: Path) -> None:
+        self.root = root
         (root / "config.toml").write_text(CONFIG)
         self.environment = {**os.environ, **_ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(root / "compiled")}
         self.reference = root / "reference"
@@ -180,7 +180,7 @@ def run(kills: int = 50, damages: int = 10, disks: int = 8, seed: int = 0) -> di
     """All faults, two at a time where there are two cores; a table of those tried, survived and lost."""
     root = Path(tempfile.mkdtemp(prefix="jaxpgd-faults-"))
     try:
-        lab = Laboratory(root, seed)
+        lab = Laboratory(root)
         print(f"an undisturbed run takes {lab.seconds:.1f} s", file=sys.stderr, flush=True)
         rng = random.Random(seed)
         jobs: list[Any] = [lambda i=i, s=rng.random(): killed(lab, i, s) for i in range(kills)]

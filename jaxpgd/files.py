@@ -94,6 +94,8 @@ def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
             partial.rename(path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
             raise
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)

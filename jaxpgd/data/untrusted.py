@@ -57,14 +57,15 @@ class Budget:
     """Counts what a file asks for, before it is read. Raises InputError naming the array that goes beyond the memory."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.left = name, most_bytes()
+        self.name, self.most = name, most_bytes()
+        self.left = self.most
 
     def take(self, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Account for an array that is about to be read."""
         check(dtype.kind in _KINDS and dtype.names is None, f"{what} of {self.name}", str(dtype), "numbers")
         size = math.prod(shape) * dtype.itemsize
         self.left -= size
-        check(self.left >= 0, f"{what} of {self.name}", shape, f"at most {most_bytes() / 2**30:.3g} GiB in all, a "
+        check(self.left >= 0, f"{what} of {self.name}", shape, f"at most {self.most / 2**30:.3g} GiB in all, a "
               f"quarter of the memory, not {size / 2**30:.3g} GiB here")  # fmt: skip
 
 

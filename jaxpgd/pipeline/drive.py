@@ -102,7 +102,7 @@ class Stage(Generic[State]):
             if error.get() is not None:
                 reason = str(error.get()).strip().splitlines()[0]
                 end = (done + 1) * self.program.steps_per_chunk
-                raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {reason}.")
+                raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {reason}")
         state, metrics = result
         metrics, first = split_firsts(jax.device_get(metrics))
         if SKIPPED in metrics:

@@ -16,7 +16,7 @@ import jax
 from jaxpgd.config import load_config, to_toml
 from jaxpgd.data.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
-from jaxpgd.files import write_text
+from jaxpgd.files import PARTIAL, write_text
 from jaxpgd.parallel import any_of_all, is_writer, together
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
@@ -202,7 +202,7 @@ def _create(config: Config, resume: bool) -> RunDirectory:
     stored = path / "config.toml"
     _check_writable(path)
     # A run that was killed while its directory was made has left some of these, and config.toml, written last, is missing.
-    beginnings = {"run.lock", "stages", "versions.json", "versions.json.partial", "config.toml.partial"}
+    beginnings = {"run.lock", "stages", "versions.json", f"versions.json{PARTIAL}", f"config.toml{PARTIAL}"}
     if not stored.exists() and path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
         raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
     try:

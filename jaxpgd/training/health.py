@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ from jax.experimental import checkify
 
 from jaxpgd.types import Metrics, PyTree
 
-State = TypeVar("State")
 Update = Callable[[Any, Any], tuple[Any, Metrics]]
 
 FIRST = "first_bad/"  # before the names of metrics that say it: the step of the chunk, its length where all are finite

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, StorageError
 from jaxpgd.training.checkpoints import (
     MANIFEST,
     CheckpointStore,
@@ -186,3 +186,19 @@ def test_what_the_system_lacks_is_not_damage(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ocp.StandardCheckpointer, "restore", refuse)
     with pytest.raises(OSError, match="too many open files"):
         store.restore(tree())
+
+
+def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tree(tmp_path / "one", tree())
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name == "one.writing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(StorageError, match=r"one: cannot be written, no space left on its disk"):
+        save_tree(tmp_path / "one", tree(2.0))
+    assert [p.name for p in tmp_path.iterdir()] == ["one"]
+    same(load_tree(tmp_path / "one", tree()), tree())
