@@ -14,7 +14,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +79,21 @@ class Laboratory:
             self.finish(self.reference)
             self.seconds = time.monotonic() - began
 
-    def start(self, out: Path) -> subprocess.Popen[bytes]:
+    def start(self, out: Path, *options: str) -> subprocess.Popen[bytes]:
         """`jaxpgd run --resume` into `out`, what it says into `out`.log."""
-        command = [sys.executable, "-m", "jaxpgd", "run", str(self.root / "config.toml"), "--resume", "--out", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "jaxpgd",
+            "run",
+            str(self.root / "config.toml"),
+            "--resume",
+            "--out",
+            str(out),
+            *options,
+        ]
         with self.log(out).open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+            return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=self.environment)
 
     def log(self, out: Path) -> Path:
         return self.root / f"{'-'.join(out.relative_to(self.root).parts)}.log"
@@ -153,27 +166,107 @@ def damaged(lab: Laboratory, number: int, share: float, rng: random.Random) -> F
     return lab.resumed(f"newest checkpoint, {what}", chosen.name, out, f"{file.name} at {place} of {size}")
 
 
-def full_disk(lab: Laboratory, size: int) -> Fault:
-    """A run on a file system of `size` KiB that fills up; then it gets room, and the run is resumed."""
-    disk = lab.root / f"disk-{size}"
+@contextmanager
+def small_disk(lab: Laboratory, name: str, size: int) -> Iterator[Path]:
+    """A tmpfs of `size` KiB. Raises OSError where none can be mounted."""
+    disk = lab.root / name
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        return Fault("full disk", "none", False, "cannot mount a tmpfs here: run as root, or under `unshare -Urm`")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        raise OSError("cannot mount a tmpfs here: run as root, or under `unshare -Urm`")
     try:
-        out = disk / "run"
-        code = lab.start(out).wait()
-        said = [line for line in lab.log(out).read_text().splitlines() if line.startswith("error:")]
-        stage, message = stage_of(out), said[-1] if said else ""
-        clear = code == 1 and "no space left" in message and str(disk) in message
-        subprocess.run(["mount", "-o", "remount,size=512m", str(disk)], check=True)
-        lab.log(out).unlink()
-        fault = lab.resumed(f"disk of {size} KiB full", stage, out, message.removeprefix("error: ").replace(str(disk), "DISK"))
-        return fault if clear else dataclasses.replace(fault, survived=False, detail=f"exit status {code}: {message}")
+        yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def fill(disk: Path, room: int = 0) -> Path:
+    """A file that leaves `room` KiB of a disk."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(bytes(2**16)) == 2**16:
+            pass
+    os.truncate(ballast, max(ballast.stat().st_size - room * 1024, 0))
+    return ballast
+
+
+def ended(lab: Laboratory, process: subprocess.Popen[bytes], out: Path, part: str) -> tuple[str, str]:
+    """The message with which a run on a full disk ended, and what is wrong with it, if anything."""
+    code = process.wait()
+    said = [line for line in lab.log(out).read_text().splitlines() if line.startswith("error:")]
+    message = said[-1].removeprefix("error: ") if said else ""
+    clear = code == 1 and "no space left" in message and str(out) in message and part in message
+    message = message.replace(str(out), "RUN")
+    return message, "" if clear else f"exit status {code}: {message}"
+
+
+def continued(lab: Laboratory, what: str, stage: str, out: Path, said: tuple[str, str]) -> Fault:
+    """The run resumed where there is room again; lost as well where its message was not clear."""
+    lab.log(out).unlink()
+    fault = lab.resumed(f"disk full, {what}", stage, out, said[0])
+    return dataclasses.replace(fault, survived=False, detail=said[1]) if said[1] else fault
+
+
+def full_from_the_start(lab: Laboratory, size: int) -> Fault:
+    """A run on a disk of `size` KiB, which checkpoints fill up."""
+    with small_disk(lab, f"disk-{size}", size) as disk:
+        out = disk / "run"
+        said = ended(lab, lab.start(out), out, "checkpoints")
+        stage = stage_of(out)
+        subprocess.run(["mount", "-o", "remount,size=512m", str(disk)], check=True)
+        return continued(lab, "checkpoints", stage, out, (f"{size} KiB: {said[0]}", said[1]))
+
+
+def full_while_logging(lab: Laboratory, stage: str) -> Fault:
+    """A disk that others fill up while a stage logs, between checkpoints: its lines no longer fit."""
+    with small_disk(lab, f"disk-{stage}", 2**19) as disk:
+        out = disk / "run"
+        process = lab.start(out, "--checkpoint-seconds", "1e9")
+        log = out / "metrics.jsonl"
+        while process.poll() is None and not (log.exists() and f'"{stage}"' in log.read_text()):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        ballast = fill(disk)
+        process.send_signal(signal.SIGCONT)
+        said = ended(lab, process, out, "metrics.jsonl")
+        ballast.unlink()
+        return continued(lab, "metrics.jsonl", stage, out, said)
+
+
+def full_while_reporting(lab: Laboratory, share: float) -> Fault:
+    """A disk with room for a share of the report: its figures, or its text, no longer fit."""
+    with small_disk(lab, f"disk-report-{share}", 2**19) as disk:
+        out = disk / "run"
+        lab.finish(out)
+        report = [out / "results.json", out / "report.html", *out.glob("figures/*")]
+        size = sum(file.stat().st_size for file in report) // 1024
+        for file in report:
+            file.unlink()
+        ballast = fill(disk, int(share * size))
+        said = ended(lab, lab.start(out), out, "report.html" if share > 0.5 else "figures")
+        ballast.unlink()
+        return continued(lab, "report", "report", out, said)
+
+
+def attempted(job: Callable[[], Fault]) -> Fault:
+    """A fault, lost where it could not be made."""
+    try:
+        return job()
+    except OSError as error:
+        return Fault("not made", "none", False, str(error))
+
+
+def full_disks(lab: Laboratory, count: int) -> list[Callable[[], Fault]]:
+    """`count` jobs: disks of growing sizes and, from two on, ones that are full when lines or the report are to be written."""
+    others: list[Callable[[], Fault]] = [
+        lambda stage=stage: full_while_logging(lab, stage) for stage in ("agent-guided", "agent-dydiff")
+    ]
+    others += [lambda share=share: full_while_reporting(lab, share) for share in (0.15, 0.8)]
+    others = others[: max(count - 1, 0)]
+    sizes = count - len(others)
+    needed = sum(f.stat().st_size for f in lab.reference.rglob("*") if f.is_file()) // 1024
+    starts = [int(needed * (0.1 + 0.85 * i / max(sizes - 1, 1))) for i in range(sizes)]
+    return [*(partial(full_from_the_start, lab, size) for size in starts), *others]
 
 
 def run(kills: int = 50, damages: int = 10, disks: int = 8, seed: int = 0) -> dict[str, Any]:
@@ -183,18 +276,17 @@ def run(kills: int = 50, damages: int = 10, disks: int = 8, seed: int = 0) -> di
         lab = Laboratory(root)
         print(f"an undisturbed run takes {lab.seconds:.1f} s", file=sys.stderr, flush=True)
         rng = random.Random(seed)
-        jobs: list[Any] = [lambda i=i, s=rng.random(): killed(lab, i, s) for i in range(kills)]
+        jobs: list[Callable[[], Fault]] = [lambda i=i, s=rng.random(): killed(lab, i, s) for i in range(kills)]
         jobs += [lambda i=i, s=0.2 + 0.6 * rng.random(), r=rng.random(): damaged(lab, i, s, random.Random(r))
                  for i in range(damages)]  # fmt: skip
-        needed = sum(f.stat().st_size for f in lab.reference.rglob("*") if f.is_file()) // 1024
-        jobs += [lambda size=int(needed * (0.1 + 0.85 * i / max(disks - 1, 1))): full_disk(lab, size) for i in range(disks)]
+        jobs += full_disks(lab, disks)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            faults = list(pool.map(lambda job: job(), jobs))
+            faults = list(pool.map(attempted, jobs))
     finally:
         shutil.rmtree(root, ignore_errors=True)
     table = []
-    for kind in dict.fromkeys(f.kind.split(" of ")[0] for f in faults):
-        mine = [f for f in faults if f.kind.split(" of ")[0] == kind]
+    for kind in dict.fromkeys(f.kind for f in faults):
+        mine = [f for f in faults if f.kind == kind]
         survived = sum(f.survived for f in mine)
         table.append({"fault": kind, "tried": len(mine), "survived": survived, "lost": len(mine) - survived,
                       "stages": dict(Counter(f.stage for f in mine))})  # fmt: skip

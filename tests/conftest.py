@@ -1,13 +1,16 @@
-"""One core per pytest-xdist worker, and one cache of compiled programs for all of them, set before JAX starts.
+"""How tests share a machine: a core per pytest-xdist worker, one cache of compiled programs, files whole and long ones first.
 
-JAX processes that share their cores slow each other down; programs of equal shape, of which the tests run many, compile once.
+All is set before JAX starts. JAX processes that share their cores slow each other down; programs of equal shape, of which the
+tests run many, compile once.
 """
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,19 +19,43 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
+FINISHED = ("pipeline/test_run.py", "pipeline/test_calibration.py", "pipeline/test_collect.py")
+LONG = ("pipeline", "synthesis", "studies", "training", "agents", "test_notebooks.py")
+# of XLA's two ways to make kernels for the CPU the one that compiles in a third of the time; one day it may be gone
+SOONER = "--xla_cpu_use_fusion_emitters=false"
+
+
+def _is_known(flag: str) -> bool:
+    """XLA ends a process that names a flag which it does not know."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True, check=False).returncode == 0
+
+
 if not WORKER:  # workers, and commands that tests start, find it in their environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpgd-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    if "XLA_FLAGS" not in os.environ and _is_known(SOONER):
+        os.environ["XLA_FLAGS"] = SOONER
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-xdist's own, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Files stay on one worker, and so do all that look at the one finished run, which is then made once."""
-    for item in items:
-        shared = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if shared else str(item.path)))
-    return (yield)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file stays on one worker, and so do the files that look at the one finished run: what they share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "the finished run" if file.endswith(FINISHED) else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: not any(part in item.path.parts for part in LONG))
 
 
 @pytest.hookimpl(tryfirst=True)

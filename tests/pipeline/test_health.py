@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def test_a_bad_update_of_a_real_agent_changes_nothing() -> None:
     assert float(metrics["skipped_updates"]) == 1.0
     moved, metrics = program.chunk(state, Experience(real), jnp.asarray(0))
     plain, _ = agent_program(agent, config, SynthesisConfig()).chunk(state, Experience(real), jnp.asarray(0))
-    jax.tree.map(np.testing.assert_array_equal, moved.agent, plain.agent)  # sound updates are what they are without it
+    # sound updates are what they are without it, to the rounding of another program
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), moved.agent, plain.agent)
     assert float(metrics["skipped_updates"]) == 0.0
 
 
