@@ -1,5 +1,6 @@
 """The command line: `jaxpgd run` chains all stages, and each stage is a command of its own."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,10 @@ def main(argv: list[str] | None = None) -> None:
     except (DivergenceError, StorageError, DeviceMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM:
+            print("terminated; add --resume to continue from the last checkpoint", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         left = LEFT.get(command, "add --resume to continue from the last checkpoint")
         print(f"interrupted; {left}", file=sys.stderr)

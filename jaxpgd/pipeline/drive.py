@@ -16,7 +16,7 @@ from jaxpgd.errors import DivergenceError, InputError, check
 from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.health import SKIPPED, Culprit, checked, culprits, finite, split_firsts
+from jaxpgd.training.health import SKIPPED, Culprit, checked, culprits, finite, split_firsts, where
 from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
@@ -100,7 +100,7 @@ class Stage(Generic[State]):
         if self.health.debug_nans:
             error, result = result
             if error.get() is not None:
-                reason = str(error.get()).strip().splitlines()[0]
+                reason = where(error)
                 end = (done + 1) * self.program.steps_per_chunk
                 raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {reason}")
         state, metrics = result
@@ -120,7 +120,7 @@ class Stage(Generic[State]):
         if found:
             new = np.any([each.seeds for each in found], axis=0)
             what = f"stage {self.name!r} of {self.run.path}: {found[0].what}"
-            of = "" if self.program.seeds == 0 else f" (of {', '.join(map(str, np.flatnonzero(new)))})"
+            of = f" ({self._named(new)})" if self.program.seeds else ""
             self._lost |= new
             if self._lost.all() or self.health.lost_seeds == "stop":
                 raise DivergenceError(what + of)
@@ -129,12 +129,26 @@ class Stage(Generic[State]):
 
     def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[Culprit]:
         most, skipped = self.health.skip_updates, np.atleast_1d(np.asarray(row.get(SKIPPED, 0.0)))
-        over = (skipped > most) & ~self._lost
+        over = ((skipped > most) | (skipped >= self._updates)) & ~self._lost
         if most == 0 or not over.any():
             return []
-        end = done * self.program.steps_per_chunk
-        what = f"{int(skipped[over].max())} updates were not finite in the chunk that ends at step {end}, more than "
-        return [Culprit(what + f"health.skip_updates = {most}", over, (self._updates, 2, 0))]
+        end, count = done * self.program.steps_per_chunk, int(skipped[over].max())
+        limit = "which are all that it has" if count >= self._updates else f"more than health.skip_updates = {most}"
+        what = f"{count} updates were not finite in the chunk that ends at step {end}, {limit}"
+        return [Culprit(what, over, (self._updates, 2, 0))]
+
+    def _named(self, rows: np.ndarray) -> str:
+        """Seeds in words; where settings are swept over, each with its setting."""
+        seeds, found = self.run.config.seeds, [int(i) for i in np.flatnonzero(rows)]
+        if self.program.seeds <= seeds:
+            return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
+        return ", ".join(f"setting {i // seeds} seed {i % seeds}" for i in found)
+
+    @property
+    def skipped(self) -> list[int]:
+        """Updates that each seed has left out, all processes of this stage together."""
+        rows = [row[SKIPPED] for row in self.run.log.read() if row.get("stage") == self.name and SKIPPED in row]
+        return [int(n) for n in np.atleast_1d(np.sum(rows, axis=0))] if rows else []
 
     def recall(self) -> None:
         """What an earlier process of this stage has said of critics, from its log."""
@@ -149,11 +163,10 @@ class Stage(Generic[State]):
         new = (excess > self.health.value_excess) & ~self._outside
         if new.any():
             self._outside |= new
-            where = f"stage {self.name!r} of {self.run.path}: at step {row['step']}"
-            of = ", ".join(map(str, np.flatnonzero(new)))
+            place = f"stage {self.name!r} of {self.run.path}: at step {row['step']}"
             print(
-                f"warning: {where} the critic diverges (of {of}): values are {float(excess[new].max()):.3g} times the width of "
-                "what the rewards allow outside of it",
+                f"warning: {place} the critic diverges ({self._named(new)}): values are {float(excess[new].max()):.3g} times "
+                "the width of what the rewards allow outside of it",
                 file=sys.stderr,
                 flush=True,
             )
@@ -182,9 +195,10 @@ class Stage(Generic[State]):
         saved = f"{error}. The state before, of step {step}, is saved."
         if self.health.debug_nans:
             return DivergenceError(f"{saved} Where no operation is named, a number became infinite before any was NaN.")
+        keep = ", or --health.lost-seeds keep where others are well" if self.program.seeds > 1 else ""
         return DivergenceError(
             f"{saved} To see where it arises: `jaxpgd run {path / 'config.toml'} --resume --debug-nans`. To go on: --resume "
-            "with --health.skip-updates N, or --health.lost-seeds keep where others are well. Other settings need a new run."
+            f"with --health.skip-updates N{keep}. Other settings need a new run."
         )
 
     def save(self, done: int, state: State, row: dict[str, Any] | None = None) -> None:
@@ -265,7 +279,8 @@ def drive(
             "resumed": resumed,
             "steps": total,
         }
-        run.finish(stage, facts | {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging})
+        facts |= {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging, "skipped_updates": work.skipped}
+        run.finish(stage, facts | run.overcome(stage))
         wait_for_all(f"{stage} finished")
     if any_of_all(bool(stop.requested)):
         stop.leave()

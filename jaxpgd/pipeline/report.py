@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +38,8 @@ def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any],
     print(next(iter(returns.values()))["score_label"])
     for line in verdicts(quality):
         print(line)
+    for line in health_notes(run):
+        print(f"warning: {line}", file=sys.stderr)
     print(f"report: {run.path / 'report.html'}", flush=True)
     run.finish("report", {"figures": sorted(figures)})
     return rows
@@ -272,6 +275,8 @@ def write_report(
     if config.seeds == 2:
         intervals += " With two seeds that is no more than their range."
     report.table("Returns", rows, f"{intervals} Scores: {label}.")
+    if notes := health_notes(run):
+        report.text("\n\n".join(f"Not sound: {note}" for note in notes))
     if quality:
         report.text("\n\n".join(verdicts(quality)))
         table = [quality_row("real, held out", quality["real"])]
@@ -307,6 +312,21 @@ def write_report(
     report.details("Configuration", to_toml(config))
     report.details("Versions", (run.path / "versions.json").read_text())
     report.write(run.path / "report.html")
+
+
+def health_notes(run: RunDirectory) -> list[str]:
+    """What went wrong on the way, a line for each: updates left out, critics that diverged, seeds that were lost."""
+    notes = []
+    for path in sorted((run.path / "stages").glob("*.json")):
+        facts, of = run.facts(path.stem), f"stage {path.stem!r}"
+        if any(facts.get("skipped_updates", [])):
+            counts = ", ".join(map(str, facts["skipped_updates"]))
+            notes.append(f"{of} left out updates that were not finite, by seed: {counts}.")
+        if facts.get("diverging_critics"):
+            notes.append(f"{of}: the critic diverged, seeds {', '.join(map(str, facts['diverging_critics']))}.")
+        if "overcame" in facts:
+            notes.append(f"{of} had stopped before, and went on with other settings of health: {facts['overcame']}.")
+    return notes
 
 
 def generation_rows(log: list[Row]) -> list[Row]:

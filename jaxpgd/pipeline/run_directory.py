@@ -117,6 +117,22 @@ class RunLock:
         file.flush()
         self.file, self.owner, self.holders = file, os.getpid(), 1
 
+    def elsewhere(self) -> str:
+        """The number of another process that has it; empty where none has."""
+        if fcntl is None or self._held() or not self.path.exists():
+            return ""
+        try:
+            with self.path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError as error:
+                    holder = file.read().strip() or "unknown"
+                    locked = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+                    return holder if locked and holder != str(os.getpid()) else ""
+        except OSError:
+            pass
+        return ""
+
     def _held(self) -> bool:
         """Whether this very process has the lock of the file that is there now."""
         if self.file is None or self.owner != os.getpid() or not self.path.exists():
@@ -165,6 +181,15 @@ class RunDirectory:
         """Mark a stage as done, with what is worth keeping about it (seconds, counts)."""
         write_atomic(self.path / "stages" / f"{stage}.json", json.dumps(plain(facts), indent=1))
 
+    def overcome(self, stage: str) -> dict[str, Any]:
+        """The failure that a stage has left behind, for its facts; its own file goes."""
+        path = self.path / "failures" / f"{stage}.json"
+        if not (is_writer() and path.exists()):
+            return {}
+        message = json.loads(path.read_text())["message"]
+        path.unlink()
+        return {"overcame": message}
+
     def facts(self, stage: str) -> dict[str, Any]:
         """What `finish` stored."""
         found: dict[str, Any] = json.loads((self.path / "stages" / f"{stage}.json").read_text())
@@ -181,6 +206,11 @@ class RunDirectory:
 
     def require(self, stage: str, command: str, hint: str = "") -> None:
         """Raise InputError unless `stage` is done; `command` is what does it."""
+        if not self.is_done(stage) and (holder := self.lock.elsewhere()):
+            raise InputError(
+                f"run = {str(self.path)!r}: its stage {stage!r} is not finished{hint}, and another process (number {holder}) "
+                "is writing there. Wait for it."
+            )
         if not self.is_done(stage):
             raise InputError(f"run = {str(self.path)!r}: its stage {stage!r} is not finished{hint}. Run `{command}` first.")
 

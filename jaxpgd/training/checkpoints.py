@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,14 @@ import orbax.checkpoint as ocp
 
 from jaxpgd.errors import NOT_DAMAGE, InputError
 from jaxpgd.files import new_directory, writing
+from jaxpgd.training.quiet import said_once
 
 MANIFEST = "manifest.json"  # types, shapes and checksums of the entries, beside Orbax's files
 _UNFINISHED = ".writing"  # suffix of a checkpoint that is not complete
 _DAMAGED = ".damaged"  # of one that could not be read
 _OTHER = (
-    "It was written with other settings or by another version of jaxpgd; delete this stage's checkpoints to train it again."
+    "It was written with other settings or by another version of jaxpgd; delete the directory that it is in to train its stage "
+    "again."
 )
 
 Tree = TypeVar("Tree")
@@ -94,7 +97,7 @@ def save_tree(path: Path, tree: Any, score: float | None = None) -> None:
     entries = {name: {"type": str(x.dtype), "shape": list(x.shape), "sha256": checksum(x)} for name, x in values.items()}
     content = {"entries": entries, "score": score}
     with new_directory(path, _UNFINISHED) as partial:
-        with _checkpointer() as writer:
+        with said_once(), _checkpointer() as writer:
             writer.save(partial, values)
             writer.wait_until_finished()
         (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1))
@@ -115,6 +118,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not (path / MANIFEST).exists():
         raise ValueError(f"{MANIFEST} is missing: it is damaged, or of an earlier version of jaxpgd")
     stored = json.loads((path / MANIFEST).read_bytes())
+    if not isinstance(stored, dict) or not {"entries", "score", "sha256"} <= stored.keys():
+        raise ValueError(f"{MANIFEST} is not what was written")
     content = {name: stored[name] for name in ("entries", "score")}
     if stored["sha256"] != _digest(content):
         raise ValueError(f"checksum of {MANIFEST} does not match")
@@ -143,7 +148,7 @@ def load_tree(path: Path, target: Tree) -> Tree:
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         if isinstance(error, OSError) and error.errno in NOT_DAMAGE:
             raise
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        first = textwrap.shorten(str(error).strip(), 200, placeholder=" ...") or type(error).__name__
         raise DamagedCheckpoint(
             f"checkpoint = {str(path)!r}: damaged or incomplete ({first}). The checkpoint before it is taken where there "
             "is one."
@@ -153,7 +158,7 @@ def load_tree(path: Path, target: Tree) -> Tree:
 
 def _restore(path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays, which are those of the manifest or ValueError."""
-    with _checkpointer() as reader:
+    with said_once(), _checkpointer() as reader:
         found: Any = reader.metadata(path)
         found = getattr(found, "item_metadata", found)
         shapes = {name: (str(x.dtype), list(x.shape)) for name, x in dict(getattr(found, "tree", found)).items()}

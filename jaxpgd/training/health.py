@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ Update = Callable[[Any, Any], tuple[Any, Metrics]]
 FIRST = "first_bad/"  # before the names of metrics that say it: the step of the chunk, its length where all are finite
 SKIPPED = "skipped_updates"
 WATCHED = ("gradient_norm", "loss")  # ends of the names of metrics that have to be finite
+_PACKAGE = str(Path(__file__).parents[1])
 _PARTS = ("value", "q_", "critic", "bc_", "actor")  # in the order in which an update computes them
 
 
@@ -114,6 +116,15 @@ def culprits(
 def _rank(name: str) -> tuple[int, int]:
     part = next((i for i, part in enumerate(_PARTS) if name.startswith(part)), len(_PARTS))
     return part, int(not name.endswith("loss"))
+
+
+def where(error: Any) -> str:
+    """What a checkify error says: the operation that made the first NaN, and the lines of this package that asked for it."""
+    said = str(error.get()).strip().splitlines()[0].rstrip(".")
+    frames = getattr(getattr(error.get_exception(), "traceback_info", None), "frames", [])  # the innermost first
+    ours = [frame for frame in frames if frame.file_name.startswith(_PACKAGE)][:4]
+    lines = [f"{Path(frame.file_name).relative_to(_PACKAGE).as_posix()}, line {frame.line_num}" for frame in ours]
+    return f"{said}, by {' from '.join(lines)}" if lines else said
 
 
 def checked(chunk: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
