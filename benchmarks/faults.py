@@ -50,6 +50,8 @@ updates_per_chunk = 4
 batch_size = 16
 td3_bc = { hidden = [16] }
 """
+STAGES = ("denoiser", "dynamics", "state-denoiser", "agent-guided", "agent-dydiff", "returns", "quality", "report")
+TRAINED = 5  # of these, the first
 # settings that change no result and let XLA compile faster: most of such a run is compilation
 _ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}  # fmt: skip
@@ -104,11 +106,14 @@ class Laboratory:
         if code != 0:
             raise RuntimeError(f"exit status {code}: " + " | ".join(self.log(out).read_text().splitlines()[-3:]))
 
-    def kill(self, out: Path, after: float) -> str:
-        """Start, `kill -9` so many seconds after its directory is there; the stage that was under way."""
-        process = self.start(out)
-        while process.poll() is None and not (out / "config.toml").exists():
-            time.sleep(0.005)
+    def kill(self, out: Path, stage: str, share: float, after: float) -> str:
+        """Start, `kill -9` so many seconds after `share` of a stage is logged; the stage that was under way then.
+
+        By progress and not by the clock, whose seconds are not those of the undisturbed run where other work goes on.
+        """
+        process, lines = self.start(out), int(share * logged(self.reference, stage))
+        while process.poll() is None and not (stage_of(out) == stage and logged(out, stage) >= lines):
+            time.sleep(0.002)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
@@ -133,20 +138,26 @@ class Laboratory:
 def stage_of(out: Path) -> str:
     """The stage that a run is in, by what it has left."""
     done = {p.stem for p in (out / "stages").glob("*.json")} if (out / "stages").is_dir() else set()
-    order = ["denoiser", "dynamics", "state-denoiser", "agent-guided", "agent-dydiff", "returns", "quality", "report"]
-    return next((stage for stage in order if stage not in done), "end")
+    return next((stage for stage in STAGES if stage not in done), "end")
 
 
-def killed(lab: Laboratory, number: int, share: float) -> Fault:
-    """A run that is killed at a share of its time, then resumed."""
-    out = lab.root / f"killed-{number}"
-    return lab.resumed("kill -9", lab.kill(out, share * lab.seconds), out)
+def logged(out: Path, stage: str) -> int:
+    """Lines that a stage has in the log of a run."""
+    log = out / "metrics.jsonl"
+    return log.read_text().count(f'{{"stage": "{stage}"') if log.exists() else 0
 
 
-def damaged(lab: Laboratory, number: int, share: float, rng: random.Random) -> Fault:
+def killed(lab: Laboratory, number: int, rng: random.Random) -> Fault:
+    """A run that is killed at a random moment of one stage, of each in turn, then resumed."""
+    out, stage = lab.root / f"killed-{number}", STAGES[number % len(STAGES)]
+    longest = 0.3 if logged(lab.reference, stage) else 2.0  # stages that log nothing are compilation for the most part
+    return lab.resumed("kill -9", lab.kill(out, stage, rng.random(), longest * rng.random()), out)
+
+
+def damaged(lab: Laboratory, number: int, rng: random.Random) -> Fault:
     """A run that is killed, and whose newest checkpoint loses its end, or has one byte changed; then resumed."""
-    out = lab.root / f"damaged-{number}"
-    stage = lab.kill(out, share * lab.seconds)
+    out, stage = lab.root / f"damaged-{number}", STAGES[number % TRAINED]
+    stage = lab.kill(out, stage, 0.3 + 0.6 * rng.random(), 0.3 * rng.random())
     stages = [p for p in (out / "checkpoints").glob("*") if sum(c.name.isdigit() for c in p.iterdir()) >= 2]
     if not stages:
         return lab.resumed("damage", stage, out, "too early: nothing to damage")
@@ -190,7 +201,7 @@ def fill(disk: Path, room: int = 0) -> Path:
     return ballast
 
 
-def ended(lab: Laboratory, process: subprocess.Popen[bytes], out: Path, part: str) -> tuple[str, str]:
+def ended(lab: Laboratory, process: subprocess.Popen[bytes], out: Path, part: str = "") -> tuple[str, str]:
     """The message with which a run on a full disk ended, and what is wrong with it, if anything."""
     code = process.wait()
     said = [line for line in lab.log(out).read_text().splitlines() if line.startswith("error:")]
@@ -208,13 +219,13 @@ def continued(lab: Laboratory, what: str, stage: str, out: Path, said: tuple[str
 
 
 def full_from_the_start(lab: Laboratory, size: int) -> Fault:
-    """A run on a disk of `size` KiB, which checkpoints fill up."""
+    """A run on a disk of `size` KiB, which it fills up, with checkpoints for the most part."""
     with small_disk(lab, f"disk-{size}", size) as disk:
         out = disk / "run"
-        said = ended(lab, lab.start(out), out, "checkpoints")
+        said = ended(lab, lab.start(out), out)
         stage = stage_of(out)
         subprocess.run(["mount", "-o", "remount,size=512m", str(disk)], check=True)
-        return continued(lab, "checkpoints", stage, out, (f"{size} KiB: {said[0]}", said[1]))
+        return continued(lab, "as it fills up", stage, out, (f"{size} KiB: {said[0]}", said[1]))
 
 
 def full_while_logging(lab: Laboratory, stage: str) -> Fault:
@@ -276,9 +287,8 @@ def run(kills: int = 50, damages: int = 10, disks: int = 8, seed: int = 0) -> di
         lab = Laboratory(root)
         print(f"an undisturbed run takes {lab.seconds:.1f} s", file=sys.stderr, flush=True)
         rng = random.Random(seed)
-        jobs: list[Callable[[], Fault]] = [lambda i=i, s=rng.random(): killed(lab, i, s) for i in range(kills)]
-        jobs += [lambda i=i, s=0.2 + 0.6 * rng.random(), r=rng.random(): damaged(lab, i, s, random.Random(r))
-                 for i in range(damages)]  # fmt: skip
+        jobs: list[Callable[[], Fault]] = [partial(killed, lab, i, random.Random(rng.random())) for i in range(kills)]
+        jobs += [partial(damaged, lab, i, random.Random(rng.random())) for i in range(damages)]
         jobs += full_disks(lab, disks)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             faults = list(pool.map(attempted, jobs))
