@@ -83,17 +83,7 @@ class Laboratory:
 
     def start(self, out: Path, *options: str) -> subprocess.Popen[bytes]:
         """`jaxpgd run --resume` into `out`, what it says into `out`.log."""
-        command = [
-            sys.executable,
-            "-m",
-            "jaxpgd",
-            "run",
-            str(self.root / "config.toml"),
-            "--resume",
-            "--out",
-            str(out),
-            *options,
-        ]
+        command = [sys.executable, "-m", "jaxpgd", "run", str(self.root / "config.toml"), "--resume", "--out", str(out)]
         with self.log(out).open("ab") as log:
             return subprocess.Popen([*command, *options], stdout=log, stderr=log, env=self.environment)
 
@@ -233,8 +223,7 @@ def full_while_logging(lab: Laboratory, stage: str) -> Fault:
     with small_disk(lab, f"disk-{stage}", 2**19) as disk:
         out = disk / "run"
         process = lab.start(out, "--checkpoint-seconds", "1e9")
-        log = out / "metrics.jsonl"
-        while process.poll() is None and not (log.exists() and f'"{stage}"' in log.read_text()):
+        while process.poll() is None and logged(out, stage) == 0:
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
         ballast = fill(disk)
@@ -269,10 +258,9 @@ def attempted(job: Callable[[], Fault]) -> Fault:
 
 def full_disks(lab: Laboratory, count: int) -> list[Callable[[], Fault]]:
     """`count` jobs: disks of growing sizes and, from two on, ones that are full when lines or the report are to be written."""
-    others: list[Callable[[], Fault]] = [
-        lambda stage=stage: full_while_logging(lab, stage) for stage in ("agent-guided", "agent-dydiff")
-    ]
-    others += [lambda share=share: full_while_reporting(lab, share) for share in (0.15, 0.8)]
+    others: list[Callable[[], Fault]] = []
+    others += [partial(full_while_logging, lab, stage) for stage in ("agent-guided", "agent-dydiff")]
+    others += [partial(full_while_reporting, lab, share) for share in (0.15, 0.8)]
     others = others[: max(count - 1, 0)]
     sizes = count - len(others)
     needed = sum(f.stat().st_size for f in lab.reference.rglob("*") if f.is_file()) // 1024

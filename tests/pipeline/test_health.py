@@ -160,7 +160,7 @@ def test_a_bad_update_of_a_real_agent_changes_nothing() -> None:
     moved, metrics = program.chunk(state, Experience(real), jnp.asarray(0))
     plain, _ = agent_program(agent, config, SynthesisConfig()).chunk(state, Experience(real), jnp.asarray(0))
     # sound updates are what they are without it, to the rounding of another program
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), moved.agent, plain.agent)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-12), moved.agent, plain.agent)
     assert float(metrics["skipped_updates"]) == 0.0
 
 
@@ -304,11 +304,9 @@ def test_a_world_model_counts_the_gradient_steps_that_it_leaves_out(tmp_path: Pa
     skipped = [row["skipped_updates"] for row in run.log.read()]
     assert 0 < sum(skipped) < 6 * DYNAMICS.epochs
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.state.params))
-    with pytest.raises(
-        DivergenceError, match=rf": {max(skipped):.0f} updates were not finite .* more than health\.skip_updates"
-    ):
-        most = int(max(skipped)) - 1
-        drive(open_run(tmp_path / "few", skip_updates=max(most, 1)), "dynamics", jax.random.key(0), program, few_bad)
+    assert max(skipped) > 1
+    with pytest.raises(DivergenceError, match=r"updates were not finite .* more than health\.skip_updates = 1"):
+        drive(open_run(tmp_path / "few", skip_updates=1), "dynamics", jax.random.key(0), program, few_bad)
 
 
 def test_the_cause_is_that_of_the_seed_that_is_lost_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from jaxpgd.config import load_config
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.parts import prepare
 from jaxpgd.pipeline.run import run_agents, run_evaluation, run_report
-from jaxpgd.pipeline.run_directory import create_run, open_run, write_atomic
+from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run, write_atomic
 from jaxpgd.settings import Config, SamplerConfig
 
 
@@ -100,3 +102,18 @@ def test_environment_of_a_dataset_that_names_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NoSuchEnvironment-v0"):
         prepare(settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_who_waits_for_a_stage_is_told_who_writes(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    hold = "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.truncate(0); "
+    hold += "f.write(str(os.getpid())); f.flush(); print('held', flush=True); sys.stdin.read()"
+    run = RunDirectory(tmp_path, Config())
+    command = [sys.executable, "-c", hold, str(tmp_path / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"not finished, and another process \(number {other.pid}\) is writing there"):
+            run.require("agent-real", "jaxpgd run")
+        other.communicate("")
+    with pytest.raises(InputError, match="Run `jaxpgd run` first"):
+        run.require("agent-real", "jaxpgd run")
