@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.timing import describe_device
 from jaxpgd.pipeline.reproduce import compare_runs
 from jaxpgd.pipeline.run_directory import open_run
+from jaxpgd.training.checkpoints import CheckpointStore
 
 CONFIG = """
 arms = ["guided", "dydiff"]
@@ -90,39 +91,75 @@ class Laboratory:
     def log(self, out: Path) -> Path:
         return self.root / f"{'-'.join(out.relative_to(self.root).parts)}.log"
 
+    def lines(self, out: Path) -> list[str]:
+        """What has been said into that log."""
+        return self.log(out).read_text().splitlines() if self.log(out).exists() else []
+
     def finish(self, out: Path) -> None:
         """Run to the end. Raises RuntimeError with the last lines where that fails."""
         code = self.start(out).wait()
         if code != 0:
-            raise RuntimeError(f"exit status {code}: " + " | ".join(self.log(out).read_text().splitlines()[-3:]))
+            raise RuntimeError(f"exit status {code}: " + " | ".join(self.lines(out)[-3:]))
+
+    def lasted(self, stage: str) -> float:
+        """Seconds that a stage took in the undisturbed run, by when stages were marked as done."""
+        ends = [(self.reference / "stages" / f"{each}.json").stat().st_mtime for each in STAGES]
+        number = STAGES.index(stage)
+        return ends[number] - (ends[number - 1] if number else (self.reference / "config.toml").stat().st_mtime)
 
     def kill(self, out: Path, stage: str, share: float, after: float) -> str:
         """Start, `kill -9` so many seconds after `share` of a stage is logged; the stage that was under way then.
 
-        By progress and not by the clock, whose seconds are not those of the undisturbed run where other work goes on.
+        By progress and not by the clock, whose seconds are not those of the undisturbed run where other work goes on. A run
+        that ended before it was killed was not hit: another is started, and killed earlier. Raises RuntimeError where one
+        ends with an error.
         """
-        process, lines = self.start(out), int(share * logged(self.reference, stage))
-        while process.poll() is None and not (stage_of(out) == stage and logged(out, stage) >= lines):
-            time.sleep(0.002)
-        try:
-            process.wait(after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        return stage_of(out)
+        lines = int(share * logged(self.reference, stage))
+        while True:
+            process = self.start(out)
+            while process.poll() is None and not (stage_of(out) == stage and logged(out, stage) >= lines):
+                time.sleep(0.002)
+            try:
+                process.wait(after)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+            code = process.wait()
+            if code == -signal.SIGKILL:
+                return stage_of(out)
+            if code != 0:
+                raise RuntimeError(f"exit status {code} before the fault: {' | '.join(self.lines(out)[-3:])}")
+            after /= 2
+            shutil.rmtree(out)
 
     def resumed(self, kind: str, stage: str, out: Path, detail: str = "") -> Fault:
-        """Run to the end, compare with the undisturbed run, clean up."""
+        """Run to the end, compare with the undisturbed run, clean up. A stage that had a checkpoint may not start again."""
+        kept = [each for each in STAGES if len(checkpoints(out, each)) > 1]
+        said = len(self.lines(out))
         try:
             self.finish(out)
             parts = compare_runs(open_run(self.reference), open_run(out))
-            different = [f"{part.part}: {part.first}" for part in parts if part.differing]
-            fault = Fault(kind, stage, not different, "; ".join([detail, *different]).strip("; "))
+            wrong = [f"{part.part}: {part.first}" for part in parts if part.differing]
+            again = [each for each in kept for line in self.lines(out)[said:] if line.startswith(f"{each}, start")]
+            wrong += [f"{each} started again" for each in again]
+            wrong += [f"report: {name}" for name in missing(self.reference, out)]
+            fault = Fault(kind, stage, not wrong, "; ".join([detail, *wrong]).strip("; "))
         except Exception as error:
             fault = Fault(kind, stage, False, f"{detail} {type(error).__name__}: {error}")
         shutil.rmtree(out, ignore_errors=True)
         print(f"{kind}, {stage}: {'survived' if fault.survived else 'LOST'} {fault.detail}", file=sys.stderr, flush=True)
         return fault
+
+
+def checkpoints(out: Path, stage: str) -> list[int]:
+    """The chunks of a stage that a run has saved."""
+    return CheckpointStore(out / "checkpoints" / stage).saved()
+
+
+def missing(reference: Path, out: Path) -> list[str]:
+    """Files of the report that a run does not have, or that are shorter there."""
+    files = [reference / "report.html", *(reference / "figures").glob("*")]
+    size = lambda file: file.stat().st_size if file.exists() else 0
+    return [file.name for file in files if size(out / file.relative_to(reference)) < 0.9 * size(file)]
 
 
 def stage_of(out: Path) -> str:
@@ -140,7 +177,7 @@ def logged(out: Path, stage: str) -> int:
 def killed(lab: Laboratory, number: int, rng: random.Random) -> Fault:
     """A run that is killed at a random moment of one stage, of each in turn, then resumed."""
     out, stage = lab.root / f"killed-{number}", STAGES[number % len(STAGES)]
-    longest = 0.3 if logged(lab.reference, stage) else 2.0  # stages that log nothing are compilation for the most part
+    longest = 0.3 if logged(lab.reference, stage) else lab.lasted(stage)
     return lab.resumed("kill -9", lab.kill(out, stage, rng.random(), longest * rng.random()), out)
 
 
@@ -150,7 +187,7 @@ def damaged(lab: Laboratory, number: int, rng: random.Random) -> Fault:
     stage = lab.kill(out, stage, 0.3 + 0.6 * rng.random(), 0.3 * rng.random())
     stages = [p for p in (out / "checkpoints").glob("*") if sum(c.name.isdigit() for c in p.iterdir()) >= 2]
     if not stages:
-        return lab.resumed("damage", stage, out, "too early: nothing to damage")
+        raise RuntimeError(f"killed in {stage} too early: nothing to damage")
     chosen = max(stages, key=lambda p: p.stat().st_mtime)
     newest = max((c for c in chosen.iterdir() if c.name.isdigit()), key=lambda c: int(c.name))
     files = [f for f in sorted(newest.rglob("*")) if f.is_file() and f.stat().st_size > 0]
@@ -242,6 +279,8 @@ def full_while_reporting(lab: Laboratory, share: float) -> Fault:
         size = sum(file.stat().st_size for file in report) // 1024
         for file in report:
             file.unlink()
+        (out / "figures").rmdir()
+        (out / "stages" / "report.json").unlink()
         ballast = fill(disk, int(share * size))
         said = ended(lab, lab.start(out), out, "report.html" if share > 0.5 else "figures")
         ballast.unlink()
@@ -249,10 +288,10 @@ def full_while_reporting(lab: Laboratory, share: float) -> Fault:
 
 
 def attempted(job: Callable[[], Fault]) -> Fault:
-    """A fault, lost where it could not be made."""
+    """A fault, or that it could not be made: it then counts as lost."""
     try:
         return job()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return Fault("not made", "none", False, str(error))
 
 

@@ -374,14 +374,15 @@ def _read_minari(folder: Path) -> None:
 # -- what jaxpgd writes -------------------------------------------------------------------------------------------------------
 
 
-def _state() -> dict[str, Any]:
+def _state(chunks: int) -> dict[str, Any]:
+    """A state after so many chunks, which no other number has."""
     import jax
     import jax.numpy as jnp
 
     return {
-        "params": {"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(4)},
-        "step": jnp.asarray(3),
-        "key": jax.random.key(1),
+        "params": {"w": chunks + jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(4)},
+        "step": jnp.asarray(chunks),
+        "key": jax.random.key(chunks),
     }
 
 
@@ -389,8 +390,8 @@ def _make_checkpoint(folder: Path) -> None:
     from jaxpgd.training.checkpoints import CheckpointStore
 
     store = CheckpointStore(folder / "stage")
-    store.save(1, _state())
-    store.save(2, _state())
+    store.save(1, _state(1))
+    store.save(2, _state(2))
 
 
 def _change_checkpoint(rng: random.Random, folder: Path) -> None:
@@ -411,9 +412,9 @@ def _change_checkpoint(rng: random.Random, folder: Path) -> None:
 def _read_checkpoint(folder: Path) -> None:
     from jaxpgd.training.checkpoints import CheckpointStore, flatten
 
-    found = CheckpointStore(folder / "stage").restore(_state())
+    found = CheckpointStore(folder / "stage").restore(_state(2))
     assert found is not None
-    for name, value in flatten(_state()).items():
+    for name, value in flatten(_state(found[1])).items():  # what was saved under that number, not the state before it
         if not np.array_equal(flatten(found[0])[name], value):
             raise AssertionError(f"{name} was restored with other values")
 

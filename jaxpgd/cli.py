@@ -97,11 +97,10 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGTERM:
-            print("terminated; add --resume to continue from the last checkpoint", file=sys.stderr)
+            print(f"terminated; {LEFT.get(command, _AGAIN)}", file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        left = LEFT.get(command, "add --resume to continue from the last checkpoint")
-        print(f"interrupted; {left}", file=sys.stderr)
+        print(f"interrupted; {LEFT.get(command, _AGAIN)}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -128,7 +127,11 @@ def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **
         if word.startswith("--"):
             name = word[2:].replace("-", "_")
             check(
-                name in kinds, "option", word, "one of " + ", ".join("--" + k for k in kinds), f"See `jaxpgd {command} --help`."
+                name in kinds,
+                "option",
+                word,
+                ("one of " + ", ".join("--" + k for k in kinds)) if kinds else "no option",
+                f"See `jaxpgd {command} --help`.",
             )
             check(bool(rest), "option", word, "a value after it")
             value = rest.pop(0)
@@ -340,8 +343,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": _data,
 }
 
-_AGAIN = "the same command continues"
-LEFT = {"data": "nothing was written", "study": _AGAIN, "reproduce": _AGAIN}  # what an interruption leaves
+_AGAIN = "the same command does it again"
+_RESUME, _CONTINUES = "add --resume to continue from the last checkpoint", "the same command continues"
+LEFT = {"run": _RESUME, "train-denoiser": _RESUME, "train-agent": _CONTINUES, "study": _CONTINUES, "reproduce": _CONTINUES,
+        "data": "nothing was written"}  # fmt: skip  # what an interruption leaves
 SETTINGS = ("run", "train-denoiser")  # commands whose --help lists all settings
 DATA = ("info", "collect")  # commands of `data`
 DISTRIBUTED = ("run", "train-denoiser", "train-agent")  # commands that several hosts may share

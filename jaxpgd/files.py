@@ -27,7 +27,7 @@ def writing(path: str | Path) -> Iterator[None]:
         if not full and number not in _REFUSED:
             raise
         reason = "no space left on its disk" if full else os.strerror(number or 0)
-        advice = "Free some, then continue with --resume." if full else "Make it writable, then continue with --resume."
+        advice = f"{'Free some' if full else 'Make it writable'}, then give the command again (`run` with --resume)."
         raise StorageError(f"{path}: cannot be written, {reason}. What was there before is as it was. {advice}") from error
 
 
@@ -74,15 +74,26 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+def _old(path: Path, unfinished: str) -> Path:
+    return path.with_name(path.name + ".old" + unfinished)
+
+
+def bring_back(path: Path, unfinished: str) -> None:
+    """The directory that was there before a replacement of it (`new_directory`) that was killed or failed on the last step."""
+    if _old(path, unfinished).exists() and not path.exists():
+        _old(path, unfinished).rename(path)
+
+
 @contextmanager
 def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
     """A directory to fill, which takes the place of `path` when all is written and on disk.
 
     Until then it has `unfinished` after its name. Raises StorageError where it cannot be; nothing is left of a failed attempt.
     """
-    partial, old = path.with_name(path.name + unfinished), path.with_name(path.name + ".old" + unfinished)
+    partial, old = path.with_name(path.name + unfinished), _old(path, unfinished)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        bring_back(path, unfinished)
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
         try:
@@ -94,8 +105,7 @@ def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
             partial.rename(path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if old.exists() and not path.exists():
-                old.rename(path)
+            bring_back(path, unfinished)
             raise
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)

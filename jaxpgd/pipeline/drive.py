@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.errors import DivergenceError, InputError, check
+from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.health import SKIPPED, Culprit, checked, culprits, finite, split_firsts, where
+from jaxpgd.training.health import LOST, SKIPPED, Culprit, checked, culprits, finite, name_seeds, split_firsts, where
 from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
@@ -75,8 +75,8 @@ class Stage(Generic[State]):
         self._look = self.placement.look(lambda state: finite(program.quantities(state), program.seeds))
         if self.health.debug_nans:
             check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")
-        debug = self.health.debug_nans
-        self._chunk: Callable[..., Any] = jax.jit(checked(program.chunk)) if debug else self.placement.step(program.chunk)
+        self._checked = jax.jit(checked(program.chunk)) if self.health.debug_nans else None
+        self._chunk: Callable[..., Any] = self.placement.step(program.chunk)
 
     def begin(self, key: Array) -> State:
         """The first state, saved. Raises DivergenceError where a sample or parameter is not finite."""
@@ -96,18 +96,24 @@ class Stage(Generic[State]):
             else self._before(done, functools.partial(self.placement.collect, state), self.data)
         )
         shared = self._shared if given is self.data else self.placement.share(given)
-        result = self._chunk(state, shared, jnp.asarray(done))
-        if self.health.debug_nans:
-            error, result = result
-            if error.get() is not None:
-                reason = where(error)
-                end = (done + 1) * self.program.steps_per_chunk
-                raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {reason}")
-        state, metrics = result
+        self._debug(state, shared, done)
+        state, metrics = self._chunk(state, shared, jnp.asarray(done))
         metrics, first = split_firsts(jax.device_get(metrics))
         if SKIPPED in metrics:
             metrics[SKIPPED] = np.rint(np.asarray(metrics[SKIPPED]) * self._updates)
         return state, {"step": (done + 1) * self.program.steps_per_chunk, **metrics, **chosen}, first
+
+    def _debug(self, state: State, shared: PyTree, done: int) -> None:
+        """Raise DivergenceError naming the operation of the next chunk that makes the first NaN.
+
+        What it computes is thrown away: checked programs round in other places.
+        """
+        if self._checked is None:
+            return
+        error, _ = self._checked(state, shared, jnp.asarray(done))
+        if error.get() is not None:
+            end = (done + 1) * self.program.steps_per_chunk
+            raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {where(error)}")
 
     def judge(self, state: State, done: int, row: dict[str, Any], first: dict[str, Any]) -> None:
         """Raise DivergenceError after a chunk that is not sound, naming its first bad quantity.
@@ -125,6 +131,8 @@ class Stage(Generic[State]):
             if self._lost.all() or self.health.lost_seeds == "stop":
                 raise DivergenceError(what + of)
             print(f"warning: {what}{of}", file=sys.stderr, flush=True)
+        if self._lost.any():
+            row[LOST] = self._lost.copy()
         self._flag(row)
 
     def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[Culprit]:
@@ -139,10 +147,7 @@ class Stage(Generic[State]):
 
     def _named(self, rows: np.ndarray) -> str:
         """Seeds in words; where settings are swept over, each with its setting."""
-        seeds, found = self.run.config.seeds, [int(i) for i in np.flatnonzero(rows)]
-        if self.program.seeds <= seeds:
-            return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
-        return ", ".join(f"setting {i // seeds} seed {i % seeds}" for i in found)
+        return name_seeds([int(i) for i in np.flatnonzero(rows)], self.run.config.seeds, self.program.seeds)
 
     @property
     def skipped(self) -> list[int]:
@@ -150,9 +155,16 @@ class Stage(Generic[State]):
         rows = [row[SKIPPED] for row in self.run.log.read() if row.get("stage") == self.name and SKIPPED in row]
         return [int(n) for n in np.atleast_1d(np.sum(rows, axis=0))] if rows else []
 
+    @property
+    def lost(self) -> list[int]:
+        """The seeds that were left behind."""
+        return [int(i) for i in np.flatnonzero(self._lost)]
+
     def recall(self) -> None:
-        """What an earlier process of this stage has said of critics, from its log."""
+        """What an earlier process of this stage has said of critics and lost seeds, from its log."""
         for row in self.run.log.read():
+            if row.get("stage") == self.name and np.shape(row.get(LOST, 0)) == self._lost.shape:
+                self._lost |= np.asarray(row[LOST], bool)
             excess = np.atleast_1d(np.asarray(row.get("value_excess", 0.0), np.float64))
             if row.get("stage") == self.name and excess.shape == self._outside.shape:
                 self._outside |= excess > self.health.value_excess
@@ -181,6 +193,12 @@ class Stage(Generic[State]):
 
         The failed state has taken its memory: the one before is computed again from the last checkpoint.
         """
+        step, path = done * self.program.steps_per_chunk, self.run.path
+        facts = {"stage": self.name, "message": str(error), "last_good_step": step}
+        try:
+            self.run.write_json(f"failures/{self.name}.json", facts)  # first: the disk may be full
+        except StorageError as full:
+            raise StorageError(f"{error}. And {full}") from None
         found = self.store.restore(jax.eval_shape(self.program.init, jax.random.key(0), self.data))
         assert found is not None
         state, at = self.placement.place(found[0]), found[1]
@@ -189,9 +207,6 @@ class Stage(Generic[State]):
             at += 1
         if found[1] < done:
             self.save(done, state)
-        step, path = done * self.program.steps_per_chunk, self.run.path
-        facts = {"stage": self.name, "message": str(error), "last_good_step": step}
-        self.run.write_json(f"failures/{self.name}.json", facts)
         saved = f"{error}. The state before, of step {step}, is saved."
         if self.health.debug_nans:
             return DivergenceError(f"{saved} Where no operation is named, a number became infinite before any was NaN.")
@@ -234,6 +249,8 @@ def drive(
     that chunk saved.
     """
     work = Stage(run, stage, program, data, before_chunk, score)
+    if run.claimed and is_writer():
+        work.store.recover()
     found = work.store.restore(jax.eval_shape(program.init, key, data))
     finished = found is not None and found[1] == program.chunks and run.is_done(stage)
     check_alike(2 * (0 if found is None else found[1] + 1) + finished, f"{stage}: what was saved, by process")
@@ -279,8 +296,8 @@ def drive(
             "resumed": resumed,
             "steps": total,
         }
-        facts |= {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging, "skipped_updates": work.skipped}
-        run.finish(stage, facts | run.overcome(stage))
+        facts |= {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging, "lost_seeds": work.lost}
+        run.overcome(stage, facts | {"skipped_updates": work.skipped})
         wait_for_all(f"{stage} finished")
     if any_of_all(bool(stop.requested)):
         stop.leave()

@@ -19,6 +19,8 @@ from jaxpgd.evaluation.report import Report, text_table
 from jaxpgd.evaluation.statistics import Summary, summarise
 from jaxpgd.pipeline.parts import Prepared
 from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.sweep import read_sweep
+from jaxpgd.training.health import name_seeds
 from jaxpgd.types import Trajectory
 
 Row = dict[str, Any]
@@ -319,11 +321,17 @@ def health_notes(run: RunDirectory) -> list[str]:
     notes = []
     for path in sorted((run.path / "stages").glob("*.json")):
         facts, of = run.facts(path.stem), f"stage {path.stem!r}"
-        if any(facts.get("skipped_updates", [])):
-            counts = ", ".join(map(str, facts["skipped_updates"]))
-            notes.append(f"{of} left out updates that were not finite, by seed: {counts}.")
+        counts = {i: n for i, n in enumerate(facts.get("skipped_updates", [])) if n}
+        arm = path.stem.removeprefix("agent-")
+        seeds, agents = run.config.seeds, arm in run.config.arms
+        named = partial(name_seeds, seeds=seeds, count=seeds * len(read_sweep(run.config, arm).settings) if agents else 0)
+        if counts:
+            which = ", ".join(f"{named([i])}: {n}" if agents else str(n) for i, n in counts.items())
+            notes.append(f"{of} left out updates that were not finite: {which}.")
         if facts.get("diverging_critics"):
-            notes.append(f"{of}: the critic diverged, seeds {', '.join(map(str, facts['diverging_critics']))}.")
+            notes.append(f"{of}: the critic diverged, {named(facts['diverging_critics'])}.")
+        if facts.get("lost_seeds"):
+            notes.append(f"{of} went on without {named(facts['lost_seeds'])}, whose numbers were not finite.")
         if "overcame" in facts:
             notes.append(f"{of} had stopped before, and went on with other settings of health: {facts['overcame']}.")
     return notes

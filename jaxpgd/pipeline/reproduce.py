@@ -15,9 +15,10 @@ from jaxpgd.pipeline.memory import remembered, with_batch
 from jaxpgd.pipeline.run import run_all
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run, versions
 from jaxpgd.settings import HealthConfig
-from jaxpgd.training.checkpoints import read_arrays, read_manifest
+from jaxpgd.training.checkpoints import checksum, read_arrays
+from jaxpgd.training.health import SKIPPED
 
-RESULTS = ("returns.json", "quality.json")
+RESULTS = ("returns.json", "quality.json", "results.json")
 _CLOCKS = ("seconds", "peak_memory_bytes", "resumed")  # of a stage: what two runs never share
 
 
@@ -34,12 +35,14 @@ class Comparison:
 def reproduce(run_path: str, out: Path | None = None) -> bool:
     """Run the config of a finished run again, in `out` (RUN/reproduced), and compare; returns whether all is the same.
 
-    Compared bit by bit: the last checkpoint of every stage, its metrics, returns and scores of trajectories. Differences of
-    versions, device, source and data are told first. An interrupted reproduction goes on. Models lent by other runs
-    (`models_from`) are taken from there again. Raises InputError where the run is not finished.
+    Compared bit by bit: every array of the last checkpoint of every stage, read back; its metrics, returns, scores of
+    trajectories, and tables. Differences of versions, device, source and data are told first. An interrupted reproduction goes
+    on. Models lent by other runs (`models_from`) are taken from there again. Raises InputError where the run is not finished,
+    or went on in the middle of a stage with updates skipped, which another program computes.
     """
     run = open_run(run_path)
     run.require("report", f"jaxpgd run {run.path / 'config.toml'} --resume")
+    _check_one_program(run)
     out = out or run.path / "reproduced"
     check(out.resolve() != run.path.resolve(), "--out", str(out), "another directory than that of the run")
     _make_room(run, out)
@@ -64,15 +67,32 @@ def _make_room(run: RunDirectory, out: Path) -> None:
 
     One that was interrupted goes on. Raises InputError where it was begun with other versions.
     """
+    old = out.with_name(out.name + ".old")
     record = RunDirectory(out, run.config).read_json("reproduction.json")
     if record:
         check(
             record.get("of") == str(run.path.resolve()), "--out", str(out), "no reproduction of another run", "Choose another."
         )
-        shutil.rmtree(out)
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)  # at once: what a removal that is interrupted leaves would pass for an interrupted reproduction
+        shutil.rmtree(old)
     elif (out / "config.toml").exists():
         changes = [name for name, _, _ in environment_changes(open_run(out))]
         check(not changes, "--out", str(out), f"a reproduction begun with the present {', '.join(changes)}", "Delete it.")
+
+
+def _check_one_program(run: RunDirectory) -> None:
+    """Raise InputError where a stage began without `health.skip_updates` and went on with it."""
+    skips: dict[str, set[bool]] = {}
+    for row in run.log.read():
+        skips.setdefault(str(row.get("stage")), set()).add(SKIPPED in row)
+    mixed = [stage for stage, found in skips.items() if len(found) > 1]
+    if mixed:
+        raise InputError(
+            f"run = {str(run.path)!r}: expected stages that ran with or without health.skip_updates, but {mixed[0]!r} changed "
+            "in the middle: its first part cannot be computed again with the same bits. A new run that skips updates from its "
+            "start can."
+        )
 
 
 def _health(run: RunDirectory) -> HealthConfig:
@@ -108,23 +128,23 @@ def _compare_checkpoints(run: RunDirectory, again: RunDirectory, stage: str) -> 
     if not all(saved) or saved[0][-1] != saved[1][-1]:
         return Comparison(stage, 0, 1, f"chunks {saved[0][-1:]} and {saved[1][-1:]}")
     paths = [each.path / "checkpoints" / stage / str(saved[0][-1]) for each in (run, again)]
-    ours, theirs = (_entries(path) for path in paths)
-    differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-    first = _difference(paths, differing[0]) if differing else ""
+    ours, theirs = (_arrays(path) for path in paths)
+    same = lambda name: name in ours and name in theirs and checksum(ours[name]) == checksum(theirs[name])
+    differing = [name for name in sorted({*ours, *theirs}) if not same(name)]
+    first = _difference(ours, theirs, differing[0]) if differing else ""
     return Comparison(stage, len(ours), len(differing), first)
 
 
-def _entries(path: Path) -> dict[str, Any]:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        entries: dict[str, Any] = read_manifest(path)["entries"]
-    except (OSError, ValueError, KeyError) as error:
+        return read_arrays(path)
+    except Exception as error:  # Orbax raises many kinds for damaged files
         raise InputError(f"checkpoint = {str(path)!r}: expected one that can be read ({error}).") from error
-    return entries
 
 
-def _difference(paths: list[Path], name: str) -> str:
+def _difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], name: str) -> str:
     """How far one entry of two checkpoints is apart."""
-    a, b = (read_arrays(path).get(name) for path in paths)
+    a, b = ours.get(name), theirs.get(name)
     if a is None or b is None or a.shape != b.shape or not np.issubdtype(a.dtype, np.floating):
         return name
     return f"{name}, by {float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))):.3g} at most"

@@ -5,8 +5,9 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import jax
 from jaxpgd.config import load_config, to_toml
 from jaxpgd.data.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
-from jaxpgd.files import PARTIAL, write_text
+from jaxpgd.files import PARTIAL, write_text, writing
 from jaxpgd.parallel import any_of_all, is_writer, together
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
@@ -76,6 +77,18 @@ def _source() -> str:
     return commit + (f", {changed} files changed" if changed else "")
 
 
+def _lock(file: Any) -> None:
+    """Raises OSError where another process holds it; readers that look whether one does hold it for a moment."""
+    for _ in range(10):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+        time.sleep(0.01)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class RunLock:
     """Held by the process that writes into a run directory; the system lets go of it when the process ends, however it ends."""
 
@@ -101,7 +114,7 @@ class RunLock:
                 f"run = {str(self.path.parent)!r}: expected a directory that can be written ({error.strerror})."
             ) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
@@ -112,9 +125,10 @@ class RunLock:
                 f"out = {str(self.path.parent)!r}: another process (number {holder}) is writing there. Wait for it, or choose "
                 "another directory with --out."
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock is held all the same
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         self.file, self.owner, self.holders = file, os.getpid(), 1
 
     def elsewhere(self) -> str:
@@ -170,7 +184,8 @@ class RunDirectory:
 
     def figure(self, name: str) -> Path:
         """Where a figure goes."""
-        (self.path / "figures").mkdir(exist_ok=True)
+        with writing(self.path / "figures"):
+            (self.path / "figures").mkdir(exist_ok=True)
         return self.path / "figures" / f"{name}.png"
 
     def is_done(self, stage: str) -> bool:
@@ -181,14 +196,13 @@ class RunDirectory:
         """Mark a stage as done, with what is worth keeping about it (seconds, counts)."""
         write_atomic(self.path / "stages" / f"{stage}.json", json.dumps(plain(facts), indent=1))
 
-    def overcome(self, stage: str) -> dict[str, Any]:
-        """The failure that a stage has left behind, for its facts; its own file goes."""
+    def overcome(self, stage: str, facts: dict[str, Any]) -> None:
+        """`finish`, with the failure that the stage has left behind, whose own file goes when that is written."""
         path = self.path / "failures" / f"{stage}.json"
-        if not (is_writer() and path.exists()):
-            return {}
-        message = json.loads(path.read_text())["message"]
-        path.unlink()
-        return {"overcame": message}
+        left = self.read_json(f"failures/{stage}.json")
+        self.finish(stage, facts | ({"overcame": left["message"]} if left else {}))
+        if is_writer():
+            path.unlink(missing_ok=True)
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What `finish` stored."""

@@ -26,6 +26,7 @@ from jaxpgd.settings import Config
 from jaxpgd.sweep import COEFFICIENT, read_sweep
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
 from jaxpgd.training.agent import AgentState, Experience, agent_program, make_schedule
+from jaxpgd.training.health import LOST
 from jaxpgd.training.program import Program
 from jaxpgd.types import Agent, Policy
 
@@ -75,7 +76,7 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
 def _mean_return(row: dict[str, Any]) -> float | None:
     """Over seeds, where the chunk ended with an evaluation; seeds that are lost do not count."""
     returns = np.asarray(row.get("returns", ()), np.float64)
-    returns = returns[np.isfinite(returns)]
+    returns = returns[np.isfinite(returns) & ~np.asarray(row.get(LOST, np.zeros(returns.shape, bool)))]
     return float(returns.mean()) if returns.size else None
 
 
@@ -103,6 +104,16 @@ def by_setting(config: Config, arm: str, policies: Policy) -> dict[str, Policy]:
     return {", ".join(filter(None, (arm, sweep.label(i)))): part for i, part in enumerate(parts)}
 
 
+def lost_seeds(run: RunDirectory) -> dict[str, np.ndarray]:
+    """Which seeds [seeds] of every row of results were left behind in training."""
+    rows: dict[str, np.ndarray] = {}
+    for arm in run.config.arms:
+        lost = np.zeros(run.config.seeds * len(read_sweep(run.config, arm).settings), bool)
+        lost[run.facts(f"agent-{arm}").get(LOST, []) if run.is_done(f"agent-{arm}") else []] = True
+        rows |= cast(dict[str, np.ndarray], by_setting(run.config, arm, cast(Policy, lost)))
+    return rows
+
+
 def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Policy]) -> dict[str, Any]:
     """Evaluate every arm's final policies in the environment; results by arm."""
     if run.is_done("returns"):
@@ -110,17 +121,23 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
         return stored
     config, info, began = run.config, prepared.dataset.info, time.monotonic()
     results: dict[str, Any] = {}
+    lost = lost_seeds(run)
     for arm, policy in policies.items():
         found = evaluate(stage_key(config, "returns"), policy, info, episodes=config.evaluation.episodes)
-        returns = np.asarray(found.returns)
+        returns = np.array(found.returns)
+        returns[lost[arm]] = np.nan  # whatever the last sound or unsound parameters reach, these seeds have not been trained
         score, label = normalized_score(info, returns, found.successes)
         results[arm] = {
             "returns": returns, "lengths": np.asarray(found.lengths), "successes": found.successes,
             "score": score, "score_label": label, "score_column": score_column(info),
         }  # fmt: skip
-        print(
-            f"returns, {arm}: mean {returns.mean():.4g} over {returns.shape[0]} seeds x {returns.shape[1]} episodes", flush=True
+        sound = returns[np.isfinite(returns).all(1)]
+        mean = (
+            f"mean {sound.mean():.4g} over {sound.shape[0]} seeds x {sound.shape[1]} episodes"
+            if sound.size
+            else "no sound seed"
         )
+        print(f"returns, {arm}: {mean}", flush=True)
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
     return json.loads((run.path / "returns.json").read_text())  # type: ignore[no-any-return]

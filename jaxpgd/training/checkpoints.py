@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxpgd.errors import NOT_DAMAGE, InputError
-from jaxpgd.files import new_directory, writing
+from jaxpgd.files import bring_back, new_directory, writing
 from jaxpgd.training.quiet import said_once
 
 MANIFEST = "manifest.json"  # types, shapes and checksums of the entries, beside Orbax's files
@@ -185,11 +185,17 @@ class CheckpointStore:
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
 
+    def recover(self) -> None:
+        """Bring back what a writer that was killed while it replaced a checkpoint had moved aside. For writers alone."""
+        for left in self.directory.glob(f"*.old{_UNFINISHED}"):
+            bring_back(self.directory / left.name.removesuffix(f".old{_UNFINISHED}"), _UNFINISHED)
+
     def save(self, chunks: int, state: Any, score: float | None = None) -> None:
         """Write the state after `chunks` chunks, then drop old ones and what killed writers left. Higher scores are better.
 
         Raises StorageError where it cannot be written; the checkpoints that are there stay.
         """
+        self.recover()
         if self.directory.is_dir():
             for left in self.directory.glob(f"*{_UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True)

@@ -162,7 +162,7 @@ class _Learner:
         counted = jax.tree.map(lambda x: jnp.where(active, x, 0.0), found)  # a network that has stopped is trained in vain
         named = {self._training(name): value for name, value in counted.items()}
         metrics = {**self._metrics(state), **firsts(named)}
-        return state, {**metrics, SKIPPED: counted[SKIPPED].mean()} if skip else metrics
+        return state, {**metrics, SKIPPED: counted[SKIPPED].mean(0).max()} if skip else metrics
 
     def rest(self, state: PartState, steps: int, skip: bool) -> tuple[PartState, Metrics]:
         """An epoch in which nothing is left to train."""

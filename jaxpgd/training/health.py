@@ -17,6 +17,7 @@ Update = Callable[[Any, Any], tuple[Any, Metrics]]
 
 FIRST = "first_bad/"  # before the names of metrics that say it: the step of the chunk, its length where all are finite
 SKIPPED = "skipped_updates"
+LOST = "lost_seeds"  # in lines of a log: which seeds are lost, from the chunk on at which they were
 WATCHED = ("gradient_norm", "loss")  # ends of the names of metrics that have to be finite
 _PACKAGE = str(Path(__file__).parents[1])
 _PARTS = ("value", "q_", "critic", "bc_", "actor")  # in the order in which an update computes them
@@ -116,6 +117,13 @@ def culprits(
 def _rank(name: str) -> tuple[int, int]:
     part = next((i for i, part in enumerate(_PARTS) if name.startswith(part)), len(_PARTS))
     return part, int(not name.endswith("loss"))
+
+
+def name_seeds(found: list[int], seeds: int, count: int) -> str:
+    """Some of `count` states in words: their seeds, of which there are `seeds`, and settings where those are swept over."""
+    if count <= seeds:
+        return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
+    return ", ".join(f"setting {i // seeds} seed {i % seeds}" for i in found)
 
 
 def where(error: Any) -> str:

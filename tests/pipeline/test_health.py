@@ -20,6 +20,7 @@ from jaxpgd.errors import DivergenceError
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.report import health_notes
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run
+from jaxpgd.pipeline.stages import lost_seeds
 from jaxpgd.settings import AgentConfig, Config, DynamicsConfig, HealthConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, agent_program, init_agent, make_schedule, value_excess
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
@@ -101,8 +102,42 @@ def test_one_lost_seed_stops_or_stays_behind(tmp_path: Path, capsys: pytest.Capt
     state = drive(run, "stage", jax.random.key(0), descent(3, seeds=3), start)
     np.testing.assert_array_equal(np.isfinite(state), [True, False, True])
     assert capsys.readouterr().err.count("warning: stage 'stage'") == 1  # once, though every later chunk has it
+    assert run.facts("stage")["lost_seeds"] == [1]
+    assert [row.get("lost_seeds") for row in run.log.read()] == [None, [False, True, False], [False, True, False]]
+    assert health_notes(run) == ["stage 'stage' went on without seed 1, whose numbers were not finite."]
     with pytest.raises(DivergenceError, match=r"\(seeds 0, 1\)"):
         drive(open_run(tmp_path / "all", lost_seeds="keep"), "stage", jax.random.key(0), descent(3, seeds=2), jnp.full(2, 5.0))
+
+
+def test_seeds_that_an_earlier_process_lost_stay_lost(tmp_path: Path) -> None:
+    program, start = descent(6, seeds=2), jnp.array([5.0, 17.0])
+    stopped = dataclasses.replace(program, chunks=3)  # seed 0 is lost in the second chunk
+    with open_run(tmp_path, lost_seeds="keep") as run:
+        drive(run, "stage", jax.random.key(0), stopped, start)
+        (run.path / "stages" / "stage.json").unlink()  # as a run has it that was killed there
+    mended = dataclasses.replace(program, chunk=lambda x, data, i: program.chunk(jnp.where(jnp.isfinite(x), x, 50.0), data, i))
+    with pytest.raises(DivergenceError, match=r"\(seed 1\)"):  # the only one that was left, though seed 0 is finite again
+        drive(open_run(tmp_path, lost_seeds="keep"), "stage", jax.random.key(0), mended, start)
+
+
+def test_lost_seeds_have_no_returns(tmp_path: Path) -> None:
+    config = dataclasses.replace(Config(), out=str(tmp_path / "run"), arms=["real"], seeds=3)
+    run = create_run(config, resume=True)
+    run.finish("agent-real", {"lost_seeds": [1]})
+    np.testing.assert_array_equal(lost_seeds(run)["real"], [False, True, False])
+
+
+def test_looking_for_nans_changes_no_bits(tmp_path: Path) -> None:
+    def chunk(x: Array, data: Any, index: Array) -> tuple[Array, dict[str, Array]]:
+        x = jax.lax.fori_loop(0, 50, lambda _, x: jnp.sin(1.7 * x) + jnp.cos(x) / 3.0 + jnp.exp(-x * x), x)
+        return x, {"loss": x.mean()}
+
+    start = jnp.linspace(-2.0, 2.0, 1000)
+    program = Program(init=lambda key, data: jnp.asarray(data), chunk=chunk, chunks=3, steps_per_chunk=1)
+    states = [
+        drive(open_run(tmp_path / str(d), debug_nans=d), "stage", jax.random.key(0), program, start) for d in (False, True)
+    ]
+    np.testing.assert_array_equal(*states)
 
 
 def test_rare_bad_updates_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -119,7 +154,7 @@ def test_rare_bad_updates_are_left_out_and_counted(tmp_path: Path) -> None:
     assert float(drive(run, "stage", jax.random.key(0), program, 0.0)) == 2.0 * (12 - 4)
     assert [(row["skipped_updates"], row["loss"]) for row in run.log.read()] == [(1, 2.0), (1, 2.0), (2, 2.0)]
     assert run.facts("stage")["skipped_updates"] == [4]
-    assert health_notes(run) == ["stage 'stage' left out updates that were not finite, by seed: 4."]
+    assert health_notes(run) == ["stage 'stage' left out updates that were not finite: 4."]
     with pytest.raises(DivergenceError, match="2 updates were not finite in the chunk that ends at step 12, more than"):
         drive(open_run(tmp_path / "one", skip_updates=1), "stage", jax.random.key(0), program, 0.0)
 
