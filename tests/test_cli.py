@@ -89,6 +89,29 @@ def test_bad_options_name_the_option(args: list[str], message: str, capsys: pyte
     assert message in printed and len(printed.splitlines()) == 1
 
 
+def test_commands_without_options_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "option = '--resume': expected no option. See `jaxpgd evaluate --help`" in refused(
+        ["evaluate", "x", "--resume"], capsys
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [("run", "add --resume"), ("reproduce", "the same command continues"), ("evaluate", "the same command does it again")],
+)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_an_interruption_leaves(
+    command: str, left: str, stop: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(args: list[str]) -> None:
+        raise stop
+
+    monkeypatch.setitem(COMMANDS, command, interrupted)
+    with pytest.raises(SystemExit):
+        main([command])
+    assert left in capsys.readouterr().err
+
+
 def test_options_of_every_type() -> None:
     words = [
         "--seeds=3", "--sampler.kind", "heun", "--sampler.churn", "1", "--sampler.sigma-min", "1e-3", "--data.no-add-terminals",

@@ -127,8 +127,10 @@ class RunLock:
             ) from error
         with suppress(OSError):  # a full disk: the lock is held all the same
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with suppress(OSError):
+            os.write(
+                file.fileno(), str(os.getpid()).encode()
+            )  # not buffered: what is left in a buffer fails once more at the end
         self.file, self.owner, self.holders = file, os.getpid(), 1
 
     def elsewhere(self) -> str:

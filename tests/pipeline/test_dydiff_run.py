@@ -179,6 +179,6 @@ def test_the_same_config_gives_the_same_bits(done: Path, capsys: pytest.CaptureF
     parts = {part["part"]: part["entries"] for part in read(done / "reproduced" / "reproduction.json")["parts"]}
     assert set(parts) == {
         *(name + ending for name in ("dynamics", "state-denoiser", "agent-world_model", "agent-dydiff")
-          for ending in ("", ", metrics")), "returns.json", "quality.json",
+          for ending in ("", ", metrics")), "returns.json", "quality.json", "results.json",
     }  # fmt: skip
     assert min(parts.values()) > 0

@@ -344,6 +344,15 @@ def test_a_world_model_counts_the_gradient_steps_that_it_leaves_out(tmp_path: Pa
         drive(open_run(tmp_path / "few", skip_updates=1), "dynamics", jax.random.key(0), program, few_bad)
 
 
+def test_the_network_that_leaves_out_the_most_is_counted() -> None:
+    data = dynamics_data()
+    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool), skip=True)
+    state = program.init(jax.random.key(0), data)
+    params = jax.tree.map(lambda x: x.at[0].mul(1e30), state.state.params)  # of one of two: no step of it is sound
+    _, metrics = program.chunk(state.replace(state=state.state.replace(params=params)), data, jnp.asarray(0))
+    assert float(metrics["skipped_updates"]) == 1.0
+
+
 def test_the_cause_is_that_of_the_seed_that_is_lost_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = jnp.array([2.0, 9.0, 100.0])  # the gradient of seed 0 fails in step 3, that of seed 1 in step 10
     drive(open_run(tmp_path, lost_seeds="keep"), "stage", jax.random.key(0), descent(4, seeds=3), start)

@@ -15,7 +15,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline import models, quality, run, stages
 from jaxpgd.pipeline.export import export_synthetic
 from jaxpgd.pipeline.parts import prepare
-from jaxpgd.pipeline.reproduce import compare_runs, environment_changes
+from jaxpgd.pipeline.reproduce import compare_runs, environment_changes, reproduce
 from jaxpgd.pipeline.run_directory import create_run, open_run
 from jaxpgd.training.checkpoints import read_arrays, save_tree
 from jaxpgd.training.logs import MetricsLog
@@ -170,6 +170,29 @@ def test_differences_between_two_runs_are_named(finished: Path, tmp_path: Path) 
     assert found["denoiser"].differing == 1 and found["denoiser"].first == f"{name}, by 0.5 at most"
     assert found["denoiser, metrics"].first == "chunk 2: loss"
     assert found["agent-guided, metrics"].first == "lines missing" and found["agent-real"].differing == 0
+
+
+def test_checkpoints_are_compared_by_what_can_be_read(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    store = open_run(copy).checkpoints("denoiser")
+    for file in (store.directory / str(store.saved()[-1])).rglob("*"):
+        if file.is_file() and file.name != "manifest.json":
+            file.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"denoiser.*expected one that can be read"):
+        compare_runs(open_run(finished), open_run(copy))
+
+
+def test_a_run_that_changed_in_the_middle_of_a_stage_is_not_reproduced(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    last = max(i for i, row in enumerate(rows) if row["stage"] == "denoiser")
+    rows[last]["skipped_updates"] = 0
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"health\.skip_updates, but 'denoiser' changed in the middle"):
+        reproduce(str(copy))
+    assert not (copy / "reproduced").exists()
 
 
 def test_what_a_run_was_made_with_is_stored(finished: Path) -> None:

@@ -1,5 +1,7 @@
 """Locks and signals."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -12,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, StorageError
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.interruption import Interruption
-from jaxpgd.pipeline.run_directory import RunLock, claim, create_run, open_run
+from jaxpgd.pipeline.run_directory import RunDirectory, RunLock, claim, create_run, open_run
 from jaxpgd.settings import Config
 from jaxpgd.training.program import Program
 
@@ -131,6 +133,30 @@ def test_the_lock_is_of_the_directory_that_is_there(tmp_path: Path) -> None:
     create_run(Config(out=str(out)), resume=False)
     other = subprocess.run([sys.executable, "-c", HOLD, str(out)], capture_output=True, text=True, check=False)
     assert other.returncode != 0 and f"number {os.getpid()}" in other.stderr
+
+
+def test_a_reader_that_looks_at_the_lock_keeps_no_writer_out(tmp_path: Path) -> None:
+    reader = (tmp_path / "run.lock").open("a+")
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    threading.Timer(0.03, reader.close).start()
+    lock = RunLock(tmp_path)
+    lock.take()  # waits for it
+    assert lock.file is not None
+    lock.release()
+
+
+def test_a_full_disk_stops_a_figure_and_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunDirectory(tmp_path, Config())
+    (tmp_path / "run.lock").symlink_to("/dev/full")
+    run.lock.take()
+    assert run.lock.file is not None
+    run.lock.release()
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StorageError, match="figures: cannot be written, no space left on its disk"):
+        run.figure("returns")
 
 
 def test_threads_leave_signals_alone() -> None:

@@ -188,6 +188,19 @@ def test_what_the_system_lacks_is_not_damage(tmp_path: Path, monkeypatch: pytest
         store.restore(tree())
 
 
+def test_what_a_killed_replacement_moved_aside_comes_back(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(5, tree())
+    (tmp_path / "5").rename(tmp_path / "5.old.writing")  # between the two renames of a replacement
+    assert store.saved() == []
+    store.recover()
+    assert store.saved() == [5]
+    (tmp_path / "5").rename(tmp_path / "5.old.writing")
+    store.save(6, tree(2.0))
+    assert store.saved() == [5, 6] and sorted(p.name for p in tmp_path.iterdir()) == ["5", "6"]
+    same(load_tree(tmp_path / "5", tree()), tree())
+
+
 def test_a_checkpoint_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tree(tmp_path / "one", tree())
     rename = Path.rename
