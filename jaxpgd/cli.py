@@ -37,8 +37,9 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
          [--kinds A,B] [--evaluations 4,8] [--trajectories N] [--out DIR] [--seed N]
         denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
         within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
-  study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B] [--out DIR] [--show] [--section.key VALUE ...]
+  study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B ...] [--out DIR] [--show] [--section.key VALUE ...]
         an experiment over a grid of settings, resumed cell by cell: results.csv, figures, report.html under DIR (runs/studies);
+        --only, once for each axis, keeps some of its labels;
         --show prints its TOML text, to be changed and run as a file
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
@@ -269,29 +270,33 @@ def _pareto(args: list[str]) -> None:
 
 def _study(args: list[str]) -> None:
     """Everything after the study's own options is settings of all its cells."""
-    own = ("--scale", "--out", "--only")
+    own = ("--scale", "--out")
     show, args = "--show" in args, [a for a in args if a != "--show"]
     from jaxpgd.studies.plan import load_study, shipped, study_text
 
     named = bool(args) and not args[0].startswith("--")
-    check(named, "study", args[0] if args else None, f"one of {', '.join(shipped())}, or a .toml file")
-    name, rest, mine = args[0], list[str](), list[str]()
+    check(named, "study", args[0] if args else "", f"one of {', '.join(shipped())}, or a .toml file")
+    name, rest, mine, only = args[0], list[str](), list[str](), dict[str, tuple[str, ...]]()
     words = iter([part for a in args[1:] for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])])
     for word in words:
-        (mine if word in own else rest).append(word)
-        if word in own:
-            mine.append(next(words, ""))
-    found = options(mine, "study", scale=str, out=Path, only=labels)
+        if word == "--only":
+            for axis, chosen in labels(next(words, "")).items():
+                check(axis not in only, "--only", axis, "each axis once", "Name all of its labels together: AXIS=A,B.")
+                only[axis] = chosen
+        elif word != "--resume":  # studies always do
+            (mine if word in own else rest).append(word)
+            if word in own:
+                mine.append(next(words, ""))
+    found = options(mine, "study", scale=str, out=Path)
     from jaxpgd.studies.run import run_study
 
     if show:
         print(study_text(name))
         return
     overrides = read_overrides(rest)
-    run_study(
-        load_study(name, found.get("scale", ""), only=found.get("only"), overrides=overrides),
-        found.get("out", Path("runs/studies")),
-    )
+    study = load_study(name, found.get("scale", ""), only=only, overrides=overrides)
+    if run_study(study, found.get("out", Path("runs/studies"))).failed:
+        raise SystemExit(1)
 
 
 def labels(text: str) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,19 @@ def _check_metadata(name: str, data: Path) -> None:
 
 
 def _download(name: str) -> None:
+    local = sorted(minari.list_local_datasets())
+    near = difflib.get_close_matches(name, local, n=3, cutoff=0.4) or local[:5]
+    there = "which is there" if len(near) == 1 else "which are there"
+    known = f"Did you mean {' or '.join(near)}, {there}?" if near else "There are no local datasets."
+    with_version = re.fullmatch(r".+-v\d+", name) is not None
+    check(with_version, "data.name", name, "a Minari id with its version, such as mujoco/hopper/medium-v0", known)
     try:
-        logging.getLogger("huggingface_hub").setLevel(
-            logging.ERROR
-        )  # its retries say again and again what the error below says
+        import huggingface_hub.utils.logging as hub  # sets its level when it is imported
+
+        hub.set_verbosity(logging.CRITICAL)  # its retries say again and again what the error below says
         minari.download_dataset(name)
         check((get_dataset_path(name) / "data").exists(), "data.name", name, "a dataset that can be downloaded")
     except Exception as error:  # no network, unknown name, incompatible version: each has its own class
-        local = sorted(minari.list_local_datasets())
-        near = difflib.get_close_matches(name, local, n=3, cutoff=0.4) or local[:5]
-        known = f"Did you mean {' or '.join(near)}, which is there?" if near else "There are no local datasets."
         reason = (str(error).splitlines() or [""])[0][:200]
         raise InputError(
             f"data.name = {name!r}: expected a Minari dataset under {get_dataset_path()} or one that can be downloaded "

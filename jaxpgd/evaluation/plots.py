@@ -1,5 +1,6 @@
 """Figures of a run. Each function returns a matplotlib Figure, free of pyplot's global state; `save` writes it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
+_TITLE_CHARACTERS = 9.5  # of an inch
+
+
 def _axes(
     columns: int, width: float, height: float, title: str = "", layout: Any = "constrained", **options: Any
 ) -> tuple[Figure, list[Axes]]:
@@ -38,8 +42,14 @@ def _axes(
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(1, columns, squeeze=False, **options)[0])
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_wrapped(title, figure))
     return figure, axes
+
+
+def _wrapped(title: str, figure: Figure) -> str:
+    """A title in lines that fit the width of its figure."""
+    characters = max(20, int(figure.get_figwidth() * _TITLE_CHARACTERS))
+    return "\n".join(textwrap.fill(line, characters) for line in title.splitlines())
 
 
 def panels(
@@ -55,7 +65,7 @@ def panels(
     for spare in axes[count:]:
         spare.set_visible(False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_wrapped(title, figure))
     return figure, axes[:count]
 
 

@@ -82,20 +82,27 @@ def improvement_figure(pairs: Mapping[tuple[str, str], Improvement], *, title: s
     axis.axvline(0.5, color="0.3", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(pairs)), [x for x, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(X > Y), ties counting one half")
-    axis.set_ylabel("X", rotation=0, va="center")
+    axis.set_ylabel("X", rotation=0, va="center", labelpad=12)
     opposite = axis.secondary_yaxis("right")
     opposite.set_yticks(range(len(pairs)), [y for _, y in pairs])
-    opposite.set_ylabel("Y", rotation=0, va="center")
+    opposite.set_ylabel("Y", rotation=0, va="center", labelpad=12)
     opposite.tick_params(labelsize=11)
     runs = [{task: n[i] for task, n in one.runs.items()} for one in pairs.values() for i in (0, 1)]
     axis.set_title(title or f"Probability of improvement over {_size(runs)}\n{_over(first.unit, first.confidence)}")
     return figure
 
 
-def selection_figure(selections: Mapping[str, Selection], *, unit: str = "normalised score", title: str = "") -> Figure:
+def selection_figure(
+    selections: Mapping[str, Selection],
+    *,
+    unit: str = "normalised score",
+    title: str = "",
+    styles: Mapping[str, tuple[str, str]] | None = None,
+) -> Figure:
     """Regret of the policy selected against the online episodes spent, and its expected return, with levels for the best.
 
-    A line for each entry; bands are two standard errors of the Monte Carlo. Dotted: evaluations without noise.
+    A line for each entry, of the colour and kind that `styles` says, else one of its own; bands are two standard errors of the
+    Monte Carlo. Dotted: evaluations without noise.
     """
     check(len(selections) > 0, "selections", dict(selections), "at least one selection")
     names = list(selections)
@@ -103,10 +110,11 @@ def selection_figure(selections: Mapping[str, Selection], *, unit: str = "normal
     figure, axes = _axes(2, 11, 4.4 + 0.25 * (len(names) // 2 + 1), heading)
     for name, one in selections.items():
         each = f"{one.episodes} episode{'s' * (one.episodes > 1)} each"
-        colour, label = _colour(name, names), f"{name} ({one.candidates} candidates, {each})"
+        colour, line = (styles or {}).get(name) or (_colour(name, names), _line(name, names))
+        label = f"{name} ({one.candidates} candidates, {each})"
         for axis, y, exact in zip(axes, (one.regret, one.value), (one.best - one.noiseless, one.noiseless), strict=True):
             axis.fill_between(one.evaluations, y - 2 * one.value_se, y + 2 * one.value_se, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(one.evaluations, y, color=colour, linestyle=_line(name, names), linewidth=1.8, label=label)
+            axis.plot(one.evaluations, y, color=colour, linestyle=line, linewidth=1.8, label=label)
             axis.plot(one.evaluations, exact, color=colour, linestyle=":", linewidth=1.2)
         axes[1].axhline(one.best, color=colour, linewidth=0.8, alpha=0.6)
     axes[0].plot([], [], color="0.3", linestyle=":", linewidth=1.2, label="evaluations without noise")

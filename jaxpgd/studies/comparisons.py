@@ -94,7 +94,8 @@ def sentences(found: list[Difference]) -> list[str]:
         return ["No comparison is tested: that takes two seeds of each side, and some spread between them."]
     rest = tested - len(held)
     told = f"{tested} comparison{'s' * (tested > 1)} tested at {100 * LEVEL:g} % over all (Holm)"
-    return [*lines, f"{told}; for {rest} of them the seeds show no difference, which is no proof that there is none."]
+    none = f"; for {rest} of them the seeds show no difference, which is no proof that there is none" if rest else ""
+    return [*lines, f"{told}{none}."]
 
 
 def _sentence(d: Difference) -> str:

@@ -17,7 +17,7 @@ from jaxpgd.evaluation.policy_selection import policy_selection
 from jaxpgd.evaluation.statistics import Summary, summarise
 from jaxpgd.evaluation.study_plots import aggregates_figure, improvement_figure, profiles_figure, selection_figure
 from jaxpgd.studies.results import Results, matching
-from jaxpgd.studies.spec import Drawing
+from jaxpgd.studies.spec import Drawing, is_number
 
 Where = dict[str, str]
 _THRESHOLDS = 101
@@ -60,7 +60,7 @@ def _at(where: Where, axis: str, label: str) -> Where:
 
 
 def _name(where: Where) -> str:
-    return ", ".join(where.values())
+    return ", ".join(f"{axis.replace('_', ' ')} {label}" if is_number(label) else label for axis, label in where.items())
 
 
 def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figure, Iterator[tuple[Where, Axes]]]:
@@ -251,15 +251,16 @@ def improvement(results: Results, drawing: Drawing) -> Figure | None:
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
     """What choosing by few online episodes costs, among all agents of a label of `hue`: their seeds, and other axes' labels."""
-    found = {}
-    for where in _places(results, drawing.panels):
-        for hue in _hues(results, drawing):
+    found, styles, hues = {}, {}, _hues(results, drawing)
+    for number, where in enumerate(_places(results, drawing.panels)):
+        for hue in hues:
             table = results.candidates(drawing.value, _at(where, drawing.hue, hue))
             shortest = min((len(episodes) for episodes in table), default=0)
             if len(table) > 1 and shortest > 1:
                 label = ", ".join(filter(None, (_name(where), hue)))
                 found[label] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
-    return selection_figure(found, unit=_label(results, drawing), title=drawing.title) if found else None
+                styles[label] = (colour_of(hue, hues), ("-", "--", "-.", ":")[number % 4])
+    return selection_figure(found, unit=_label(results, drawing), title=drawing.title, styles=styles) if found else None
 
 
 DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {

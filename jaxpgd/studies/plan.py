@@ -24,6 +24,23 @@ RESERVED = ("cell", "episode", "step", "method", "return", "length", "log_likeli
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 
 
+# columns of results.csv by what is measured; a score stands there under the name of its family
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return", "length", "score"),
+    "trajectories": ("return", "length", "log_likelihood", "dynamics_error", "persistence"),
+    "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
+                 "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
+    "tilt": ("coefficient", "divergence", "log_likelihood"),
+}  # fmt: skip
+# and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
+STEP_COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return",),
+    "trajectories": ("dynamics_error", "persistence"),
+    "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
+    "tilt": ("samples", "target", "behaviour", "policy"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class MeasureConfig:
     """What is measured of a cell: `[measure]` of a study, which axes may change.
@@ -155,6 +172,8 @@ def load_study(
     for setting in dotted(overrides or {}):
         value = get_nested(overrides or {}, setting)
         check(setting not in varied, f"--{setting}", value, "a setting that no axis of the study varies", remedy)
+    sweep = (overrides or {}).get("sweep")
+    check(not sweep, "--sweep", sweep, "no sweep: what a study varies are its axes", remedy)
     axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
     for axis in only or {}:
         check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
@@ -163,12 +182,16 @@ def load_study(
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
     part = digest([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
+    values = {name: tuple({c for cell in cells for c in of[cell.measure.kind]}) for name, of in _VALUES.items()}
     return Study(
         stem, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
-        figures=read_specs(Drawing, raw.get("figures", []), labels, raw["axes"], name),
-        tables=read_specs(Table, raw.get("tables", []), labels, raw["axes"], name),
-        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, raw["axes"], name),
+        figures=read_specs(Drawing, raw.get("figures", []), labels, raw["axes"], values, name),
+        tables=read_specs(Table, raw.get("tables", []), labels, raw["axes"], values, name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, raw["axes"], values, name),
     )  # fmt: skip
+
+
+_VALUES = {"rows": COLUMNS, "steps": STEP_COLUMNS}
 
 
 def _check_form(raw: dict[str, Any], name: str) -> None:
@@ -259,6 +282,7 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     check(
         not config.models_from, f"{where}: models_from", list(config.models_from), "nothing: cells share models by themselves"
     )
+    check(not config.sweep, f"{where}: sweep", list(config.sweep), "nothing: what a study varies are its axes")
     multiple = 2 ** (config.denoiser.blocks - 1)
     steps = measure.length or max(config.data.window, config.synthesis.dydiff.window)
     fits = measure.kind != "rollouts" or steps % multiple == 0

@@ -23,7 +23,7 @@ COMPARED = (
 )
 
 
-def study_report(results: Results, failed: Mapping[str, str], folder: Path, seconds: float) -> None:
+def study_report(results: Results, folder: Path, seconds: float) -> None:
     """Write figures, `tables.txt` and `report.html`, and print the tables and what they support."""
     study = results.study
     report = Report(study.title).text(study.text)
@@ -36,7 +36,7 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
         title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
         title = title or table.value
         report.table(title, rows, caption(table))
-        texts.append(f"{title}\n\n{text_table(rows)}")
+        texts.append(f"{title}\n{caption(table)}\n\n{text_table(rows)}")
     for i, drawing in enumerate(by_scale(results, study.figures)):
         figure = checked(results, drawing)
         if figure is None:
@@ -51,8 +51,9 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
         report.table("Comparisons", difference_rows(found), COMPARED)
     if missing:
         report.text("Not drawn, as no complete cells have what they show: " + "; ".join(missing) + ".")
-    if failed:
-        report.table("Cells that failed", [{"cell": label, "why": why} for label, why in failed.items()])
+    if results.failed:
+        report.table("Cells that failed", [{"cell": label, "why": why} for label, why in results.failed.items()])
+        said = [*said, f"{len(results.failed)} cells failed and are not shown: {'; '.join(results.failed)}."]
     report.details("Cells", text_table([{"cell": cell.key, **cell.labels, "folder": cell.name} for cell in results.cells]))
     now = json.loads((folder / "versions.json").read_text())
     older = {key: values for key, values in results.versions.items() if values != now}
@@ -70,7 +71,10 @@ def study_report(results: Results, failed: Mapping[str, str], folder: Path, seco
 def caption(table: Table) -> str:
     """What the entries of a table are."""
     what = "interquartile mean" if table.statistic == "iqm" else "mean"
-    return f"{what.capitalize()} over seeds, its 95 % bootstrap interval (of one seed over its episodes), and how many seeds."
+    return (
+        f"{what.capitalize()} over seeds [its 95 % bootstrap interval; of two or three seeds no more than their range; of one "
+        "seed over its episodes, where it has several] (number of seeds)."
+    )
 
 
 def table_rows(results: Results, table: Table) -> list[Row]:

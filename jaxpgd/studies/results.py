@@ -30,6 +30,7 @@ class Results:
         self.steps: list[Row] = []
         self.samples: list[tuple[Cell, Trajectory]] = []
         self.cells: list[Cell] = []
+        self.failed: dict[str, str] = {}  # cells that could not be measured, by their labels, and why
         self.versions: dict[str, dict[str, str]] = {}  # by cell, of those measured before
         self.scales: list[str] = []  # the columns of scores, one of each family of datasets
 

@@ -49,8 +49,8 @@ def run_study(study: Study, out: Path) -> Results:
             if cell.key in cells:
                 results.add(cell, cells[cell.key])
         results.write(folder)
-        why = {_label(cell): failed[cell.key] for cell in study.cells if cell.key in failed}
-        study_report(results, why, folder, time.monotonic() - began)
+        results.failed = {_label(cell): failed[cell.key] for cell in study.cells if cell.key in failed}
+        study_report(results, folder, time.monotonic() - began)
     return results
 
 

@@ -67,10 +67,15 @@ class Comparison:
     paired: bool = False  # seeds of both sides share what varies most between them, such as their denoiser
 
 
+_WITHOUT_VALUE = ("trajectories", "densities")  # kinds of figures that show what there is
+
+_NAMES = {Drawing: "figure", Table: "table", Comparison: "comparison"}
+
 Spec = TypeVar("Spec", Drawing, Table, Comparison)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a label is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -82,24 +87,34 @@ def read_specs(
     raw: Sequence[Mapping[str, Any]],
     axes: Mapping[str, Sequence[str]],
     whole: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
     name: str,
 ) -> tuple[Spec, ...]:
     """The specifications of one kind; `whole` are the axes with all labels, also those that are left out now.
 
-    Raises InputError for unknown keys, for axes and labels that the study does not have, and for lines over no numbers.
+    `values`: the columns that cells measure, of "rows" by episode and of "steps". Raises InputError for unknown keys, for
+    axes, labels and values that the study does not have, and for lines over no numbers.
     """
     found = []
-    for i, values in enumerate(raw):
-        where = f"{name}: {kind.__name__.lower()} {i + 1}"
-        spec: Any = apply_values(kind(), dict(values), where)
+    for i, given in enumerate(raw):
+        where = f"{name}: {_NAMES[kind]} {i + 1}"
+        spec: Any = apply_values(kind(), dict(given), where)
         named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
             known = axis in axes or axis == "method"
             check(known and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}")
+        drawn = spec.kind if isinstance(spec, Drawing) else ""
+        columns = values["steps" if drawn == "steps" else "rows"]
+        check(
+            drawn in _WITHOUT_VALUE or spec.value in columns,
+            f"{where}: value",
+            spec.value,
+            f"one of {', '.join(sorted(columns))}",
+        )
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
         if isinstance(spec, Drawing) and spec.kind == "lines":
-            check(all(map(_is_number, axes.get(spec.x, ()))), f"{where}: x", spec.x, "an axis whose labels are numbers")
+            check(all(map(is_number, axes.get(spec.x, ()))), f"{where}: x", spec.x, "an axis whose labels are numbers")
         for axis, field in (("axis", "pairs"), ("hue", "flat")):
             unknown = [label for label in getattr(spec, field, ()) if label not in whole.get(getattr(spec, axis, ""), ())]
             check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")

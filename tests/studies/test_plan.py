@@ -11,6 +11,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline.models import NEEDS, needs
 from jaxpgd.studies import plan
 from jaxpgd.studies.plan import load_study, merge, shipped
+from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, swept
 from jaxpgd.sweep import read_sweep
@@ -145,7 +146,7 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
     [
         (("seeds = 2", "seed = 'x'"), r"real, periodic: .*seed = 'x': expected an integer"),
         (("seeds = 2", "sedes = 2"), r"unknown key 'sedes'. Did you mean 'seeds'"),
-        (('hue = "source"', 'hue = "colour"'), r"drawing 1 = 'colour': expected an axis: source, regime"),
+        (('hue = "source"', 'hue = "colour"'), r"figure 1 = 'colour': expected an axis: source, regime"),
         (('kind = "intervals"', 'kind = "pie"'), r"kind = 'pie': expected one of"),
         (('title = "Small"', ""), r"title = None: expected to be given"),
         (("[base]", "[basis]"), r"key = 'basis': expected one of title"),
@@ -157,6 +158,11 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("seeds = 2", "models_from = ['x']"), r"models_from = .*: expected nothing"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\npairs = ['real', 'fake']\n[[figures]]"), r"pairs = \['fake'\]"),
         (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
+        (('kind = "intervals"', 'value = "retrun"'), r"figure 1: value = 'retrun': expected one of length, return, score"),
+        (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of return\."),
+        (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),
+        (("[[figures]]", "[[comparisons]]\naxis = 'source'\nvalue = 'x'\n[[figures]]"), r"comparison 1: value = 'x'"),
+        (("seeds = 2", "seeds = 2\nsweep = ['agent.alpha', '1,2']"), r"sweep = .*: expected nothing: what a study varies"),
         (("[base]", "[measure]\nkind = 'rollouts'\nlength = 6\n[base]"), r"measure.length = 6: expected a multiple of 4"),
         (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
         (
@@ -258,7 +264,9 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
     main(["study", study_file(SMALL), "--show"])
     assert capsys.readouterr().out.strip() == SMALL.strip()
     for words, message in (
-        ([], "study = None: expected one of dydiff-returns"),
+        ([], "study = '': expected one of dydiff-returns"),
+        ([study_file(SMALL), "--only", "source=real", "--only", "source=guided"], "--only = 'source': expected each axis once"),
+        ([study_file(SMALL), "--sweep", "agent.alpha", "1,2"], "--sweep = "),
         ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
         ([study_file(SMALL), "--sedes", "3"], "unknown key '--sedes'. Did you mean '--seeds'"),
         ([study_file(SMALL), "--only", "source=x"], "--only source = 'x'"),
@@ -267,3 +275,22 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
             main(["study", *words])
         assert error.value.code == 2 and message in capsys.readouterr().err
     assert plan.slug("../data/hopper_medium-v2.hdf5") == "hopper-medium-v2"
+
+
+def test_labels_of_several_axes_are_kept(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr("jaxpgd.studies.run.run_study", lambda study, out: found.append(study) or Results(study))
+    main(["study", study_file(SMALL), "--only", "source=guided", "--only", "regime=periodic", "--resume"])
+    assert [cell.labels for cell in found[0].cells] == [{"source": "guided", "regime": "periodic"}]
+
+
+def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(study: plan.Study, out: Path) -> Results:
+        results = Results(study)
+        results.failed = {"real": "no such dataset"}
+        return results
+
+    monkeypatch.setattr("jaxpgd.studies.run.run_study", failing)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", study_file(SMALL)])
+    assert ended.value.code == 1

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from jaxpgd.errors import InputError
 from jaxpgd.studies import run as study_run
 from jaxpgd.studies.measures import Found
-from jaxpgd.studies.plan import load_study
+from jaxpgd.studies.plan import COLUMNS, STEP_COLUMNS, load_study
 from jaxpgd.studies.run import run_study
 
 SIZES = """
@@ -52,6 +53,14 @@ def write(folder: Path, text: str) -> str:
     return str(folder / "study.toml")
 
 
+def assert_columns(kind: str, cells: list[dict[str, Any]]) -> None:
+    """Rows have the columns that figures and tables may ask for, and no others."""
+    head = {"seed", "episode", "step", "method", "scale"}
+    for rows, columns in (("rows", COLUMNS[kind]), ("steps", STEP_COLUMNS[kind])):
+        found = {name for cell in cells for row in cell[rows] for name in row}
+        assert set(columns) - {"score"} <= found - head <= set(columns)
+
+
 def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     study = load_study(write(tmp_path, TILT))
     results = run_study(study, tmp_path / "out")
@@ -62,6 +71,7 @@ def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys:
     exact, guided = (results.units("divergence", {"guidance": name})[0] for name in ("exact", "reconstruction"))
     assert 0 < exact < 2 and guided > 0
     assert "2 cells, 0 of them there already" in capsys.readouterr().out
+    assert_columns("tilt", [json.loads(p.read_text()) for p in (tmp_path / "out" / "cells").glob("*/cell.json")])
     before = (folder / "results.csv").read_text()
     run_study(study, tmp_path / "out")
     assert "2 cells, 2 of them there already" in capsys.readouterr().out
@@ -72,7 +82,10 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: 
     broken = TILT.replace("[[figures]]", "broken = { measure = { stds = [0.1] } }\n[[figures]]", 1)
     results = run_study(load_study(write(tmp_path, broken)), tmp_path / "out")
     assert results.labels("guidance") == ["exact", "reconstruction"]
-    assert "broken: failed: weight, mean, std" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "broken: failed: weight, mean, std" in said.err and list(results.failed) == ["broken"]
+    told = "1 cells failed and are not shown: broken."
+    assert told in said.out and told in (tmp_path / "out" / "study" / "tables.txt").read_text()
     report = (tmp_path / "out" / "study" / "report.html").read_text()
     assert "Cells that failed" in report and "as many of each" in report
     errors = list((tmp_path / "out" / "cells").glob("*/error.txt"))
@@ -159,6 +172,7 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
     cells = [json.loads(p.read_text()) for p in (returns / "out" / "cells").glob("*/cell.json")]
     assert len(cells) == 4 and all(cell["together"] == 2 and len(cell["rows"]) == 2 * 3 for cell in cells)
     assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
+    assert_columns("returns", cells)
 
 
 @pytest.mark.slow
@@ -202,6 +216,7 @@ rows = ["source"]
     error = {label: results.units("dynamics_error", {"source": label})[0] for label in lengths}
     # one step's noise of 0.01 over the deviation of positions, which no transition of the environment can miss
     assert error["rollouts"] < 0.1 and error["dataset"] < 0.1 < error["guided"]
+    assert_columns("trajectories", [json.loads(p.read_text()) for p in (tmp_path / "out" / "cells").glob("*/cell.json")])
     assert len(results.samples) == 4 and all(t.reward.shape[0] == 3 for _, t in results.samples)
     assert (tmp_path / "out" / "study" / "trajectories.png").exists()
     assert all(row["log_likelihood"] == row["log_likelihood"] for row in results.rows)
