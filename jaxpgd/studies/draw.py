@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from jaxpgd.errors import InputError
 from jaxpgd.evaluation.aggregate import aggregate
@@ -74,6 +75,8 @@ def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figur
         axis.set(title=_name(where), ylabel=_label(results, drawing))
         if drawing.log:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))  # numbers also within one decade
     return figure, zip(places, axes, strict=True)
 
 
