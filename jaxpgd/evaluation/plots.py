@@ -74,6 +74,12 @@ def colour_of(name: str, names: Sequence[str]) -> str:
     return _colour(name, names)
 
 
+def line_of(name: str, names: Sequence[str]) -> str:
+    """The kind of line of one of several names: another one where colours repeat."""
+    others = [n for n in names if n not in COLOURS]
+    return "-" if name in COLOURS else ("-", "--", "-.")[others.index(name) // len(_OTHERS) % 3]
+
+
 def path_lines(axis: Axes, trajectory: Trajectory, goals: Mapping[str, tuple[float, float]] | None = None) -> None:
     """Draw trajectories [N, T] by their first two observation entries, up to their terminals, with `goals` as marks."""
     for path in _paths(trajectory, len(trajectory.reward)):

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from jaxpgd.errors import check
 from jaxpgd.evaluation.aggregate import Aggregate
 from jaxpgd.evaluation.comparison import Improvement, Profile
-from jaxpgd.evaluation.plots import _OTHERS, COLOURS, _axes, _colour
+from jaxpgd.evaluation.plots import _axes, _colour, line_of
 from jaxpgd.evaluation.policy_selection import Selection
 
 METRICS = {
@@ -60,7 +60,7 @@ def profiles_figure(profiles: Mapping[str, Profile], *, unit: str = "normalised 
         x, y, low, high = (a[order] for a in (profile.thresholds, profile.fraction, profile.low, profile.high))
         colour = _colour(name, names)
         axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(x, y, color=colour, linestyle=_line(name, names), linewidth=1.8, label=name)
+        axis.plot(x, y, color=colour, linestyle=line_of(name, names), linewidth=1.8, label=name)
     heading = f"Performance profiles over {_size([p.runs for p in profiles.values()])}\n"
     heading += _over(first.unit, first.confidence, "bands: pointwise")
     axis.set(xlabel=f"threshold ({unit})", ylabel="fraction of runs above the threshold", title=title or heading)
@@ -110,7 +110,7 @@ def selection_figure(
     figure, axes = _axes(2, 11, 4.4 + 0.25 * (len(names) // 2 + 1), heading)
     for name, one in selections.items():
         each = f"{one.episodes} episode{'s' * (one.episodes > 1)} each"
-        colour, line = (styles or {}).get(name) or (_colour(name, names), _line(name, names))
+        colour, line = (styles or {}).get(name) or (_colour(name, names), line_of(name, names))
         label = f"{name} ({one.candidates} candidates, {each})"
         for axis, y, exact in zip(axes, (one.regret, one.value), (one.best - one.noiseless, one.noiseless), strict=True):
             axis.fill_between(one.evaluations, y - 2 * one.value_se, y + 2 * one.value_se, color=colour, alpha=0.2, linewidth=0)
@@ -128,12 +128,6 @@ def selection_figure(
         axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))  # few decades: numbers between them too
     figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=10)
     return figure
-
-
-def _line(name: str, names: Sequence[str]) -> str:
-    """Another kind of line where colours repeat."""
-    others = [n for n in names if n not in COLOURS]
-    return "-" if name in COLOURS else ("-", "--", "-.")[others.index(name) // len(_OTHERS) % 3]
 
 
 def _size(runs: Sequence[Mapping[str, int]]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatter
 from jaxpgd.errors import InputError
 from jaxpgd.evaluation.aggregate import aggregate
 from jaxpgd.evaluation.comparison import performance_profile, probability_of_improvement
-from jaxpgd.evaluation.plots import colour_of, panels, path_lines
+from jaxpgd.evaluation.plots import colour_of, line_of, panels, path_lines
 from jaxpgd.evaluation.policy_selection import policy_selection
 from jaxpgd.evaluation.statistics import Summary, summarise
 from jaxpgd.evaluation.study_plots import aggregates_figure, improvement_figure, profiles_figure, selection_figure
@@ -22,6 +22,7 @@ from jaxpgd.studies.spec import Drawing, is_number
 
 Where = dict[str, str]
 _THRESHOLDS = 101
+_ROUNDING = 1e-6  # of errors in standard deviations, on logarithmic axes
 _MOST_COLUMNS = 6
 _LEGEND_WIDTH = 1.8  # inches of an entry
 _EXPERT = 100.0  # normalised score to which the optimality gap is measured
@@ -168,8 +169,11 @@ def steps(results: Results, drawing: Drawing) -> Figure:
         for hue in hues:
             x, y = results.curve(drawing.value, _at(where, drawing.hue, hue))
             if len(x):
-                colour = colour_of(hue, hues)
-                axis.plot(x, np.nanmean(y, axis=1), color=colour, label=hue or None, linewidth=1.8)
+                colour, line = colour_of(hue, hues), line_of(hue, hues)
+                if drawing.log:  # a first state that is given has an error of rounding, which would take most of the axis
+                    shown = ~(y <= _ROUNDING).any(axis=1)
+                    x, y = x[shown], y[shown]
+                axis.plot(x, np.nanmean(y, axis=1), color=colour, linestyle=line, label=hue or None, linewidth=1.8)
                 axis.fill_between(x, np.nanmin(y, axis=1), np.nanmax(y, axis=1), color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel=drawing.x or "step")
     return _with_legend(figure)
