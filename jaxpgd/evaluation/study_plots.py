@@ -12,6 +12,7 @@ from jaxpgd.evaluation.comparison import Improvement, Profile
 from jaxpgd.evaluation.plots import _axes, _colour, line_of
 from jaxpgd.evaluation.policy_selection import Selection
 
+Styles = Mapping[str, tuple[str, str]]  # colour and kind of line by name, where they are not in order of the names
 METRICS = {
     "iqm": "interquartile mean",
     "median": "median of tasks",
@@ -26,6 +27,7 @@ def aggregates_figure(
     metrics: Sequence[str] = tuple(METRICS),
     unit: str = "normalised score",
     title: str = "",
+    styles: Styles | None = None,
 ) -> Figure:
     """A row for each method and a panel for each metric: the estimate as a line, its interval as a bar (none where NaN)."""
     check(len(aggregates) > 0, "aggregates", dict(aggregates), "at least one method")
@@ -37,7 +39,8 @@ def aggregates_figure(
         for row, (name, one) in enumerate(aggregates.items()):
             estimate = getattr(one, metric)
             if np.isfinite(estimate.low):
-                axis.barh(row, estimate.high - estimate.low, 0.6, estimate.low, color=_colour(name, names), alpha=0.55)
+                colour = _style(name, names, styles)[0]
+                axis.barh(row, estimate.high - estimate.low, 0.6, estimate.low, color=colour, alpha=0.55)
             axis.plot([estimate.value] * 2, [row - 0.3, row + 0.3], color="black", linewidth=2)
         better = f"below {first.gamma:g}; lower is better" if metric == "optimality_gap" else "higher is better"
         axis.set_title(METRICS[metric])
@@ -50,7 +53,9 @@ def aggregates_figure(
     return figure
 
 
-def profiles_figure(profiles: Mapping[str, Profile], *, unit: str = "normalised score", title: str = "") -> Figure:
+def profiles_figure(
+    profiles: Mapping[str, Profile], *, unit: str = "normalised score", title: str = "", styles: Styles | None = None
+) -> Figure:
     """Fraction of runs above each threshold: a curve for each method with its pointwise band."""
     check(len(profiles) > 0, "profiles", dict(profiles), "at least one method")
     first, names = next(iter(profiles.values())), list(profiles)
@@ -58,9 +63,9 @@ def profiles_figure(profiles: Mapping[str, Profile], *, unit: str = "normalised 
     for name, profile in profiles.items():
         order = np.argsort(profile.thresholds)
         x, y, low, high = (a[order] for a in (profile.thresholds, profile.fraction, profile.low, profile.high))
-        colour = _colour(name, names)
+        colour, line = _style(name, names, styles)
         axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(x, y, color=colour, linestyle=line_of(name, names), linewidth=1.8, label=name)
+        axis.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=name)
     heading = f"Performance profiles over {_size([p.runs for p in profiles.values()])}\n"
     heading += _over(first.unit, first.confidence, "bands: pointwise")
     axis.set(xlabel=f"threshold ({unit})", ylabel="fraction of runs above the threshold", title=title or heading)
@@ -97,7 +102,7 @@ def selection_figure(
     *,
     unit: str = "normalised score",
     title: str = "",
-    styles: Mapping[str, tuple[str, str]] | None = None,
+    styles: Styles | None = None,
 ) -> Figure:
     """Regret of the policy selected against the online episodes spent, and its expected return, with levels for the best.
 
@@ -110,7 +115,7 @@ def selection_figure(
     figure, axes = _axes(2, 11, 4.4 + 0.25 * (len(names) // 2 + 1), heading)
     for name, one in selections.items():
         each = f"{one.episodes} episode{'s' * (one.episodes > 1)} each"
-        colour, line = (styles or {}).get(name) or (_colour(name, names), line_of(name, names))
+        colour, line = _style(name, names, styles)
         label = f"{name} ({one.candidates} candidates, {each})"
         for axis, y, exact in zip(axes, (one.regret, one.value), (one.best - one.noiseless, one.noiseless), strict=True):
             axis.fill_between(one.evaluations, y - 2 * one.value_se, y + 2 * one.value_se, color=colour, alpha=0.2, linewidth=0)
@@ -128,6 +133,10 @@ def selection_figure(
         axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))  # few decades: numbers between them too
     figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=10)
     return figure
+
+
+def _style(name: str, names: Sequence[str], styles: Styles | None) -> tuple[str, str]:
+    return (styles or {}).get(name) or (_colour(name, names), line_of(name, names))
 
 
 def _size(runs: Sequence[Mapping[str, int]]) -> str:

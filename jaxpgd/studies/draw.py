@@ -230,6 +230,16 @@ def _by_task(results: Results, drawing: Drawing) -> dict[str, dict[str, np.ndarr
     return {name: {task: scores[task] for task in tasks if task in common} for name, scores in found.items()} if common else {}
 
 
+def _styles(results: Results, drawing: Drawing) -> dict[str, tuple[str, str]]:
+    """Colour and kind of line of every method of `_by_task`: the colour by its label of `hue`, the line by its place."""
+    hues, kinds = _hues(results, drawing), ("-", "--", "-.", ":")
+    return {
+        ", ".join(filter(None, (_name(where), hue))): (colour_of(hue, hues), kinds[number % len(kinds)])
+        for number, where in enumerate(_places(results, drawing.panels))
+        for hue in hues
+    }
+
+
 def profile(results: Results, drawing: Drawing) -> Figure | None:
     """Share of seeds above each score, over tasks."""
     found = _by_task(results, drawing)
@@ -239,14 +249,15 @@ def profile(results: Results, drawing: Drawing) -> Figure | None:
     margin = 0.05 * (np.ptp(values) or 1.0)
     thresholds = np.linspace(values.min() - margin, values.max() + margin, _THRESHOLDS)
     profiles = {name: performance_profile(scores, thresholds) for name, scores in found.items()}
-    return profiles_figure(profiles, unit=_label(results, drawing), title=drawing.title)
+    return profiles_figure(profiles, unit=_label(results, drawing), title=drawing.title, styles=_styles(results, drawing))
 
 
 def aggregates(results: Results, drawing: Drawing) -> Figure | None:
     """Mean, median, interquartile mean and (of scores) optimality gap over tasks."""
     found = {name: aggregate(scores, gamma=_EXPERT) for name, scores in _by_task(results, drawing).items()}
     names = ("iqm", "median", "mean", *(("optimality_gap",) if drawing.value in results.scales else ()))
-    return aggregates_figure(found, metrics=names, unit=_label(results, drawing), title=drawing.title) if found else None
+    options: dict[str, Any] = {"unit": _label(results, drawing), "title": drawing.title, "styles": _styles(results, drawing)}
+    return aggregates_figure(found, metrics=names, **options) if found else None
 
 
 def improvement(results: Results, drawing: Drawing) -> Figure | None:
@@ -258,16 +269,16 @@ def improvement(results: Results, drawing: Drawing) -> Figure | None:
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
     """What choosing by few online episodes costs, among all agents of a label of `hue`: their seeds, and other axes' labels."""
-    found, styles, hues = {}, {}, _hues(results, drawing)
-    for number, where in enumerate(_places(results, drawing.panels)):
-        for hue in hues:
+    found = {}
+    for where in _places(results, drawing.panels):
+        for hue in _hues(results, drawing):
             table = results.candidates(drawing.value, _at(where, drawing.hue, hue))
             shortest = min((len(episodes) for episodes in table), default=0)
             if len(table) > 1 and shortest > 1:
                 label = ", ".join(filter(None, (_name(where), hue)))
                 found[label] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
-                styles[label] = (colour_of(hue, hues), ("-", "--", "-.", ":")[number % 4])
-    return selection_figure(found, unit=_label(results, drawing), title=drawing.title, styles=styles) if found else None
+    options: dict[str, Any] = {"unit": _label(results, drawing), "title": drawing.title, "styles": _styles(results, drawing)}
+    return selection_figure(found, **options) if found else None
 
 
 DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
