@@ -128,9 +128,7 @@ class RunLock:
         with suppress(OSError):  # a full disk: the lock is held all the same
             file.truncate(0)
         with suppress(OSError):
-            os.write(
-                file.fileno(), str(os.getpid()).encode()
-            )  # not buffered: what is left in a buffer fails once more at the end
+            os.write(file.fileno(), str(os.getpid()).encode())  # what is left in a buffer would fail once more at the end
         self.file, self.owner, self.holders = file, os.getpid(), 1
 
     def elsewhere(self) -> str:

@@ -107,3 +107,11 @@ def test_the_rollout_comparison_has_a_line_for_each_method_in_each_panel():
     band = error.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.0, pytest.approx(0.3)) and not distance.collections
     assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_ylim()[0] == 0 for axis in figure.axes)
+
+
+def test_titles_fit_and_lines_differ_where_colours_repeat() -> None:
+    figure, _ = plots.panels(1, width=4.0, title="a title of many words " * 6)
+    lines = figure.get_suptitle().splitlines()
+    assert len(lines) > 1 and max(map(len, lines)) <= 4 * 10
+    names = [f"method {i}" for i in range(8)]
+    assert len({(plots.colour_of(name, names), plots.line_of(name, names)) for name in names}) == 8

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,12 +16,14 @@ from jax import Array
 
 from jaxpgd.agents import replace_hypers
 from jaxpgd.agents.td3_bc import td3_bc
+from jaxpgd.config import load_config
 from jaxpgd.diffusion.precondition import coefficients
 from jaxpgd.errors import DivergenceError
+from jaxpgd.pipeline import stages
 from jaxpgd.pipeline.drive import drive
+from jaxpgd.pipeline.parts import prepare
 from jaxpgd.pipeline.report import health_notes
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run
-from jaxpgd.pipeline.stages import lost_seeds
 from jaxpgd.settings import AgentConfig, Config, DynamicsConfig, HealthConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, agent_program, init_agent, make_schedule, value_excess
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
@@ -120,11 +123,15 @@ def test_seeds_that_an_earlier_process_lost_stay_lost(tmp_path: Path) -> None:
         drive(open_run(tmp_path, lost_seeds="keep"), "stage", jax.random.key(0), mended, start)
 
 
-def test_lost_seeds_have_no_returns(tmp_path: Path) -> None:
-    config = dataclasses.replace(Config(), out=str(tmp_path / "run"), arms=["real"], seeds=3)
+def test_lost_seeds_have_no_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, {"out": str(tmp_path / "run"), "arms": ["real"], "seeds": 3, "data": {"episodes": 4}})
     run = create_run(config, resume=True)
     run.finish("agent-real", {"lost_seeds": [1]})
-    np.testing.assert_array_equal(lost_seeds(run)["real"], [False, True, False])
+    finite = SimpleNamespace(returns=np.ones((3, 2)), lengths=np.ones((3, 2)), successes=None)  # though its parameters are not
+    monkeypatch.setattr(stages, "evaluate", lambda *args, **options: finite)
+    found = stages.returns_stage(run, prepare(config), {"real": None})  # type: ignore[dict-item]
+    np.testing.assert_array_equal(np.isfinite(found["real"]["returns"]).all(1), [True, False, True])
+    assert stages._mean_return({"returns": [1.0, 9.0], "lost_seeds": [False, True]}) == 1.0
 
 
 def test_looking_for_nans_changes_no_bits(tmp_path: Path) -> None:

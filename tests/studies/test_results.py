@@ -1,6 +1,7 @@
 """Rows of a study by seed, task and step; comparisons and their correction; what tables and figures show of them."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxpgd.studies import comparisons
-from jaxpgd.studies.draw import checked, draw
+from jaxpgd.studies.draw import _styles, checked, draw
 from jaxpgd.studies.measures import Found
 from jaxpgd.studies.plan import Study, load_study
 from jaxpgd.studies.report import table_rows
@@ -195,3 +196,19 @@ def test_figures_have_a_panel_for_each_place(results: Results, kind: str, panels
 def test_a_figure_of_what_is_not_there_is_left_out(results: Results) -> None:
     assert draw(results, Drawing(kind="trajectories")) is None
     assert checked(results, Drawing(kind="profile", value="score", x="task", hue="source")) is None
+
+
+def test_a_source_has_one_colour_wherever_it_is_shown(results: Results) -> None:
+    styles = _styles(results, Drawing(kind="regret", hue="source", panels=("task",)))
+    assert set(styles) == {f"task {task}, {source}" for task in ("1", "10") for source in ("real", "guided")}
+    for source in ("real", "guided"):
+        (colour, line), (other, dashes) = styles[f"task 1, {source}"], styles[f"task 10, {source}"]
+        assert colour == other and line != dashes
+
+
+def test_logarithmic_axes_leave_out_errors_of_rounding(results: Results) -> None:
+    for row in results.steps:
+        row["return"] = 1e-8 if row["step"] == 0 else row["return"]
+    drawing = Drawing(kind="steps", hue="source", panels=("task",))
+    shown = {log: draw(results, dataclasses.replace(drawing, log=log)).axes[0].lines[0].get_xdata() for log in (False, True)}
+    assert list(shown[False]) == [0, 5] and list(shown[True]) == [5]
