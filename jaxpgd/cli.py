@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -280,13 +280,13 @@ def _study(args: list[str]) -> None:
     words = iter([part for a in args[1:] for part in (a.split("=", 1) if a.startswith("--") and "=" in a else [a])])
     for word in words:
         if word == "--only":
-            for axis, chosen in labels(next(words, "")).items():
+            for axis, chosen in labels(_after(word, words)).items():
                 check(axis not in only, "--only", axis, "each axis once", "Name all of its labels together: AXIS=A,B.")
                 only[axis] = chosen
         elif word != "--resume":  # studies always do
             (mine if word in own else rest).append(word)
             if word in own:
-                mine.append(next(words, ""))
+                mine.append(_after(word, words))
     found = options(mine, "study", scale=str, out=Path)
     from jaxpgd.studies.run import run_study
 
@@ -299,9 +299,17 @@ def _study(args: list[str]) -> None:
         raise SystemExit(1)
 
 
+def _after(option: str, words: Iterator[str]) -> str:
+    """The value after an option. Raises InputError where there is none."""
+    value = next(words, "")
+    check(bool(value) and not value.startswith("--"), option, value, "a value after it")
+    return value
+
+
 def labels(text: str) -> dict[str, tuple[str, ...]]:
     """AXIS=A,B;OTHER=C: labels of axes."""
     parts = [part.partition("=") for part in text.split(";") if part]
+    check(all(axis and chosen for axis, _, chosen in parts), "--only", text, "AXIS=A,B: an axis and labels of it")
     return {axis.strip(): names(values) for axis, _, values in parts}
 
 

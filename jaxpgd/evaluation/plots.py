@@ -49,7 +49,14 @@ def _axes(
 def _wrapped(title: str, figure: Figure) -> str:
     """A title in lines that fit the width of its figure."""
     characters = max(20, int(figure.get_figwidth() * _TITLE_CHARACTERS))
-    return "\n".join(textwrap.fill(line, characters) for line in title.splitlines())
+    return "\n".join(_balanced(line, characters) for line in title.splitlines())
+
+
+def _balanced(line: str, characters: int) -> str:
+    """As few lines as fit, none of them much shorter than the others."""
+    lines = textwrap.wrap(line, characters)
+    narrower = (textwrap.wrap(line, width) for width in range(len(line) // max(len(lines), 1) + 1, characters))
+    return "\n".join(next((found for found in narrower if len(found) == len(lines)), lines))
 
 
 def panels(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
@@ -58,20 +59,25 @@ def profiles_figure(
 ) -> Figure:
     """Fraction of runs above each threshold: a curve for each method with its pointwise band."""
     check(len(profiles) > 0, "profiles", dict(profiles), "at least one method")
-    first, names = next(iter(profiles.values())), list(profiles)
+    first = next(iter(profiles.values()))
     figure, (axis,) = _axes(1, 7.5, 4.6)
+    profile_lines(axis, profiles, unit=unit, styles=styles)
+    heading = f"Performance profiles over {_size([p.runs for p in profiles.values()])}\n"
+    heading += _over(first.unit, first.confidence, "bands: pointwise")
+    axis.set_title(title or heading)
+    axis.legend(fontsize=10)
+    return figure
+
+
+def profile_lines(axis: Axes, profiles: Mapping[str, Profile], *, unit: str, styles: Styles | None = None) -> None:
+    """The same within a panel."""
     for name, profile in profiles.items():
         order = np.argsort(profile.thresholds)
         x, y, low, high = (a[order] for a in (profile.thresholds, profile.fraction, profile.low, profile.high))
-        colour, line = _style(name, names, styles)
+        colour, line = _style(name, list(profiles), styles)
         axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=name)
-    heading = f"Performance profiles over {_size([p.runs for p in profiles.values()])}\n"
-    heading += _over(first.unit, first.confidence, "bands: pointwise")
-    axis.set(xlabel=f"threshold ({unit})", ylabel="fraction of runs above the threshold", title=title or heading)
-    axis.set_ylim(-0.02, 1.02)
-    axis.legend(fontsize=10)
-    return figure
+    axis.set(xlabel=f"threshold: {unit}", ylabel="fraction of runs above the threshold", ylim=(-0.02, 1.02))
 
 
 def improvement_figure(pairs: Mapping[tuple[str, str], Improvement], *, title: str = "") -> Figure:
@@ -124,8 +130,8 @@ def selection_figure(
         axes[1].axhline(one.best, color=colour, linewidth=0.8, alpha=0.6)
     axes[0].plot([], [], color="0.3", linestyle=":", linewidth=1.2, label="evaluations without noise")
     axes[0].plot([], [], color="0.3", linewidth=0.8, alpha=0.6, label="best candidate (right)")
-    axes[0].set(title="Regret against the best candidate", ylabel=f"regret ({unit})")
-    axes[1].set(title="Expected return of the policy selected", ylabel=f"expected true return ({unit})")
+    axes[0].set(title="Regret against the best candidate", ylabel=f"regret: {unit}")
+    axes[1].set(title="What the policy selected is worth", ylabel=f"true mean: {unit}")
     axes[0].set_ylim(bottom=0)
     for axis in axes:
         axis.set(xlabel="online evaluation episodes", xscale="log")

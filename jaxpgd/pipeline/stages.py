@@ -127,6 +127,8 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
         returns = np.array(found.returns)
         returns[lost[arm]] = np.nan  # whatever the last sound or unsound parameters reach, these seeds have not been trained
         score, label = normalized_score(info, returns, found.successes)
+        if score is not None:
+            score[lost[arm]] = np.nan  # successes, too
         results[arm] = {
             "returns": returns, "lengths": np.asarray(found.lengths), "successes": found.successes,
             "score": score, "score_label": label, "score_column": score_column(info),

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation.aggregate import aggregate
 from jaxpgd.evaluation.comparison import performance_profile, probability_of_improvement
 from jaxpgd.evaluation.plots import colour_of, line_of, panels, path_lines
 from jaxpgd.evaluation.policy_selection import policy_selection
 from jaxpgd.evaluation.statistics import Summary, summarise
-from jaxpgd.evaluation.study_plots import aggregates_figure, improvement_figure, profiles_figure, selection_figure
+from jaxpgd.evaluation.study_plots import aggregates_figure, improvement_figure, profile_lines, selection_figure
 from jaxpgd.studies.results import Results, matching
 from jaxpgd.studies.spec import Drawing, is_number
 
@@ -41,7 +41,8 @@ def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary |
 
 def draw(results: Results, drawing: Drawing) -> Figure | None:
     """The figure; None where no cell has what it shows."""
-    return DRAWINGS[drawing.kind](results, drawing)
+    figure = DRAWINGS[drawing.kind](results, drawing)
+    return figure if figure is not None and any(axis.has_data() for axis in figure.axes) else None
 
 
 def _label(results: Results, drawing: Drawing) -> str:
@@ -66,9 +67,12 @@ def _name(where: Where) -> str:
 
 
 def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figure, Iterator[tuple[Where, Axes]]]:
-    every = _places(results, drawing.panels)
     rows = results.steps if drawing.kind in ("steps", "densities") else results.rows
-    places = [where for where in every if any(drawing.value in row for row in matching(rows, where))] or every
+    value = "samples" if drawing.kind == "densities" else drawing.value
+    places = [
+        where for where in _places(results, drawing.panels) if any(row.get(value) is not None for row in matching(rows, where))
+    ]
+    check(bool(places), "value", value, "cells that have it")
     last = len({where[drawing.panels[-1]] for where in places}) if drawing.panels else 1
     columns = last if len(drawing.panels) > 1 and last <= _MOST_COLUMNS else 4  # a row for each label of the axes before
     figure, axes = panels(len(places), width=width, title=drawing.title, columns=columns, sharey=drawing.kind == "intervals")
@@ -216,69 +220,103 @@ def densities(results: Results, drawing: Drawing) -> Figure:
     return _with_legend(figure)
 
 
-def _by_task(results: Results, drawing: Drawing) -> dict[str, dict[str, np.ndarray]]:
-    """Scores [S] by method (a label of `hue`, for each combination of `panels`) and task (a label of `x` that all have)."""
-    tasks, found = results.labels(drawing.x) if drawing.x else [""], dict[str, dict[str, np.ndarray]]()
-    for where in _places(results, drawing.panels):
-        for hue in _hues(results, drawing):
-            spots = {task: _at(_at(where, drawing.hue, hue), drawing.x, task) for task in tasks}
-            scores = {task: results.units(drawing.value, spot) for task, spot in spots.items()}
-            label = ", ".join(filter(None, (_name(where), hue)))
-            found |= {label: {task: units for task, units in scores.items() if len(units)}}
-    found = {name: scores for name, scores in found.items() if scores}
-    common = set.intersection(*map(set, found.values())) if found else set()
-    return {name: {task: scores[task] for task in tasks if task in common} for name, scores in found.items()} if common else {}
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A label of `hue` at one combination of `panels`."""
+
+    where: Where  # labels of `panels`
+    hue: str
+    style: tuple[str, str]  # colour, by its label of `hue`, and kind of line, by its place
+
+    @property
+    def name(self) -> str:
+        return ", ".join(filter(None, (_name(self.where), self.hue)))
+
+    def labels(self, drawing: Drawing) -> Where:
+        """Those of its rows."""
+        return _at(self.where, drawing.hue, self.hue)
 
 
-def _styles(results: Results, drawing: Drawing) -> dict[str, tuple[str, str]]:
-    """Colour and kind of line of every method of `_by_task`: the colour by its label of `hue`, the line by its place."""
+def _methods(results: Results, drawing: Drawing) -> list[_Method]:
     hues, kinds = _hues(results, drawing), ("-", "--", "-.", ":")
-    return {
-        ", ".join(filter(None, (_name(where), hue))): (colour_of(hue, hues), kinds[number % len(kinds)])
-        for number, where in enumerate(_places(results, drawing.panels))
-        for hue in hues
-    }
+    places = enumerate(_places(results, drawing.panels))
+    return [_Method(where, hue, (colour_of(hue, hues), kinds[i % len(kinds)])) for i, where in places for hue in hues]
 
 
-def profile(results: Results, drawing: Drawing) -> Figure | None:
+@dataclasses.dataclass(frozen=True)
+class _Tasks:
+    """Scores [S] by method and task (a label of `x`), of the tasks that all methods have; `heading` says how many."""
+
+    methods: Sequence[_Method]
+    scores: Mapping[str, Mapping[str, np.ndarray]]
+    heading: str
+
+    @property
+    def styles(self) -> dict[str, tuple[str, str]]:
+        return {method.name: method.style for method in self.methods}
+
+
+def _by_task(results: Results, drawing: Drawing) -> _Tasks:
+    """Raises InputError where no task has scores of every method."""
+    tasks, found = results.labels(drawing.x) if drawing.x else [""], dict[str, dict[str, np.ndarray]]()
+    for method in _methods(results, drawing):
+        spots = {task: _at(method.labels(drawing), drawing.x, task) for task in tasks}
+        scores = {task: results.units(drawing.value, spot) for task, spot in spots.items()}
+        found[method.name] = {task: units for task, units in scores.items() if len(units)}
+    found = {name: scores for name, scores in found.items() if scores}
+    common = [task for task in tasks if found and all(task in scores for scores in found.values())]
+    check(bool(common), "figure", drawing.title, "a task of which every method has scores")
+    left = [task for task in tasks if any(task in scores for scores in found.values()) and task not in common]
+    counts = sorted({len(scores[task]) for scores in found.values() for task in common})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    size = f"{len(common)} task{'s' * (len(common) > 1)}, {seeds} seed{'s' * (counts[-1] > 1)} of each"
+    without = f"; without {', '.join(left)}, which some lack" if left else ""
+    kept = {name: {task: units[task] for task in common} for name, units in found.items()}
+    methods = [method for method in _methods(results, drawing) if method.name in found]
+    return _Tasks(methods, kept, f"{drawing.title}\n{size}{without}")
+
+
+def profile(results: Results, drawing: Drawing) -> Figure:
     """Share of seeds above each score, over tasks."""
-    found = _by_task(results, drawing)
-    if not found:
-        return None
-    values = np.concatenate([units for scores in found.values() for units in scores.values()])
+    tasks = _by_task(results, drawing)
+    values = np.concatenate([units for scores in tasks.scores.values() for units in scores.values()])
     margin = 0.05 * (np.ptp(values) or 1.0)
     thresholds = np.linspace(values.min() - margin, values.max() + margin, _THRESHOLDS)
-    profiles = {name: performance_profile(scores, thresholds) for name, scores in found.items()}
-    return profiles_figure(profiles, unit=_label(results, drawing), title=drawing.title, styles=_styles(results, drawing))
+    places = {_name(method.where): [m for m in tasks.methods if m.where == method.where] for method in tasks.methods}
+    figure, axes = panels(len(places), width=5.2 if len(places) > 1 else 7.5, title=tasks.heading, sharey=True)
+    for axis, (name, methods) in zip(axes, places.items(), strict=True):
+        found = {m.hue or m.name: performance_profile(tasks.scores[m.name], thresholds) for m in methods}
+        profile_lines(axis, found, unit=_label(results, drawing), styles={m.hue or m.name: (m.style[0], "-") for m in methods})
+        axis.set_title(name)
+    return _with_legend(figure)
 
 
-def aggregates(results: Results, drawing: Drawing) -> Figure | None:
+def aggregates(results: Results, drawing: Drawing) -> Figure:
     """Mean, median, interquartile mean and (of scores) optimality gap over tasks."""
-    found = {name: aggregate(scores, gamma=_EXPERT) for name, scores in _by_task(results, drawing).items()}
+    tasks = _by_task(results, drawing)
+    found = {name: aggregate(scores, gamma=_EXPERT) for name, scores in tasks.scores.items()}
     names = ("iqm", "median", "mean", *(("optimality_gap",) if drawing.value in results.scales else ()))
-    options: dict[str, Any] = {"unit": _label(results, drawing), "title": drawing.title, "styles": _styles(results, drawing)}
-    return aggregates_figure(found, metrics=names, **options) if found else None
+    return aggregates_figure(found, metrics=names, unit=_label(results, drawing), title=tasks.heading, styles=tasks.styles)
 
 
 def improvement(results: Results, drawing: Drawing) -> Figure | None:
-    """Chance that a seed of one method is above one of another, over tasks, for every two of them."""
-    found = _by_task(results, dataclasses.replace(drawing, panels=()))
-    pairs = {(x, y): probability_of_improvement(found[x], found[y]) for y, x in itertools.combinations(found, 2)}
-    return improvement_figure(pairs, title=drawing.title) if pairs else None
+    """Chance that a seed of one method is above one of another, over tasks, for every two labels of `hue` at one place."""
+    tasks = _by_task(results, drawing)
+    two = [(x, y) for y, x in itertools.combinations(tasks.methods, 2) if x.where == y.where]
+    pairs = {(x.name, y.name): probability_of_improvement(tasks.scores[x.name], tasks.scores[y.name]) for x, y in two}
+    return improvement_figure(pairs, title=tasks.heading) if pairs else None
 
 
 def regret(results: Results, drawing: Drawing) -> Figure | None:
     """What choosing by few online episodes costs, among all agents of a label of `hue`: their seeds, and other axes' labels."""
-    found = {}
-    for where in _places(results, drawing.panels):
-        for hue in _hues(results, drawing):
-            table = results.candidates(drawing.value, _at(where, drawing.hue, hue))
-            shortest = min((len(episodes) for episodes in table), default=0)
-            if len(table) > 1 and shortest > 1:
-                label = ", ".join(filter(None, (_name(where), hue)))
-                found[label] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
-    options: dict[str, Any] = {"unit": _label(results, drawing), "title": drawing.title, "styles": _styles(results, drawing)}
-    return selection_figure(found, **options) if found else None
+    found, methods = {}, _methods(results, drawing)
+    for method in methods:
+        table = results.candidates(drawing.value, method.labels(drawing))
+        shortest = min((len(episodes) for episodes in table), default=0)
+        if len(table) > 1 and shortest > 1:
+            found[method.name] = policy_selection(np.array([episodes[:shortest] for episodes in table]), episodes=1)
+    styles = {method.name: method.style for method in methods}
+    return selection_figure(found, unit=_label(results, drawing), title=drawing.title, styles=styles) if found else None
 
 
 DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
@@ -294,9 +332,12 @@ DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
 }
 
 
-def checked(results: Results, drawing: Drawing) -> Figure | None:
-    """As `draw`. A figure that cannot be drawn of what is there (tasks missing, scores not finite) is None and no failure."""
+def checked(results: Results, drawing: Drawing) -> tuple[Figure | None, str]:
+    """As `draw`, and why there is no figure. What goes wrong with one of them is no end of the others."""
     try:
-        return draw(results, drawing)
+        figure = draw(results, drawing)
     except InputError:
-        return None
+        figure = None
+    except Exception as error:  # hours of results are not to be lost to a drawing
+        return None, f"{type(error).__name__}: {error}"
+    return figure, "" if figure else "no complete cells have what it shows"

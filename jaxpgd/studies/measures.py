@@ -25,9 +25,11 @@ from jaxpgd.studies.together import setting_of, swept
 from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.training.health import LOST
 from jaxpgd.types import Policy, Trajectory
 
 Row = dict[str, Any]
+MadeBy = dict[str, dict[str, str]]  # versions, by what they made: "cell", and the folder of each model or target agent
 SCORE, SCALE = "score", "scale"  # a normalised score, and the heading under which it may stand
 
 
@@ -38,7 +40,7 @@ class Found:
     rows: list[Row]
     steps: list[Row] = dataclasses.field(default_factory=list)
     samples: Trajectory | None = None
-    versions: dict[str, str] | None = None  # of packages, where it was measured before
+    versions: MadeBy = dataclasses.field(default_factory=dict)
 
 
 def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
@@ -69,12 +71,18 @@ def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
     """The rows of one setting, whose `seeds` are some of those that were logged."""
     returns = np.asarray(found["returns"], np.float64)
     name, score = found["score_column"], found["score"]
+    lost: np.ndarray = np.logical_not(np.isfinite(returns).all(axis=1))
     rows = [
-        {"seed": seed, "episode": episode, "return": value, "length": found["lengths"][seed][episode]}
-        | ({} if score is None else {SCALE: name, SCORE: score[seed][episode]})
+        {"seed": seed, "episode": episode, "return": value, "length": None if lost[seed] else found["lengths"][seed][episode]}
+        | ({} if score is None else {SCALE: name, SCORE: np.nan if lost[seed] else score[seed][episode]})
         for (seed, episode), value in np.ndenumerate(returns)
     ]
-    steps = [{"seed": i, "step": row["step"], "return": x} for row in log for i, x in enumerate(row["returns"][seeds])]
+    steps = [
+        {"seed": seed, "step": row["step"], "return": value}
+        for row in log
+        for seed, value in enumerate(row["returns"][seeds])
+        if not row.get(LOST, [False] * len(row["returns"]))[seeds][seed]
+    ]
     return Found(rows, steps)
 
 

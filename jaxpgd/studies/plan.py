@@ -16,11 +16,11 @@ from typing import Any, Literal
 from jaxpgd.config import PRESETS, apply_values, load_config, resolve, validate
 from jaxpgd.errors import InputError, check
 from jaxpgd.settings import Config
-from jaxpgd.studies.spec import Comparison, Drawing, Table, read_specs
+from jaxpgd.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
-RESERVED = ("cell", "episode", "step", "method", "return", "length", "log_likelihood", "dynamics_error", "persistence")
-# of a config: they change no result
+RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
+# of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 
 
@@ -91,6 +91,11 @@ class Cell:
         return digest({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
 
     @property
+    def label(self) -> str:
+        """What tells it apart in its study."""
+        return ", ".join(self.labels.values())
+
+    @property
     def name(self) -> str:
         """Of its folder."""
         return f"{self.measure.kind}-{slug(self.config.data.name)}-{self.key}"
@@ -101,6 +106,7 @@ class Study:
     """A study that is ready to run: every cell's settings have been checked."""
 
     name: str
+    toml: str  # the file's text
     scale: str
     title: str
     text: str  # what it asks, and what it differs in from the figure or table it follows
@@ -113,8 +119,10 @@ class Study:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """All settings of a config that can change its results."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
+    """All settings of a config that can change its results, those of `health` where they differ from a study's own."""
+    found = {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
+    health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
+    return found | ({"health": health} if health else {})
 
 
 def digest(values: Any) -> str:
@@ -152,7 +160,7 @@ def load_study(
 
     `only` keeps some labels of axes, `overrides` are settings that apply to every cell on top. Raises InputError.
     """
-    raw = _parse(name)
+    raw = _parse(name, toml := study_text(name))
     scales = raw.pop("scale", {})
     for label, values in {"": scales, **(scales if isinstance(scales, Mapping) else {})}.items():
         check(isinstance(values, Mapping), f"{name}: scale{label and '.'}{label}", values, "a table")
@@ -165,8 +173,10 @@ def load_study(
     for key in ("title", "axes"):
         check(key in raw, f"{name}: {key}", None, "to be given")
     _check_form(raw, name)
+    values = _columns(raw)
+    reserved = (*RESERVED, *sorted({*values["rows"], *values["steps"]}))
     for axis in raw["axes"]:
-        check(axis not in RESERVED, f"{name}: axes", axis, f"another name than {', '.join(RESERVED)}, which rows have")
+        check(axis not in reserved, f"{name}: axes", axis, f"another name than {', '.join(reserved)}, which rows have")
     varied = {setting for values in raw["axes"].values() for label in values.values() for setting in dotted(label)}
     remedy = "Use --only to choose among an axis' labels, or change the study's file."
     for setting in dotted(overrides or {}):
@@ -182,16 +192,22 @@ def load_study(
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
     part = digest([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
-    values = {name: tuple({c for cell in cells for c in of[cell.measure.kind]}) for name, of in _VALUES.items()}
+    whole = raw["axes"] | ({METHOD: {}} if "state_error" in values["steps"] else {})
     return Study(
-        stem, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
-        figures=read_specs(Drawing, raw.get("figures", []), labels, raw["axes"], values, name),
-        tables=read_specs(Table, raw.get("tables", []), labels, raw["axes"], values, name),
-        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, raw["axes"], values, name),
+        stem, toml, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
+        figures=read_specs(Drawing, raw.get("figures", []), labels, whole, values, name),
+        tables=read_specs(Table, raw.get("tables", []), labels, whole, values, name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, whole, values, name),
     )  # fmt: skip
 
 
-_VALUES = {"rows": COLUMNS, "steps": STEP_COLUMNS}
+def _columns(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The columns of "rows" and "steps" that cells of the study measure, also those that `--only` leaves out."""
+    tables = [raw, raw.get("base", {}), *(label for values in raw["axes"].values() for label in values.values())]
+    kinds = {str(measure.get("kind", "")) for table in tables if isinstance(measure := table.get("measure", {}), Mapping)}
+    kinds = {kind for kind in kinds if kind in COLUMNS} or {MeasureConfig().kind}
+    every = {"rows": COLUMNS, "steps": STEP_COLUMNS}
+    return {name: tuple({column for kind in kinds for column in of[kind]}) for name, of in every.items()}
 
 
 def _check_form(raw: dict[str, Any], name: str) -> None:
@@ -210,9 +226,9 @@ def _check_form(raw: dict[str, Any], name: str) -> None:
             check(isinstance(settings, Mapping), f"axes.{axis}.{label}", settings, "a table of settings")
 
 
-def _parse(name: str) -> dict[str, Any]:
+def _parse(name: str, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(study_text(name))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"study = {name!r}: expected valid TOML ({error}).") from error
 
@@ -287,6 +303,10 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     steps = measure.length or max(config.data.window, config.synthesis.dydiff.window)
     fits = measure.kind != "rollouts" or steps % multiple == 0
     check(fits, f"{where}: measure.length", steps, f"a multiple of {multiple}, as the denoisers need")
+    repeated = measure.kind == "returns" and UNIT in labels and config.seeds > 1
+    check(not repeated, f"{where}: seeds", config.seeds, f"1, as the axis {UNIT!r} repeats the cell")
+    confidence = config.evaluation.confidence
+    check(confidence == 0.95, f"{where}: evaluation.confidence", confidence, "0.95, which a study's intervals always have")
     one = measure.kind != "returns" or len(config.arms) == 1
     check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
     settled = measure.kind == "returns" or config.sampler.kind != "auto"
@@ -298,7 +318,9 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
     """What `[target]` says: settings of a run on the cell's data, or an actor's file."""
     if not raw or "actor" in raw:
         check(set(raw) <= {"actor"}, f"{where}: target", sorted(raw), "either actor or settings of a run")
-        return Target(actor=raw.get("actor", ""))
+        actor = raw.get("actor", "")
+        check(isinstance(actor, str), f"{where}: target.actor", actor, "the path of an .npz file")
+        return Target(actor=actor)
     raw = merge({"data": values.get("data", {}), "seeds": 1}, raw)
     preset = raw.get("preset", "none")
     check(preset in PRESETS, f"{where}: target.preset", preset, f"one of {sorted(PRESETS)}")

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxpgd.studies.spec import Table
 from jaxpgd.training.progress import clock
 
 Row = dict[str, Any]
+Versions = Mapping[str, str]
 COMPARED = (
     "Intervals are of each comparison alone; corrected p-values (Holm) of all of them together. P(better): the chance that a "
     "seed of the first is better than one of the second. Seeds of agents share one denoiser and one world model."
@@ -26,46 +27,79 @@ COMPARED = (
 def study_report(results: Results, folder: Path, seconds: float) -> None:
     """Write figures, `tables.txt` and `report.html`, and print the tables and what they support."""
     study = results.study
-    report = Report(study.title).text(study.text)
     found = differences(results)
-    said = sentences(found)
+    report, said = Report(study.title).text(study.text), sentences(found)
     report.text("\n\n".join(said))
-    texts, missing = list[str](), list[str]()
-    for table in by_scale(results, study.tables):
+    texts = _tables(results, report)
+    missing = _figures(results, folder, report)
+    if found:
+        report.table("Comparisons", difference_rows(found), COMPARED)
+    now = json.loads((folder / "versions.json").read_text())
+    others = _others(results, now)
+    notes = _notes(results, missing, others)
+    report.text("\n\n".join(notes))
+    if results.failed:
+        report.table("Cells that failed", [{"cell": label, "why": why} for label, why in results.failed.items()])
+    report.details("Cells", text_table([{"cell": cell.key, **cell.labels, "folder": cell.name} for cell in results.cells]))
+    if others:
+        report.details("Other versions, by cell", json.dumps(others, indent=1))
+    report.details("Versions", json.dumps(now, indent=1))
+    report.write(folder / "report.html")
+    told = "\n\n".join([*texts, *said, *notes])
+    write_atomic(folder / "tables.txt", told + "\n")
+    print(told)
+    done = f"{len(results.cells)} of {len(study.cells)} cells"
+    print(f"{done} in {clock(seconds)}; report: {folder / 'report.html'}", flush=True)
+
+
+def _tables(results: Results, report: Report) -> list[str]:
+    """Every table as text, each added to the report."""
+    texts = []
+    for table in by_scale(results, results.study.tables):
         rows = table_rows(results, table)
         title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
         title = title or table.value
         report.table(title, rows, caption(table))
         texts.append(f"{title}\n{caption(table)}\n\n{text_table(rows)}")
-    for i, drawing in enumerate(by_scale(results, study.figures)):
-        figure = checked(results, drawing)
+    return texts
+
+
+def _figures(results: Results, folder: Path, report: Report) -> list[str]:
+    """Write every figure and add it to the report; those that cannot be drawn, and why. Older files of `folder` are removed."""
+    missing, drawn = list[str](), list[str]()
+    for i, drawing in enumerate(by_scale(results, results.study.figures)):
+        figure, why = checked(results, drawing)
         if figure is None:
-            missing.append(drawing.title or drawing.name)
-        else:
-            name = drawing.name or f"{drawing.kind}-{i + 1}"
-            if drawing.value in results.scales[1:]:
-                name += "-" + slug(drawing.value)
-            path = plots.save(figure, folder / f"{name}.png")
-            report.figure(drawing.title or path.stem, path)
-    if found:
-        report.table("Comparisons", difference_rows(found), COMPARED)
-    if missing:
-        report.text("Not drawn, as no complete cells have what they show: " + "; ".join(missing) + ".")
-    if results.failed:
-        report.table("Cells that failed", [{"cell": label, "why": why} for label, why in results.failed.items()])
-        said = [*said, f"{len(results.failed)} cells failed and are not shown: {'; '.join(results.failed)}."]
-    report.details("Cells", text_table([{"cell": cell.key, **cell.labels, "folder": cell.name} for cell in results.cells]))
-    now = json.loads((folder / "versions.json").read_text())
-    older = {key: values for key, values in results.versions.items() if values != now}
-    if older:
-        report.text(f"{len(older)} cells were measured with other versions or on another machine (see Cells).")
-        report.details("Versions of those", json.dumps(older, indent=1))
-    report.details("Versions", (folder / "versions.json").read_text())
-    report.write(folder / "report.html")
-    write_atomic(folder / "tables.txt", "\n\n".join([*texts, *said]) + "\n")
-    print("\n\n".join([*texts, *said]))
-    done = f"{len(results.cells)} of {len(study.cells)} cells"
-    print(f"{done} in {clock(seconds)}; report: {folder / 'report.html'}", flush=True)
+            missing.append(f"{drawing.title or drawing.name} ({why})")
+            continue
+        name = drawing.name or f"{drawing.kind}-{i + 1}"
+        if drawing.value in results.scales[1:]:
+            name += "-" + slug(drawing.value)
+        path = plots.save(figure, folder / f"{name}.png")
+        drawn.append(path.name)
+        report.figure(drawing.title or path.stem, path)
+    for path in folder.glob("*.png"):
+        if path.name not in drawn:  # of the study as its file said before
+            path.unlink()
+    return missing
+
+
+def _others(results: Results, now: Versions) -> dict[str, dict[str, Versions]]:
+    """Versions other than those of `now` that measured a cell, or trained a model that it used, by cell."""
+    other = lambda made_by: {what: values for what, values in made_by.items() if values != now}
+    return {key: other(made_by) for key, made_by in results.versions.items() if other(made_by)}
+
+
+def _notes(results: Results, missing: Sequence[str], others: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know of the numbers above."""
+    lost = [f"{label} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for label, seeds in results.lost().items()]
+    failed = list(results.failed)
+    return [
+        *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
+        *([f"Seeds that diverged in training, which no number above contains: {'; '.join(lost)}."] if lost else []),
+        *([f"{len(failed)} cell{'s' * (len(failed) > 1)} failed and are not shown: {'; '.join(failed)}."] if failed else []),
+        *([f"Of {len(others)} cells, or of models that they use, versions or machine are others."] if others else []),
+    ]
 
 
 def caption(table: Table) -> str:

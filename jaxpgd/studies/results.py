@@ -13,12 +13,10 @@ import numpy as np
 from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
 from jaxpgd.pipeline.run_directory import write_atomic
-from jaxpgd.studies.measures import SCALE, SCORE, Found, Row
+from jaxpgd.studies.measures import SCALE, SCORE, Found, MadeBy, Row
 from jaxpgd.studies.plan import Cell, Study
-from jaxpgd.studies.spec import UNIT, Spec
+from jaxpgd.studies.spec import METHOD, UNIT, Spec
 from jaxpgd.types import Trajectory
-
-METHOD = "method"  # within cells that compare several
 
 
 class Results:
@@ -31,7 +29,7 @@ class Results:
         self.samples: list[tuple[Cell, Trajectory]] = []
         self.cells: list[Cell] = []
         self.failed: dict[str, str] = {}  # cells that could not be measured, by their labels, and why
-        self.versions: dict[str, dict[str, str]] = {}  # by cell, of those measured before
+        self.versions: dict[str, MadeBy] = {}  # by cell: what measured it, and what trained the models that it used
         self.scales: list[str] = []  # the columns of scores, one of each family of datasets
 
     def add(self, cell: Cell, found: Found) -> None:
@@ -99,9 +97,10 @@ class Results:
 
     def _incomplete(self, where: Mapping[str, str]) -> bool:
         """Whether some place with these labels has no measured cell at all."""
-        named = {axis: label for axis, label in where.items() if axis in self.study.axes}
+        named = {axis: label for axis, label in where.items() if axis in self.study.axes or axis == "cell"}
         place = lambda cell: tuple(label for axis, label in cell.labels.items() if axis != UNIT)
-        inside = lambda cells: {place(c) for c in cells if all(c.labels[axis] == label for axis, label in named.items())}
+        has = lambda cell: {"cell": cell.key, **cell.labels}
+        inside = lambda cells: {place(c) for c in cells if all(has(c)[axis] == label for axis, label in named.items())}
         return inside(self.study.cells) != inside(self.cells)
 
     def curve(self, value: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +111,17 @@ class Results:
                 found.setdefault(float(row["step"]), {})[row["cell"], row[UNIT]] = float(row[value])
         steps = sorted(found)
         units = list(dict.fromkeys(unit for values in found.values() for unit in values))
-        return np.array(steps), np.array([[found[s].get(unit, np.nan) for unit in units] for s in steps]).reshape(
-            len(steps), -1
-        )
+        curve = np.array([[found[s].get(unit, np.nan) for unit in units] for s in steps])
+        return np.array(steps), curve.reshape(len(steps), len(units))
+
+    def lost(self) -> dict[str, list[str]]:
+        """Seeds whose training did not end with finite numbers, by the label of their cell."""
+        found: dict[str, list[str]] = {}
+        for cell in (cell for cell in self.cells if cell.measure.kind == "returns"):
+            for row in matching(self.rows, {"cell": cell.key}):
+                if row["return"] is None or not math.isfinite(row["return"]):
+                    found.setdefault(cell.label, []).append(str(row[UNIT]))
+        return {label: list(dict.fromkeys(seeds)) for label, seeds in found.items()}
 
     def goals(self, cell: Cell) -> dict[str, tuple[float, float]]:
         """Points to mark among a cell's trajectories: those of the built-in environment."""
@@ -123,10 +130,12 @@ class Results:
         return {"dataset's goal": BEHAVIOUR_GOAL, "target policy's goal": TARGET_GOAL}
 
     def write(self, folder: Path) -> None:
-        """Write both tables."""
+        """Write both tables; one without rows is removed where an earlier study of this name left it."""
         for name, rows in (("results.csv", self.rows), ("by_step.csv", self.steps)):
             if rows:
                 write_atomic(folder / name, to_csv(rows, first=("cell", *self.axes(), UNIT, "episode", "step")))
+            else:
+                (folder / name).unlink(missing_ok=True)
 
 
 def _by_scale(row: Row) -> Row:

@@ -41,7 +41,9 @@ def run_study(study: Study, out: Path) -> Results:
     with _locked(out):
         _check_unchanged(study, out / "data.json")
         write_atomic(folder / "versions.json", json.dumps(versions(), indent=1))
+        write_atomic(folder / "study.toml", study.toml)
         cells, failed = _measured(study, out)
+        _remember(study, out / "data.json")
         check(bool(cells), "study", study.name, "at least one cell that can be measured",
               f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
         results = Results(study)
@@ -49,7 +51,7 @@ def run_study(study: Study, out: Path) -> Results:
             if cell.key in cells:
                 results.add(cell, cells[cell.key])
         results.write(folder)
-        results.failed = {_label(cell): failed[cell.key] for cell in study.cells if cell.key in failed}
+        results.failed = {cell.label: failed[cell.key] for cell in study.cells if cell.key in failed}
         study_report(results, folder, time.monotonic() - began)
     return results
 
@@ -60,9 +62,10 @@ def _measured(study: Study, out: Path) -> tuple[dict[str, Found], dict[str, str]
     stored = {cell.key: read_cell(out / "cells" / cell.name) for cell in study.cells}
     cells = {key: found for key, found in stored.items() if found is not None}
     parts = groups([cell for cell in study.cells if cell.key not in cells])
-    print(f"{study.title}: {len(stored)} cells, {len(cells)} of them there already", flush=True)
+    rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
+    print(f"{study.title}: {len(stored)} cells, {len(cells)} of them there already{rest}", flush=True)
     for index, group in enumerate(parts):
-        began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(map(_label, group)) or study.name}"
+        began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(cell.label for cell in group) or study.name}"
         print(told, flush=True)
         found, wrong = _attempt(group, store, out / "cells")
         cells |= found
@@ -76,7 +79,7 @@ def _measured(study: Study, out: Path) -> tuple[dict[str, Found], dict[str, str]
 def _attempt(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:
     """What the cells of a group say, and why some do not, by their keys. What fails together is tried one by one."""
     try:
-        return dict(zip((cell.key for cell in group), measure_group(group, store, root), strict=True)), {}
+        return measure_group(group, store, root)
     except Exception as error:  # whatever it is, the other cells go on
         if len(group) == 1:
             return {}, {group[0].key: _failure(error, root / group[0].name)}
@@ -89,16 +92,29 @@ def _attempt(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str,
 
 def _check_unchanged(study: Study, path: Path) -> None:
     """Raise InputError where a dataset, or an actor's file, is not what the cells and models in this folder were made with."""
+    for cell in study.cells:
+        for field, file in (("target.actor", cell.target.actor), ("evaluation.behaviour", cell.config.evaluation.behaviour)):
+            check(not file or Path(file).is_file(), f"{study.name}: {cell.label}: {field}", file, "a file")
     known = json.loads(path.read_text()) if path.exists() else {}
+    for name, content in _contents(study).items():
+        want = f"results of the {name} that is here now: it has changed since they were measured"
+        check(known.get(name, content) == content, "--out", str(path.parent), want, "Choose another --out.")
+    _remember(study, path)
+
+
+def _remember(study: Study, path: Path) -> None:
+    """Note what the data is: before cells are measured, and after for what was downloaded."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_atomic(path, json.dumps(_contents(study) | known, indent=1))
+
+
+def _contents(study: Study) -> dict[str, str]:
+    """Digits of the datasets and actors' files that are here, by name."""
     configs = [config for cell in study.cells for config in (cell.config, cell.target.config) if config is not None]
     names = {config.data.name for config in configs}
     files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file}
-    now = {name: data_fingerprint(name) for name in names} | {file: file_fingerprint(file) for file in files}
-    for name, content in now.items():
-        same = not content or known.get(name, content) == content
-        want = f"results of the {name} that is here now: it has changed since they were measured"
-        check(same, "--out", str(path.parent), want, "Choose another --out.")
-    write_atomic(path, json.dumps(known | {name: content for name, content in now.items() if content}, indent=1))
+    found = {name: data_fingerprint(name) for name in names} | {file: file_fingerprint(file) for file in files}
+    return {name: content for name, content in found.items() if content}
 
 
 @contextmanager
@@ -112,27 +128,35 @@ def _locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def measure_group(group: Sequence[Cell], store: Store, root: Path) -> list[Found]:
-    """Measure the cells of a group and write each into its folder under `root`."""
+def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:
+    """Measure the cells of a group and write each into its folder under `root`: what they say, and why some do not, by key."""
     folder = root / (group[0].name if len(group) == 1 else f"together-{digest([cell.key for cell in group])}")
     for cell in group:
         (root / cell.name).mkdir(parents=True, exist_ok=True)
         write_atomic(root / cell.name / "config.toml", to_toml(cell.config))
     began = time.monotonic()
-    found = measure(group, store, folder)
-    for cell, each in zip(group, found, strict=True):
-        finite = cell.measure.kind != "returns" or any(math.isfinite(row["return"]) for row in each.rows)
-        if not finite:
-            raise DivergenceError("all seeds diverged")
-    for cell, each in zip(group, found, strict=True):
-        _write_cell(cell, each, root / cell.name, {"seconds": time.monotonic() - began, "together": len(group)})
-    return found
+    found, failed = dict[str, Found](), dict[str, str]()
+    with store.noting() as used:
+        measured = measure(group, store, folder)
+    made_by = {"cell": versions()} | {run.name: _versions_of(run) for run in (*used, folder / "run") if run.is_dir()}
+    for cell, each in zip(group, measured, strict=True):
+        if cell.measure.kind == "returns" and not any(math.isfinite(row["return"]) for row in each.rows):
+            failed[cell.key] = _failure(DivergenceError("all seeds diverged"), root / cell.name)
+            continue
+        found[cell.key] = dataclasses.replace(each, versions=made_by)
+        _write_cell(cell, found[cell.key], root / cell.name, {"seconds": time.monotonic() - began, "together": len(group)})
+    return found, failed
+
+
+def _versions_of(run: Path) -> dict[str, str]:
+    """Those that a run started with, but for its data's digits, which the study's folder knows."""
+    return {name: value for name, value in json.loads((run / "versions.json").read_text()).items() if name != "data"}
 
 
 def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float]) -> None:
     if found.samples is not None:
         _save_samples(found.samples, folder)
-    values = {"measure": dataclasses.asdict(cell.measure), **facts, "versions": versions()}
+    values = {"measure": dataclasses.asdict(cell.measure), **facts, "versions": found.versions}
     values |= {"rows": found.rows, "steps": found.steps}
     write_atomic(folder / "cell.json", json.dumps(plain(values)))
     (folder / "error.txt").unlink(missing_ok=True)
@@ -144,11 +168,7 @@ def read_cell(folder: Path) -> Found | None:
         stored = json.loads((folder / "cell.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Found(stored["rows"], stored["steps"], _load_samples(folder), stored.get("versions"))
-
-
-def _label(cell: Cell) -> str:
-    return ", ".join(cell.labels.values())
+    return Found(stored["rows"], stored["steps"], _load_samples(folder), stored.get("versions", {}))
 
 
 def _failure(error: Exception, folder: Path) -> str:

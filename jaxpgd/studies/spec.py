@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from jaxpgd.config import apply_values
 from jaxpgd.errors import check
 
+METHOD = "method"  # an axis within cells of kind rollouts, whose labels are known once they are measured
 UNIT = "seed"  # an axis of this name repeats a cell: its labels are never told apart in figures or tables
 
 
@@ -20,8 +21,8 @@ class Drawing:
     - `steps`: `values` of the rows by step, a line for each label of `hue`;
     - `trajectories`: the samples that cells kept;
     - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
-    - `aggregates`: mean, median and interquartile mean over the tasks; `improvement`: the chance that one label of `hue` is
-      above another, over the tasks;
+    - `aggregates`: mean, median and interquartile mean over the tasks, a row for each label of `hue` and `panels`;
+      `improvement`: the chance that one label of `hue` is above another, over the tasks. These three name every axis;
     - `regret`: of choosing among all agents (seeds, labels of other axes) of a label of `hue`, over online evaluations;
     - `densities`: the curves of cells of kind tilt.
     """
@@ -67,6 +68,7 @@ class Comparison:
     paired: bool = False  # seeds of both sides share what varies most between them, such as their denoiser
 
 
+POOLED = ("profile", "aggregates", "improvement")  # kinds of figures that take seeds of several tasks together
 _WITHOUT_VALUE = ("trajectories", "densities")  # kinds of figures that show what there is
 
 _NAMES = {Drawing: "figure", Table: "table", Comparison: "comparison"}
@@ -101,8 +103,7 @@ def read_specs(
         spec: Any = apply_values(kind(), dict(given), where)
         named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
-            known = axis in axes or axis == "method"
-            check(known and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in axes if a != UNIT)}")
+            check(axis in whole and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in whole if a != UNIT)}")
         drawn = spec.kind if isinstance(spec, Drawing) else ""
         columns = values["steps" if drawn == "steps" else "rows"]
         check(
@@ -114,9 +115,19 @@ def read_specs(
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
         if isinstance(spec, Drawing) and spec.kind == "lines":
-            check(all(map(is_number, axes.get(spec.x, ()))), f"{where}: x", spec.x, "an axis whose labels are numbers")
+            check(all(map(is_number, axes.get(spec.x, ("",)))), f"{where}: x", spec.x, "an axis whose labels are numbers")
+        if isinstance(spec, Drawing) and spec.kind in POOLED:
+            _check_named(spec, axes, where)
         for axis, field in (("axis", "pairs"), ("hue", "flat")):
-            unknown = [label for label in getattr(spec, field, ()) if label not in whole.get(getattr(spec, axis, ""), ())]
+            of = getattr(spec, axis, "")
+            unknown = [label for label in getattr(spec, field, ()) if of != METHOD and label not in whole.get(of, ())]
             check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")
         found.append(spec)
     return tuple(found)
+
+
+def _check_named(drawing: Drawing, axes: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise InputError where a figure of the seeds of several tasks would average them over an axis, which no seed is."""
+    named = (drawing.x, drawing.hue, *drawing.panels, UNIT)
+    left = [axis for axis, labels in axes.items() if axis not in named and len(labels) > 1]
+    check(not left, f"{where}: panels", list(drawing.panels), f"every axis named in x, hue or panels: {', '.join(left)} too")

@@ -39,8 +39,15 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._failed: dict[Path, Exception] = {}
+        self._used: list[Path] = []
         self._prepared: Recent[Prepared] = Recent(4)
         self._models: Recent[Models] = Recent(4)
+
+    @contextmanager
+    def noting(self) -> Iterator[list[Path]]:
+        """The runs that are used from here on, each once."""
+        self._used = []
+        yield self._used
 
     def models(self, config: Config) -> tuple[str, ...]:
         """Directories of runs that hold every model that a config's arms need; what is missing is trained, or continued."""
@@ -85,6 +92,8 @@ class Store:
     def _once(self, config: Config) -> Iterator[None]:
         """What failed is not tried again by other cells: they meet the same error."""
         path = Path(config.out)
+        if path not in self._used:
+            self._used.append(path)
         if path in self._failed:
             raise self._failed[path]
         try:
@@ -95,8 +104,9 @@ class Store:
 
     def _named(self, what: str, config: Config) -> Config:
         validate(config)
-        names = DECIDED_BY.get(what)
+        names, skipped = DECIDED_BY.get(what), config.health.skip_updates
         values = settings_of(config) if names is None else {name: _plain(decided(config, name)) for name in names}
+        values |= {"health.skip_updates": skipped} if skipped else {}
         return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(values)}"))
 
     def _trained(self, config: Config, stage: str) -> str:

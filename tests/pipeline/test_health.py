@@ -17,6 +17,7 @@ from jax import Array
 from jaxpgd.agents import replace_hypers
 from jaxpgd.agents.td3_bc import td3_bc
 from jaxpgd.config import load_config
+from jaxpgd.data.scores import OGBENCH
 from jaxpgd.diffusion.precondition import coefficients
 from jaxpgd.errors import DivergenceError
 from jaxpgd.pipeline import stages
@@ -131,6 +132,15 @@ def test_lost_seeds_have_no_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(stages, "evaluate", lambda *args, **options: finite)
     found = stages.returns_stage(run, prepare(config), {"real": None})  # type: ignore[dict-item]
     np.testing.assert_array_equal(np.isfinite(found["real"]["returns"]).all(1), [True, False, True])
+    successes = np.array([[True, False], [True, True], [False, False]])
+    ogbench = SimpleNamespace(returns=np.ones((3, 2)), lengths=np.ones((3, 2)), successes=successes)
+    monkeypatch.setattr(stages, "evaluate", lambda *args, **options: ogbench)
+    prepared = prepare(config)
+    info = dataclasses.replace(prepared.dataset.info, ref_source=OGBENCH)
+    prepared = dataclasses.replace(prepared, dataset=dataclasses.replace(prepared.dataset, info=info))
+    (run.path / "stages" / "returns.json").unlink()
+    found = stages.returns_stage(run, prepared, {"real": None})  # type: ignore[dict-item]
+    np.testing.assert_array_equal(np.nanmean(np.array(found["real"]["score"], float)), 25.0)
     assert stages._mean_return({"returns": [1.0, 9.0], "lost_seeds": [False, True]}) == 1.0
 
 

@@ -85,6 +85,42 @@ def test_the_key_is_of_what_changes_results_alone(study_file) -> None:
     assert cell.name == f"returns-point2d-{cell.key}"
 
 
+def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_path: Path) -> None:
+    path, store = study_file(SMALL), Store(tmp_path)
+    usual, again, skipping = (
+        load_study(path, overrides={"health": health}).cells[-1] for health in ({}, {"value_excess": 9.0}, {"skip_updates": 5})
+    )
+    assert usual.key == again.key != skipping.key
+    models = [store.lender(cell.config, "denoiser").out for cell in (usual, again, skipping)]
+    assert models[0] == models[1] != models[2]
+
+
+ROLLOUTS = """
+title = "Rollouts"
+[axes.what]
+agents = { measure.kind = "returns", arms = ["real"] }
+rollouts = { measure.kind = "rollouts", arms = ["world_model"] }
+[[figures]]
+kind = "steps"
+value = "state_error"
+hue = "method"
+[[tables]]
+value = "return"
+rows = ["what"]
+[[comparisons]]
+axis = "method"
+pairs = ["ensemble, mean", "ensemble, sampled"]
+value = "return_error"
+"""
+
+
+def test_methods_of_rollouts_are_an_axis_and_parts_keep_the_values_of_the_whole(study_file) -> None:
+    path = study_file(ROLLOUTS)
+    for only in (None, {"what": ("agents",)}, {"what": ("rollouts",)}):
+        study = load_study(path, only=only)
+        assert study.comparisons[0].axis == study.figures[0].hue == "method" and study.tables[0].value == "return"
+
+
 def test_settings_that_axes_vary_are_not_overridden(study_file) -> None:
     with pytest.raises(InputError, match=r"--synthesis.regime = 'oneoff': expected a setting that no axis"):
         load_study(study_file(SMALL), overrides={"synthesis": {"regime": "oneoff"}})
@@ -155,6 +191,19 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("[base]", "[target]\nsede = 1\n[base]"), r"unknown key 'target.sede'"),
         (("[axes.source]", "[axes.source\n"), r"expected valid TOML"),
         (("[axes.source]", "[axes.return]"), r"axes = 'return': expected another name"),
+        (("[axes.source]", "[axes.score]"), r"axes = 'score': expected another name"),
+        (("[axes.source]", "[measure]\nkind = 'tilt'\n[axes.policy]"), r"axes = 'policy': expected another name"),
+        (
+            ("[axes.source]", "[axes.seed]\n0 = { seed = 0 }\n[axes.source]"),
+            r"seeds = 2: expected 1, as the axis 'seed' repeats",
+        ),
+        (("seeds = 2", "evaluation.confidence = 0.9"), r"evaluation.confidence = 0.9: expected 0.95"),
+        (("[base]", "[target]\nactor = 3\n[base]"), r"target.actor = 3: expected the path"),
+        (('hue = "source"', 'hue = "method"'), r"figure 1 = 'method': expected an axis: source, regime"),
+        (
+            ('kind = "intervals"\nhue = "source"\npanels = ["regime"]', 'kind = "profile"\nhue = "source"'),
+            r"figure 1: panels = \[\]: expected every axis named in x, hue or panels: regime too",
+        ),
         (("seeds = 2", "models_from = ['x']"), r"models_from = .*: expected nothing"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\npairs = ['real', 'fake']\n[[figures]]"), r"pairs = \['fake'\]"),
         (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
@@ -269,6 +318,9 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
         ([study_file(SMALL), "--sweep", "agent.alpha", "1,2"], "--sweep = "),
         ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
         ([study_file(SMALL), "--sedes", "3"], "unknown key '--sedes'. Did you mean '--seeds'"),
+        ([study_file(SMALL), "--only"], "--only = '': expected a value after it"),
+        ([study_file(SMALL), "--only", "source"], "--only = 'source': expected AXIS=A,B"),
+        ([study_file(SMALL), "--out", "--scale", "first"], "--out = '--scale': expected a value after it"),
         ([study_file(SMALL), "--only", "source=x"], "--only source = 'x'"),
     ):
         with pytest.raises(SystemExit) as error:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxpgd.studies import comparisons
-from jaxpgd.studies.draw import _styles, checked, draw
+from jaxpgd.studies import comparisons, report
+from jaxpgd.studies.draw import DRAWINGS, _methods, checked, draw
 from jaxpgd.studies.measures import Found
 from jaxpgd.studies.plan import Study, load_study
 from jaxpgd.studies.report import table_rows
@@ -195,11 +195,54 @@ def test_figures_have_a_panel_for_each_place(results: Results, kind: str, panels
 
 def test_a_figure_of_what_is_not_there_is_left_out(results: Results) -> None:
     assert draw(results, Drawing(kind="trajectories")) is None
-    assert checked(results, Drawing(kind="profile", value="score", x="task", hue="source")) is None
+    figure, why = checked(results, Drawing(kind="profile", value="score", x="task", hue="source"))
+    assert figure is None and why == "no complete cells have what it shows"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DRAWINGS if kind not in ("trajectories", "densities")])
+def test_figures_do_without_a_cell_that_failed(results: Results, kind: str) -> None:
+    gone = next(cell for cell in results.cells if cell.labels == {"task": "10", "source": "guided"})
+    results.cells.remove(gone)
+    results.rows = [row for row in results.rows if row["cell"] != gone.key]
+    results.steps = [row for row in results.steps if row["cell"] != gone.key]
+    figure = draw(results, Drawing(kind=kind, title="A title", x="task", hue="source", panels=()))  # type: ignore[arg-type]
+    assert figure is not None or kind == "intervals"  # which would average tasks that one source lacks
+    for panels in (("task",), ("source",), ("task", "source")):
+        figure, why = checked(results, Drawing(kind=kind, title="A title", x="", panels=panels))  # type: ignore[arg-type]
+        assert (figure is None) == bool(why) and "Error" not in why
+
+
+def test_a_figure_of_several_tasks_says_of_which(results: Results) -> None:
+    title = lambda: draw(results, Drawing(kind="aggregates", title="Over tasks", x="task", hue="source"))._suptitle.get_text()
+    assert title() == "Over tasks\n2 tasks, 6 seeds of each"
+    results.rows = [
+        r for r in results.rows if (r["task"], r["source"]) != ("10", "real") and (r["task"], r["seed"]) != ("1", 5)
+    ]
+    results.cells = [cell for cell in results.cells if cell.labels != {"task": "10", "source": "real"}]
+    assert title() == "Over tasks\n1 task, 5 seeds of each; without 10, which some lack"
+
+
+def test_sources_are_compared_where_they_are_alike(results: Results) -> None:
+    drawing = Drawing(kind="improvement", x="", hue="source", panels=("task",))
+    figure = draw(results, drawing)
+    assert isinstance(figure, Figure)
+    left, right = figure.axes[0], figure.axes[0].child_axes[0]
+    named = [[label.get_text() for label in axis.get_yticklabels()] for axis in (left, right)]
+    assert named == [["task 1, guided", "task 10, guided"], ["task 1, real", "task 10, real"]]
+
+
+def test_seeds_that_are_lost_are_told(results: Results) -> None:
+    for row in results.rows:
+        if row["task"] == "10" and row["seed"] in (2, 4) and row["source"] == "real":
+            row["return"] = np.nan if row["seed"] == 2 else None
+    assert results.lost() == {"10, real": ["2", "4"]}
+    notes = report._notes(results, [], {})
+    assert notes == ["Seeds that diverged in training, which no number above contains: 10, real (seeds 2, 4)."]
 
 
 def test_a_source_has_one_colour_wherever_it_is_shown(results: Results) -> None:
-    styles = _styles(results, Drawing(kind="regret", hue="source", panels=("task",)))
+    methods = _methods(results, Drawing(kind="regret", hue="source", panels=("task",)))
+    styles = {method.name: method.style for method in methods}
     assert set(styles) == {f"task {task}, {source}" for task in ("1", "10") for source in ("real", "guided")}
     for source in ("real", "guided"):
         (colour, line), (other, dashes) = styles[f"task 1, {source}"], styles[f"task 10, {source}"]

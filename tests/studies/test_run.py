@@ -1,5 +1,6 @@
 """Whole studies of cells that take a moment: sharing, resuming, failing, and what is written."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys:
     results = run_study(study, tmp_path / "out")
     folder = tmp_path / "out" / "study"
     assert {p.name for p in folder.iterdir()} == {
-        "results.csv", "by_step.csv", "densities.png", "report.html", "tables.txt", "versions.json",
+        "results.csv", "by_step.csv", "densities.png", "report.html", "study.toml", "tables.txt", "versions.json",
     }  # fmt: skip
     exact, guided = (results.units("divergence", {"guidance": name})[0] for name in ("exact", "reconstruction"))
     assert 0 < exact < 2 and guided > 0
@@ -84,7 +85,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: 
     assert results.labels("guidance") == ["exact", "reconstruction"]
     said = capsys.readouterr()
     assert "broken: failed: weight, mean, std" in said.err and list(results.failed) == ["broken"]
-    told = "1 cells failed and are not shown: broken."
+    told = "1 cell failed and are not shown: broken."
     assert told in said.out and told in (tmp_path / "out" / "study" / "tables.txt").read_text()
     report = (tmp_path / "out" / "study" / "report.html").read_text()
     assert "Cells that failed" in report and "as many of each" in report
@@ -122,6 +123,44 @@ def test_cells_that_fail_together_are_tried_one_by_one(tmp_path: Path, monkeypat
     monkeypatch.setattr(study_run, "measure", measure)
     results = run_study(load_study(write(tmp_path, RETURNS), only={"source": ("real",)}), tmp_path / "out")
     assert tried == [2, 1, 1] and results.labels("alpha") == ["1"]
+
+
+def test_a_setting_that_diverges_takes_no_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(cells, store, folder):
+        tried.append(len(cells))
+        value = {1.0: 1.0, 4.0: float("nan")}
+        return [Found([{"seed": 0, "episode": 0, "return": value[cell.config.agent.td3_bc.alpha]}]) for cell in cells]
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    study = load_study(write(tmp_path, RETURNS), only={"source": ("real",)})
+    results = run_study(study, tmp_path / "out")
+    assert tried == [2] and results.labels("alpha") == ["1"]
+    assert results.failed == {"real, 4": results.failed["real, 4"]} and "all seeds diverged" in results.failed["real, 4"]
+
+
+def test_an_actor_that_is_not_there_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    text = TILT.replace("[base.sampler]", "[target]\nactor = 'none.npz'\n[base.sampler]")
+    with pytest.raises(InputError, match=r"study: exact: target.actor = 'none.npz': expected a file"):
+        run_study(load_study(write(tmp_path, text)), tmp_path / "out")
+
+
+def test_two_axes_with_a_cell_that_failed_give_a_report(tmp_path: Path) -> None:
+    text = TILT.replace("[[figures]]", "[axes.lambda]\n1 = { guidance.coefficient = 1.0 }\n3 = {}\n[[figures]]", 1)
+    text = text.replace('panels = ["guidance"]', 'panels = ["guidance", "lambda"]')
+    study = load_study(write(tmp_path, text))
+    spoiled = dataclasses.replace(study.cells[0], measure=dataclasses.replace(study.cells[0].measure, stds=(0.1,)))
+    results = run_study(dataclasses.replace(study, cells=(spoiled, *study.cells[1:])), tmp_path / "out")
+    assert list(results.failed) == ["exact, 1"] and len(results.cells) == 3
+    folder = tmp_path / "out" / "study"
+    assert (folder / "densities.png").exists() and "1 cell failed" in (folder / "report.html").read_text()
+
+
+def test_figures_of_an_earlier_file_do_not_stay(tmp_path: Path) -> None:
+    run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+    run_study(load_study(write(tmp_path, TILT.replace('name = "densities"', 'name = "curves"'))), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "study").glob("*.png")] == ["curves.png"]
 
 
 def test_a_cell_whose_seeds_all_diverged_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +209,8 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
     runs = sorted(p.parent.name for p in (returns / "out" / "cells").glob("*/run"))
     assert len(runs) == 2 and all(name.startswith("together-") for name in runs)
     cells = [json.loads(p.read_text()) for p in (returns / "out" / "cells").glob("*/cell.json")]
+    assert all({"cell", "run"} < set(cell["versions"]) or cell["versions"].keys() == {"cell", "run"} for cell in cells)
+    assert sum(models[0] in cell["versions"] for cell in cells) == 2  # those of unguided data
     assert len(cells) == 4 and all(cell["together"] == 2 and len(cell["rows"]) == 2 * 3 for cell in cells)
     assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
     assert_columns("returns", cells)
