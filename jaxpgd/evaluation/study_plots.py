@@ -78,6 +78,7 @@ def profile_lines(axis: Axes, profiles: Mapping[str, Profile], *, unit: str, sty
         axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=name)
     axis.set(xlabel=f"threshold: {unit}", ylabel="fraction of runs above the threshold", ylim=(-0.02, 1.02))
+    axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def improvement_figure(pairs: Mapping[tuple[str, str], Improvement], *, title: str = "") -> Figure:
@@ -136,7 +137,7 @@ def selection_figure(
     for axis in axes:
         axis.set(xlabel="online evaluation episodes", xscale="log")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.4)))  # few decades: numbers between them too
+        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.0, 0.4)))  # few decades: numbers between them too
     figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=10)
     return figure
 
