@@ -12,7 +12,7 @@ from jaxpgd.dynamics.termination import termination
 from jaxpgd.errors import InputError
 from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.settings import Config
-from jaxpgd.synthesis.diffusion import make_synthesizer, synthesize, synthesize_from
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize, synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.training.agent import Experience, train_agent
@@ -29,6 +29,7 @@ __all__ = [
     "InputError",
     "Policy",
     "Trajectory",
+    "TrajectoryDenoiser",
     "Transition",
     "evaluate",
     "load",

@@ -9,11 +9,12 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
-from jaxpgd.settings import Arm, Config, SamplerConfig
+from jaxpgd.settings import AgentConfig, Arm, Config, DenoiserConfig, SamplerConfig, SynthesisConfig
 
 Config_ = Any  # any dataclass of jaxpgd.settings
 
@@ -171,19 +172,62 @@ def get(config: Config_, name: str) -> Any:
     return config
 
 
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Check the choices and ranges of a config, or of one section of it: `check_ranges(AgentConfig(), "agent.")`.
+
+    Values that are traced have no range yet and are left alone. Raises InputError, which names the setting.
+    """
+    _check_choices(config, prefix)
+    ranges: tuple[tuple[list[str], Callable[[float], bool], str], ...] = (
+        (_POSITIVE, lambda x: x > 0, "a number above 0"),
+        (_NOT_NEGATIVE, lambda x: x >= 0, "a number not below 0"),
+        (_SHARES, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+    )
+    for names, holds, expected in ranges:
+        for name in names:
+            value = get(config, name.removeprefix(prefix)) if name.startswith(prefix) else None
+            check(not isinstance(value, int | float) or holds(value), name, value, expected)
+
+
+def _check_choices(config: Any, prefix: str) -> None:
+    """The same for settings that name one of several things."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            _check_choices(value, f"{prefix}{name}.")
+        elif get_origin(hint) is Literal:
+            check(value in get_args(hint), prefix + name, value, "one of " + ", ".join(map(repr, get_args(hint))))
+
+
+def check_training(agent: AgentConfig, synthesis: SynthesisConfig | None) -> None:
+    """Check the settings that an agent is trained with; without `synthesis` it has real data alone. Raises InputError."""
+    check_ranges(agent, "agent.")
+    lengths = {"agent.updates": agent.updates}
+    if synthesis is not None:
+        check_ranges(synthesis, "synthesis.")
+        lengths |= {"synthesis.interval": synthesis.interval} if synthesis.regime != "oneoff" else {}
+    chunk = agent.updates_per_chunk
+    for name, value in lengths.items():
+        check(value % chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {chunk}")
+
+
+def check_denoiser(d: DenoiserConfig) -> None:
+    """Check the settings that a denoiser is trained with. Raises InputError."""
+    check_ranges(d, "denoiser.")
+    check(d.steps > 0 or d.epochs > 0, "denoiser.steps", d.steps, "more than 0, or denoiser.epochs > 0")
+    check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
+          f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip
+    check(d.features % d.groups == 0, "denoiser.groups", d.groups, f"a divisor of denoiser.features = {d.features}")
+
+
 def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
-    for name in _POSITIVE:
-        check(get(config, name) > 0, name, get(config, name), "a number above 0")
-    for name in _NOT_NEGATIVE:
-        check(get(config, name) >= 0, name, get(config, name), "a number not below 0")
+    check_ranges(config)
     length = config.synthesis.world_model.length
     check(length != 1, "synthesis.world_model.length", length, "0 or at least 2: a rollout of T states holds T - 1 transitions")
-    for name in _SHARES:
-        check(0 <= get(config, name) <= 1, name, get(config, name), "a number from 0 to 1")
+    check_denoiser(config.denoiser)
     d, s, a = config.denoiser, config.sampler, config.agent
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")
-    check(d.steps > 0 or d.epochs > 0, "denoiser.steps", d.steps, "more than 0, or denoiser.epochs > 0")
     check(0 < config.evaluation.confidence < 1, "evaluation.confidence", config.evaluation.confidence, "between 0 and 1")
     for i, coefficient in enumerate(config.evaluation.coefficients):
         check(coefficient > 0, f"evaluation.coefficients[{i}]", coefficient, "a number above 0 (0 is always included)")
@@ -228,9 +272,6 @@ def validate(config: Config) -> None:
     check(features > 2 and features % 2 == 0, "agent.diffusion_ql.time_features", features, "an even number above 2")
     for width in (*a.td3_bc.hidden, *a.iql.hidden, *a.bc.hidden, *a.cql.hidden, *a.diffusion_ql.hidden):
         check(width > 0, "hidden", width, "layer widths above 0")
-    check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
-          f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip
-    check(d.features % d.groups == 0, "denoiser.groups", d.groups, f"a divisor of denoiser.features = {d.features}")
     m, dydiff = config.dynamics, y.dydiff
     check(m.elites <= m.members, "dynamics.elites", m.elites, f"at most dynamics.members = {m.members}")
     check(m.holdout < 1, "dynamics.holdout", m.holdout, "a number below 1")

@@ -17,7 +17,7 @@ from jaxpgd.evaluation.environments import (
     require_environment,
     seeded_numpy,
 )
-from jaxpgd.evaluation.rollout import Returns, rollout_returns
+from jaxpgd.evaluation.rollout import Returns, check_modes, rollout_returns, seeds_of
 from jaxpgd.types import Policy
 
 __all__ = ["Returns", "evaluate", "require_environment"]
@@ -26,10 +26,10 @@ __all__ = ["Returns", "evaluate", "require_environment"]
 def evaluate(key: Array, policy: Policy, info: DatasetInfo, *, episodes: int, horizon: int | None = None) -> Returns:
     """Undiscounted returns [S, episodes], lengths and successes of S policies, all episodes stepped together.
 
-    `policy` has a leading seed axis S on its parameters; its mode acts, in the environment that the dataset's references
-    belong to. `horizon` cuts episodes earlier than the environment's own limit. An episode is a success where the environment
-    says so (`info["success"]`) at any of its steps. Raises InputError where the dataset names no environment or it cannot be
-    made.
+    `policy` has a leading seed axis S on its parameters (of one policy: `jax.tree.map(lambda x: x[None], policy)`); its mode
+    acts, in the environment that the dataset's references belong to. `horizon` cuts episodes earlier than the environment's
+    own limit. An episode is a success where the environment says so (`info["success"]`) at any of its steps. Raises
+    InputError where the dataset names no environment or it cannot be made, and where `policy` has no such axis.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
@@ -52,7 +52,7 @@ def act(policy: Policy, obs: Array) -> Array:
 
 
 def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes: int, horizon: int) -> Returns:
-    seeds = jax.tree.leaves(policy.params)[0].shape[0]
+    seeds = seeds_of(policy)
     count = seeds * episodes
     start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
     envs = SyncVectorEnv([lambda: make_environment(info)] * count, autoreset_mode=AutoresetMode.NEXT_STEP)
@@ -61,6 +61,7 @@ def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes:
     try:
         with seeded_numpy(start_seeds[0]):
             obs, _ = envs.reset(seed=start_seeds)
+            check_modes(policy, flatten_obs(info, obs).shape[-1], len(info.action_low))
             for _ in range(horizon):
                 flat = flatten_obs(info, obs)
                 action = np.asarray(act(policy, flat.reshape(seeds, episodes, -1))).reshape(count, -1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.errors import InputError, check
 from jaxpgd.types import Environment, Policy
 
 
@@ -20,15 +21,39 @@ class Returns:
     successes: Any = None  # [S, episodes] bool; None where the environment does not report them
 
 
+_ONE = "Of a single policy make one by jax.tree.map(lambda x: x[None], policy)."
+
+
+def seeds_of(policy: Policy) -> int:
+    """S of a batch of policies. Raises InputError where parameters have no leading axis S."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(policy.params)]
+    batched = len({shape[:1] for shape in shapes}) == 1 and shapes[0] != ()
+    check(batched, "policy", shapes, "parameters that all have a leading axis, of the seeds", _ONE)
+    return int(shapes[0][0])
+
+
+def check_modes(policy: Policy, obs_dim: int, action_dim: int) -> None:
+    """Raise InputError where the modes of a batch of policies are not actions [S, A]."""
+    expected = (seeds_of(policy), action_dim)
+    obs = jax.ShapeDtypeStruct((obs_dim,), jnp.float32)
+    wanted = f"modes [seeds, action_dim] = {list(expected)} of observations of {obs_dim} numbers"
+    try:
+        found = jax.eval_shape(jax.vmap(lambda policy, obs: policy.mode(obs), in_axes=(0, None)), policy, obs).shape
+    except (TypeError, ValueError) as error:
+        raise InputError(f"policy: expected {wanted} ({error}). {_ONE}") from error
+    check(found == expected, "policy", found, wanted, _ONE)
+
+
 @partial(jax.jit, static_argnames=("episodes", "horizon"))
 def rollout_returns(key: Array, env: Environment, policy: Policy, episodes: int, horizon: int | None = None) -> Returns:
     """Undiscounted returns of a batch of policies, each in its own episodes.
 
     `env` is a pytree (a struct dataclass with a static horizon); `policy` has a leading axis S on its leaves. The action is
     the policy's mode. An episode ends where the environment's discount is 0 or after `horizon` steps (default: the
-    environment's). New parameters of the same shape reuse the compiled program.
+    environment's). New parameters of the same shape reuse the compiled program. Raises InputError.
     """
-    seeds = jax.tree.leaves(policy.params)[0].shape[0]
+    check_modes(policy, env.obs_dim, env.action_dim)
+    seeds = seeds_of(policy)
     keys = jax.random.split(key, (seeds, episodes))
     one = partial(_episode, horizon=env.horizon if horizon is None else horizon)
     over_episodes = jax.vmap(one, in_axes=(0, None, None))

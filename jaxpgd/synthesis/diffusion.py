@@ -8,10 +8,12 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from jaxpgd.config import check_ranges
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
 from jaxpgd.diffusion.guidance import Likelihood
 from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
 from jaxpgd.diffusion.smc import largest_exponent, smc
+from jaxpgd.errors import check
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
@@ -189,10 +191,19 @@ def make_synthesizer(
 ) -> DiffusionSynthesizer:
     """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
 
-    `length` is the number of steps per trajectory (0: as in training).
+    `length` is the number of steps per trajectory (0: as in training). A denoiser of your own is a pytree callable (a struct
+    dataclass, or `jax.tree_util.Partial` of a function and its parameters) in `TrajectoryDenoiser(denoise, windows.codec,
+    windows.length)`. Raises InputError.
     """
+    own = "a TrajectoryDenoiser: TrajectoryDenoiser(denoise, windows.codec, windows.length)"
+    check(isinstance(denoiser, TrajectoryDenoiser), "denoiser", denoiser, own)
+    check_ranges(sampler or SamplerConfig(), "sampler.")
+    check_ranges(guidance or GuidanceConfig(), "guidance.")
     length = length or denoiser.length
     shape = (length, denoiser.codec.token_dim)
+    x, sigma = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
+    made = getattr(jax.eval_shape(denoiser.denoise, x, sigma), "shape", None)
+    check(made == shape, "denoiser", made, f"tokens {list(shape)} of tokens {list(shape)} and a sigma []")
     through = guidance is not None and guidance.kind != "published"
     return DiffusionSynthesizer(
         denoiser=denoiser,

@@ -3,11 +3,14 @@
 The regimes are one axis: how many trajectories a refresh makes (all of the replay, or a fraction) and how often.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.config import check_training
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
@@ -267,7 +270,10 @@ def train_agent(
 ) -> tuple[PyTree, Metrics]:
     """Train one agent from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
 
-    Returns the agent's state (`agent.policy(state)` is its policy) and metrics per chunk, [chunks].
+    Returns the agent's state (`agent.policy(state)` is its policy) and metrics per chunk, [chunks]. Observations are taken as
+    they are: `agents.normalise_observations` makes an agent that standardises them, as `jaxpgd run` does. Raises InputError.
     """
+    check_training(config, None if data.synthesizer is None else synthesis)
+    data = dataclasses.replace(data, real=jax.tree.map(jnp.asarray, data.real))  # those of a dataset are on the host
     state, metrics = fit(key, agent_program(agent, config, synthesis, hypers), data)
     return state.agent, metrics

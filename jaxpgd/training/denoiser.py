@@ -9,6 +9,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from jaxpgd.config import check_denoiser
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.windows import gather_window, split_episodes, window_starts
 from jaxpgd.diffusion.constraints import Conditions
@@ -274,7 +275,8 @@ def train_denoiser(
     """Train a denoiser from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
 
     Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm,
-    and clipped_gradients (share of the steps) where gradients are clipped.
+    and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
+    check_denoiser(config)
     state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
     return trained_denoiser(state, windows, config), metrics

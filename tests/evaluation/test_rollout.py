@@ -1,11 +1,15 @@
 """Compiled rollouts against sums done by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import struct
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import InputError
 from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.evaluation.rollout import rollout_returns
 from jaxpgd.types import Policy
@@ -62,3 +66,33 @@ def test_point2d_target_policy_beats_the_behaviour_policy():
     assert result.returns.shape == (2, 32) and (result.lengths == env.horizon).all()
     # the start is about 1 from the rewarded goal and the other goal is sqrt(2) from it: returns within 16 such steps
     assert -16 * 2.0 < result.returns[0].mean() < -16 * 1.0 < result.returns[1].mean() < 0
+
+
+@pytest.mark.parametrize(
+    ("params", "mode", "message"),
+    [
+        ({"w": jnp.ones((2, 3)), "b": jnp.ones(2)}, lambda p, obs: p["b"], r"modes \[seeds, action_dim\] = \[2, 1\]"),
+        ({"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, always, "parameters that all have a leading axis, of the seeds"),
+        ((), always, "parameters that all have a leading axis"),
+        (jnp.float32(1.0), always, "parameters that all have a leading axis"),
+        (
+            jnp.eye(2),
+            lambda p, obs: p @ jnp.ones(2),
+            r"expected modes \[seeds, action_dim\] = \[2, 1\] of observations of 1 num",
+        ),
+        (jnp.ones((2, 3)), lambda p, obs: p @ obs, r"\[2, 1\] of observations of 1 numbers"),
+    ],
+)
+def test_policies_that_are_no_batch_are_refused(params, mode, message):
+    policy = Policy(params=params, sample_fn=lambda p, key, obs: mode(p, obs), mode_fn=mode)
+    with pytest.raises(InputError, match=message):
+        rollout_returns(jax.random.key(0), Line(), policy, 2)
+
+
+def test_one_policy_is_a_batch_of_one():
+    one = jax.tree.map(lambda x: x[0], constant([0.25]))
+    with pytest.raises(InputError, match=r"Of a single policy make one by jax.tree.map\(lambda x: x\[None\], policy\)"):
+        rollout_returns(jax.random.key(0), Line(), dataclasses.replace(one, params=jnp.float32(0.25)), 1)
+    np.testing.assert_allclose(
+        rollout_returns(jax.random.key(0), Line(), jax.tree.map(lambda x: x[None], one), 1).returns, 5.25
+    )

@@ -11,6 +11,7 @@ from jax import Array
 from jaxpgd.diffusion.ladder import make_guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.envs.linear_gaussian import linear_policy
+from jaxpgd.errors import InputError
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize
@@ -227,3 +228,26 @@ def test_trajectories_that_start_where_they_are_told() -> None:
     later = np.asarray(made.obs[:, 1, 0], np.float64)
     assert abs(later.mean() - 5.0) < 5 * 2 / np.sqrt(COUNT)
     assert abs(later.std() / 2.0 - 1) < 5 / np.sqrt(2 * COUNT) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "sampler", "guidance", "message"),
+    [
+        (UnitGaussian(), {}, {}, r"expected a TrajectoryDenoiser: TrajectoryDenoiser\(denoise, windows.codec, windows.length\)"),
+        (DENOISER, {"kind": "huen"}, {}, "sampler.kind = 'huen': expected one of 'heun'"),
+        (DENOISER, {"steps": 0}, {}, "sampler.steps = 0: expected a number above 0"),
+        (DENOISER, {}, {"kind": "momment"}, "guidance.kind = 'momment': expected one of"),
+        (
+            TrajectoryDenoiser(jax.tree_util.Partial(lambda x, sigma: x[:-1]), CODEC, 2), {}, {},
+            r"denoiser = \(1, 4\): expected tokens \[2, 4\] of tokens \[2, 4\] and a sigma",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_sample_is_refused(denoiser: Any, sampler: dict, guidance: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_synthesizer(denoiser, SamplerConfig(**sampler), GuidanceConfig(**guidance))
+
+
+def test_coefficients_may_be_traced() -> None:
+    many = jax.vmap(lambda x: make_synthesizer(DENOISER, SAMPLER, dataclasses.replace(GUIDANCE, coefficient=x)).guidance)
+    assert jax.tree.leaves(many(jnp.arange(1.0, 4.0)))

@@ -11,6 +11,7 @@ from scipy.stats import norm
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
+from jaxpgd.errors import InputError
 from jaxpgd.packing import usable_steps
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, _account, agent_program, make_schedule, train_agent
@@ -198,3 +199,29 @@ def test_a_real_agent_over_keys_and_learning_rates() -> None:
     again, _ = train(keys, hypers)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)  # same keys, same bits
+
+
+@pytest.mark.parametrize(
+    ("config", "synthesis", "message"),
+    [
+        ({"updates": 300}, {}, "agent.updates = 300: expected a multiple of agent.updates_per_chunk = 500"),
+        ({"updates": 0}, {}, "agent.updates = 0: expected a number above 0"),
+        ({}, {"interval": 200}, "synthesis.interval = 200: expected a multiple of agent.updates_per_chunk"),
+        ({}, {"regime": "one-off"}, "synthesis.regime = 'one-off': expected one of"),
+        ({}, {"synthetic_ratio": 50.0}, "synthesis.synthetic_ratio = 50.0: expected a number from 0 to 1"),
+    ],
+)
+def test_settings_that_would_train_otherwise_are_refused(config: dict, synthesis: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_agent(
+            jax.random.key(0), DATA, agent=COUNTING, config=AgentConfig(**config), synthesis=SynthesisConfig(**synthesis)
+        )
+
+
+def test_data_on_the_host_trains_without_being_compiled_outside() -> None:
+    real = jax.tree.map(np.asarray, REAL)
+    config = AgentConfig(updates=2, updates_per_chunk=2, batch_size=16)
+    state, metrics = train_agent(jax.random.key(0), Experience(real), agent=COUNTING, config=config)
+    expected, _ = train_agent(jax.random.key(0), Experience(REAL), agent=COUNTING, config=config)
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert all(len(value) == 1 for value in metrics.values())
