@@ -78,7 +78,7 @@ def test_point2d_target_policy_beats_the_behaviour_policy():
         (
             jnp.eye(2),
             lambda p, obs: p @ jnp.ones(2),
-            r"expected modes \[seeds, action_dim\] = \[2, 1\] of observations of 1 num",
+            r"expected modes \[seeds, action_dim\] = \[2, 1\]",
         ),
         (jnp.ones((2, 3)), lambda p, obs: p @ obs, r"\[2, 1\] of observations of 1 numbers"),
     ],

@@ -233,7 +233,7 @@ def test_trajectories_that_start_where_they_are_told() -> None:
 @pytest.mark.parametrize(
     ("denoiser", "sampler", "guidance", "message"),
     [
-        (UnitGaussian(), {}, {}, r"expected a TrajectoryDenoiser: TrajectoryDenoiser\(denoise, windows.codec, windows.length\)"),
+        (UnitGaussian(), {}, {}, r"expected a TrajectoryDenoiser: TrajectoryDenoiser\(denoise, windows"),
         (DENOISER, {"kind": "huen"}, {}, "sampler.kind = 'huen': expected one of 'heun'"),
         (DENOISER, {"steps": 0}, {}, "sampler.steps = 0: expected a number above 0"),
         (DENOISER, {}, {"kind": "momment"}, "guidance.kind = 'momment': expected one of"),
