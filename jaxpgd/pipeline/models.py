@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from jaxpgd.config import get
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
@@ -18,6 +17,7 @@ from jaxpgd.pipeline.fidelity import settle_sampler
 from jaxpgd.pipeline.memory import explained, remembered, with_batch
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
+from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from jaxpgd.config import get
 from jaxpgd.errors import InputError
+from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.studies.plan import Cell, digest, settings_of
 from jaxpgd.sweep import COEFFICIENT, read_sweep, sweepable

@@ -8,13 +8,13 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxpgd.config import check_ranges
 from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
 from jaxpgd.diffusion.guidance import Likelihood
 from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
 from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.errors import check
 from jaxpgd.packing import TokenCodec
+from jaxpgd.ranges import check_ranges
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.config import check_training
+from jaxpgd.ranges import check_training
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter

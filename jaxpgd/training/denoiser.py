@@ -9,7 +9,6 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.config import check_denoiser
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.windows import gather_window, split_episodes, window_starts
 from jaxpgd.diffusion.constraints import Conditions
@@ -18,6 +17,7 @@ from jaxpgd.diffusion.precondition import EDMDenoise
 from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.packing import TokenCodec, fit_codec
 from jaxpgd.parallel import DATA, SEEDS, divided
+from jaxpgd.ranges import check_denoiser
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
