@@ -259,7 +259,8 @@ class _Tasks:
 def _by_task(results: Results, drawing: Drawing) -> _Tasks:
     """Raises InputError where no task has scores of every method."""
     tasks, found = results.labels(drawing.x) if drawing.x else [""], dict[str, dict[str, np.ndarray]]()
-    for method in _methods(results, drawing):
+    methods = _methods(results, drawing)
+    for method in methods:
         spots = {task: _at(method.labels(drawing), drawing.x, task) for task in tasks}
         scores = {task: results.units(drawing.value, spot) for task, spot in spots.items()}
         found[method.name] = {task: units for task, units in scores.items() if len(units)}
@@ -272,8 +273,7 @@ def _by_task(results: Results, drawing: Drawing) -> _Tasks:
     size = f"{len(common)} task{'s' * (len(common) > 1)}, {seeds} seed{'s' * (counts[-1] > 1)} of each"
     without = f"; without {', '.join(left)}, which some lack" if left else ""
     kept = {name: {task: units[task] for task in common} for name, units in found.items()}
-    methods = [method for method in _methods(results, drawing) if method.name in found]
-    return _Tasks(methods, kept, f"{drawing.title}\n{size}{without}")
+    return _Tasks([method for method in methods if method.name in found], kept, f"{drawing.title}\n{size}{without}")
 
 
 def profile(results: Results, drawing: Drawing) -> Figure:

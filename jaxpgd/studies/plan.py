@@ -203,9 +203,10 @@ def load_study(
 
 def _columns(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The columns of "rows" and "steps" that cells of the study measure, also those that `--only` leaves out."""
-    tables = [raw, raw.get("base", {}), *(label for values in raw["axes"].values() for label in values.values())]
+    first = {"measure": {"kind": MeasureConfig().kind} | raw.get("measure", {})}
+    tables = [first, raw.get("base", {}), *(label for values in raw["axes"].values() for label in values.values())]
     kinds = {str(measure.get("kind", "")) for table in tables if isinstance(measure := table.get("measure", {}), Mapping)}
-    kinds = {kind for kind in kinds if kind in COLUMNS} or {MeasureConfig().kind}
+    kinds &= set(COLUMNS)
     every = {"rows": COLUMNS, "steps": STEP_COLUMNS}
     return {name: tuple({column for kind in kinds for column in of[kind]}) for name, of in every.items()}
 

@@ -6,9 +6,10 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -96,23 +97,26 @@ def _check_unchanged(study: Study, path: Path) -> None:
         for field, file in (("target.actor", cell.target.actor), ("evaluation.behaviour", cell.config.evaluation.behaviour)):
             check(not file or Path(file).is_file(), f"{study.name}: {cell.label}: {field}", file, "a file")
     known = json.loads(path.read_text()) if path.exists() else {}
-    for name, content in _contents(study).items():
+    found = _contents(study)
+    for name, content in found.items():
         want = f"results of the {name} that is here now: it has changed since they were measured"
         check(known.get(name, content) == content, "--out", str(path.parent), want, "Choose another --out.")
-    _remember(study, path)
+    write_atomic(path, json.dumps(known | found, indent=1))
 
 
 def _remember(study: Study, path: Path) -> None:
-    """Note what the data is: before cells are measured, and after for what was downloaded."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_atomic(path, json.dumps(_contents(study) | known, indent=1))
+    """Note what the data is that was downloaded while cells were measured."""
+    known = json.loads(path.read_text())
+    write_atomic(path, json.dumps(known | _contents(study, known), indent=1))
 
 
-def _contents(study: Study) -> dict[str, str]:
-    """Digits of the datasets and actors' files that are here, by name."""
+def _contents(study: Study, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Digits of the datasets and actors' files that are here, by name; but of those that are known."""
     configs = [config for cell in study.cells for config in (cell.config, cell.target.config) if config is not None]
-    names = {config.data.name for config in configs}
-    files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file}
+    names = {config.data.name for config in configs} - set(known)
+    files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file} - set(
+        known
+    )
     found = {name: data_fingerprint(name) for name in names} | {file: file_fingerprint(file) for file in files}
     return {name: content for name, content in found.items() if content}
 
