@@ -146,8 +146,9 @@ class Stage(Generic[State]):
         return [Culprit(what, over, (self._updates, 2, 0))]
 
     def _named(self, rows: np.ndarray) -> str:
-        """Seeds in words; where settings are swept over, each with its setting."""
-        return name_seeds([int(i) for i in np.flatnonzero(rows)], self.run.config.seeds, self.program.seeds)
+        """Seeds in words, each with its setting or arm where there are several."""
+        found = [int(i) for i in np.flatnonzero(rows)]
+        return name_seeds(found, self.run.config.seeds, self.program.seeds, self.program.groups)
 
     @property
     def skipped(self) -> list[int]:

@@ -18,7 +18,7 @@ from jaxpgd.evaluation.behaviour import fitting_actor
 from jaxpgd.evaluation.returns import evaluate
 from jaxpgd.parallel import of_first
 from jaxpgd.pipeline.calibration import calibrate
-from jaxpgd.pipeline.drive import drive, over_seeds
+from jaxpgd.pipeline.drive import BeforeChunk, drive, over_seeds
 from jaxpgd.pipeline.memory import fitting
 from jaxpgd.pipeline.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import RunDirectory
@@ -28,7 +28,10 @@ from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
 from jaxpgd.training.agent import AgentState, Experience, agent_program, make_schedule
 from jaxpgd.training.health import LOST
 from jaxpgd.training.program import Program
-from jaxpgd.types import Agent, Policy
+from jaxpgd.training.sources import Sources, join_sources, sources_program
+from jaxpgd.types import Agent, Policy, PyTree
+
+JOINT = "agents"  # the stage that trains the agents of all arms as one program
 
 
 @fitting
@@ -38,21 +41,8 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
     Returns their policies, with a leading axis [settings * seeds], the seeds of a setting together.
     """
     config, dataset = run.config, prepared.dataset
-    stage = f"agent-{arm}"
     agent = build_agent(config, dataset)
     experience = build_experience(config, dataset, models, arm)
-    program = population(config, agent, arm)
-    key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
-
-    def after_chunk(done: int, state: Callable[[], AgentState]) -> dict[str, Any]:
-        every = config.evaluation.every // config.agent.updates_per_chunk
-        if every == 0 or done % every:
-            return {}
-        key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
-        episodes = config.evaluation.intermediate_episodes
-        found = evaluate(key_return, jax.vmap(agent.policy)(state().agent), dataset.info, episodes=episodes)
-        return {"returns": found.returns.mean(-1)}
-
     schedule = make_schedule(config.agent, config.synthesis)
     most, times = config.guidance.coefficient, config.guidance.max_dynamics_error
 
@@ -66,9 +56,68 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
         fixed = synthesizer.with_coefficient(jnp.asarray(coefficient, jnp.float32))
         return data.replace(synthesizer=fixed), found  # type: ignore[attr-defined]
 
+    before = choose if arm == "guided" and times > 0 else None
+    return _trained(run, f"agent-{arm}", prepared, agent, population(config, agent, arm), experience, before)
+
+
+@fitting
+def sources_stage(run: RunDirectory, prepared: Prepared, models: Models) -> dict[str, Policy]:
+    """Train the agents of all arms of a run as one program; their policies [seeds] by arm.
+
+    Raises InputError where the run sweeps over settings, or where the dynamics error chooses coefficients.
+    """
+    config = run.config
+    check(not config.sweep, "sweep", list(config.sweep), "nothing where all arms are one program")
+    times = config.guidance.max_dynamics_error
+    check(times == 0, "guidance.max_dynamics_error", times, "0 where all arms are one program")
+    agent = build_agent(config, prepared.dataset)
+    policies = _trained(run, JOINT, prepared, agent, joint_program(config, agent), joint_data(config, prepared, models), None)
+    return by_arm(config, policies)
+
+
+def joint_program(config: Config, agent: Agent) -> Program[AgentState]:
+    """The training program of every seed of every arm."""
+    skip = config.health.skip_updates > 0
+    return sources_program(agent, config.agent, config.synthesis, config.arms, config.seeds, skip=skip)
+
+
+def joint_data(config: Config, prepared: Prepared, models: Models) -> Sources:
+    """What `joint_program` trains on."""
+    return join_sources([build_experience(config, prepared.dataset, models, arm) for arm in config.arms])
+
+
+def by_arm(config: Config, policies: Policy) -> dict[str, Policy]:
+    """The policies [arms * seeds] of one program for all arms as [seeds] by arm."""
+    part = lambda i: jax.tree.map(lambda x: x[i * config.seeds : (i + 1) * config.seeds], policies)
+    return {arm: part(i) for i, arm in enumerate(config.arms)}
+
+
+def _trained(
+    run: RunDirectory,
+    stage: str,
+    prepared: Prepared,
+    agent: Agent,
+    program: Program[AgentState],
+    data: PyTree,
+    before_chunk: BeforeChunk | None,
+) -> Policy:
+    """The policies of a program of agents that is run, or resumed, as a stage."""
+    config, dataset = run.config, prepared.dataset
+    key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
+
+    def after_chunk(done: int, state: Callable[[], AgentState]) -> dict[str, Any]:
+        every = config.evaluation.every // config.agent.updates_per_chunk
+        if every == 0 or done % every:
+            return {}
+        key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
+        found = evaluate(
+            key_return, jax.vmap(agent.policy)(state().agent), dataset.info, episodes=config.evaluation.intermediate_episodes
+        )
+        return {"returns": found.returns.mean(-1)}
+
     state = drive(
-        run, stage, key, program, experience, unit="updates", note="critic_loss", after_chunk=after_chunk,
-        before_chunk=choose if arm == "guided" and times > 0 else None, score=_mean_return,
+        run, stage, key, program, data, unit="updates", note="critic_loss", after_chunk=after_chunk, before_chunk=before_chunk,
+        score=_mean_return,
     )  # fmt: skip
     return jax.vmap(agent.policy)(state.agent)
 
@@ -107,6 +156,10 @@ def by_setting(config: Config, arm: str, policies: Policy) -> dict[str, Policy]:
 def lost_seeds(run: RunDirectory) -> dict[str, np.ndarray]:
     """Which seeds [seeds] of every row of results were left behind in training."""
     rows: dict[str, np.ndarray] = {}
+    if run.is_done(JOINT):
+        lost = np.zeros(run.config.seeds * len(run.config.arms), bool)
+        lost[run.facts(JOINT).get(LOST, [])] = True
+        return cast(dict[str, np.ndarray], by_arm(run.config, cast(Policy, lost)))
     for arm in run.config.arms:
         lost = np.zeros(run.config.seeds * len(read_sweep(run.config, arm).settings), bool)
         lost[run.facts(f"agent-{arm}").get(LOST, []) if run.is_done(f"agent-{arm}") else []] = True

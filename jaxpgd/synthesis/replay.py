@@ -96,19 +96,24 @@ class Draw:
 
     real: Array  # [B - S]
     synthetic: Array | None = None  # [S]; None: no replay
+    instead: Array | None = None  # [S] real ones that stand in for synthetic ones while the replay holds none
 
 
-def draw_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Draw:
+def draw_mixed(
+    key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int, *, or_real: bool = False
+) -> Draw:
     """The draw of a batch [batch] of which the last `synthetic` come from the replay and the others from real data.
 
-    Apart from `take` so that the draws of many batches can be made at once, which is far cheaper than one by one.
+    Apart from `take` so that the draws of many batches can be made at once, which is far cheaper than one by one. With
+    `or_real` the batch of an empty replay is the one that would be drawn without a replay.
     """
     key_real, key_synthetic = jax.random.split(key)
     made = 0 if replay is None else synthetic
-    drawn = jax.random.randint(key_real, (batch - made,), 0, real.reward.shape[0])
+    drawn = jax.random.randint(key_real, (batch if or_real else batch - made,), 0, real.reward.shape[0])
     if replay is None or made == 0:
         return Draw(drawn)
-    return Draw(drawn, jax.random.randint(key_synthetic, (made,), 0, jnp.maximum(replay.count, 1)))
+    chosen = jax.random.randint(key_synthetic, (made,), 0, jnp.maximum(replay.count, 1))
+    return Draw(drawn[: batch - made], chosen, drawn[batch - made :] if or_real else None)
 
 
 def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
@@ -117,6 +122,8 @@ def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
         return _real(real, draw.real)
     assert replay is not None
     made = _synthetic(replay, draw.synthetic)
+    if draw.instead is not None:
+        made = jax.tree.map(lambda a, b: jnp.where(replay.count > 0, a, b), made, _real(real, draw.instead))
     if draw.real.shape[0] == 0:
         return made
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), _real(real, draw.real), made)

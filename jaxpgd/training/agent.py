@@ -162,11 +162,20 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
 
 
 def update_many(
-    state: AgentState, data: Experience, agent: Agent, batch: int, synthetic: int, updates: int, *, skip: bool = False
+    state: AgentState,
+    data: Experience,
+    agent: Agent,
+    batch: int,
+    synthetic: int,
+    updates: int,
+    *,
+    skip: bool = False,
+    or_real: bool = False,
 ) -> tuple[AgentState, Metrics]:
     """`updates` agent updates in one scan, each on fresh batches of which `synthetic` entries are synthetic.
 
-    `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`).
+    `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`). `or_real`: entries
+    are real while the replay holds nothing (`replay.draw_mixed`).
     Random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
@@ -175,7 +184,7 @@ def update_many(
     def draw(key: Array) -> tuple[Array, Draw]:
         key_batch, key_update = jax.random.split(key)
         keys = jax.random.split(key_batch, agent.batches)
-        return key_update, jax.vmap(lambda k: draw_mixed(k, data.real, state.replay, batch, synthetic))(keys)
+        return key_update, jax.vmap(lambda k: draw_mixed(k, data.real, state.replay, batch, synthetic, or_real=or_real))(keys)
 
     def step(inner: PyTree, drawn: tuple[Array, Draw]) -> tuple[PyTree, Metrics]:
         key, draws = drawn
@@ -210,6 +219,33 @@ def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
     return jnp.where(jnp.asarray(gamma) < 1.0, excess, 0.0)
 
 
+def learn(
+    state: AgentState,
+    data: Experience,
+    agent: Agent,
+    batch: int,
+    synthetic: int,
+    updates: int,
+    *,
+    skip: bool = False,
+    or_real: bool = False,
+) -> tuple[AgentState, Metrics]:
+    """`update_many` with everything that a chunk logs: values against what rewards allow, and what the replay holds."""
+    state, metrics = update_many(state, data, agent, batch, synthetic, updates, skip=skip, or_real=or_real)
+    gamma = _gamma(state.agent)
+    if gamma is not None and "target_mean" in metrics:
+        metrics["value_excess"] = value_excess(data.real, gamma, metrics["target_mean"])
+    if state.replay is not None:
+        made = state.replay.trajectory
+        metrics |= {
+            "synthetic_transitions": state.replay.count,
+            "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
+            "synthetic_terminal_rate": terminal_share(state.replay),
+        }
+        metrics |= {f"synthetic_{name}": value for name, value in (state.made or {}).items()}
+    return state, metrics
+
+
 def agent_program(
     agent: Agent,
     config: AgentConfig,
@@ -231,30 +267,19 @@ def agent_program(
         if has_replay and schedule.refresh_chunks > 0:
             state = jax.lax.cond(schedule.due(index), lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
         share = synthetic if has_replay else 0
-        state, metrics = update_many(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip)
-        gamma = _gamma(state.agent)
-        if gamma is not None and "target_mean" in metrics:
-            metrics["value_excess"] = value_excess(data.real, gamma, metrics["target_mean"])
-        if state.replay is not None:
-            made = state.replay.trajectory
-            metrics |= {
-                "synthetic_transitions": state.replay.count,
-                "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
-                "synthetic_terminal_rate": terminal_share(state.replay),
-            }
-            metrics |= {f"synthetic_{name}": value for name, value in (state.made or {}).items()}
-        return state, metrics
+        return learn(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip)
 
     return Program(
         init=lambda key, data: init_agent(key, data, agent, schedule, hypers, coefficient),
         chunk=chunk,
         chunks=schedule.chunks,
         steps_per_chunk=schedule.chunk_updates,
-        quantities=_quantities,
+        quantities=quantities,
     )
 
 
-def _quantities(state: AgentState) -> dict[str, PyTree]:
+def quantities(state: AgentState) -> dict[str, PyTree]:
+    """What of a state has to be finite: `Program.quantities`."""
     made = {} if state.replay is None else {"sample": state.replay.trajectory}
     return {**made, "parameter": state.agent}
 

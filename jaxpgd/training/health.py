@@ -1,7 +1,7 @@
 """Numbers that are not finite: which was the first, in which step; updates that make them left out and counted."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +119,12 @@ def _rank(name: str) -> tuple[int, int]:
     return part, int(not name.endswith("loss"))
 
 
-def name_seeds(found: list[int], seeds: int, count: int) -> str:
-    """Some of `count` states in words: their seeds, of which there are `seeds`, and settings where those are swept over."""
+def name_seeds(found: list[int], seeds: int, count: int, groups: Sequence[str] = ()) -> str:
+    """Some of `count` states in words: their seeds, of which there are `seeds`, and their groups (default: of settings)."""
     if count <= seeds:
         return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
-    return ", ".join(f"setting {i // seeds} seed {i % seeds}" for i in found)
+    name = lambda i: groups[i] if groups else f"setting {i}"
+    return ", ".join(f"{name(i // seeds)} seed {i % seeds}" for i in found)
 
 
 def where(error: Any) -> str:

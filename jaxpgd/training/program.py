@@ -32,6 +32,7 @@ class Program(Generic[State]):
     steps_per_chunk: int = struct.field(pytree_node=False)
     updates_per_chunk: int = struct.field(pytree_node=False, default=0)  # where a step is many of them; 0: steps_per_chunk
     seeds: int = struct.field(pytree_node=False, default=0)  # length of the state's leading axis; 0: it has no seed axis
+    groups: tuple[str, ...] = struct.field(pytree_node=False, default=())  # what equal parts of the seeds are called
     # parts of a state that have to be finite, "sample" and "parameter" by name
     quantities: Callable[[State], dict[str, PyTree]] = struct.field(pytree_node=False, default=lambda state: {})
 

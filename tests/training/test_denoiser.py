@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.errors import InputError
 from jaxpgd.packing import fit_codec
 from jaxpgd.settings import DataConfig, DenoiserConfig
+from jaxpgd.training.checkpoints import load_tree, save_tree
 from jaxpgd.training.denoiser import (
     DenoiserHypers,
     Windows,
@@ -116,6 +118,27 @@ def test_adam_with_the_schedule(driven: Any) -> None:
 
 def test_chunks_trace_once(driven: Any) -> None:
     assert driven[-1]._cache_size() == 1
+
+
+def test_trainings_of_any_length_share_a_compiled_chunk() -> None:
+    def first(**changes: Any) -> tuple[str, int]:
+        program = denoiser_program(WINDOWS, dataclasses.replace(CONFIG, **changes))
+        state = jax.eval_shape(program.init, jax.random.key(0), WINDOWS)
+        text = jax.jit(program.chunk).lower(state, WINDOWS, jnp.asarray(0)).as_text()
+        return text, int(jax.jit(program.init)(jax.random.key(0), WINDOWS).total)
+
+    short, long, epochs = first(), first(steps=700), first(epochs=200)
+    assert [total for _, total in (short, long, epochs)] == [300, 700, 2000]
+    assert short[0] == long[0] == epochs[0]
+    assert short[0] != first(warmup_fraction=0.5, ema_every=2)[0]  # what is structure is in the text
+
+
+def test_a_checkpoint_without_the_number_of_steps_is_refused_by_name(tmp_path: Path, driven: Any) -> None:
+    """As those were that were written before the state had it."""
+    state = driven[2][-1]
+    save_tree(tmp_path / "old", {name: value for name, value in vars(state).items() if name != "total"})
+    with pytest.raises(InputError, match=r"entry 'total' is missing\. It was written .* by another version of jaxpgd; delete"):
+        load_tree(tmp_path / "old", state)
 
 
 def test_validation_is_the_loss_of_the_averaged_weights_at_fixed_noise(driven: Any) -> None:
