@@ -53,7 +53,7 @@ def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, s
     """`steps` steps in one program; the state and each loss."""
 
     def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Array]:
-        state, metrics = train_step(state, windows, config, 1_000_000)
+        state, metrics = train_step(state, windows, config)
         return state, metrics["loss"]
 
     return jax.lax.scan(step, state, None, length=steps)
@@ -62,7 +62,7 @@ def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, s
 @functools.partial(jax.jit, static_argnames="config")
 def one_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Array]:
     """One step."""
-    state, metrics = train_step(state, windows, config, 1_000_000)
+    state, metrics = train_step(state, windows, config)
     return state, metrics["loss"]
 
 
@@ -86,7 +86,7 @@ def measure_features(
 ) -> dict[str, Any]:
     """Rates of one width and precision, ours and the baseline's, which is always float32."""
     config = DenoiserConfig(
-        features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute
+        features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute, steps=1_000_000
     )
     published = dataclasses.replace(config, block="plain", norm="step", ema=0.995, compute="float32")
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)

@@ -100,13 +100,14 @@ class DenoiserHypers:
 
 @struct.dataclass
 class DenoiserState:
-    """State of denoiser training."""
+    """State of denoiser training. The number of steps is in it, so that trainings of any length share one compiled chunk."""
 
     params: PyTree
     ema_params: PyTree
     optimiser: optax.OptState
     hypers: DenoiserHypers
     step: Array
+    total: Array  # [] int32, the steps of the whole training
     key: Array
 
 
@@ -128,7 +129,7 @@ def total_steps(config: DenoiserConfig, windows: int) -> int:
     return -(-steps // config.validate_every) * config.validate_every
 
 
-def learning_rate(step: Array, hypers: DenoiserHypers, steps: int) -> Array:
+def learning_rate(step: Array, hypers: DenoiserHypers, steps: Array | int) -> Array:
     """Linear warm-up from `initial_lr_fraction * peak_lr` over `warmup_fraction` of the steps, then cosine decay to 0."""
     warmup = jnp.maximum(hypers.warmup_fraction * steps, 1.0)
     rise = hypers.initial_lr_fraction + (1.0 - hypers.initial_lr_fraction) * step / warmup
@@ -172,18 +173,19 @@ def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: 
         optimiser=_optimiser(config).init(params),
         hypers=hypers,
         step=jnp.zeros((), jnp.int32),
+        total=jnp.asarray(total_steps(config, windows.train.shape[0]), jnp.int32),
         key=key,
     )
 
 
-def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Metrics]:
-    """One gradient step of `steps` in all, on a batch drawn with the state's key; averaged weights included."""
+def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Metrics]:
+    """One gradient step of `state.total` in all, on a batch drawn with the state's key; averaged weights included."""
     key, key_loss = jax.random.split(state.key)
     loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(
         key_loss, state.params, state.hypers, windows, windows.train, config.batch_size, config
     )
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
-    lr = learning_rate(state.step, state.hypers, steps)
+    lr = learning_rate(state.step, state.hypers, state.total)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
     ema = _averaged(state, params, config.ema_every)
     norm = optax.global_norm(gradient)
@@ -224,7 +226,7 @@ def denoiser_program(
 
     def chunk(state: DenoiserState, data: Windows, index: Array) -> tuple[DenoiserState, Metrics]:
         def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Metrics]:
-            return train_step(state, data, config, steps)
+            return train_step(state, data, config)
 
         def guarded(state: DenoiserState, x: None) -> tuple[DenoiserState, Metrics]:
             new, metrics = skipping(step)(state, x)
