@@ -1,7 +1,9 @@
 """The command line: `jaxpgd run` chains all stages, and each stage is a command of its own."""
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,10 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
          [--kinds A,B] [--evaluations 4,8] [--trajectories N] [--out DIR] [--seed N]
         denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
         within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
-  study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B ...] [--out DIR] [--show] [--section.key VALUE ...]
+  study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B ...] [--minutes M] [--out DIR] [--show] [--section.key VALUE ...]
         an experiment over a grid of settings, resumed cell by cell: results.csv, figures, report.html under DIR (runs/studies);
-        --only, once for each axis, keeps some of its labels;
+        --only, once for each axis, keeps some of its labels; --minutes, of studies with a [budget], shortens training so that
+        all ends in this time, by rates measured first;
         --show prints its TOML text, to be changed and run as a file
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
@@ -270,9 +273,9 @@ def _pareto(args: list[str]) -> None:
 
 def _study(args: list[str]) -> None:
     """Everything after the study's own options is settings of all its cells."""
-    own = ("--scale", "--out")
+    own = ("--scale", "--out", "--minutes")
     show, args = "--show" in args, [a for a in args if a != "--show"]
-    from jaxpgd.studies.plan import load_study, shipped, study_text
+    from jaxpgd.studies.plan import load_study, merge, shipped, study_text
 
     named = bool(args) and not args[0].startswith("--")
     check(named, "study", args[0] if args else "", f"one of {', '.join(shipped())}, or a .toml file")
@@ -287,15 +290,21 @@ def _study(args: list[str]) -> None:
             (mine if word in own else rest).append(word)
             if word in own:
                 mine.append(_after(word, words))
-    found = options(mine, "study", scale=str, out=Path)
+    found = options(mine, "study", scale=str, out=Path, minutes=float)
     from jaxpgd.studies.run import run_study
 
     if show:
         print(study_text(name))
         return
     overrides = read_overrides(rest)
-    study = load_study(name, found.get("scale", ""), only=only, overrides=overrides)
-    if run_study(study, found.get("out", Path("runs/studies"))).failed:
+    scale, out, began = found.get("scale", ""), found.get("out", Path("runs/studies")), time.monotonic()
+    study, deadline = load_study(name, scale, only=only, overrides=overrides), math.inf
+    if "minutes" in found:
+        from jaxpgd.studies.budget import fit_to_minutes
+
+        lengths, deadline = fit_to_minutes(study, out, found["minutes"]), began + 60.0 * found["minutes"]
+        study = load_study(name, scale, only=only, overrides=merge(overrides, lengths))
+    if run_study(study, out, deadline=deadline).failed:
         raise SystemExit(1)
 
 

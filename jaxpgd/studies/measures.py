@@ -10,18 +10,20 @@ import numpy as np
 
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import behaviour_actor
+from jaxpgd.evaluation.distances import sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator, rollout
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, steps_taken
 from jaxpgd.pipeline.compare import compare_models
 from jaxpgd.pipeline.models import models_stage
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, stage_key
-from jaxpgd.pipeline.quality import real_windows
+from jaxpgd.pipeline.quality import flat_tokens, real_windows
 from jaxpgd.pipeline.run_directory import create_run
-from jaxpgd.pipeline.stages import agent_stage, by_setting, returns_stage
+from jaxpgd.pipeline.stages import JOINT, agent_stage, by_setting, returns_stage, sources_stage
+from jaxpgd.settings import Config
 from jaxpgd.studies.plan import Cell
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.tilt import measure_tilt
-from jaxpgd.studies.together import setting_of, swept
+from jaxpgd.studies.together import joined, setting_of, swept
 from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
@@ -54,7 +56,12 @@ def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
 
 
 def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
-    """Returns of the agents of the cells' one arm: rows by seed and episode; `steps`: those during training."""
+    """Returns of the agents of the cells: rows by seed and episode; `steps`: those during training.
+
+    The cells have one arm, and differ in numeric settings alone, or differ in their arms alone.
+    """
+    if len({cell.config.arms for cell in cells}) > 1:
+        return _measure_sources(cells, store, folder)
     config = swept(cells)
     models, arm = store.models(config), config.arms[0]
     with create_run(dataclasses.replace(config, models_from=models, out=str(folder / "run")), resume=True) as run:
@@ -65,6 +72,17 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
     settings = list(read_sweep(config, arm).settings)
     order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
     return [_returns(found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
+
+
+def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
+    """The same for cells that differ in their arms alone, whose agents are trained as one program."""
+    config = joined(cells)
+    with create_run(dataclasses.replace(config, models_from=store.models(config), out=str(folder / "run")), resume=True) as run:
+        prepared = store.prepared(run.config)
+        found = returns_stage(run, prepared, sources_stage(run, prepared, models_stage(run, prepared)))
+        log = [row for row in run.log.read() if row["stage"] == JOINT and "returns" in row]
+    place = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])
+    return [_returns(found[cell.config.arms[0]], log, slice(place(cell), place(cell) + config.seeds)) for cell in cells]
 
 
 def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
@@ -106,8 +124,11 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     _, _, likelihood = action_log_likelihood(policy, made)
     taken = steps_taken(made)
     columns: dict[str, Any] = {
-        "return": np.where(taken, made.reward, 0.0).sum(axis=1), "length": taken.sum(axis=1), "log_likelihood": likelihood,
+        "synthetic_return": np.where(taken, made.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
+        "log_likelihood": likelihood,
     }  # fmt: skip
+    if made.reward.shape[1] == prepared.windows.length:  # of the set as a whole: the same in every row
+        columns["sliced_wasserstein"] = np.full(len(made.reward), distance_to_data(config, prepared, made))
     steps: list[Row] = []
     if has_simulator(prepared.dataset.info):
         std = np.asarray(prepared.windows.codec.std[prepared.windows.codec.obs])
@@ -126,6 +147,13 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     ]
     kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], made) if cell.measure.samples else None
     return Found(rows, steps, kept)
+
+
+def distance_to_data(config: Config, prepared: Prepared, made: Trajectory) -> float:
+    """Sliced Wasserstein distance of trajectories [N, T] to as many held-out windows, in standard deviations of the entries."""
+    rng, windows = np.random.default_rng(config.seed + 1), prepared.windows
+    held_out = real_windows(windows, rng.permutation(np.asarray(windows.validation))[: len(made.reward)])
+    return sliced_wasserstein(stage_key(config, "study-distance"), flat_tokens(windows, made), flat_tokens(windows, held_out))
 
 
 def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Policy) -> Trajectory:

@@ -27,7 +27,8 @@ IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "mo
 # columns of results.csv by what is measured; a score stands there under the name of its family
 COLUMNS: dict[str, tuple[str, ...]] = {
     "returns": ("return", "length", "score"),
-    "trajectories": ("return", "length", "log_likelihood", "dynamics_error", "persistence"),
+    "trajectories": ("synthetic_return", "synthetic_length", "log_likelihood", "dynamics_error", "persistence",
+                     "sliced_wasserstein"),
     "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
                  "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
     "tilt": ("coefficient", "divergence", "log_likelihood"),
@@ -102,6 +103,17 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """`[budget]`: how `--minutes` is divided. Lengths of training follow from it and from rates measured before the study.
+
+    They stay at or below `agent.updates` and `denoiser.steps` of the study.
+    """
+
+    denoiser: float = 0.4  # least share of the training time that the denoiser gets
+    reserve: float = 0.25  # share of all time for the rest: world model, target policies, evaluation, scores, report
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """A study that is ready to run: every cell's settings have been checked."""
 
@@ -116,6 +128,8 @@ class Study:
     figures: tuple[Drawing, ...]
     tables: tuple[Table, ...]
     comparisons: tuple[Comparison, ...]
+    joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
+    budget: Budget | None = None
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def load_study(
     chosen = scale or next(iter(scales), "")
     check(chosen in scales or not chosen, "--scale", chosen, f"one of {', '.join(scales) or 'none: this study has no scales'}")
     raw = merge(raw, scales.get(chosen, {}))
-    known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons")
+    known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons", "joint", "budget")
     for key in raw:
         check(key in known, f"{name}: key", key, f"one of {', '.join(known)}")
     for key in ("title", "axes"):
@@ -198,7 +212,17 @@ def load_study(
         figures=read_specs(Drawing, raw.get("figures", []), labels, whole, values, name),
         tables=read_specs(Table, raw.get("tables", []), labels, whole, values, name),
         comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, whole, values, name),
+        joint=raw.get("joint", False), budget=_budget(raw, name),
     )  # fmt: skip
+
+
+def _budget(raw: Mapping[str, Any], name: str) -> Budget | None:
+    if "budget" not in raw:
+        return None
+    budget = apply_values(Budget(), raw["budget"], name, "budget.")
+    for field, value in vars(budget).items():
+        check(0 < value < 1, f"{name}: budget.{field}", value, "a share between 0 and 1")
+    return budget
 
 
 def _columns(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -213,8 +237,8 @@ def _columns(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _check_form(raw: dict[str, Any], name: str) -> None:
     """Raise InputError where a part of a study is not of the kind of TOML value that it has to be."""
-    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("measure", "target", "base", "axes"), (Mapping, "a table"))
-    kinds |= dict.fromkeys(("title", "text"), (str, "text"))
+    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("measure", "target", "base", "axes", "budget"), (Mapping, "a table"))
+    kinds |= dict.fromkeys(("title", "text"), (str, "text")) | {"joint": (bool, "true or false")}
     kinds |= dict.fromkeys(("figures", "tables", "comparisons"), (list, "a list of tables"))
     for key, (kind, expected) in kinds.items():
         value = raw.get(key, kind() if kind is not Mapping else {})

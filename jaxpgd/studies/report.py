@@ -12,7 +12,7 @@ from jaxpgd.pipeline.run_directory import write_atomic
 from jaxpgd.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.studies.draw import checked, summary
 from jaxpgd.studies.plan import slug
-from jaxpgd.studies.results import Results, by_scale
+from jaxpgd.studies.results import Results, by_scale, matching
 from jaxpgd.studies.spec import Table
 from jaxpgd.training.progress import clock
 
@@ -116,11 +116,16 @@ def table_rows(results: Results, table: Table) -> list[Row]:
     found = []
     for labels in itertools.product(*(results.labels(axis) for axis in table.rows)):
         where = dict(zip(table.rows, labels, strict=True))
-        columns = results.labels(table.columns) if table.columns else [""]
+        columns = [c for c in results.labels(table.columns) if _has(results, table, c)] if table.columns else [""]
         cells = {c or table.value: entry(results, table, where | ({table.columns: c} if c else {})) for c in columns}
         if any(cells.values()):
             found.append({**where, **cells})
     return found
+
+
+def _has(results: Results, table: Table, column: str) -> bool:
+    """Whether any row with this label measures the table's value at all."""
+    return any(row.get(table.value) is not None for row in matching(results.rows, {table.columns: column}))
 
 
 def entry(results: Results, table: Table, where: Mapping[str, str]) -> str:

@@ -29,12 +29,13 @@ from jaxpgd.training.progress import clock
 from jaxpgd.types import Trajectory
 
 
-def run_study(study: Study, out: Path) -> Results:
+def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results:
     """Measure every cell, write `results.csv`, figures and `report.html` under `out / NAME-SCALE`, and return the results.
 
     Cells and models are kept in `out / "cells"` and `out / "models"`, for all studies together: a cell that is done is read,
     one that was interrupted continues. One that fails is reported and the others go on. Raises InputError where `out` cannot be
-    written, where data has changed since it was used there, or where every cell failed.
+    written, where data has changed since it was used there, or where every cell failed. After the `deadline`, in seconds of
+    `time.monotonic()`, no further cell is begun.
     """
     began, out = time.monotonic(), Path(out).resolve()
     folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
@@ -43,7 +44,7 @@ def run_study(study: Study, out: Path) -> Results:
         _check_unchanged(study, out / "data.json")
         write_atomic(folder / "versions.json", json.dumps(versions(), indent=1))
         write_atomic(folder / "study.toml", study.toml)
-        cells, failed = _measured(study, out)
+        cells, failed = _measured(study, out, deadline)
         _remember(study, out / "data.json")
         check(bool(cells), "study", study.name, "at least one cell that can be measured",
               f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
@@ -57,15 +58,19 @@ def run_study(study: Study, out: Path) -> Results:
     return results
 
 
-def _measured(study: Study, out: Path) -> tuple[dict[str, Found], dict[str, str]]:
+def _measured(study: Study, out: Path, deadline: float) -> tuple[dict[str, Found], dict[str, str]]:
     """What every cell says, by its key, and why cells failed."""
     store, failed = Store(out / "models"), dict[str, str]()
     stored = {cell.key: read_cell(out / "cells" / cell.name) for cell in study.cells}
     cells = {key: found for key, found in stored.items() if found is not None}
-    parts = groups([cell for cell in study.cells if cell.key not in cells])
+    parts = groups([cell for cell in study.cells if cell.key not in cells], joint=study.joint)
     rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
     print(f"{study.title}: {len(stored)} cells, {len(cells)} of them there already{rest}", flush=True)
     for index, group in enumerate(parts):
+        if time.monotonic() > deadline:
+            failed |= {cell.key: "no time was left (--minutes); the same command goes on" for cell in group}
+            print(f"{'; '.join(cell.label for cell in group)}: no time was left", file=sys.stderr, flush=True)
+            continue
         began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(cell.label for cell in group) or study.name}"
         print(told, flush=True)
         found, wrong = _attempt(group, store, out / "cells")

@@ -1,4 +1,4 @@
-"""Cells that differ in numeric settings alone are trained as one program: a sweep of a run."""
+"""Cells that are trained as one program: those that differ in numeric settings alone, or in their source of data alone."""
 
 import dataclasses
 import json
@@ -11,14 +11,18 @@ from jaxpgd.studies.plan import Cell, digest, settings_of
 from jaxpgd.sweep import COEFFICIENT, read_sweep, sweepable
 
 
-def groups(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """The cells in order of their first, those together that one program can train: all of a full product of values.
+def groups(cells: Sequence[Cell], *, joint: bool = False) -> list[tuple[Cell, ...]]:
+    """The cells in order of their first, those together that one program can train.
 
-    Only cells of kind `returns` are trained; others are each their own. A cell that occurs again is left out.
+    These are all of a full product of numeric values; with `joint` instead the cells that differ in their arm alone, where one
+    at least is synthetic. Only cells of kind `returns` are trained; others are each their own. A cell that occurs again is left
+    out.
     """
     found: dict[str, list[Cell]] = {}
     for cell in {cell.key: cell for cell in cells}.values():
-        found.setdefault(_structure(cell), []).append(cell)
+        found.setdefault(_but_for_arms(cell) if joint else _structure(cell), []).append(cell)
+    if joint:
+        return [tuple(group) for group in found.values()]
     return [part for group in found.values() for part in _parts(tuple(group))]
 
 
@@ -33,6 +37,11 @@ def swept(cells: Sequence[Cell]) -> Config:
         if len(values) > 1:
             words += [name, ",".join(map(repr, values))]
     return dataclasses.replace(config, sweep=tuple(words))
+
+
+def joined(cells: Sequence[Cell]) -> Config:
+    """The run that trains all cells of a group with different arms."""
+    return dataclasses.replace(cells[0].config, arms=tuple(cell.config.arms[0] for cell in cells))
 
 
 def setting_of(cell: Cell, names: Sequence[str]) -> dict[str, float]:
@@ -67,6 +76,13 @@ def _structure(cell: Cell) -> str:
             inner = inner[section]
         inner[last] = None
     return digest(values)
+
+
+def _but_for_arms(cell: Cell) -> str:
+    """Equal for cells that differ in nothing but their arm."""
+    if cell.measure.kind != "returns":
+        return cell.key
+    return digest({name: value for name, value in settings_of(cell.config).items() if name != "arms"})
 
 
 def _numbers(config: Config) -> list[str]:

@@ -51,8 +51,8 @@ def sources_program(
 ) -> Program[AgentState]:
     """Agent training as `agent_program`, for `seeds` agents of each of the sources called `names`. Data: the `Sources`.
 
-    The state's leading axis is [sources * seeds], the seeds of a source together. Keys and draws are those of `agent_program` for
-    one source alone, so that results differ from its own by rounding only. Agents of real data keep an empty replay.
+    The state's leading axis is [sources * seeds], the seeds of a source together. Keys and draws are those of `agent_program`
+    for one source alone: results differ from its own by rounding only. Agents of real data keep an empty replay.
     """
     schedule, count = make_schedule(config, synthesis), len(names)
     synthetic = round(synthesis.synthetic_ratio * config.batch_size)
@@ -67,12 +67,14 @@ def sources_program(
         return _joined([of_source(data.of(i)) for i in range(count)])
 
     def remade(states: AgentState, data: Sources) -> AgentState:
-        parts = [jax.tree.map(lambda x, i=i: x[i * seeds : (i + 1) * seeds], states) for i in range(count)]
-        for i, part in enumerate(parts):
-            if data.synthesizer[i] is not None:
-                source = data.of(i)
-                parts[i] = map_seeds(lambda state, source=source: refresh(state, source, agent, schedule), part)
-        return _joined(parts)
+        def of_source(i: int) -> AgentState:
+            part: AgentState = jax.tree.map(lambda x: x[i * seeds : (i + 1) * seeds], states)
+            if data.synthesizer[i] is None:
+                return part
+            found: AgentState = map_seeds(lambda state: refresh(state, data.of(i), agent, schedule), part)
+            return found
+
+        return _joined([of_source(i) for i in range(count)])
 
     def chunk(states: AgentState, data: Sources, index: Array) -> tuple[AgentState, Metrics]:
         if schedule.refresh_chunks > 0:

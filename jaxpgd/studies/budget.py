@@ -1,0 +1,268 @@
+"""`jaxpgd study --minutes`: lengths of training that end in a given time, from rates measured on this machine.
+
+Every program of the study is compiled first, all at once on the host's cores, with the shapes of the study and initial weights
+of its models; then a chunk of each is timed. The persistent cache keeps the compiled programs for the study itself.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpgd.errors import InputError, check
+from jaxpgd.parallel import Placement
+from jaxpgd.pipeline.models import needs, termination_of
+from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_agent, build_experience, stage_key
+from jaxpgd.pipeline.run_directory import make_directory, write_atomic
+from jaxpgd.pipeline.stages import joint_data, joint_program, population, seed_policy
+from jaxpgd.settings import Config
+from jaxpgd.studies.measures import target_of
+from jaxpgd.studies.plan import Budget, Cell, Study, digest
+from jaxpgd.studies.store import Store
+from jaxpgd.studies.together import groups, joined, swept
+from jaxpgd.synthesis.diffusion import synthesize_from
+from jaxpgd.training.denoiser import denoiser_program, trained_denoiser
+from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.program import Program
+from jaxpgd.types import Policy, PyTree
+
+_THREADS = 8  # programs that are compiled at once, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Seconds that were measured: of the denoiser's chunks, and of the agents' of all groups of cells together."""
+
+    denoiser: float  # of a chunk
+    denoisers: int  # to be trained
+    agents: float  # of a chunk of every group
+    refreshes: float  # of one refresh of every group
+    starts: float  # of every group's first state
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Chunks of training, and the seconds that they are expected to take."""
+
+    denoiser_chunks: int
+    agent_chunks: int
+    denoiser_seconds: float
+    agent_seconds: float
+
+
+def divide(seconds: float, budget: Budget, rates: Rates, most: Lengths, refresh_chunks: int) -> Lengths:
+    """The longest training of at most `most` chunks that fits into `seconds`.
+
+    Agents come first, but for the denoiser's least share; the denoiser gets what they leave. Less than a chunk of either means
+    that there is too little time: its number is then 0.
+    """
+
+    def agents(chunks: int) -> float:
+        refreshes = (chunks - 1) // refresh_chunks if refresh_chunks and chunks else 0
+        return rates.starts + chunks * rates.agents + refreshes * rates.refreshes
+
+    share = 1.0 - budget.denoiser if most.denoiser_chunks else 1.0
+    low, high = 0, most.agent_chunks
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if agents(middle) <= share * seconds else (low, middle - 1)
+    left = max(0.0, seconds - agents(low))
+    each = rates.denoisers * rates.denoiser
+    chunks = min(most.denoiser_chunks, int(left / each)) if each else 0
+    return Lengths(chunks, low, chunks * each, agents(low))
+
+
+def fit_to_minutes(study: Study, out: Path, minutes: float) -> dict[str, Any]:
+    """`denoiser.steps` and `agent.updates` at which the study ends within `minutes`, compilation included.
+
+    What was chosen is kept in `out` and taken again by the same command. Raises InputError for a study without a budget, and
+    where the time is too short for a chunk of each.
+    """
+    began = time.monotonic()
+    check(math.isfinite(minutes) and minutes > 0, "--minutes", minutes, "a number above 0")
+    check(study.budget is not None, "--minutes", minutes, f"a study with a [budget], which {study.name} has not")
+    assert study.budget is not None
+    out = Path(out).resolve()
+    make_directory(out)
+    told = digest([study.toml, study.scale, [cell.key for cell in study.cells], minutes])
+    path = out / f"budget-{study.name}-{told}.json"
+    if not path.exists():
+        found = _measured(study, Store(out / "models"), minutes, began)
+        write_atomic(path, json.dumps(found, indent=1))
+    plan: dict[str, Any] = json.loads(path.read_text())
+    print(plan["text"], flush=True)
+    return plan["settings"]  # type: ignore[no-any-return]
+
+
+def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[str, Any]:
+    """Compile, time, divide."""
+    assert study.budget is not None
+    work = Workload(study, store)
+    print(f"{study.title}: compiling {len(work.tasks)} programs and timing them", flush=True)
+    rates = work.rates()
+    spent = time.monotonic() - began
+    seconds = 60.0 * minutes * (1.0 - study.budget.reserve) - spent
+    config = work.config
+    every, chunk = config.denoiser.validate_every, config.agent.updates_per_chunk
+    most = Lengths(config.denoiser.steps // every if work.denoisers else 0, config.agent.updates // chunk, 0.0, 0.0)
+    refresh_chunks = config.synthesis.interval // chunk if config.synthesis.regime != "oneoff" else 0
+    found = divide(seconds, study.budget, rates, most, refresh_chunks)
+    enough = found.agent_chunks > 0 and (found.denoiser_chunks > 0 or not work.denoisers)
+    needed = max((rates.starts + rates.agents) / (1.0 - study.budget.denoiser), rates.denoisers * rates.denoiser)
+    least = 1.1 * (spent + needed + rates.starts + rates.agents) / (1.0 - study.budget.reserve) / 60.0
+    if not enough:
+        raise InputError(
+            f"--minutes = {minutes:g}: expected at least {least:.2g}; compilation and timing took {spent / 60:.2g} of them."
+        )
+    steps, updates = found.denoiser_chunks * every, found.agent_chunks * chunk
+    settings: dict[str, Any] = {"agent": {"updates": updates}} | ({"denoiser": {"steps": steps}} if work.denoisers else {})
+    text = (
+        f"plan for {minutes:g} minutes: compilation and timing took {spent:.0f} s; denoiser {steps} steps, about "
+        f"{found.denoiser_seconds:.0f} s; agents {updates} updates in {len(work.agents)} programs, about "
+        f"{found.agent_seconds:.0f} s; the rest {60 * minutes * study.budget.reserve:.0f} s"
+    )
+    return {"settings": settings, "text": text, "rates": dataclasses.asdict(rates), "seconds": spent}
+
+
+class Timed:
+    """A program that is compiled by its first chunk and then timed by further ones."""
+
+    def __init__(self, program: Program[Any], data: PyTree, key: jax.Array) -> None:
+        self.placement = Placement(program.seeds)
+        self.key, self.data = key, self.placement.share(data)
+        self.init, self.step = self.placement.init(program.init), self.placement.step(program.chunk)
+        self.state: Any = None
+
+    def warm(self) -> None:
+        """Compile and run both once."""
+        self.state, _ = self.step(self.init(self.key, self.data), self.data, jnp.asarray(0))
+        jax.block_until_ready(self.state)
+
+    def chunk(self, index: int) -> float:
+        """Seconds of a chunk."""
+        began = time.monotonic()
+        self.state, _ = jax.block_until_ready(self.step(self.state, self.data, jnp.asarray(index)))
+        return time.monotonic() - began
+
+    def start(self) -> float:
+        """Seconds of a first state."""
+        began = time.monotonic()
+        jax.block_until_ready(self.init(self.key, self.data))
+        return time.monotonic() - began
+
+
+class Workload:
+    """What a study compiles, and what of it is timed."""
+
+    def __init__(self, study: Study, store: Store) -> None:
+        self.store = store
+        parts = groups(study.cells, joint=study.joint)
+        returns = [part for part in parts if part[0].measure.kind == "returns"]
+        check(bool(returns), "--minutes", study.name, "a study with cells of kind returns, whose length it sets")
+        used = [cell.config for cell in study.cells]
+        for config in used:
+            check(not needs(config, "state-denoiser"), "--minutes", "dydiff", "arms without a state denoiser")
+        with_denoiser = [config for config in used if needs(config, "denoiser")]
+        self.denoisers = len({store.lender(config, "denoiser").out for config in with_denoiser})
+        self.config = with_denoiser[0] if with_denoiser else used[0]
+        self.denoiser = self._denoiser(self.config) if with_denoiser else None
+        self.agents = [self._agents(part) for part in returns]
+        first = returns[0][0].config
+        self.refresh_chunks = max(1, first.synthesis.interval // first.agent.updates_per_chunk)
+        self.tasks: list[Callable[[], object]] = [timed.warm for timed in (*filter(None, (self.denoiser,)), *self.agents)]
+        self.tasks += [self._target(config).warm for config in _distinct(cell.target.config for cell in study.cells)]
+        needed = _distinct(store.lender(config, "dynamics") for config in used if needs(config, "dynamics"))
+        self.tasks += [self._dynamics(config).warm for config in needed]
+        self.tasks += [self._sampling(cell) for cell in study.cells if cell.measure.kind == "trajectories"]
+
+    def rates(self) -> Rates:
+        """Compile everything, then time what the lengths depend on."""
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+            for done in [pool.submit(task) for task in self.tasks]:
+                done.result()
+        denoiser = self.denoiser.chunk(1) if self.denoiser else 0.0
+        plain = [timed.chunk(1) for timed in self.agents]
+        refreshed = self.agents[0].chunk(self.refresh_chunks)  # refreshes of all groups cost about the same
+        one = max(0.0, refreshed - plain[0])
+        return Rates(denoiser, self.denoisers, sum(plain), len(plain) * one, sum(timed.start() for timed in self.agents))
+
+    def _denoiser(self, config: Config) -> Timed:
+        prepared = self.store.prepared(self.store.lender(config, "denoiser"))
+        program = denoiser_program(prepared.windows, config.denoiser, skip=config.health.skip_updates > 0)
+        return Timed(program, prepared.windows, stage_key(config, "denoiser"))
+
+    def _agents(self, cells: Sequence[Cell]) -> Timed:
+        config = joined(cells) if len({cell.config.arms for cell in cells}) > 1 else swept(cells)
+        prepared = self.store.prepared(config)
+        models, agent = self._models(config, prepared), build_agent(config, prepared.dataset)
+        key = stage_key(config, "agent")
+        if len(config.arms) > 1:
+            return Timed(joint_program(config, agent), joint_data(config, prepared, models), key)
+        data = build_experience(config, prepared.dataset, models, config.arms[0])
+        return Timed(population(config, agent, config.arms[0]), data, key)
+
+    def _target(self, config: Config) -> Timed:
+        dataset = self.store.prepared(config).dataset
+        program = population(config, build_agent(config, dataset), "real")
+        return Timed(program, build_experience(config, dataset, Models(), "real"), stage_key(config, "agent"))
+
+    def _dynamics(self, config: Config) -> Timed:
+        dataset = self.store.prepared(config).dataset
+        data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
+        rule = termination_of(config, dataset.info)
+        return Timed(dynamics_program(data, config.dynamics, rule), data, stage_key(config, "dynamics"))
+
+    def _sampling(self, cell: Cell) -> Callable[[], object]:
+        """The program that makes a cell's trajectories."""
+        config, source = cell.config, cell.measure.source
+
+        def compile() -> None:
+            if source in ("rollouts", "dataset"):
+                return
+            prepared = self.store.prepared(config)
+            policy = self._policy(cell, prepared)
+            start = jax.ShapeDtypeStruct((cell.measure.trajectories, prepared.dataset.obs_dim), jnp.float32)
+            synthesizer = arm_synthesizer(config, self._models(config, prepared), source)
+            synthesize_from.lower(jax.random.key(0), synthesizer, policy, start).compile()
+
+        return compile
+
+    def _policy(self, cell: Cell, prepared: Prepared) -> Policy:
+        """The target policy of a cell, untrained where it is an agent."""
+        if cell.target.config is None:
+            return target_of(cell, self.store, prepared)
+        dataset = self.store.prepared(cell.target.config).dataset
+        agent, example = (
+            build_agent(cell.target.config, dataset),
+            jax.tree.map(lambda x: jnp.asarray(x[0]), dataset.transitions()),
+        )
+        return seed_policy(
+            jax.vmap(lambda key: agent.policy(agent.init(key, example)))(jax.random.split(jax.random.key(0), 1)), 0
+        )
+
+    def _models(self, config: Config, prepared: Prepared) -> Models:
+        """The models of a config with initial weights."""
+        models, key = Models(), jax.random.key(0)
+        if needs(config, "denoiser"):
+            program = denoiser_program(prepared.windows, config.denoiser)
+            state = program.init(key, prepared.windows)
+            models = models.replace(denoiser=trained_denoiser(state, prepared.windows, config.denoiser))  # type: ignore[attr-defined]
+        if needs(config, "dynamics"):
+            dataset = prepared.dataset
+            data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
+            rule = termination_of(config, dataset.info)
+            world = trained_dynamics(dynamics_program(data, config.dynamics, rule).init(key, data), data, config.dynamics, rule)
+            models = models.replace(world=world)  # type: ignore[attr-defined]
+        return models
+
+
+def _distinct(configs: Iterable[Config | None]) -> list[Config]:
+    return list(dict.fromkeys(config for config in configs if config is not None))
