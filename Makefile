@@ -3,11 +3,14 @@
 
 PYTHON ?= python3
 ARGS ?=
+DATASET ?= mujoco/hopper/medium-local-v0
+PYTHON312 ?= python3.12
+REHEARSAL ?= .accelerator-venv
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all lint notebooks fuzz faults soak clean
+.PHONY: run test test-all lint notebooks fuzz faults soak accelerator-pack accelerator-rehearsal clean
 
 run: .venv/installed
 	$(BIN)/jaxpgd run --resume $(ARGS)
@@ -36,6 +39,20 @@ soak: .venv/installed
 notebooks: .venv/installed-notebooks
 	cd notebooks && for book in *.ipynb; do ../$(BIN)/jupyter execute "$$book" || exit 1; done
 
+accelerator-pack: .venv/installed
+	@$(BIN)/python -m benchmarks.accelerator_pack build $(DATASET)
+
+# of a copy that holds what would travel, with nothing installed but what such a machine has
+accelerator-rehearsal: $(REHEARSAL)/installed
+	rm -rf $(REHEARSAL)/checkout && mkdir $(REHEARSAL)/checkout
+	git ls-files -coz --exclude-standard | tar -c --null --ignore-failed-read -T - | tar -x -C $(REHEARSAL)/checkout
+	PYTHON="$(abspath $(REHEARSAL))/bin/python" $(REHEARSAL)/checkout/benchmarks/accelerator.sh --rehearse \
+	  --pack .accelerator --out accelerator-out $(ARGS)
+
+$(REHEARSAL)/installed: constraints.txt benchmarks/accelerator_pack.py | .venv/installed
+	$(BIN)/python -m benchmarks.accelerator_pack environment $(PYTHON312) $(REHEARSAL)
+	@touch $@
+
 # the stamps are newer than what they installed from, so that installation happens once
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing jaxpgd into .venv (once; a minute or two)"
@@ -52,5 +69,5 @@ notebooks: .venv/installed-notebooks
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .accelerator .accelerator-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +
