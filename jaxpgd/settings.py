@@ -300,6 +300,9 @@ class Config:
     keep_checkpoints: int = 2  # of each stage, besides the one with the best validation loss or returns
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
     data: DataConfig = DataConfig()
+    # float32 products on accelerators: tensorfloat32 rounds their inputs to 10 bits of mantissa, as JAX does on NVIDIA by
+    # itself; float32 does not; on CPU always float32
+    matmul_precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()
     guidance: GuidanceConfig = GuidanceConfig()

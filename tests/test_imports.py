@@ -16,6 +16,7 @@ ALLOWED = {
     "settings": set(),
     "parallel": {"errors"},
     "compilation": set(),
+    "precision": set(),
     "ranges": {"errors", "settings"},
     "config": {"errors", "settings", "ranges"},
     "overrides": {"errors", "settings"},
@@ -32,9 +33,9 @@ ALLOWED = {
                  "ranges"},
     "evaluation": {*BASE, "files", "data", "dynamics", "envs", "packing"},
     "pipeline": {*BASE, "files", "packing", "networks", "diffusion", "dynamics", "agents", "envs", "data", "synthesis",
-                 "training", "evaluation", "settings", "ranges", "config", "parallel", "sweep"},
+                 "training", "evaluation", "settings", "ranges", "config", "parallel", "precision", "sweep"},
     "studies": {*BASE, "files", "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings",
-                "ranges", "config", "sweep"},
+                "ranges", "config", "precision", "sweep"},
     "cli": {"overrides", "config", "settings", "errors", "data", "pipeline", "studies", "parallel", "compilation"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

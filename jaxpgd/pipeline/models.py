@@ -35,10 +35,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 # the settings that decide what each model becomes; the seed decides which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
-    "denoiser": ("seed", "data", "denoiser"),
-    "dynamics": ("seed", "data.name", "data.env_id", "data.episodes", "dynamics"),
-    "state-denoiser": ("seed", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions"),
-}
+    "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
+    "dynamics": ("seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", "dynamics"),
+    "state-denoiser": (
+        "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
+    ),
+}  # fmt: skip
 
 
 def needs(config: Config, stage: str) -> bool:

@@ -17,6 +17,7 @@ from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment, with_environment
+from jaxpgd.precision import set_precision
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
@@ -46,7 +47,8 @@ class Models:
 
 
 def prepare(config: Config) -> Prepared:
-    """Load and check everything that a run needs before any compute. Raises InputError."""
+    """Load and check everything that a run needs before any compute, which is set to the run's precision. Raises InputError."""
+    set_precision(config.matmul_precision)
     require_wandb(config.wandb_project)
     dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
     if config.data.env_id:

@@ -111,7 +111,8 @@ def _health(run: RunDirectory) -> HealthConfig:
 
 def environment_changes(run: RunDirectory) -> list[tuple[str, str, str]]:
     """What differs of versions, device, source and data between the run's start and now: name, then, now."""
-    then, now = run.read_json("versions.json"), versions() | {"data": data_fingerprint(run.config.data.name)}
+    then, config = run.read_json("versions.json"), run.config
+    now = versions(config.matmul_precision) | {"data": data_fingerprint(config.data.name)}
     return [(name, str(then[name]), str(now[name])) for name in now if name in then and then[name] != now[name]]
 
 

@@ -19,6 +19,7 @@ from jaxpgd.data.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
 from jaxpgd.files import PARTIAL, write_text, writing
 from jaxpgd.parallel import any_of_all, is_writer, together
+from jaxpgd.precision import STATED, precision_of
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
 from jaxpgd.training.logs import MetricsLog, plain
@@ -50,15 +51,16 @@ def make_directory(out: Path) -> None:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
 
 
-def versions() -> dict[str, str]:
-    """Python, platform, device and package versions, and the commit of the source."""
+def versions(*precisions: str) -> dict[str, str]:
+    """Python, platform, device and package versions, the commit of the source; what settings of `matmul_precision` come to."""
     found = {"python": platform.python_version(), "platform": platform.platform(), "device": jax.devices()[0].device_kind}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found | {"devices": str(len(jax.devices())), "source": _source()}
+    stated = {STATED: ", ".join(sorted({precision_of(each) for each in precisions}))} if precisions else {}
+    return found | {"devices": str(len(jax.devices()))} | stated | {"source": _source()}
 
 
 def _source() -> str:
@@ -266,7 +268,8 @@ def _begin(run: RunDirectory, resume: bool) -> None:
     path, config, stored = run.path, run.config, run.path / "config.toml"
     if not stored.exists():
         (path / "stages").mkdir(exist_ok=True)
-        write_atomic(path / "versions.json", json.dumps(versions() | {"data": data_fingerprint(config.data.name)}, indent=1))
+        found = versions(config.matmul_precision) | {"data": data_fingerprint(config.data.name)}
+        write_atomic(path / "versions.json", json.dumps(found, indent=1))
         write_atomic(stored, to_toml(config))
         return
     _check_same(load_config(stored), config, path)

@@ -19,6 +19,7 @@ from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_targe
 from jaxpgd.pipeline.quality import flat_tokens, real_windows
 from jaxpgd.pipeline.run_directory import create_run
 from jaxpgd.pipeline.stages import JOINT, agent_stage, by_setting, returns_stage, sources_stage
+from jaxpgd.precision import set_precision
 from jaxpgd.settings import Config
 from jaxpgd.studies.plan import Cell
 from jaxpgd.studies.store import Store
@@ -107,7 +108,9 @@ def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
 def target_of(cell: Cell, store: Store, prepared: Prepared) -> Policy:
     """The policy that a cell's trajectories are for. Raises InputError where the study names none and none is known."""
     if cell.target.config is not None:
-        return store.policy(cell.target.config)
+        policy = store.policy(cell.target.config)
+        set_precision(cell.config.matmul_precision)  # the target's own may be another
+        return policy
     known = behaviour_actor(cell.target.actor) if cell.target.actor else known_target(prepared.dataset)
     check(known is not None, "target", None, f"a target policy, as {cell.config.data.name!r} comes with none")
     assert known is not None
@@ -200,6 +203,7 @@ def measure_rollouts(cell: Cell, store: Store) -> Found:
 
 
 def _tilt(cell: Cell, store: Store) -> Found:
+    set_precision(cell.config.matmul_precision)
     rows, steps = measure_tilt(cell.config, cell.measure)
     return Found(rows, steps)
 

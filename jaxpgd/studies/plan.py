@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from typing import Any, Literal
 
 from jaxpgd.config import PRESETS, apply_values, load_config, resolve, validate
 from jaxpgd.errors import InputError, check
+from jaxpgd.precision import STATED
+from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 
@@ -22,6 +25,7 @@ Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "gu
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
+LATER = (STATED,)  # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family
@@ -68,8 +72,8 @@ class MeasureConfig:
 class Target:
     """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
 
-    The config is that of a run of one agent on the cell's own data, but for what `[target]` says. Neither: the environment's
-    own target policy, which built-in ones have.
+    The config is that of a run of one agent on the cell's own data and at its `matmul_precision`, but for what `[target]` says.
+    Neither: the environment's own target policy, which built-in ones have.
     """
 
     actor: str = ""
@@ -135,8 +139,17 @@ class Study:
 def settings_of(config: Config) -> dict[str, Any]:
     """All settings of a config that can change its results, those of `health` where they differ from a study's own."""
     found = {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
+    del found["evaluation"]["processes"]  # changes no result either
+    for name in left_out(config):
+        *sections, last = name.split(".")
+        functools.reduce(operator.getitem, sections, found).pop(last)
     health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
     return found | ({"health": health} if health else {})
+
+
+def left_out(config: Config) -> list[str]:
+    """The settings of `LATER` that a config leaves as they were before there were such settings."""
+    return [name for name in LATER if get(config, name) == get(Config(), name)]
 
 
 def digest(values: Any) -> str:
@@ -346,7 +359,7 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
         actor = raw.get("actor", "")
         check(isinstance(actor, str), f"{where}: target.actor", actor, "the path of an .npz file")
         return Target(actor=actor)
-    raw = merge({"data": values.get("data", {}), "seeds": 1}, raw)
+    raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
     preset = raw.get("preset", "none")
     check(preset in PRESETS, f"{where}: target.preset", preset, f"one of {sorted(PRESETS)}")
     config = apply_values(apply_values(Config(), PRESETS[preset], "preset"), raw, where, "target.")

@@ -9,6 +9,7 @@ from typing import Any
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.report import Report, text_table
 from jaxpgd.pipeline.run_directory import write_atomic
+from jaxpgd.precision import STATED
 from jaxpgd.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.studies.draw import checked, summary
 from jaxpgd.studies.plan import slug
@@ -86,7 +87,8 @@ def _figures(results: Results, folder: Path, report: Report) -> list[str]:
 
 def _others(results: Results, now: Versions) -> dict[str, dict[str, Versions]]:
     """Versions other than those of `now` that measured a cell, or trained a model that it used, by cell."""
-    other = lambda made_by: {what: values for what, values in made_by.items() if values != now}
+    told = lambda values: {name: value for name, value in values.items() if name != STATED}  # a setting, which cells may vary
+    other = lambda made_by: {what: values for what, values in made_by.items() if told(values) != told(now)}
     return {key: other(made_by) for key, made_by in results.versions.items() if other(made_by)}
 
 

@@ -42,7 +42,8 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     make_directory(folder)
     with _locked(out):
         _check_unchanged(study, out / "data.json")
-        write_atomic(folder / "versions.json", json.dumps(versions(), indent=1))
+        precisions = {cell.config.matmul_precision for cell in study.cells}
+        write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
         write_atomic(folder / "study.toml", study.toml)
         cells, failed = _measured(study, out, deadline)
         _remember(study, out / "data.json")
@@ -147,7 +148,9 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict
     found, failed = dict[str, Found](), dict[str, str]()
     with store.noting() as used:
         measured = measure(group, store, folder)
-    made_by = {"cell": versions()} | {run.name: _versions_of(run) for run in (*used, folder / "run") if run.is_dir()}
+    made_by = {"cell": versions(group[0].config.matmul_precision)} | {
+        run.name: _versions_of(run) for run in (*used, folder / "run") if run.is_dir()
+    }
     for cell, each in zip(group, measured, strict=True):
         if cell.measure.kind == "returns" and not any(math.isfinite(row["return"]) for row in each.rows):
             failed[cell.key] = _failure(DivergenceError("all seeds diverged"), root / cell.name)

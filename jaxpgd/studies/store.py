@@ -20,8 +20,9 @@ from jaxpgd.pipeline.models import (
 from jaxpgd.pipeline.parts import Models, Prepared, prepare
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run
 from jaxpgd.pipeline.stages import agent_stage, seed_policy
+from jaxpgd.precision import set_precision
 from jaxpgd.settings import Arm, Config, DataConfig, DenoiserConfig, DyDiffConfig, SynthesisConfig
-from jaxpgd.studies.plan import digest, settings_of, slug
+from jaxpgd.studies.plan import digest, get_nested, left_out, settings_of, slug
 from jaxpgd.types import Policy
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class Store:
         if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
             data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes, window=2)
         found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
-                       health=config.health)  # fmt: skip
+                       health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
         if stage == "dynamics":
             flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
             return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics, denoiser=flat))
@@ -79,6 +80,7 @@ class Store:
 
     def prepared(self, config: Config) -> Prepared:
         """The dataset and windows of a config; those used last are kept."""
+        set_precision(config.matmul_precision)  # that of a dataset which is kept may be another's
         key = digest(settings_of(dataclasses.replace(Config(), seed=config.seed, data=config.data)))
         return self._prepared.get(key, lambda: prepare(config))
 
@@ -105,7 +107,9 @@ class Store:
     def _named(self, what: str, config: Config) -> Config:
         validate(config)
         names, skipped = DECIDED_BY.get(what), config.health.skip_updates
-        values = settings_of(config) if names is None else {name: _plain(decided(config, name)) for name in names}
+        values = settings_of(config)
+        if names is not None:
+            values = {name: get_nested(values, name) for name in names if name not in left_out(config)}
         values |= {"health.skip_updates": skipped} if skipped else {}
         return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(values)}"))
 
@@ -128,7 +132,3 @@ class Recent(Generic[T]):
         while len(self._values) > self._size:
             self._values.pop(next(iter(self._values)))
         return value
-
-
-def _plain(value: object) -> object:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

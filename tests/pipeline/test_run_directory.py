@@ -4,13 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxpgd.config import load_config
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.parts import prepare
 from jaxpgd.pipeline.run import run_agents, run_evaluation, run_report
-from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run, write_atomic
+from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run, versions, write_atomic
 from jaxpgd.settings import Config, SamplerConfig
 
 
@@ -22,6 +23,22 @@ def test_a_new_run_keeps_its_config_and_versions(tmp_path: Path) -> None:
     run = create_run(config(tmp_path), resume=False)
     assert load_config(run.path / "config.toml") == config(tmp_path) == open_run(run.path).config
     assert {"python", "device", "jax"} <= json.loads((run.path / "versions.json").read_text()).keys()
+
+
+def test_precision_is_stated_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run says what its products were taken at; one from before there was the setting goes on."""
+    run = create_run(config(tmp_path), resume=False)
+    assert json.loads((run.path / "versions.json").read_text())["matmul_precision"] == "float32"  # on CPU
+    exact = dataclasses.replace(config(tmp_path), matmul_precision="float32")
+    with pytest.raises(InputError, match=r"holds another run \(matmul_precision = 'tensorfloat32' there, 'float32' here\)"):
+        create_run(exact, resume=True)
+    text = (run.path / "config.toml").read_text()
+    (run.path / "config.toml").write_text(text.replace('matmul_precision = "tensorfloat32"\n', ""))
+    assert "matmul_precision" in text and "matmul_precision" not in (run.path / "config.toml").read_text()
+    create_run(config(tmp_path), resume=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert versions("tensorfloat32")["matmul_precision"] == "tensorfloat32"
+    assert versions("tensorfloat32", "float32", "float32")["matmul_precision"] == "float32, tensorfloat32"
 
 
 def test_stages_leave_markers(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Studies as TOML files: cells, scales, what is refused, and names that tell results apart."""
 
 import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from jaxpgd.cli import main
 from jaxpgd.config import load_config, validate
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.models import NEEDS, needs
+from jaxpgd.precision import STATED
 from jaxpgd.studies import plan
-from jaxpgd.studies.plan import load_study, merge, shipped
+from jaxpgd.studies.plan import digest, load_study, merge, settings_of, shipped
 from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, swept
@@ -93,6 +95,20 @@ def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_p
     assert usual.key == again.key != skipping.key
     models = [store.lender(cell.config, "denoiser").out for cell in (usual, again, skipping)]
     assert models[0] == models[1] != models[2]
+
+
+def test_precision_is_in_the_keys_where_it_is_not_the_default(study_file, tmp_path: Path) -> None:
+    """Cells, models and target agents that were measured before there was the setting keep their names."""
+    path, store = study_file(SMALL), Store(tmp_path)
+    usual, exact = (load_study(path, overrides=own).cells[-1] for own in ({}, {"matmul_precision": "float32"}))
+    assert STATED not in settings_of(usual.config) and settings_of(exact.config)[STATED] == "float32"
+    assert usual.key != exact.key
+    for stage in ("denoiser", "dynamics", "state-denoiser"):
+        lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
+        assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
+    config = usual.config
+    names = {"seed": config.seed, "data": asdict(config.data), "denoiser": asdict(config.denoiser)}
+    assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
 
 
 ROLLOUTS = """
