@@ -17,6 +17,7 @@ from jaxpgd.data.nested import leaves
 from jaxpgd.data.ogbench_store import import_ogbench
 from jaxpgd.envs import builtin
 from jaxpgd.errors import InputError, check
+from jaxpgd.evaluation.stepping import quiet_mujoco
 
 _ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen")
 _INSTALL = 'Install it with: pip install "jaxpgd[mujoco]"'
@@ -165,21 +166,6 @@ def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:
     if package == "gymnasium_robotics":
         with redirect_stderr(io.StringIO()):  # it prints a notice about environments that are not ours
             gymnasium.register_envs(importlib.import_module(package))
-
-
-@contextmanager
-def quiet_mujoco() -> Iterator[None]:
-    """Drop MuJoCo's warnings, which it would also append to a log file in the working directory."""
-    if importlib.util.find_spec("mujoco") is None:
-        yield
-        return
-    mujoco = importlib.import_module("mujoco")
-    before = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)
-    try:
-        yield
-    finally:
-        mujoco.set_mju_user_warning(before)
 
 
 @contextmanager

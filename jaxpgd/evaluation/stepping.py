@@ -1,0 +1,143 @@
+"""Gymnasium environments stepped one after the other: by this process, or by a worker, which runs this file.
+
+It imports nothing of jaxpgd, so that a worker starts without JAX.
+"""
+
+import importlib
+import importlib.util
+import io
+import os
+import pickle
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+# observations, rewards, whether ended, whether a success, whether any says so, whether NumPy's global generator was used
+Stepped = tuple[Any, np.ndarray, np.ndarray, np.ndarray, bool, bool]
+
+
+@contextmanager
+def quiet_mujoco() -> Iterator[None]:
+    """Drop MuJoCo's warnings, which it would also append to a log file in the working directory."""
+    if importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def generator_state() -> Any:
+    """The state of NumPy's global generator."""
+    return np.random.get_state()  # noqa: NPY002
+
+
+def same_state(one: Any, other: Any) -> bool:
+    """Whether two states of NumPy's global generator are equal."""
+    return bool(one[2:] == other[2:] and np.array_equal(one[1], other[1]))
+
+
+class Stepper:
+    """Environments of one process. Those that have ended are not stepped, and keep their last observation."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env], count: int):
+        self.envs: list[gymnasium.Env] = []
+        try:
+            for _ in range(count):
+                self.envs.append(make())
+        except BaseException:
+            self.close()
+            raise
+        self.space = self.envs[0].observation_space
+        self.seen: list[Any] = [None] * count
+        self.batch: Any = create_empty_array(self.space, n=count, fn=np.zeros)
+
+    def reset(self, index: int, seed: int, state: Any) -> Any:
+        """Reset an environment where NumPy's global generator is in `state`; the state afterwards."""
+        np.random.set_state(state)  # noqa: NPY002
+        self.seen[index], _ = self.envs[index].reset(seed=seed)
+        return generator_state()
+
+    def observe(self) -> Any:
+        """The last observations of all environments, batched as their space says."""
+        return concatenate(self.space, self.seen, self.batch)
+
+    def step(self, actions: np.ndarray, alive: np.ndarray) -> Stepped:
+        """One step of the environments that are alive."""
+        count, reported, before = len(self.envs), False, generator_state()
+        rewards, ended, reached = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
+        for i in np.flatnonzero(alive):
+            self.seen[i], rewards[i], terminated, truncated, info = self.envs[i].step(actions[i])
+            ended[i] = bool(terminated) or bool(truncated)
+            if "success" in info:
+                reported, reached[i] = True, bool(info["success"])
+        return self.observe(), rewards, ended, reached, reported, not same_state(before, generator_state())
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env in self.envs:
+            env.close()
+        self.envs = []
+
+
+class Worker:
+    """What a worker does when it is asked."""
+
+    def __init__(self) -> None:
+        self.stepper: Stepper | None = None
+
+    def make(self, packed: bytes, modules: Sequence[str], count: int) -> bool:
+        """Make `count` environments of a pickled spec, with nothing printed. Whether that has brought JAX into the process."""
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            for name in modules:
+                importlib.import_module(name)
+            spec: EnvSpec = pickle.loads(packed)
+            with quiet_mujoco():
+                self.stepper = Stepper(lambda: gymnasium.make(spec), count)
+        return "jax" in sys.modules
+
+    def answer(self, message: bytes) -> bytes:
+        """The result of one of the stepper's methods or of `make`, or the exception that it raised, in words."""
+        try:
+            name, arguments = pickle.loads(message)
+            found = getattr(self if name == "make" else self.stepper, name)(*arguments)
+            return pickle.dumps((True, found), pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            return pickle.dumps((False, (described(error), traceback.format_exc())))
+
+
+def described(error: BaseException) -> str:
+    """An exception's type and message."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def serve(descriptor: int) -> None:
+    """Answer what comes through the connection until its other end is closed, or the parent ends, however that ends."""
+    warnings.simplefilter("ignore")  # the parent makes and steps the same environments, and says the same once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    worker = Worker()
+    with suppress(EOFError, OSError), Connection(descriptor) as connection:
+        while True:
+            connection.send_bytes(worker.answer(connection.recv_bytes()))
+    if worker.stepper is not None:
+        worker.stepper.close()
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of standard input, and writes nothing."""
+    os.read(0, 1)
+    os._exit(1)
