@@ -37,6 +37,9 @@ class DenoiserConfig:
     norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
     block: Literal["plain", "residual"] = "residual"  # "plain": the published network
     compute: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters and statistics are float32
+    # how the network's convolutions are computed: the same function of the same parameters; gathered taps are 30 to 90 times
+    # faster in training on CPU
+    convolution: Literal["gathered", "primitive"] = "gathered"
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
@@ -299,10 +302,10 @@ class Config:
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
     keep_checkpoints: int = 2  # of each stage, besides the one with the best validation loss or returns
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
-    data: DataConfig = DataConfig()
     # float32 products on accelerators: tensorfloat32 rounds their inputs to 10 bits of mantissa, as JAX does on NVIDIA by
     # itself; float32 does not; on CPU always float32
     matmul_precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
+    data: DataConfig = DataConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()
     guidance: GuidanceConfig = GuidanceConfig()

@@ -1,4 +1,4 @@
-"""The one-dimensional U-Net over time of Policy-Guided Diffusion, with convolutions written as matrix products.
+"""The one-dimensional U-Net over time of Policy-Guided Diffusion, with convolutions written as matrix products by default.
 
 Gathering the taps of a convolution and multiplying once keeps training fast on CPU, where the gradient of a convolution
 primitive inside `lax.scan` is not, and makes a vmap over weights a batched matrix product.
@@ -18,21 +18,48 @@ from jaxpgd.networks.mlp import sinusoidal
 
 Norm = Literal["sequence", "step"]
 Block = Literal["plain", "residual"]
+Convolution = Literal["gathered", "primitive"]
 
 
 class Conv(nn.Module):
-    """Convolution over time with zero padding. x [T, C] -> [T, features]."""
+    """Convolution over time with zero padding. x [T, C] -> [T, features].
+
+    "gathered" and "primitive" are the same function of the same parameters, to rounding.
+    """
 
     features: int
     kernel: int
     dtype: DTypeLike | None = None
+    convolution: Convolution = "gathered"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         left = (self.kernel - 1) // 2
+        if self.convolution == "primitive":
+            return Primitive(self.features, self.kernel, left, self.dtype, name="Dense_0")(x)
         padded = jnp.pad(x, ((left, self.kernel - 1 - left), (0, 0)))
         taps = [padded[i : i + x.shape[0]] for i in range(self.kernel)]
         return Dense(self.features, dtype=self.dtype)(jnp.concatenate(taps, axis=-1))
+
+
+class Primitive(nn.Module):
+    """The convolution primitive with the parameters of the dense layer over gathered taps. x [T, C] -> [T, features]."""
+
+    features: int
+    kernel: int
+    left: int  # zeros before the first step
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", lambda key, *shape: init(key, shape).T, self.kernel * x.shape[-1], self.features)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.dtype is not None:
+            x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        taps = kernel.reshape(self.features, self.kernel, x.shape[-1])
+        padding, order = [(self.left, self.kernel - 1 - self.left)], ("NWC", "OWI", "NWC")
+        return jax.lax.conv_general_dilated(x[None], taps, (1,), padding, dimension_numbers=order)[0] + bias
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -79,10 +106,11 @@ class ConvBlock(nn.Module):
     groups: int
     norm: Norm
     dtype: DTypeLike | None = None
+    convolution: Convolution = "gathered"
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None) -> Array:
-        x = Conv(self.features, self.kernel, self.dtype)(x)
+        x = Conv(self.features, self.kernel, self.dtype, self.convolution)(x)
         if embedding is not None:
             x = x + Dense(self.features, dtype=self.dtype)(nn.swish(embedding))
         return nn.relu(GroupNorm(self.groups, self.norm)(x))
@@ -98,13 +126,14 @@ class ResidualBlock(nn.Module):
     groups: int
     norm: Norm
     dtype: DTypeLike | None = None
+    convolution: Convolution = "gathered"
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
         groups = self.groups if x.shape[-1] % self.groups == 0 else 1
-        h = Conv(self.features, 3, self.dtype)(nn.swish(GroupNorm(groups, self.norm)(x)))
+        h = Conv(self.features, 3, self.dtype, self.convolution)(nn.swish(GroupNorm(groups, self.norm)(x)))
         h = h + Dense(self.features, dtype=self.dtype)(nn.swish(embedding))
-        h = Conv(self.features, 3, self.dtype)(nn.swish(GroupNorm(self.groups, self.norm)(h)))
+        h = Conv(self.features, 3, self.dtype, self.convolution)(nn.swish(GroupNorm(self.groups, self.norm)(h)))
         return h + (x if x.shape[-1] == self.features else Dense(self.features, dtype=self.dtype)(x))
 
 
@@ -127,7 +156,7 @@ class TemporalUNet(nn.Module):
     convolutions a level with group normalisation and ReLU, max pooling down, repetition up. "residual" has residual blocks and
     averages on the way down. `norm = "step"` normalises each time step alone, as the published code computes it; "sequence" is
     what group normalisation of a sequence means. Products are taken and activations kept in `dtype`; parameters, statistics of
-    normalisation, the embedding of the noise level and the result are float32.
+    normalisation, the embedding of the noise level and the result are float32. `convolution`: see `Conv`.
     """
 
     features: int = 64
@@ -136,6 +165,7 @@ class TemporalUNet(nn.Module):
     norm: Norm = "sequence"
     block: Block = "residual"
     dtype: DTypeLike | None = None
+    convolution: Convolution = "gathered"
 
     @nn.compact
     def __call__(self, x: Array, noise: Array) -> Array:
@@ -146,7 +176,7 @@ class TemporalUNet(nn.Module):
 
     def _plain(self, x: Array, embedding: Array) -> Array:
         def block(level: int, kernel: int) -> ConvBlock:
-            return ConvBlock(self.features * 2**level, kernel, self.groups, self.norm, self.dtype)
+            return ConvBlock(self.features * 2**level, kernel, self.groups, self.norm, self.dtype, self.convolution)
 
         skips: list[Array] = []
         for level in range(self.blocks):
@@ -161,10 +191,10 @@ class TemporalUNet(nn.Module):
 
     def _residual(self, x: Array, embedding: Array) -> Array:
         def block(level: int) -> ResidualBlock:
-            return ResidualBlock(self.features * 2**level, self.groups, self.norm, self.dtype)
+            return ResidualBlock(self.features * 2**level, self.groups, self.norm, self.dtype, self.convolution)
 
         skips: list[Array] = []
-        x = Conv(self.features, 3, self.dtype)(x)
+        x = Conv(self.features, 3, self.dtype, self.convolution)(x)
         for level in range(self.blocks):
             x = block(level)(x if level == 0 else _pairs(x).mean(axis=1), embedding)
             skips.append(x)

@@ -25,7 +25,8 @@ Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "gu
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
-LATER = (STATED,)  # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
+# settings that came when studies had been measured: at their defaults they are in no key, and keys stay
+LATER = (STATED, "denoiser.convolution")
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family

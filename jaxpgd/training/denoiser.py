@@ -120,7 +120,7 @@ def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
 def network(config: DenoiserConfig) -> TemporalUNet:
     """The U-Net of a config section."""
     dtype = None if config.compute == "float32" else jnp.bfloat16
-    return TemporalUNet(config.features, config.blocks, config.groups, config.norm, config.block, dtype)
+    return TemporalUNet(config.features, config.blocks, config.groups, config.norm, config.block, dtype, config.convolution)
 
 
 def total_steps(config: DenoiserConfig, windows: int) -> int:

@@ -19,6 +19,40 @@ def test_convolution_equals_the_primitive(kernel: int, padding: tuple[int, int])
     np.testing.assert_allclose(conv.apply(params, X), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_both_ways_to_convolve_are_one_function(kernel: int, dtype: Any) -> None:
+    """Of the same parameters, made from the same key: values and gradients, over a batch and over parameters as well."""
+    ways = [Conv(5, kernel, dtype, way) for way in ("gathered", "primitive")]
+    params, same = (jax.vmap(way.init, (0, None))(jax.random.split(jax.random.key(1), 2), X) for way in ways)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    x, weights = (jax.random.normal(jax.random.key(i), (3, 6, n)) for i, n in ((2, 4), (3, 5)))
+
+    def both(way: Conv) -> Any:
+        def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y = jax.vmap(way.apply, (None, 0))(params, x)
+            return (weights * y).sum(), y
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss, (0, 1), has_aux=True), (0, None)))(params, x)
+
+    gathered, primitive = (both(way) for way in ways)
+    assert jax.tree.map(jnp.shape, gathered) == jax.tree.map(jnp.shape, primitive)
+    near = 1e-5 if dtype is None else 3e-2
+    for a, b in zip(*map(jax.tree.leaves, (gathered, primitive)), strict=True):
+        assert a.dtype == b.dtype and np.linalg.norm(a - b) < near * np.linalg.norm(a)
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_a_network_of_primitives_is_the_same_network(block: Block) -> None:
+    gathered, primitive = (TemporalUNet(8, 2, 4, block=block, convolution=way) for way in ("gathered", "primitive"))
+    x = jax.random.normal(jax.random.key(2), (8, 5))
+    params = random_params(gathered, x)
+    text, other = (jax.jit(net.apply).lower(params, x, 0.3).as_text() for net in (gathered, primitive))
+    convolutions = {"plain": 7, "residual": 7}[block]
+    assert "stablehlo.convolution" not in text and other.count("stablehlo.convolution") == convolutions
+    np.testing.assert_allclose(jax.jit(primitive.apply)(params, x, 0.3), jax.jit(gathered.apply)(params, x, 0.3), atol=1e-4)
+
+
 @pytest.mark.parametrize("over", ["sequence", "step"])
 def test_group_norm_by_hand(over: Any) -> None:
     norm = GroupNorm(2, over)

@@ -97,8 +97,8 @@ def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_p
     assert models[0] == models[1] != models[2]
 
 
-def test_precision_is_in_the_keys_where_it_is_not_the_default(study_file, tmp_path: Path) -> None:
-    """Cells, models and target agents that were measured before there was the setting keep their names."""
+def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_file, tmp_path: Path) -> None:
+    """Cells, models and target agents that were measured before there were these settings keep their names."""
     path, store = study_file(SMALL), Store(tmp_path)
     usual, exact = (load_study(path, overrides=own).cells[-1] for own in ({}, {"matmul_precision": "float32"}))
     assert STATED not in settings_of(usual.config) and settings_of(exact.config)[STATED] == "float32"
@@ -107,8 +107,12 @@ def test_precision_is_in_the_keys_where_it_is_not_the_default(study_file, tmp_pa
         lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
         assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
     config = usual.config
-    names = {"seed": config.seed, "data": asdict(config.data), "denoiser": asdict(config.denoiser)}
+    network = {name: value for name, value in asdict(config.denoiser).items() if name != "convolution"}
+    names = {"seed": config.seed, "data": asdict(config.data), "denoiser": network}
     assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
+    other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]
+    assert other.key != usual.key and settings_of(other.config)["denoiser"]["convolution"] == "primitive"
+    assert store.lender(other.config, "denoiser").out.endswith(digest(names | {"denoiser": asdict(other.config.denoiser)}))
 
 
 ROLLOUTS = """
