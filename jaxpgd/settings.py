@@ -276,6 +276,7 @@ class EvaluationConfig:
     sampler_steps: int = 0  # sampler steps for the scored trajectories; 0: as in training
     behaviour: str = ""  # .npz of the tanh-Gaussian actor that collected the data, to score actions under it
     confidence: float = 0.95
+    processes: int = 0  # that step Gymnasium environments; 0: as many as there are usable cores. Changes no result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,8 @@ _PACKAGES = ("jaxpgd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 # settings that may differ when a run is continued: they change no result, or are compared by what they come to
 UNCOMPARED = ("out", "checkpoint_seconds", "keep_checkpoints", "wandb_project", "models_from", "preset", "sampler.batch_size",
-              "health.lost_seeds", "health.skip_updates", "health.value_excess", "health.debug_nans")  # fmt: skip
+              "health.lost_seeds", "health.skip_updates", "health.value_excess", "health.debug_nans",
+              "evaluation.processes")  # fmt: skip
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -110,9 +110,9 @@ def _trained(
         if every == 0 or done % every:
             return {}
         key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
-        found = evaluate(
-            key_return, jax.vmap(agent.policy)(state().agent), dataset.info, episodes=config.evaluation.intermediate_episodes
-        )
+        episodes, processes = config.evaluation.intermediate_episodes, config.evaluation.processes
+        policies = jax.vmap(agent.policy)(state().agent)
+        found = evaluate(key_return, policies, dataset.info, episodes=episodes, processes=processes)
         return {"returns": found.returns.mean(-1)}
 
     state = drive(
@@ -176,7 +176,8 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
     results: dict[str, Any] = {}
     lost = lost_seeds(run)
     for arm, policy in policies.items():
-        found = evaluate(stage_key(config, "returns"), policy, info, episodes=config.evaluation.episodes)
+        episodes, processes = config.evaluation.episodes, config.evaluation.processes
+        found = evaluate(stage_key(config, "returns"), policy, info, episodes=episodes, processes=processes)
         returns = np.array(found.returns)
         returns[lost[arm]] = np.nan  # whatever the last sound or unsound parameters reach, these seeds have not been trained
         score, label = normalized_score(info, returns, found.successes)

@@ -12,7 +12,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline.parts import prepare
 from jaxpgd.pipeline.run import run_agents, run_evaluation, run_report
 from jaxpgd.pipeline.run_directory import RunDirectory, create_run, open_run, versions, write_atomic
-from jaxpgd.settings import Config, SamplerConfig
+from jaxpgd.settings import Config, EvaluationConfig, SamplerConfig
 
 
 def config(path: Path) -> Config:
@@ -62,6 +62,7 @@ def test_unfinished_finished_and_other_runs(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"holds another run \(sampler.steps = 5 there, 6 here\).*--out"):
             create_run(other, resume=resume)
     create_run(dataclasses.replace(config(tmp_path), checkpoint_seconds=1.0), resume=True)  # changes no result
+    create_run(dataclasses.replace(config(tmp_path), evaluation=EvaluationConfig(processes=3)), resume=True)  # nor does this
     run.finish("report", {})
     create_run(config(tmp_path), resume=False)
 

@@ -81,9 +81,12 @@ def test_the_key_is_of_what_changes_results_alone(study_file) -> None:
     moved = dataclasses.replace(
         cell, config=dataclasses.replace(cell.config, out="elsewhere", checkpoint_seconds=1.0), labels={}
     )
+    divided = dataclasses.replace(
+        cell, config=dataclasses.replace(cell.config, evaluation=dataclasses.replace(cell.config.evaluation, processes=3))
+    )
     other = dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=1))
     measured = dataclasses.replace(cell, measure=dataclasses.replace(cell.measure, trajectories=7))
-    assert moved.key == cell.key and len({cell.key, other.key, measured.key}) == 3
+    assert moved.key == divided.key == cell.key and len({cell.key, other.key, measured.key}) == 3
     assert cell.name == f"returns-point2d-{cell.key}"
 
 
