@@ -20,6 +20,7 @@ SUITES = {
         "denoiser",
         "dydiff",
         "end_to_end",
+        "evaluation",
         "faults",
         "fuzz",
         "guidance",

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as cli
-from benchmarks import agents, conditions, denoiser, dydiff, end_to_end, guidance, refresh, sampling, scaling, timing
+from benchmarks import (
+    agents,
+    conditions,
+    denoiser,
+    dydiff,
+    end_to_end,
+    evaluation,
+    guidance,
+    refresh,
+    sampling,
+    scaling,
+    timing,
+)
 from jaxpgd.agents import iql, td3_bc
 
 TINY = agents.Size(
@@ -102,8 +114,8 @@ def test_a_row_tells_rate_arithmetic_and_memory():
 
 
 def test_without_a_name_every_speed_suite_is_run_and_kept(tmp_path, monkeypatch, capsys):
-    modules = {"agents": agents, "denoiser": denoiser, "dydiff": dydiff, "end_to_end": end_to_end, "refresh": refresh,
-               "sampling": sampling, "scaling": scaling}  # fmt: skip
+    modules = {"agents": agents, "denoiser": denoiser, "dydiff": dydiff, "end_to_end": end_to_end,
+               "evaluation": evaluation, "refresh": refresh, "sampling": sampling, "scaling": scaling}  # fmt: skip
     out = tmp_path / "all.json"
     for name, module in modules.items():
         monkeypatch.setattr(module, "run", lambda name=name: {"suite": name, "before": out.exists()})
@@ -256,3 +268,21 @@ def test_the_dydiff_suite_holds_samplers_against_the_published_one():
     size = dydiff.Size(trajectories=2, window=8, features=8, blocks=1, transitions=500, hidden=(8,), repeats=1)
     rows = dydiff.run(size)["rows"]
     assert rows[0]["ratio"] == 1.0 and len(rows) == len(dydiff.SAMPLERS)
+
+
+def test_the_evaluation_suite_compares_processes_bit_for_bit(monkeypatch):
+    size = evaluation.Size(
+        env_id="Pendulum-v1", kwargs=(("g", 9.0),), seeds=2, episodes=2, horizon=20, hidden=8, processes=(1, 2), repeats=1
+    )
+    rows = evaluation.run(size)["rows"]
+    assert [row["processes"] for row in rows] == [1, 2] and all(row["bit_equal"] for row in rows)
+    assert rows[1]["of_one"] == pytest.approx(rows[1]["steps_per_second"] / rows[0]["steps_per_second"])
+    different = iter(range(99))
+    real = evaluation.evaluate
+
+    def drifting(*args, **kwargs):
+        found = real(*args, **kwargs | {"processes": 1})
+        return found.replace(returns=found.returns + next(different))
+
+    monkeypatch.setattr(evaluation, "evaluate", drifting)
+    assert [row["bit_equal"] for row in evaluation.run(size)["rows"]] == [True, False]
