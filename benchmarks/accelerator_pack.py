@@ -77,7 +77,10 @@ def check_size(size: int, what: str, most: int | None = None) -> None:
 
 def checkout_bytes() -> int:
     """Bytes of the files that git knows or does not ignore; 0 where this is no git checkout."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    try:
+        listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    except OSError:
+        return 0
     paths = {ROOT / os.fsdecode(name) for name in listed.stdout.split(b"\0") if name}
     return sum(path.stat().st_size for path in paths if path.is_file())
 
