@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.parallel import Placement
@@ -253,15 +254,24 @@ class Workload:
         models, key = Models(), jax.random.key(0)
         if needs(config, "denoiser"):
             program = denoiser_program(prepared.windows, config.denoiser)
-            state = program.init(key, prepared.windows)
+            state = _as_restored(program.init(key, prepared.windows))
             models = models.replace(denoiser=trained_denoiser(state, prepared.windows, config.denoiser))  # type: ignore[attr-defined]
         if needs(config, "dynamics"):
             dataset = prepared.dataset
             data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
             rule = termination_of(config, dataset.info)
-            world = trained_dynamics(dynamics_program(data, config.dynamics, rule).init(key, data), data, config.dynamics, rule)
-            models = models.replace(world=world)  # type: ignore[attr-defined]
+            state = _as_restored(dynamics_program(data, config.dynamics, rule).init(key, data))
+            models = models.replace(world=trained_dynamics(state, data, config.dynamics, rule))  # type: ignore[attr-defined]
         return models
+
+
+def _as_restored(state: PyTree) -> PyTree:
+    """A state as a checkpoint gives it back: with no weakly typed number, which makes another program."""
+    return jax.tree.map(lambda x: x if _is_key(x) else jnp.asarray(np.asarray(x)), state)
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _distinct(configs: Iterable[Config | None]) -> list[Config]:
