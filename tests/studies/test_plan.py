@@ -1,6 +1,7 @@
 """Studies as TOML files: cells, scales, what is refused, and names that tell results apart."""
 
 import dataclasses
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline.models import NEEDS, needs
 from jaxpgd.precision import STATED
 from jaxpgd.studies import plan
-from jaxpgd.studies.plan import digest, load_study, merge, settings_of, shipped
+from jaxpgd.studies.plan import Budget, digest, load_study, merge, settings_of, shipped
 from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
-from jaxpgd.studies.together import groups, swept
+from jaxpgd.studies.together import groups, joined, swept
 from jaxpgd.sweep import read_sweep
 
 SMALL = """
@@ -37,6 +38,9 @@ kind = "intervals"
 hue = "source"
 panels = ["regime"]
 """
+
+
+SCALES = [(name, scale) for name in shipped() for scale in tomllib.loads(shipped()[name].read_text())["scale"]]
 
 
 @pytest.fixture
@@ -163,12 +167,12 @@ def test_a_part_of_a_study_has_a_folder_of_its_own(study_file) -> None:
 
 def test_a_target_is_trained_on_the_cells_data_once(study_file) -> None:
     text = SMALL.replace("[base]", "[measure]\nkind = 'trajectories'\n[target]\nagent.kind = 'bc'\n[base]\ndata.episodes = 7")
+    text = text.replace('hue = "source"', 'hue = "source"\nvalue = "log_likelihood"')
     target = load_study(study_file(text)).cells[0].target.config
     assert target is not None and (target.data.episodes, target.seeds, target.agent.kind) == (7, 1, "bc")
 
 
-@pytest.mark.parametrize("name", shipped())
-@pytest.mark.parametrize("scale", ["laptop", "full"])
+@pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_every_model_of_every_cell_can_be_lent(name: str, scale: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     for cell in load_study(name, scale).cells:
@@ -263,8 +267,7 @@ def test_unknown_studies_scales_and_labels(study_file) -> None:
         load_study(path, only={"place": ("x",)})
 
 
-@pytest.mark.parametrize("name", shipped())
-@pytest.mark.parametrize("scale", ["laptop", "full"])
+@pytest.mark.parametrize(("name", "scale"), SCALES)
 def test_every_shipped_study_can_be_read(name: str, scale: str) -> None:
     study = load_study(name, scale)
     assert study.cells and study.figures and study.tables and len(study.text) > 100
@@ -274,7 +277,7 @@ def test_every_shipped_study_can_be_read(name: str, scale: str) -> None:
 def test_the_studies_of_both_papers_are_shipped() -> None:
     assert set(shipped()) == {
         "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
-        "rollout-horizon",
+        "rollout-horizon", "pgd-accelerator",
     }  # fmt: skip
 
 
@@ -332,6 +335,28 @@ arms = ["real"]
     assert [len(group) for group in groups([cells[0], cells[0]])] == [1]
 
 
+def test_cells_that_differ_in_their_source_alone_are_one_program_where_the_study_says_so(study_file) -> None:
+    text = SMALL.replace("[base]", "joint = true\n[base]").replace('"synthesis!" = {}', "synthesis.interval = 1000")
+    study = load_study(study_file(text))
+    assert study.joint and not load_study(study_file(SMALL)).joint
+    found = groups(study.cells, joint=study.joint)
+    assert [[cell.label for cell in group] for group in found] == [
+        ["real, periodic", "guided, periodic"], ["real, fifo", "guided, fifo"],
+    ]  # fmt: skip
+    assert joined(found[1]).arms == ("real", "guided") and joined(found[1]).synthesis.regime == "fifo"
+    assert [len(group) for group in groups(study.cells)] == [1, 1, 1, 1]
+    with pytest.raises(InputError, match="joint = 'yes': expected true or false"):
+        load_study(study_file(SMALL.replace("[base]", "joint = 'yes'\n[base]")))
+
+
+def test_a_budget_has_shares(study_file) -> None:
+    assert load_study(study_file(SMALL + "[budget]\nreserve = 0.5")).budget == Budget(0.4, 0.5)
+    assert load_study(study_file(SMALL)).budget is None
+    for value, message in (("reserve = 1.0", "budget.reserve = 1.0: expected a share"), ("share = 0.2", "share")):
+        with pytest.raises(InputError, match=message):
+            load_study(study_file(SMALL + "[budget]\n" + value))
+
+
 def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, study_file) -> None:
     main(["study", study_file(SMALL), "--show"])
     assert capsys.readouterr().out.strip() == SMALL.strip()
@@ -354,13 +379,13 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
 
 def test_labels_of_several_axes_are_kept(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    monkeypatch.setattr("jaxpgd.studies.run.run_study", lambda study, out: found.append(study) or Results(study))
+    monkeypatch.setattr("jaxpgd.studies.run.run_study", lambda study, out, **_: found.append(study) or Results(study))
     main(["study", study_file(SMALL), "--only", "source=guided", "--only", "regime=periodic", "--resume"])
     assert [cell.labels for cell in found[0].cells] == [{"source": "guided", "regime": "periodic"}]
 
 
 def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(study: plan.Study, out: Path) -> Results:
+    def failing(study: plan.Study, out: Path, **_: object) -> Results:
         results = Results(study)
         results.failed = {"real": "no such dataset"}
         return results

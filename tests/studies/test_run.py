@@ -234,6 +234,42 @@ def test_a_cell_of_a_group_is_that_trained_alone(returns: Path) -> None:
     np.testing.assert_allclose([row["return"] for row in alone.rows], [row["return"] for row in stored["rows"]], rtol=1e-4)
 
 
+JOINT = RETURNS.replace("[axes.alpha]", "[axes.alpha_]").replace('title = "Returns"', 'title = "Joint"\njoint = true')
+JOINT = (
+    JOINT[: JOINT.index("[axes.alpha_]")]
+    + """guided = { arms = ["guided"] }
+made = { measure = { kind = "trajectories", source = "guided", trajectories = 4 } }
+[[tables]]
+value = "return"
+columns = "source"
+"""
+)
+
+
+def test_agents_of_all_sources_are_one_program(returns: Path, tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, JOINT))
+    results = run_study(study, tmp_path / "out")
+    runs = [p.parent.name for p in (tmp_path / "out" / "cells").glob("*/run")]
+    assert len(runs) == 1 and runs[0].startswith("together-")
+    assert all(len(results.units("return", {"source": name})) == 2 for name in ("real", "unguided", "guided"))
+    assert {row["step"] for row in results.steps if "return" in row} == {4, 8}
+    # numbers of one source are those of a study that trains it alone, and do not depend on their place
+    alone = run_study(load_study(write(tmp_path, JOINT.replace("joint = true", "joint = false"))), tmp_path / "alone")
+    for name in ("real", "unguided", "guided"):
+        found = [results.units("return", {"source": name}), alone.units("return", {"source": name})]
+        np.testing.assert_allclose(*found, rtol=1e-3)
+    assert len({results.units("return", {"source": name})[0] for name in ("real", "unguided", "guided")}) == 3
+    assert "made" not in (tmp_path / "out" / "study" / "tables.txt").read_text()  # it has no return of an agent
+
+
+def test_no_cell_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load_study(write(tmp_path, TILT))
+    with pytest.raises(InputError, match="no time was left"):
+        run_study(study, tmp_path / "out", deadline=0.0)
+    assert "exact: no time was left" in capsys.readouterr().err
+    assert not run_study(study, tmp_path / "out").failed
+
+
 @pytest.mark.slow
 def test_trajectories_for_a_trained_target(tmp_path: Path) -> None:
     text = f"""
@@ -262,7 +298,8 @@ rows = ["source"]
     results = run_study(load_study(write(tmp_path, text)), tmp_path / "out")
     kinds = sorted(p.name.split("-")[0] for p in (tmp_path / "out" / "models").iterdir())
     assert kinds == ["agent", "denoiser", "dynamics"]
-    lengths = {label: {row["length"] for row in results.rows if row["source"] == label} for label in results.labels("source")}
+    length = lambda label: {row["synthetic_length"] for row in results.rows if row["source"] == label}
+    lengths = {label: length(label) for label in results.labels("source")}
     assert [lengths[label] for label in ("rollouts", "dataset", "world_model")] == [{16}, {16}, {5}]
     error = {label: results.units("dynamics_error", {"source": label})[0] for label in lengths}
     # one step's noise of 0.01 over the deviation of positions, which no transition of the environment can miss
