@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxpgd.errors import InputError
+
 # name -> module with `run() -> dict`; imported only when asked for
 SUITES = {
     name: f"benchmarks.{name}"
     for name in (
+        "accelerator",
         "agents",
         "conditions",
         "denoiser",
@@ -32,12 +35,15 @@ SUITES = {
 }
 
 
-SPEED = tuple(name for name in SUITES if name not in ("conditions", "faults", "fuzz", "guidance", "soak"))
+SPEED = tuple(name for name in SUITES if name not in ("accelerator", "conditions", "faults", "fuzz", "guidance", "soak"))
 OPTIONS = {
+    "accelerator": ("minutes", "predict", "rehearse"),
     "faults": ("kills", "damages", "disks"),
     "fuzz": ("inputs",),
     "soak": ("minutes",),
-}  # numbers that `run` of a suite takes
+}  # numbers and switches that `run` of a suite takes
+SWITCHES = {"predict": "print the predictions, measure nothing", "rehearse": "toy sizes, on any device"}
+KEEPING = ("accelerator",)  # suites that write their results as they go: `run` takes `out`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,17 +51,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="by default all of " + ", ".join(SPEED))
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
-    for suite, names in OPTIONS.items():
-        for name in names:
-            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=f"of the suite {suite}")
+    for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+        told = "of " + ", ".join(suite for suite, names in OPTIONS.items() if name in names)
+        if name in SWITCHES:
+            parser.add_argument(f"--{name}", action="store_const", const=True, help=f"{told}: {SWITCHES[name]}")
+        else:
+            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=told)
     args = parser.parse_args(argv)
+    try:
+        _run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.out is not None and not args.out.parent.is_dir():
-        parser.error(f"--out: no directory {args.out.parent}")
+        raise InputError(f"--out: no directory {args.out.parent}")
     given = {name: getattr(args, name) for names in OPTIONS.values() for name in names if getattr(args, name) is not None}
     for name in given:
         if name not in OPTIONS.get(args.suite, ()):
-            parser.error(f"--{name}: not an option of {args.suite or 'all suites'}")
+            raise InputError(f"--{name}: not an option of {args.suite or 'all suites'}")
     if args.suite:
+        given |= {"out": args.out} if args.suite in KEEPING else {}
         _keep(importlib.import_module(SUITES[args.suite]).run(**given), args.out)
         return
     found: dict[str, Any] = {}
@@ -65,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _keep(found, args.out, show=name == SPEED[-1])
 
 
-def _keep(results: dict[str, Any], out: Path | None, *, show: bool = True) -> None:
-    text = json.dumps(results, indent=2)
+def _keep(results: dict[str, Any] | str, out: Path | None, *, show: bool = True) -> None:
+    text = results if isinstance(results, str) else json.dumps(results, indent=2)
     if show:
         print(text)
     if out is not None:

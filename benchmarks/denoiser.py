@@ -102,15 +102,8 @@ def measure_features(
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every width; on an accelerator 1024 features, bfloat16 and batches of 512 as well. Rates are steps a second."""
+    """Measure every width. Rates are steps a second."""
     size, peak = size or Size(), matmul_peak()
     windows = make_windows(size)
     rows = [measure_features(windows, features, size) for features in size.features]
-    found = header("denoiser", size, peak)
-    if jax.devices()[0].platform != "cpu" and size == Size():
-        found["bfloat16_matmul_gflops"] = matmul_peak(dtype=jnp.bfloat16)
-        for batch in (32, 512):
-            sized = dataclasses.replace(size, batch=batch, steps=64)
-            rows.append(measure_features(windows, 1024, sized))
-            rows.append(measure_features(windows, 1024, sized, "bfloat16"))
-    return found | {"rows": rows, "peak_memory_bytes": peak_memory()}
+    return header("denoiser", size, peak) | {"rows": rows, "peak_memory_bytes": peak_memory()}

@@ -98,8 +98,8 @@ def default_size() -> Size:
     """What is measured where no sizes are given: the protocol's own interval on an accelerator."""
     if jax.devices()[0].platform == "cpu":
         return Size()
-    interval = UPDATES // REFRESHES
-    return Size(updates=interval, trajectories=TRAJECTORIES, protocol_batch=512, sampling=refresh.default_size())
+    sampling = RefreshSize(trajectories=TRAJECTORIES, baseline_trajectories=512, features=1024, published_features=1024)
+    return Size(updates=UPDATES // REFRESHES, trajectories=TRAJECTORIES, protocol_batch=512, sampling=sampling)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:

@@ -131,17 +131,10 @@ def interval_rate(trajectories: int, compile_seconds: float, sampling_rate: floa
     return trajectories / (compile_seconds + trajectories / sampling_rate)
 
 
-def default_size() -> Size:
-    """What is measured where no sizes are given: 8192 trajectories of networks of 1024 features on an accelerator."""
-    if jax.devices()[0].platform == "cpu":
-        return Size()
-    return Size(trajectories=8192, baseline_trajectories=512, features=1024, published_features=1024)
-
-
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every method; ratios are to the baseline with or without guidance. On an accelerator 8192 trajectories."""
-    size = size or default_size()
-    shape, peak = DenoiserSize(window=size.window), matmul_peak()
+    """Measure every method; ratios are to the baseline with or without guidance."""
+    size, peak = size or Size(), matmul_peak()
+    shape = DenoiserSize(window=size.window)
     windows = make_windows(shape)
     agent = td3_bc(action_dim=shape.action_dim)
     baselines = {m.guidance is not None: measure_baseline(windows, agent, m, size) for m in BASELINES}

@@ -1,0 +1,1 @@
+"""The rows of the accelerator's speed table (`benchmarks.accelerator`)."""
