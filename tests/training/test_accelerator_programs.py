@@ -14,6 +14,7 @@ import pytest
 
 from jaxpgd.agents import make_agent
 from jaxpgd.packing import fit_codec
+from jaxpgd.parallel import Placement
 from jaxpgd.pipeline.drive import over_seeds
 from jaxpgd.pipeline.parts import prepare
 from jaxpgd.precision import precision_of, set_precision
@@ -25,6 +26,7 @@ from jaxpgd.settings import (
     DataConfig,
     DenoiserConfig,
     DiffusionQLConfig,
+    DynamicsConfig,
     GuidanceConfig,
     IQLConfig,
     SamplerConfig,
@@ -35,6 +37,8 @@ from jaxpgd.studies.store import Store
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.denoiser import Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
+from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
+from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Transition
 
 SIZE = 10007  # of the dataset: no other size is like it
@@ -48,7 +52,7 @@ AGENTS: dict[str, Any] = {
     "diffusion_ql": DiffusionQLConfig(hidden=HIDDEN, steps=2),
 }
 AGENT = AgentConfig(updates=8, updates_per_chunk=4, batch_size=6)
-SYNTHESIS = SynthesisConfig(trajectories=101, interval=4, length=8)
+SYNTHESIS = SynthesisConfig(trajectories=103, interval=4, length=8, synthetic_ratio=0.5)
 
 
 @pytest.fixture(autouse=True)
@@ -76,33 +80,95 @@ def shaped(tree: Any) -> Any:
 
 def denoiser_chunk(**changes: Any) -> tuple[Any, Any]:
     """A denoiser's chunk and its arguments, as shapes."""
-    program = denoiser_program(data(), DenoiserConfig(**{**vars(DENOISER), **changes}))
+    program = denoiser_program(data(), dataclasses.replace(DENOISER, **changes))
     state = jax.eval_shape(program.init, jax.random.key(0), data())
     return program.chunk, (state, shaped(data()), jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def synthesizer(guidance: GuidanceConfig | None, **sampler: Any) -> Any:
-    state = init_denoiser(jax.random.key(0), data(), denoiser_hypers(DENOISER), DENOISER)
-    config = SamplerConfig(**{"steps": 3, "batch_size": 32, **sampler})
-    return make_synthesizer(trained_denoiser(state, data(), DENOISER), config, guidance)
-
-
-def agent_chunk(kind: str = "td3_bc", *, made: Any = None, seeds: int = 2) -> tuple[Any, Any]:
-    """The chunk of several seeds of an agent, on real data or with a synthesizer, and its arguments, as shapes."""
+def agents(kind: str, made: Any = None) -> tuple[Any, Experience]:
+    """The program of two seeds of an agent, and where its batches come from: real data, with a synthesizer others as well."""
     agent = make_agent(kind, AGENTS[kind], 2)
-    program = over_seeds(lambda _: agent_program(agent, AGENT, SYNTHESIS), {}, 1, seeds)
-    experience = Experience(data().transitions, made)
+    program = over_seeds(lambda _: agent_program(agent, AGENT, SYNTHESIS), {}, 1, 2)
+    return program, Experience(data().transitions, made, None if made is None else synthesizer(None))
+
+
+def agent_chunk(kind: str, made: Any = None) -> tuple[Any, Any]:
+    """The chunk of an agent's seeds and its arguments, as shapes."""
+    program, experience = agents(kind, made)
     state = jax.eval_shape(program.init, jax.random.key(0), experience)
     return program.chunk, (state, shaped(experience), jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def lower(chunk: Any, arguments: Any, **options: Any) -> Any:
-    return jax.jit(chunk, **options).trace(*arguments).lower(lowering_platforms=("cuda",))
+def together_chunk() -> tuple[Any, Any]:
+    """The chunk of agents of two sources."""
+    program = sources_program(make_agent("bc", AGENTS["bc"], 2), AGENT, SYNTHESIS, ("real", "unguided"), 2)
+    real = data().transitions
+    sources = join_sources([Experience(real), Experience(real, synthesizer(None))])
+    state = jax.eval_shape(program.init, jax.random.key(0), sources)
+    return program.chunk, (state, shaped(sources), jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def operations(chunk: Any, arguments: Any) -> list[Any]:
-    """All operations of a program lowered for CUDA, and the module that they are of."""
-    module, found = lower(chunk, arguments).compiler_ir("stablehlo"), list[Any]()
+def dynamics_chunk() -> tuple[Any, Any]:
+    """The chunk of a world model, terminals included."""
+    config = DynamicsConfig(members=2, elites=1, hidden=HIDDEN, reward_hidden=HIDDEN, batch_size=256, holdout_most=100)
+    prepared = prepare_dynamics(jax.tree.map(np.asarray, data().transitions), config)
+    program = dynamics_program(prepared, config)
+    state = jax.eval_shape(program.init, jax.random.key(0), prepared)
+    return program.chunk, (state, shaped(prepared), jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def synthesizer(guidance: Any, **options: Any) -> Any:
+    """Of a denoiser whose parameters are zeros, guided as `guidance` says."""
+    small = dataclasses.replace(DENOISER, blocks=1)
+    init = functools.partial(init_denoiser, windows=data(), hypers=denoiser_hypers(small), config=small)
+    state = jax.eval_shape(init, jax.random.key(0))
+    zeros = state.replace(ema_params=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.ema_params))
+    denoiser = trained_denoiser(zeros.replace(hypers=denoiser_hypers(small)), data(), small)
+    config = SamplerConfig(**{"steps": 3, "batch_size": 32, **options})
+    return make_synthesizer(denoiser, config, guidance and GuidanceConfig(kind=guidance))
+
+
+def sampler(guidance: Any, **options: Any) -> tuple[Any, Any]:
+    """The sampling of 40 trajectories, for a policy where they are guided."""
+    agent = make_agent("td3_bc", AGENTS["td3_bc"], 2)
+    example = jax.tree.map(lambda x: x[0], data().transitions)
+    fresh = lambda key: agent.policy(agent.init(key, example, None))
+    policy = jax.eval_shape(fresh, jax.random.key(0)) if guidance else None
+    start = jax.ShapeDtypeStruct((40, 3), jnp.float32)
+    call = lambda made, key, policy, start: made(key, policy, start)
+    return call, (shaped(synthesizer(guidance, **options)), shaped(jax.random.key(0)), policy, start)
+
+
+PROGRAMS: dict[str, Any] = {
+    "denoiser": denoiser_chunk,
+    "bfloat16": functools.partial(denoiser_chunk, compute="bfloat16"),
+    "primitive": functools.partial(denoiser_chunk, convolution="primitive"),
+    **{kind: functools.partial(agent_chunk, kind) for kind in AGENTS},
+    "guided": lambda: agent_chunk("td3_bc", synthesizer("moment")),
+    "together": together_chunk,
+    "dynamics": dynamics_chunk,
+    "heun": lambda: sampler(None, kind="heun"),
+    "published": lambda: sampler("published", kind="ancestral"),
+    "smc": lambda: sampler("smc"),
+}
+CHUNKS = [name for name in PROGRAMS if name not in ("heun", "published", "smc")]
+
+
+USUAL = "tensorfloat32"
+
+
+@functools.cache
+def traced(what: str, setting: str) -> Any:
+    """A program at a precision, its state donated where it has one."""
+    set_precision(setting)
+    program, arguments = PROGRAMS[what]()
+    return jax.jit(program, donate_argnums=0 if what in CHUNKS else ()).trace(*arguments)
+
+
+@functools.cache
+def lowered(what: str, setting: str) -> tuple[Any, list[Any]]:
+    """The program's module for CUDA and all operations in it."""
+    module, found = traced(what, setting).lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo"), list[Any]()
 
     def visit(operation: Any) -> None:
         found.append(operation)
@@ -110,26 +176,115 @@ def operations(chunk: Any, arguments: Any) -> list[Any]:
             visit(inner.operation)
 
     visit(module.operation)
-    return [module, *found]
+    return module, found
 
 
-def products(found: list[Any]) -> list[tuple[str, str]]:
-    """Type of the operands and precision of every matrix product and convolution."""
-    kinds = ("stablehlo.dot_general", "stablehlo.convolution")
-    named = [op for op in found[1:] if op.name in kinds]
-    text = lambda op: re.findall(r"precision (\w+)>", str(op.attributes["precision_config"]))
-    return [("/".join(str(x.type).rsplit("x", 1)[-1].rstrip(">") for x in op.operands), "/".join(text(op))) for op in named]
+def element(value: Any) -> str:
+    return str(value.type).rsplit("x", 1)[-1].removeprefix("tensor<").rstrip(">")
 
 
-PRECISIONS = {"tensorfloat32": "HIGH/HIGH", "float32": "HIGHEST/HIGHEST"}
-LOWERED = [*[(what, "tensorfloat32") for what in ("denoiser", *AGENTS)], ("denoiser", "float32"), ("td3_bc", "float32")]
+def products(what: str, setting: str) -> list[tuple[str, str, str]]:
+    """Operation, types of the operands and precisions of every matrix product and convolution."""
+    kinds = {"stablehlo.dot_general": "product", "stablehlo.convolution": "convolution"}
+    named = [op for op in lowered(what, setting)[1] if op.name in kinds]
+    stated = lambda op: re.findall(r"precision (\w+)>", str(op.attributes["precision_config"]))
+    return [(kinds[op.name], "/".join(map(element, op.operands)), "/".join(stated(op))) for op in named]
 
 
-@pytest.mark.parametrize(("what", "setting"), LOWERED)
+STATED = {"tensorfloat32": "HIGH/HIGH", "float32": "HIGHEST/HIGHEST"}
+FLOAT32 = [(what, USUAL) for what in PROGRAMS if what != "bfloat16"] + [("denoiser", "float32"), ("bc", "float32")]
+
+
+@pytest.mark.parametrize(("what", "setting"), FLOAT32)
 def test_products_carry_the_precision_of_the_setting(what: str, setting: str) -> None:
-    set_precision(setting)
-    found = products(operations(*denoiser_chunk() if what == "denoiser" else agent_chunk(what)))
-    assert len(found) >= 6 and set(found) == {("f32/f32", PRECISIONS[setting])}
+    found = products(what, setting)
+    assert len(found) >= 6 and {each[1:] for each in found} == {("f32/f32", STATED[setting])}
+    assert ("convolution" in {each[0] for each in found}) == (what == "primitive")
+
+
+def test_products_of_half_precision_are_all_but_those_of_embedding_and_result() -> None:
+    """The embedding of the noise level has two layers, the result one: 3 products forward and again in the validation loss,
+    and backward 3 for kernels and 2 for inputs, as none is for the noise level."""
+    found, exact = products("bfloat16", USUAL), products("denoiser", USUAL)
+    kinds = [each[1] for each in found]
+    assert len(found) == len(exact) > 50 and set(kinds) == {"bf16/bf16", "f32/f32"} and kinds.count("f32/f32") == 11
+    state = traced("bfloat16", USUAL).args_info[0][0]
+    sizes = {str(x.dtype) for x in jax.tree.leaves((state.params, state.ema_params, state.optimiser))}
+    assert sizes == {"float32", "int32"}  # Adam counts its steps
+    roots = [op for op in lowered("bfloat16", USUAL)[1] if op.name == "stablehlo.rsqrt"]
+    assert len(roots) >= 5 and {element(op.operands[0]) for op in roots} == {"f32"}  # of statistics
+
+
+@pytest.mark.parametrize("what", CHUNKS)
+def test_the_memory_of_every_leaf_of_the_state_is_used_again(what: str) -> None:
+    module, _ = lowered(what, USUAL)
+    main = next(op for op in module.body.operations if op.attributes["sym_name"].value == "main")
+    arguments = [str(each) for each in main.attributes["arg_attrs"]]
+    outputs = [re.findall(r"tf.aliasing_output = (\d+)", text) for text in arguments]
+    count = len(jax.tree.leaves(traced(what, USUAL).args_info[0][0]))
+    assert [len(each) for each in outputs] == [1] * count + [0] * (len(outputs) - count)
+    assert len({each[0] for each in outputs[:count]}) == count
+
+
+def test_a_stage_donates_its_state_and_nothing_else() -> None:
+    chunk, arguments = agent_chunk("bc")
+    (call,) = jax.make_jaxpr(Placement(2).step(chunk))(*arguments).eqns
+    state, rest = len(jax.tree.leaves(arguments[0])), len(jax.tree.leaves(arguments[1:]))
+    assert call.params["donated_invars"] == (True,) * state + (False,) * rest
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_nothing_calls_the_host(what: str) -> None:
+    """The one custom call is JAX's generator of random bits, which runs on the device."""
+    found = lowered(what, USUAL)[1]
+    assert not {"stablehlo.infeed", "stablehlo.outfeed", "stablehlo.send", "stablehlo.recv"} & {op.name for op in found}
+    calls = {op.attributes["call_target_name"].value for op in found if op.name == "stablehlo.custom_call"}
+    assert calls <= {"cu_threefry2x32_ffi"}
+
+
+def parts(equation: Any) -> Iterator[Any]:
+    """The programs inside an equation."""
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(part := getattr(part, "jaxpr", part), "eqns"):
+                yield part
+
+
+def simple(jaxpr: Any) -> Iterator[Any]:
+    """All equations without programs inside."""
+    for equation in jaxpr.eqns:
+        inside = list(parts(equation))
+        yield from [equation] if not inside else (each for part in inside for each in simple(part))
+
+
+def touched(equations: Iterator[Any], sizes: set[int]) -> list[str]:
+    """The operations that read or make something of one of the sizes."""
+    large = lambda x: bool(sizes & set(getattr(x.aval, "shape", ())))
+    return [each.primitive.name for each in equations if any(map(large, (*each.invars, *each.outvars)))]
+
+
+def steps(jaxpr: Any) -> Iterator[Any]:
+    """The bodies of the innermost loops that read the dataset."""
+    for equation in jaxpr.eqns:
+        for part in parts(equation):
+            inner = list(steps(part))
+            yield from inner
+            if not inner and equation.primitive.name in ("scan", "while") and touched(simple(part), {SIZE}):
+                yield part
+
+
+LOOPS = {"denoiser": 2, "bfloat16": 2, "primitive": 2, "dynamics": 3}  # training and validation; parts of a world model
+
+
+@pytest.mark.parametrize("what", CHUNKS)
+def test_updates_only_gather_from_what_has_the_size_of_the_dataset(what: str) -> None:
+    """Or of its windows, or of the replay, whose trajectories and steps are of sizes of their own."""
+    bodies = list(steps(traced(what, USUAL).jaxpr))
+    replay = {SYNTHESIS.trajectories, SYNTHESIS.trajectories * SYNTHESIS.length} if what == "guided" else set()
+    assert len(bodies) == LOOPS.get(what, 1)
+    for body in bodies:
+        found = touched(simple(body), {SIZE, data().train.shape[0], *replay})
+        assert set(found) == {"gather"} and len(found) >= (10 if replay else 3)
 
 
 def test_on_cpu_no_precision_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
