@@ -5,6 +5,7 @@ Rows come in order of importance. One that fails or does not fit into the time s
 group are compiled side by side before any of its rows is timed.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -124,6 +125,8 @@ class Session:
         """Compile a group's programs, then time its rows."""
         chosen = self.choose(group)
         expected = self.compile_seconds(chosen)
+        if self.found and chosen:
+            print(f"compiling {len(chosen)} programs ({self.left:.0f} s left)", file=sys.stderr, flush=True)
         for row in chosen:
             try:
                 if self.left > 0:
@@ -132,7 +135,7 @@ class Session:
                     self.record(row, {"skipped": "the time was over before its turn"})
             except Exception as error:
                 self.record(row, failure(error))
-        self.settle(min(self.left, max(45.0, 3 * expected)))
+        self.settle(min(self.left, max(30.0, 2 * expected)))
 
     def start(self, row: Row) -> Job:
         """Trace a row's program here, and hand it to a thread that compiles it."""
@@ -222,7 +225,7 @@ def run(
     if predict:
         return prediction_table(plan(sizes or Sizes()))
     check(math.isfinite(minutes) and minutes > 0, "--minutes", minutes, "a number above 0")
-    sizes = sizes or (REHEARSAL if rehearse else Sizes())
+    sizes, began = sizes or (REHEARSAL if rehearse else Sizes()), time.monotonic()
     host = jax.devices()[0].platform == "cpu"
     if host and not rehearse:
         raise InputError("accelerator: JAX finds no accelerator here. With --rehearse every row runs at toy sizes.")
@@ -242,13 +245,22 @@ def run(
         if found and not finished:
             print(progress(session), file=sys.stderr, flush=True)
 
-    session = Session(rows, minutes, host=host, keep=keep)
+    session = Session(rows, minutes - (time.monotonic() - began) / 60, host=host, keep=keep)
     keep([])
     with configured({"jax_disable_most_optimizations": True} if host else {"jax_enable_compilation_cache": False}):
         session.run()
     keep(session.rows(), finished=True)
     print(table(about), file=sys.stderr, flush=True)
+    if session.pending:
+        atexit.register(leave)
     return about
+
+
+def leave() -> None:
+    """End the process at once: threads that still compile would bring its end to a halt."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def head(session: Session, sizes: Sizes, minutes: float, rehearse: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Sizes:
     features: tuple[int, int] = (128, 1024)
     batches: tuple[int, int] = (32, 512)
     trajectories: int = 8192
-    at_once: tuple[int, int] = (8192, 1024)  # trajectories of a batch at most, by network
+    at_once: tuple[int, int] = (4096, 1024)  # trajectories of a batch at most, by network
     transitions: int = 1_000_000
     batch: int = 256  # of an agent
     synthetic: int = 240  # of it

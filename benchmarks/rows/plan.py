@@ -16,14 +16,13 @@ def plan(sizes: Sizes) -> list[list[Row]]:
         training_row(sizes, large, many, "bfloat16"), agent_row(sizes, "td3_bc", one), agent_row(sizes, "td3_bc", more),
         refresh_row(sizes, "unguided"), refresh_row(sizes, "moment"),
     ]  # fmt: skip
-    if CONVOLUTIONS:
-        aims.append(training_row(sizes, large, many, "bfloat16", convolution="primitive"))
     official = [
         official_training(sizes, large, many), official_agent(sizes, "td3_bc"), official_sampling(sizes, small, False),
         official_sampling(sizes, small, True), training_row(sizes, small, few, "float32"), official_training(sizes, small, few),
     ]  # fmt: skip
-    if CONVOLUTIONS:
-        official.append(training_row(sizes, small, few, "float32", convolution="primitive"))
+    # apart, as a library's choice among its convolutions can take long
+    primitive = [training_row(sizes, large, many, "bfloat16", convolution="primitive"),
+                 training_row(sizes, small, few, "float32", convolution="primitive")] if CONVOLUTIONS else []  # fmt: skip
     training = [
         training_row(sizes, features, batch, compute)
         for features in (large, small) for batch in (many, few) for compute in ("bfloat16", "float32")
@@ -38,4 +37,16 @@ def plan(sizes: Sizes) -> list[list[Row]]:
     others = [official_agent(sizes, "iql"), official_training(sizes, large, few), official_training(sizes, small, many),
               official_sampling(sizes, large, False), official_sampling(sizes, large, True)]  # fmt: skip
     first, second = draws(large), draws(small)
-    return [peak_rows(sizes), aims, official, updates, first[:6], training, second[:6], others, first[6:], second[6:]]
+    return [
+        peak_rows(sizes),
+        aims,
+        official,
+        primitive,
+        updates,
+        first[:6],
+        training,
+        second[:6],
+        others,
+        first[6:],
+        second[6:],
+    ]
