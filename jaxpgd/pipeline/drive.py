@@ -16,7 +16,18 @@ from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
 from jaxpgd.pipeline.interruption import Interruption
 from jaxpgd.pipeline.run_directory import RunDirectory
-from jaxpgd.training.health import LOST, SKIPPED, Culprit, checked, culprits, finite, name_seeds, split_firsts, where
+from jaxpgd.training.health import (
+    LOST,
+    SKIPPED,
+    Culprit,
+    checked,
+    culprits,
+    finite,
+    finite_names,
+    name_seeds,
+    split_firsts,
+    where,
+)
 from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 from jaxpgd.training.progress import StageProgress
@@ -72,7 +83,8 @@ class Stage(Generic[State]):
         self._updates = program.updates_per_chunk or program.steps_per_chunk
         self._lost = np.zeros(max(program.seeds, 1), bool)
         self._outside = self._lost.copy()
-        self._look = self.placement.look(lambda state: finite(program.quantities(state), program.seeds))
+        self._look = self.placement.look(self._finite)
+        self._names: list[str] = []
         if self.health.debug_nans:
             check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")
         self._checked = jax.jit(checked(program.chunk)) if self.health.debug_nans else None
@@ -84,12 +96,20 @@ class Stage(Generic[State]):
         with StageProgress(f"{self.name}, start", 1, "state") as progress:
             state: State = jax.block_until_ready(init(key, self._shared))
             progress.advance(1)
-        self.judge(state, 0, {}, {})
+        self.judge(jax.device_get(self._look(state)), 0, {}, {})
         self.save(0, state)
         return state
 
-    def advance(self, state: State, done: int) -> tuple[State, dict[str, Any], dict[str, Any]]:
-        """The next chunk after `done`: the state, its metrics on the host, which steps were the first that were not finite."""
+    def _finite(self, state: State) -> Array:
+        quantities = self.program.quantities(state)
+        self._names = finite_names(quantities)  # known once this is compiled
+        return finite(quantities, self.program.seeds)
+
+    def advance(self, state: State, done: int) -> tuple[State, np.ndarray, dict[str, Any], dict[str, Any]]:
+        """The next chunk after `done`: the state, which of it is finite, its metrics, which steps were the first that were not.
+
+        The host waits for the device once: for all that it has to know of the chunk.
+        """
         given, chosen = (
             (self.data, {})
             if self._before is None
@@ -98,10 +118,11 @@ class Stage(Generic[State]):
         shared = self._shared if given is self.data else self.placement.share(given)
         self._debug(state, shared, done)
         state, metrics = self._chunk(state, shared, jnp.asarray(done))
-        metrics, first = split_firsts(jax.device_get(metrics))
+        fine, metrics = jax.device_get((self._look(state), metrics))
+        metrics, first = split_firsts(metrics)
         if SKIPPED in metrics:
             metrics[SKIPPED] = np.rint(np.asarray(metrics[SKIPPED]) * self._updates)
-        return state, {"step": (done + 1) * self.program.steps_per_chunk, **metrics, **chosen}, first
+        return state, fine, {"step": (done + 1) * self.program.steps_per_chunk, **metrics, **chosen}, first
 
     def _debug(self, state: State, shared: PyTree, done: int) -> None:
         """Raise DivergenceError naming the operation of the next chunk that makes the first NaN.
@@ -115,13 +136,12 @@ class Stage(Generic[State]):
             end = (done + 1) * self.program.steps_per_chunk
             raise DivergenceError(f"stage {self.name!r} of {self.run.path}, the chunk that ends at step {end}: {where(error)}")
 
-    def judge(self, state: State, done: int, row: dict[str, Any], first: dict[str, Any]) -> None:
+    def judge(self, fine: np.ndarray, done: int, row: dict[str, Any], first: dict[str, Any]) -> None:
         """Raise DivergenceError after a chunk that is not sound, naming its first bad quantity.
 
         Where others may go on (`health.lost_seeds`), seeds that are lost are named in a warning, once.
         """
-        fine = jax.device_get(self._look(state))
-        found = culprits(fine, row, first, self._updates, done * self._updates, self._lost)
+        found = culprits(dict(zip(self._names, fine, strict=True)), row, first, self._updates, done * self._updates, self._lost)
         found += self._skipped_too_many(row, done)
         if found:
             new = np.any([each.seeds for each in found], axis=0)
@@ -204,7 +224,7 @@ class Stage(Generic[State]):
         assert found is not None
         state, at = self.placement.place(found[0]), found[1]
         while at < done:
-            state, _, _ = self.advance(state, at)
+            state, *_ = self.advance(state, at)
             at += 1
         if found[1] < done:
             self.save(done, state)
@@ -276,8 +296,8 @@ def drive(
         with StageProgress(stage, total, unit, done * program.steps_per_chunk) as progress:
             while done < program.chunks:
                 try:
-                    state, row, first = work.advance(state, done)
-                    work.judge(state, done + 1, row, first)
+                    state, fine, row, first = work.advance(state, done)
+                    work.judge(fine, done + 1, row, first)
                 except DivergenceError as error:
                     raise work.rescue(error, done) from None
                 done += 1

@@ -67,16 +67,25 @@ def skipping(update: Update) -> Update:
     return guarded
 
 
-def finite(tree: PyTree, seeds: int) -> dict[str, Array]:
-    """Whether each floating-point leaf is finite, by name, [seeds] (leading axis of the leaves; 0: they have none, [1])."""
+def finite(tree: PyTree, seeds: int) -> Array:
+    """Whether each of L floating-point leaves is finite, [L, seeds] (leading axis of the leaves; 0: they have none, [L, 1]).
+
+    One array: a device hands over one more quickly than one for each leaf.
+    """
     rows = max(seeds, 1)
-    return {
-        "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path): jnp.isfinite(
-            leaf.reshape(rows, leaf.size // rows)
-        ).all(-1)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    }
+    found = [jnp.isfinite(leaf.reshape(rows, leaf.size // rows)).all(-1) for _, leaf in _floating(tree)]
+    return jnp.stack(found) if found else jnp.ones((0, rows), bool)
+
+
+def finite_names(tree: PyTree) -> list[str]:
+    """The names [L] of what `finite` looks at."""
+    word = lambda part: str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
+    return ["/".join(map(word, path)) for path, _ in _floating(tree)]
+
+
+def _floating(tree: PyTree) -> list[tuple[Any, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 @dataclasses.dataclass(frozen=True)

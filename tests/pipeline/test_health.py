@@ -60,6 +60,16 @@ def descent(chunks: int, *, skip: bool = False, seeds: int = 0) -> Program[Array
     return dataclasses.replace(one, chunk=several, seeds=seeds)
 
 
+def test_the_host_waits_for_the_device_once_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a chunk says and whether its state is finite come together, the latter as one array; and once at the start."""
+    fetched, fetch = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or fetch(x))
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: x)
+    drive(open_run(tmp_path), "down", jax.random.key(0), descent(3), 100.0)
+    assert len(fetched) == 1 + 3 and fetched[0].shape == (1, 1)
+    assert [look.shape for look, _ in fetched[1:]] == [(1, 1)] * 3 and "loss" in fetched[-1][1]
+
+
 def test_a_gradient_is_named_before_the_loss_that_it_spoils(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     # 10, 9, ... 0: the eleventh step, in the third chunk, has the gradient of sqrt at 0; the twelfth a loss that is no number
