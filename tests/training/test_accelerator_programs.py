@@ -287,6 +287,17 @@ def test_updates_only_gather_from_what_has_the_size_of_the_dataset(what: str) ->
         assert set(found) == {"gather"} and len(found) >= (10 if replay else 3)
 
 
+@pytest.mark.parametrize("what", CHUNKS)
+def test_updates_have_no_branches(what: str) -> None:
+    """Nor loops of unknown length: a GPU's host may have to wait for what decides either."""
+
+    def branches(jaxpr: Any) -> list[str]:
+        inner = [name for each in jaxpr.eqns for part in parts(each) for name in branches(part)]
+        return inner + [each.primitive.name for each in jaxpr.eqns if each.primitive.name in ("cond", "while")]
+
+    assert [branches(body) for body in steps(traced(what, USUAL).jaxpr)] == [[]] * LOOPS.get(what, 1)
+
+
 def test_on_cpu_no_precision_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs and the keys of their cache stay as they are."""
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
