@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_keys, check_shapes
+from jaxpgd.data.d4rl import registration
 from jaxpgd.data.dataset import Dataset, DatasetInfo
-from jaxpgd.data.scores import D4RL, LOCAL_KEY, d4rl_reference, is_local_name
+from jaxpgd.data.scores import D4RL, LOCAL_KEY, is_local_name
 from jaxpgd.data.untrusted import open_hdf5, read_npz
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -31,8 +32,9 @@ def load_flat(path: str | Path) -> Dataset:
       of an episode without a terminal is dropped, because its next observation is unknown (the step before it becomes the
       timeout), and a terminal step repeats its own observation, which nothing bootstraps from.
     - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
-    - The environment is guessed from the file's name, for the D4RL reference scores and, for Hopper, HalfCheetah and Walker2d,
-      for their Gymnasium successor. A name that ends in "-local" and the optional key `jaxpgd_local` mark data made locally.
+    - The environment follows from the file's name and the sizes of observations and actions, which have to fit it: D4RL's
+      reference scores where the name is one of D4RL's (`d4rl.registration`), and, for Hopper, HalfCheetah and Walker2d, their
+      Gymnasium successor. A name that ends in "-local" and the optional key `jaxpgd_local` mark data made locally.
 
     Raises InputError for unreadable files, missing keys, and whatever `assemble` refuses.
     """
@@ -99,8 +101,8 @@ def _info(path: Path, raw: dict[str, np.ndarray], obs_dim: int, action_dim: int)
         action_high=tuple(float(x) for x in np.ravel(high)),
         local=is_local_name(path.name) or bool(np.any(raw.get(LOCAL_KEY, False))),
     )
-    reference = d4rl_reference(path.stem)
-    if reference is not None:
-        info = dataclasses.replace(info, ref_min=reference[0], ref_max=reference[1], ref_source=D4RL)
-    family = re.split(r"[-_]", path.stem.lower())[0]
+    known = registration(path.stem)
+    if known is not None and (obs_dim, action_dim) == (known.obs_dim, known.action_dim):
+        info = dataclasses.replace(info, ref_min=known.ref_min, ref_max=known.ref_max, ref_source=D4RL)
+    family = known.environment if known is not None else re.split(r"[-_]", path.stem.lower())[0]
     return dataclasses.replace(info, env_id=_SUCCESSORS.get((family, obs_dim, action_dim)))

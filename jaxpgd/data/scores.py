@@ -11,6 +11,7 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxpgd.data.d4rl import registration
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.errors import check
 
@@ -22,39 +23,11 @@ _FAMILIES = {D4RL: "D4RL", MINARI: "Minari", OGBENCH: "OGBench", BUILTIN: "built
 # keys of Minari's metadata that jaxpgd adds: data made locally, and the `ref_source` of data it was made from
 LOCAL_KEY, REFERENCE_KEY = "jaxpgd_local", "jaxpgd_ref_source"
 
-# Return of a random policy and of an expert, as published with D4RL (arXiv 2004.07219, `d4rl/infos.py`).
-# Reference scores of mazes belong to a maze and a reward, all others to the environment.
-D4RL_TABLE: dict[str, tuple[float, float]] = {
-    "hopper": (-20.272305, 3234.3),
-    "halfcheetah": (-280.178953, 12135.0),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-    "antmaze": (0.0, 1.0),
-    "maze2d-open": (0.01, 20.66),
-    "maze2d-umaze": (23.85, 161.86),
-    "maze2d-medium": (13.13, 277.39),
-    "maze2d-large": (6.7, 273.99),
-    "maze2d-open-dense": (11.17817, 27.166538620695782),
-    "maze2d-umaze-dense": (68.537689, 193.66285642381482),
-    "maze2d-medium-dense": (44.264742, 297.4552547777125),
-    "maze2d-large-dense": (30.569041, 303.4857382709002),
-    "pen": (96.262799, 3076.8331017826877),
-    "hammer": (-274.856578, 12794.134825156867),
-    "door": (-56.512833, 2880.5693087298737),
-    "relocate": (-6.425911, 4233.877797728884),
-    "kitchen": (0.0, 4.0),
-}
-
 
 def d4rl_reference(name: str) -> tuple[float, float] | None:
-    """(minimum, maximum) for a dataset or file named like D4RL's ("hopper-medium-v2", "maze2d_umaze_dense"), else None."""
-    words = [w for w in re.split(r"[-_]", name.lower()) if w]
-    if not words:
-        return None
-    if words[0] != "maze2d":
-        return D4RL_TABLE.get(words[0])
-    maze = [w for w in words[1:3] if w in ("open", "umaze", "medium", "large", "dense")]
-    return D4RL_TABLE.get("-".join(["maze2d", *maze]))
+    """(minimum, maximum) for the name of a dataset or file of D4RL ("hopper-medium-v2", "walker_mixed"), else None."""
+    found = registration(name)
+    return None if found is None else (found.ref_min, found.ref_max)
 
 
 def is_local_name(name: str) -> bool:

@@ -98,15 +98,43 @@ def test_unreadable_files_and_names(tmp_path: Path) -> None:
         load("hopper")
 
 
+def sized(obs: int, action: int, **changes: np.ndarray) -> dict[str, np.ndarray]:
+    """Data whose rows have those entries."""
+    return raw(observations=np.zeros((6, obs)), actions=np.zeros((6, action)), **changes)
+
+
 def test_environment_and_reference_follow_from_the_name(tmp_path: Path) -> None:
-    data = raw(observations=np.zeros((6, 11)), actions=np.zeros((6, 3)))
-    info = load(save(tmp_path, data, "hopper_medium-v2.hdf5")).info
+    info = load(save(tmp_path, sized(11, 3), "hopper_medium-v2.hdf5")).info
     assert (info.env_id, info.ref_max, info.ref_source) == ("Hopper-v5", 3234.3, "D4RL table")
+    info = load(save(tmp_path, sized(17, 6), "walker_mixed.hdf5")).info
+    assert (info.env_id, info.ref_min, info.ref_max) == ("Walker2d-v5", 1.629008, 4592.3)
     assert load(save(tmp_path, raw(), "hopper_other.hdf5")).info.env_id is None
 
 
+@pytest.mark.parametrize(
+    ("name", "obs", "action", "reference"),
+    [
+        ("hopper_medium-v2.hdf5", 11, 3, 3234.3),
+        ("hopper_medium-v2.hdf5", 12, 3, None),
+        ("hopper_medium-v2.hdf5", 11, 2, None),
+        ("hopper_other-v2.hdf5", 11, 3, None),
+        ("Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5", 29, 8, 1.0),
+        ("Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5", 111, 8, None),
+        ("mini_kitchen_microwave_kettle_light_slider-v0.hdf5", 60, 9, 4.0),
+        ("kitchen.hdf5", 2, 1, None),
+    ],
+)
+def test_a_name_scores_only_data_of_the_sizes_of_its_environment(
+    tmp_path: Path, name: str, obs: int, action: int, reference: float | None
+) -> None:
+    info = load(save(tmp_path, sized(obs, action), name)).info
+    assert info.ref_max == reference
+    assert score_column(info) == ("score (D4RL)" if reference is not None else f"return of {info.name}")
+
+
 def test_files_made_locally_do_not_stand_with_d4rl(tmp_path: Path) -> None:
-    columns = [score_column(load(save(tmp_path, raw(), name)).info) for name in ("hopper_a-v2.hdf5", "hopper_a-local.hdf5")]
-    marked = raw(jaxpgd_local=np.array(True))
+    names = ("hopper_medium-v2.hdf5", "hopper_medium-local.hdf5")
+    columns = [score_column(load(save(tmp_path, sized(11, 3), name)).info) for name in names]
+    marked = sized(11, 3, jaxpgd_local=np.array(True))
     assert columns == ["score (D4RL)", "score (local, D4RL references)"]
-    assert score_column(load(save(tmp_path, marked, "hopper_b.npz")).info) == "score (local, D4RL references)"
+    assert score_column(load(save(tmp_path, marked, "hopper_medium-v1.npz")).info) == "score (local, D4RL references)"
