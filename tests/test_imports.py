@@ -35,7 +35,7 @@ ALLOWED = {
     "pipeline": {*BASE, "files", "packing", "networks", "diffusion", "dynamics", "agents", "envs", "data", "synthesis",
                  "training", "evaluation", "settings", "ranges", "config", "parallel", "precision", "sweep"},
     "studies": {*BASE, "files", "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings",
-                "ranges", "config", "precision", "sweep"},
+                "ranges", "config", "parallel", "precision", "sweep"},
     "cli": {"overrides", "config", "settings", "errors", "data", "pipeline", "studies", "parallel", "compilation"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
