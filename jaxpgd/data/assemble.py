@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpgd.data.checks import check_actions, check_bounds, check_finite, check_shapes
+from jaxpgd.data.checks import check_actions, check_bounds, check_finite, check_shapes, flags
 from jaxpgd.data.dataset import Dataset, DatasetInfo, from_env_action
 
 
@@ -22,7 +22,8 @@ def assemble(
 
     obs, next_obs [M, O]; action [M, A] in `info`'s bounds (at most 0.1 % of their range outside, which is clipped); reward,
     terminal, timeout [M]; offsets [E + 1]. A terminal in the middle of an episode ends it there. A step that is both counts as
-    a terminal. Raises InputError for empty or disagreeing arrays, NaN and infinities, and actions outside the bounds.
+    a terminal. Raises InputError for empty or disagreeing arrays, NaN and infinities, flags other than 0 and 1, and
+    actions outside the bounds.
     """
     arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
     check_shapes(info.name, arrays)
@@ -32,7 +33,7 @@ def assemble(
     check_finite(info.name, {**numbers, "action": np.asarray(action)})
     scaled = from_env_action(info, np.asarray(action, np.float64))
     check_actions(info.name, scaled)
-    terminal = np.asarray(terminal, bool)
+    terminal, timeout = flags(info.name, "terminal", terminal), flags(info.name, "timeout", timeout)
     fields: dict[str, Any] = {
         **numbers,
         "action": np.clip(scaled, -1.0, 1.0).astype(np.float32),
@@ -40,7 +41,7 @@ def assemble(
     }
     return Dataset(
         **fields,
-        timeout=np.asarray(timeout, bool) & ~terminal,
+        timeout=timeout & ~terminal,
         offsets=_split_at_terminals(np.asarray(offsets, np.int64), terminal),
         info=info,
     )

@@ -50,6 +50,19 @@ def check_finite(name: str, arrays: Mapping[str, np.ndarray]) -> None:
             )
 
 
+def flags(name: str, field: str, array: np.ndarray) -> np.ndarray:
+    """Flags, 0 or 1 of any type, as booleans. Raises InputError naming the number of other entries and the first."""
+    array = np.asarray(array)
+    bad = np.asarray((array != 0) & (array != 1))
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"{field} of {name} = {array[first]} at index {first}: expected 0 or 1; {int(bad.sum())} of {bad.size} entries are "
+            "neither. A flag says that an episode ended with that step."
+        )
+    return array.astype(bool)
+
+
 def check_bounds(name: str, low: np.ndarray, high: np.ndarray, action_dim: int) -> None:
     """Check that action bounds are finite, ordered and [A]. Raises InputError."""
     check(low.shape == high.shape == (action_dim,), f"action bounds of {name}", low.shape, f"one per action, ({action_dim},)")

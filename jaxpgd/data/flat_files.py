@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxpgd.data.assemble import assemble
-from jaxpgd.data.checks import check_keys, check_shapes
+from jaxpgd.data.checks import check_keys, check_shapes, flags
 from jaxpgd.data.d4rl import registration
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.scores import D4RL, LOCAL_KEY, is_local_name
@@ -43,8 +43,8 @@ def load_flat(path: str | Path) -> Dataset:
     raw = _read(path)
     check_keys(name, raw, KEYS)
     obs, action = _matrix(raw["observations"]), _matrix(raw["actions"])
-    reward, terminal = _vector(raw["rewards"]), _vector(raw["terminals"]).astype(bool)
-    timeout = _vector(raw["timeouts"]).astype(bool) & ~terminal
+    reward, terminal = _vector(raw["rewards"]), flags(name, "terminals", _vector(raw["terminals"]))
+    timeout = flags(name, "timeouts", _vector(raw["timeouts"])) & ~terminal
     known = "next_observations" in raw
     next_obs = _matrix(raw["next_observations"]) if known else obs
     arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}

@@ -13,7 +13,7 @@ import numpy as np
 from minari.storage import get_dataset_path
 
 from jaxpgd.data.assemble import assemble
-from jaxpgd.data.checks import check_finite
+from jaxpgd.data.checks import check_finite, flags
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.env_specs import spec_from_json
 from jaxpgd.data.nested import leaves, obs_order
@@ -156,7 +156,8 @@ def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[
         check(len(obs) == len(action) + 1, field, len(obs), f"{len(action) + 1}, one more than its actions")
         check_finite(f"{info.name}, episode {index}", {"obs": obs[-1:]})
     lengths = np.array([len(a) for a in actions])
-    terminal = np.concatenate([np.asarray(e["terminations"], bool) for e in episodes])
+    terminal = flags(info.name, "terminations", np.concatenate([np.asarray(e["terminations"]) for e in episodes]))
+    flags(info.name, "truncations", np.concatenate([np.asarray(e["truncations"]) for e in episodes]))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ends = offsets[1:][lengths > 0] - 1
     timeout = np.isin(np.arange(len(terminal)), ends)  # a truncation flag inside an episode cuts nothing

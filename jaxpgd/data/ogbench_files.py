@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from jaxpgd.data.assemble import assemble
+from jaxpgd.data.checks import flags
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.ogbench_store import PREFIX, find_file, import_ogbench, parse_name
 from jaxpgd.data.scores import OGBENCH
@@ -75,7 +76,7 @@ def _read(name: str, path: Path) -> Arrays:
 
 def _transitions(name: str, raw: Arrays) -> tuple[Arrays, np.ndarray, np.ndarray]:
     """The M rows that start a transition, the observations [M, O] that they lead to, and whether recording ends there [M]."""
-    last = raw["terminals"].astype(bool)
+    last = flags(name, "terminals", raw["terminals"])
     last[-1:] = True
     start = np.flatnonzero(~last)
     check(len(start) > 0, "data.name", name, "a dataset with at least one transition", "It has none.")

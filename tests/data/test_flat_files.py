@@ -84,6 +84,19 @@ def test_bad_values_are_named(tmp_path: Path) -> None:
         load(save(tmp_path, {k: v[:0] for k, v in raw().items()}, "d.npz"))
 
 
+@pytest.mark.parametrize("key", ["terminals", "timeouts"])
+def test_flags_are_0_or_1_of_any_type(tmp_path: Path, key: str) -> None:
+    for dtype in (bool, np.int8, np.uint8, np.int64, np.float16, np.float64):
+        path = save(tmp_path, raw(**{key: np.array([0, 0, 0, 0, 1, 0]).astype(dtype)}), f"{np.dtype(dtype)}.npz")
+        assert load(path).offsets.tolist() == ([0, 5] if key == "terminals" else [0, 3, 4])
+    for bad in (np.nan, np.inf, -np.inf, 0.01, -1.0, 2.0, 1e-30):
+        flags = np.array([0, 0, 0, bad, 1, 0])
+        with pytest.raises(InputError, match=rf"{key} of .* = {bad:g}.* at index \(3,\): expected 0 or 1; 1 of 6 entries"):
+            load(save(tmp_path, raw(**{key: flags}), "bad.npz"))
+    with pytest.raises(InputError, match=rf"{key} of .*3 of 6 entries"):
+        load(save(tmp_path, raw(**{key: np.array([2, 255, 7, 0, 0, 1], np.uint8)}), "bad.npz"))
+
+
 def test_unreadable_files_and_names(tmp_path: Path) -> None:
     for name in ("bad.npz", "bad.hdf5"):
         (tmp_path / name).write_bytes(b"not a data file")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_nan_in_the_last_observation_is_found() -> None:
     create("test/nan-v0", unbounded(1), [obs], [False])
     with pytest.raises(InputError, match="episode 0"):
         load("test/nan-v0")
+
+
+@pytest.mark.parametrize("key", ["terminations", "truncations"])
+def test_flags_that_are_none_are_refused(root: Path, key: str) -> None:
+    create("test/flags-v0", unbounded(1), [np.zeros((3, 1))], [True])
+    with h5py.File(root / "test" / "flags-v0" / "data" / "main_data.hdf5", "a") as file:
+        del file[f"episode_0/{key}"]
+        file[f"episode_0/{key}"] = np.array([0.0, np.nan])
+    with pytest.raises(InputError, match=rf"{key} of test/flags-v0 = nan at index \(1,\): expected 0 or 1; 1 of 2 entries"):
+        load("test/flags-v0")
 
 
 def test_unknown_names_list_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,7 @@ def test_names_that_cannot_be_loaded(folder: Path, name: str, message: str) -> N
         ({"qpos": None}, "under qpos and button_states; the file has"),
         ({"terminals": None}, "with terminals"),
         ({"terminals": np.ones(10, bool)}, "at least one transition"),
+        ({"terminals": np.array([0, 0, 0, 0, 0, 1, 0, 0, 0.5, 1])}, r"terminals of .* = 0.5 at index \(8,\): expected 0 or 1"),
         ({"actions": np.zeros((9, 2))}, "9 rows"),
         ({"observations": np.zeros((10, 3))}, r"observations of .* = \(3,\): expected \(2,\)"),
         ({"observations": np.array([None] * 10, object)}, "expected numbers"),  # pickled objects are not loaded
