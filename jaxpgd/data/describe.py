@@ -36,6 +36,7 @@ def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: A
         "lengths": _spread(lengths),
         "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
         "ranges": _ranges(dataset),
+        "constant_reward": _constant(np.asarray(dataset.reward)),
         "windows": _windows(dataset, window, stride, **selection),
         "action_low": list(info.action_low),
         "action_high": list(info.action_high),
@@ -56,6 +57,10 @@ def _ranges(dataset: Dataset) -> dict[str, dict[str, float]]:
     parts = {f"obs.{key}": obs[:, end - size : end] for key, size, end in named}
     entries = {**(parts or {"obs": obs}), "action": np.asarray(dataset.action), "reward": np.asarray(dataset.reward)}
     return {key: _spread(values) for key, values in entries.items()}
+
+
+def _constant(values: np.ndarray) -> float | None:
+    return float(values[0]) if bool((values == values[0]).all()) else None
 
 
 def _windows(dataset: Dataset, window: int, stride: int, **selection: Any) -> dict[str, Any]:
@@ -82,6 +87,7 @@ def format_description(description: dict[str, Any]) -> str:
         ("length", _line(d["lengths"])),
         ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
         *((key, _line(values)) for key, values in d["ranges"].items()),
+        *_constant_reward(d["constant_reward"]),
         ("action bounds", f"{_numbers(d['action_low'])} to {_numbers(d['action_high'])}, rescaled to -1 .. 1"),
         ("windows", f"{windows['count']:,} of {windows['length']} steps at stride {windows['stride']}, "
                     f"{windows['ending_in_terminal']:,} of them ending in a terminal"),
@@ -90,6 +96,11 @@ def format_description(description: dict[str, Any]) -> str:
         rows.append(("", windows["note"]))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}".rstrip() for key, value in rows)
+
+
+def _constant_reward(value: float | None) -> list[tuple[str, str]]:
+    text = f"rewards are constant: every one is {value or 0:g}, so that no action earns more than another by its reward"
+    return [] if value is None else [("", text)]
 
 
 def _line(spread: dict[str, float]) -> str:

@@ -33,6 +33,7 @@ from jaxpgd.weights import effective_sample_size
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most
 _CLIPPED = 0.999  # actions at which tokens are clipped
+_NO_WIDTH = 1e-6  # values within so little are all the same
 _PROFILE = ("profile_sigma", "guidance_norm", "score_norm")  # how strong guidance was, by noise level
 
 
@@ -211,12 +212,13 @@ def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
     """How far [] a mean value is outside what the rewards [M] of the data allow, in widths of that range; 0: inside.
 
     Rewards of at most r for ever are worth r / (1 - gamma); episodes that end are worth less, down or up to 0. Without
-    discounting (gamma 1) anything is allowed.
+    discounting (gamma 1) anything is allowed. Rewards that are all 0 span nothing to measure by: 0, since a sound critic is
+    then as far from 0 as its initial weights leave it. A constant reward spans what lies between 0 and r / (1 - gamma).
     """
     horizon = 1.0 / jnp.maximum(1.0 - gamma, 1e-9)
     low, high = horizon * jnp.minimum(real.reward.min(), 0.0), horizon * jnp.maximum(real.reward.max(), 0.0)
     excess = jnp.maximum(jnp.maximum(value - high, low - value), 0.0) / jnp.maximum(high - low, 1e-9)
-    return jnp.where(jnp.asarray(gamma) < 1.0, excess, 0.0)
+    return jnp.where((jnp.asarray(gamma) < 1.0) & (high - low > _NO_WIDTH), excess, 0.0)
 
 
 def learn(

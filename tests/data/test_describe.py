@@ -1,4 +1,7 @@
+import dataclasses
 import json
+
+import numpy as np
 
 from jaxpgd.data import load
 from jaxpgd.data.describe import describe, format_description
@@ -20,3 +23,13 @@ def test_counts_of_point2d() -> None:
 def test_a_window_that_does_not_fit_is_reported() -> None:
     d = describe(load("point2d", episodes=2), window=17)
     assert d["windows"]["count"] == 0 and "at most 16" in format_description(d)
+
+
+def test_constant_rewards_are_named() -> None:
+    dataset = load("point2d", episodes=2)
+    assert describe(dataset)["constant_reward"] is None and "constant" not in format_description(describe(dataset))
+    for value in (0.0, -1.0):
+        d = describe(dataclasses.replace(dataset, reward=np.full(32, value, np.float32)))
+        assert d["constant_reward"] == value
+        assert f"rewards are constant: every one is {value:g}," in format_description(d)
+        json.dumps(d)

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
-from training.counting import COUNTING, REAL, Stamp
+from training.counting import COUNTING, REAL, Gain, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
 from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, _account, agent_program, make_schedule, train_agent
+from jaxpgd.training.agent import Experience, _account, agent_program, make_schedule, train_agent, value_excess
 from jaxpgd.training.program import fit
 from jaxpgd.types import Trajectory, Transition
 
@@ -167,3 +167,22 @@ def test_data_on_the_host_trains_without_being_compiled_outside() -> None:
     expected, _ = train_agent(jax.random.key(0), Experience(REAL), agent=COUNTING, config=config)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert all(len(value) == 1 for value in metrics.values())
+
+
+def test_rewards_that_span_nothing_flag_no_critic() -> None:
+    data = lambda reward: dataclasses.replace(REAL, reward=jnp.full_like(REAL.reward, reward))
+    for value in (0.004, 0.05, -0.05, 30.0):
+        assert float(value_excess(data(0.0), 0.99, jnp.asarray(value))) == 0.0
+    # a constant reward is worth from 0 (an episode that ends at once) to 10 times itself
+    for reward, value, excess in ((2.0, 20.0, 0.0), (2.0, 40.0, 1.0), (2.0, -5.0, 0.25), (-2.0, -60.0, 2.0), (-2.0, 10.0, 0.5)):
+        assert float(value_excess(data(reward), 0.9, jnp.asarray(value))) == pytest.approx(excess, abs=1e-5)
+
+
+def test_a_critic_of_rewards_of_0_is_not_called_diverging() -> None:
+    agent = td3_bc(action_dim=1, hidden=(8,))
+    real = dataclasses.replace(REAL, reward=jnp.zeros_like(REAL.reward))
+    _, metrics = jax.jit(
+        lambda key: train_agent(key, Experience(real), agent=agent, config=AgentConfig(updates=4, updates_per_chunk=2))
+    )(jax.random.key(0))
+    assert float(jnp.abs(metrics["target_mean"]).max()) > 0.0
+    np.testing.assert_array_equal(metrics["value_excess"], 0.0)
