@@ -187,11 +187,12 @@ def _read_study(folder: Path) -> None:
 def _arrays(steps: int = 40) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     ends = np.arange(steps) % 10 == 9
+    obs = rng.normal(size=(steps, 3)).astype(np.float32)
     return {
-        "observations": rng.normal(size=(steps, 3)).astype(np.float32), "rewards": rng.normal(size=steps).astype(np.float32),
+        "observations": obs, "rewards": rng.normal(size=steps).astype(np.float32),
         "actions": np.tanh(rng.normal(size=(steps, 2))).astype(np.float32), "timeouts": ends,
         "terminals": np.zeros(steps, bool),
-        "next_observations": rng.normal(size=(steps, 3)).astype(np.float32),
+        "next_observations": np.roll(obs, -1, axis=0),
     }  # fmt: skip
 
 

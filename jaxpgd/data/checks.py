@@ -1,6 +1,6 @@
 """What every dataset must satisfy before it is used; each failure names the field, the value and the remedy."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,14 +8,30 @@ from jaxpgd.errors import InputError, check
 
 # Simulators and float32 storage leave actions this share of their range outside the bounds; they are clipped, not refused.
 ACTION_TOLERANCE = 1e-3
+_KEYS_SHOWN = 20  # of a file, in messages
 
 
-def check_keys(name: str, present: Iterable[str], needed: Iterable[str]) -> None:
-    """Raise InputError naming the first key of `needed` that is missing from the dataset `name`."""
-    present = sorted(present)
+def check_keys(name: str, stored: Iterable[str], needed: Sequence[str], remedies: Mapping[str, str]) -> None:
+    """Raise InputError naming the first key of `needed` that is not `stored`, all that are, and the remedy."""
+    stored = sorted(stored)
     for key in needed:
-        if key not in present:
-            raise InputError(f"data.name = {name!r}: key {key!r} is missing: expected D4RL layout. The file has {present}.")
+        if key not in stored:
+            more = len(stored) - _KEYS_SHOWN
+            shown = stored[:_KEYS_SHOWN] + ([f"and {more:,} more"] if more > 0 else [])
+            layout = f"D4RL's layout, with {', '.join(needed)}, but {key!r} is missing"
+            check(False, f"keys of {name}", shown, layout, remedies.get(key, "Store the arrays under these names."))
+
+
+def check_order(name: str, elsewhere: int, steps: int) -> None:
+    """Raise InputError where most of so many steps lead `elsewhere` than to the next row: nothing follows anything there."""
+    check(
+        2 * elsewhere <= steps,
+        f"next_observations of {name}",
+        f"{elsewhere:,} of {steps:,} steps lead elsewhere than to the next row",
+        "rows in the order in which they were collected",
+        "Windows are made of rows that follow each other: store rows unshuffled, with timeouts 1 at the last row of each "
+        "episode that no terminal ends.",
+    )
 
 
 def check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -27,6 +27,7 @@ class DatasetInfo:
     ref_max: float | None = None  # return that scores 100
     ref_source: str | None = None  # what scores are measured by: a name of `data.scores`, such as "D4RL table"
     eval_env_spec: str | None = None  # EnvSpec that the reference returns belong to, where it is not `env_spec`
+    cut: int = 0  # episodes that end where rows do not follow each other, without a flag that says so
     local: bool = False  # made locally, not published: its scores stand with no other family's
 
 

@@ -34,6 +34,7 @@ def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: A
         "score_label": label,
         "score_column": score_column(info),
         "lengths": _spread(lengths),
+        "cut": info.cut,
         "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
         "ranges": _ranges(dataset),
         "constant_reward": _constant(np.asarray(dataset.reward)),
@@ -86,6 +87,7 @@ def format_description(description: dict[str, Any]) -> str:
         ("column", d["score_column"]),
         ("length", _line(d["lengths"])),
         ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
+        *_cut(d["cut"]),
         *((key, _line(values)) for key, values in d["ranges"].items()),
         *_constant_reward(d["constant_reward"]),
         ("action bounds", f"{_numbers(d['action_low'])} to {_numbers(d['action_high'])}, rescaled to -1 .. 1"),
@@ -96,6 +98,10 @@ def format_description(description: dict[str, Any]) -> str:
         rows.append(("", windows["note"]))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}".rstrip() for key, value in rows)
+
+
+def _cut(count: int) -> list[tuple[str, str]]:
+    return [("", f"{count:,} of the timeouts are cuts where next_observations does not lead to the next row")] if count else []
 
 
 def _constant_reward(value: float | None) -> list[tuple[str, str]]:

@@ -1,13 +1,15 @@
 """Flat files in D4RL layout: HDF5 (version 2) and .npz with the same keys."""
 
 import dataclasses
+import functools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from jaxpgd.data.assemble import assemble
-from jaxpgd.data.checks import check_keys, check_shapes, flags
+from jaxpgd.data.checks import check_keys, check_order, check_shapes, flags
 from jaxpgd.data.d4rl import registration
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.scores import D4RL, LOCAL_KEY, is_local_name
@@ -15,6 +17,13 @@ from jaxpgd.data.untrusted import open_hdf5, read_npz
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 OPTIONAL_KEYS = ("next_observations", "action_low", "action_high", LOCAL_KEY)
+
+_REMEDIES = {
+    "timeouts": "timeouts is 1 at the last row of every episode that no terminal ends, and 0 elsewhere. With next_observations "
+    "it may be missing: episodes then end where those do not lead to the next row."
+}
+# A row is the one that a step leads to within this share of each entry's deviation, and within the rounding of its storage.
+_SAME, _ROUNDING = 1e-3, 1e-6
 
 # Gymnasium successors with the observations and actions of the D4RL environments: name, (O, A) -> id
 _SUCCESSORS = {
@@ -28,44 +37,79 @@ def load_flat(path: str | Path) -> Dataset:
     """Read `path` (.hdf5, .h5 or .npz): observations [M, O], actions [M, A], rewards, terminals, timeouts [M].
 
     - Episodes end where `terminals` or `timeouts` is set; steps after the last end form an episode that ends in a timeout.
-    - `next_observations` [M, O] is used where present. Otherwise the next observation is that of the next step; the last step
-      of an episode without a terminal is dropped, because its next observation is unknown (the step before it becomes the
-      timeout), and a terminal step repeats its own observation, which nothing bootstraps from.
+    - `next_observations` [M, O] is used where present. An episode is then cut, as by a timeout, after each step that leads
+      elsewhere than to the next row, which is said and counted (`info.cut`); `timeouts` may be missing. Otherwise the next
+      observation is that of the next step; the last step of an episode without a terminal is dropped, because its next
+      observation is unknown (the step before it becomes the timeout), and a terminal step repeats its own observation, which
+      nothing bootstraps from.
     - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
     - The environment follows from the file's name and the sizes of observations and actions, which have to fit it: D4RL's
       reference scores where the name is one of D4RL's (`d4rl.registration`), and, for Hopper, HalfCheetah and Walker2d, their
       Gymnasium successor. A name that ends in "-local" and the optional key `jaxpgd_local` mark data made locally.
 
-    Raises InputError for unreadable files, missing keys, and whatever `assemble` refuses.
+    Raises InputError for unreadable files, missing keys, shuffled rows, and whatever `assemble` refuses.
     """
     path = Path(path)
     name = str(path)
-    raw = _read(path)
-    check_keys(name, raw, KEYS)
-    obs, action = _matrix(raw["observations"]), _matrix(raw["actions"])
-    reward, terminal = _vector(raw["rewards"]), flags(name, "terminals", _vector(raw["terminals"]))
-    timeout = flags(name, "timeouts", _vector(raw["timeouts"])) & ~terminal
-    known = "next_observations" in raw
-    next_obs = _matrix(raw["next_observations"]) if known else obs
-    arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
+    raw, stored = _read(path)
+    known = "next_observations" in stored
+    check_keys(name, stored, KEYS[:-1] if known else KEYS, _REMEDIES)
+    arrays = _arrays(name, raw)
     check_shapes(name, arrays)
+    info = _info(path, raw, arrays["obs"].shape[1], arrays["action"].shape[1])
+    terminal, timeout = arrays["terminal"], arrays["timeout"]
+    if known:
+        cut = _leads_elsewhere(arrays["obs"], arrays["next_obs"], terminal | timeout)
+        check_order(name, int(cut.sum()), int((~(terminal | timeout))[:-1].sum()))
+        timeout |= cut
+        info = dataclasses.replace(info, cut=int(cut.sum()))
+        _say_cut(name, info.cut)
     timeout[-1] |= not terminal[-1]
-    info = _info(path, raw, obs.shape[1], action.shape[1])
     if not known:
-        arrays["next_obs"] = _shifted(obs, terminal)
-        arrays = _drop_timeout_steps({**arrays, "timeout": timeout})
-    else:
-        arrays["timeout"] = timeout
+        arrays["next_obs"] = _shifted(arrays["obs"], terminal)
+        arrays = _drop_timeout_steps(arrays)
     ends = np.flatnonzero(arrays["terminal"] | arrays["timeout"]) + 1
     return assemble(info, **arrays, offsets=np.concatenate([[0], ends]))
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that are used, and the names of all that there are."""
     wanted = KEYS + OPTIONAL_KEYS
     if path.suffix == ".npz":
-        return read_npz(path, wanted)[0]
+        return read_npz(path, wanted)
     with open_hdf5(path, "data.name", str(path)) as file:
-        return {key: array for key in wanted if (array := file.array(key)) is not None}
+        found = {key: array for key in wanted if (array := file.array(key)) is not None}
+        return found, sorted({*found, *(key for key in file.keys() if key not in wanted)})
+
+
+def _arrays(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `assemble` takes; where there are no next observations, the observations themselves."""
+    obs, terminal = _matrix(raw["observations"]), flags(name, "terminals", _vector(raw["terminals"]))
+    given = flags(name, "timeouts", _vector(raw["timeouts"])) if "timeouts" in raw else np.zeros_like(terminal)
+    next_obs = _matrix(raw["next_observations"]) if "next_observations" in raw else obs
+    return {
+        "obs": obs, "action": _matrix(raw["actions"]), "reward": _vector(raw["rewards"]), "next_obs": next_obs,
+        "terminal": terminal, "timeout": given & ~terminal,
+    }  # fmt: skip
+
+
+def _leads_elsewhere(obs: np.ndarray, next_obs: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Steps [M] that no flag ends and whose next observation is not the row that follows."""
+    found = np.zeros(len(obs), bool)
+    rounding = max([_ROUNDING, *(float(np.finfo(x.dtype).eps) for x in (obs, next_obs) if x.dtype.kind == "f")])
+    for column in range(obs.shape[1]):  # one by one: whole copies in double precision would be large
+        here, there = np.asarray(obs[1:, column], np.float64), np.asarray(next_obs[:-1, column], np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later, by name
+            found[:-1] |= np.abs(there - here) > _SAME * np.std(here) + rounding * np.abs(here)
+    return found & ~ends
+
+
+@functools.cache
+def _say_cut(name: str, count: int) -> None:
+    """Once in a process."""
+    if count:
+        print(f"warning: {name}: {count:,} episodes are cut where next_observations does not lead to the next row, though "
+              "neither terminals nor timeouts end them there", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

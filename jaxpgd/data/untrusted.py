@@ -109,6 +109,10 @@ class Hdf5:
     def __init__(self, file: h5py.File, name: str) -> None:
         self.file, self._budget, self._visited = file, Budget(name), 0
 
+    def keys(self) -> list[str]:
+        """The names of the arrays and groups of the outermost level."""
+        return sorted(self.file)
+
     def array(self, path: str) -> np.ndarray | None:
         """The array at a path; None where there is none, or a group."""
         node = self._node(path)

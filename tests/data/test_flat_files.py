@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from jaxpgd.data import load
+from jaxpgd.data.describe import describe, format_description
 from jaxpgd.data.scores import score_column
+from jaxpgd.data.windows import window_starts
 from jaxpgd.errors import InputError
 
 
@@ -34,7 +36,9 @@ def save(tmp_path: Path, data: dict[str, np.ndarray], name: str = "data.npz") ->
 
 @pytest.mark.parametrize("name", ["data.npz", "data.hdf5", "data.h5"])
 def test_next_observations_are_kept_and_the_unfinished_end_is_a_timeout(tmp_path: Path, name: str) -> None:
-    data = raw(next_observations=np.arange(12, dtype=np.float32).reshape(6, 2) + 100)
+    after = np.arange(2, 14, dtype=np.float32).reshape(6, 2)
+    after[[2, 4, 5]] = 100.0  # where episodes end
+    data = raw(next_observations=after)
     dataset = load(save(tmp_path, data, name))
     assert dataset.offsets.tolist() == [0, 3, 5, 6]
     assert dataset.discount.tolist() == [1, 1, 0, 1, 1, 1]
@@ -43,6 +47,75 @@ def test_next_observations_are_kept_and_the_unfinished_end_is_a_timeout(tmp_path
     np.testing.assert_allclose(dataset.returns(), [3, 7, 5])
     assert dataset.info.source == ("npz" if name.endswith("npz") else "d4rl")
     assert dataset.obs.dtype == dataset.action.dtype == np.float32
+
+
+def walks(lengths: tuple[int, ...], dim: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Random walks that begin anew after so many steps, stored with next observations and flags of 0; where they end."""
+    rng, steps = np.random.default_rng(0), sum(lengths)
+    path = [np.cumsum(rng.normal(size=(n + 1, dim)), axis=0).astype(np.float32) for n in lengths]
+    data = {
+        "observations": np.concatenate([p[:-1] for p in path]),
+        "next_observations": np.concatenate([p[1:] for p in path]),
+        "actions": rng.uniform(-1, 1, (steps, 1)),
+        "rewards": rng.normal(size=steps),
+        "terminals": np.zeros(steps, bool),
+        "timeouts": np.zeros(steps, bool),
+    }
+    return data, np.cumsum(lengths)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_episodes_are_cut_where_rows_do_not_follow(tmp_path: Path, missing: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    data, ends = walks((40, 40, 7, 1, 40, 40, 32))
+    data["terminals"][ends[0] - 1] = True  # the one end that a flag tells
+    if missing:
+        del data["timeouts"]
+    name = save(tmp_path, data)
+    dataset = load(name)
+    assert dataset.offsets.tolist() == [0, *ends]
+    assert np.flatnonzero(dataset.timeout).tolist() == [e - 1 for e in ends[1:]]
+    assert np.flatnonzero(dataset.discount == 0).tolist() == [39]
+    starts = window_starts(dataset, 16, allow_timeout_end=True)
+    np.testing.assert_array_equal(  # no window crosses an end
+        np.stack([dataset.obs[starts + i + 1] for i in range(15)]), np.stack([dataset.next_obs[starts + i] for i in range(15)])
+    )
+    load(name)
+    said = capsys.readouterr().err
+    assert said.count("5 episodes are cut") == 1 and dataset.info.cut == 5  # the last one's end is the file's
+    assert "5 of the timeouts are cuts where next_observations" in format_description(describe(dataset))
+
+
+def test_sound_rows_are_not_cut_whatever_precision_they_are_stored_in(tmp_path: Path) -> None:
+    data, ends = walks((50, 60))
+    data["timeouts"][ends - 1] = True
+    for dtype in (np.float16, np.float32, np.float64):
+        rounded = {**data, "next_observations": data["next_observations"].astype(dtype)}
+        dataset = load(save(tmp_path, rounded, f"{np.dtype(dtype)}.npz"))
+        assert dataset.offsets.tolist() == [0, *ends] and dataset.info.cut == 0
+        assert "cuts" not in format_description(describe(dataset))
+
+
+def test_shuffled_rows_are_refused(tmp_path: Path) -> None:
+    data, _ = walks((100, 100))
+    order = 77 * np.arange(200) % 200  # each row once, none after the one before it
+    shuffled = {key: value[order] for key, value in data.items()}
+    with pytest.raises(InputError, match=r"next_observations of .* = '199 of 199 steps lead elsewhere .*unshuffled"):
+        load(save(tmp_path, shuffled))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_files_with_other_keys_are_told_what_they_have(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(save(tmp_path, {"obs": np.zeros(3), "acts": np.zeros(3)}, f"other{suffix}"))
+    assert "= ['acts', 'obs']: expected D4RL's layout, with observations, actions" in str(refused.value)
+    assert "'observations' is missing" in str(refused.value) and "\n" not in str(refused.value)
+    old = {k: v for k, v in raw().items() if k != "timeouts"} | {"infos": np.zeros(6)}
+    with pytest.raises(InputError) as refused:
+        load(save(tmp_path, old, f"old{suffix}"))
+    assert "= ['actions', 'infos', 'observations', 'rewards', 'terminals']" in str(refused.value)
+    assert "timeouts is 1 at the last row of every episode" in str(refused.value)
+    with pytest.raises(InputError, match=r"'k18', 'k19', 'and 10 more'\]"):
+        load(save(tmp_path, {f"k{i:02}": np.zeros(1) for i in range(30)}, f"many{suffix}"))
 
 
 def test_without_next_observations_steps_shift_within_episodes(tmp_path: Path) -> None:
