@@ -1,13 +1,18 @@
 """One entry for every kind of dataset."""
 
+import re
 from pathlib import Path
 
+from minari.storage import get_dataset_path
+
+from jaxpgd.data.d4rl import registration
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.flat_files import load_flat
 from jaxpgd.data.minari_files import load_minari
 from jaxpgd.data.ogbench_files import load_ogbench
 from jaxpgd.data.ogbench_store import is_ogbench
 from jaxpgd.data.point2d import point2d_dataset
+from jaxpgd.data.scores import is_local_name
 from jaxpgd.data.untrusted import reading
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
@@ -40,6 +45,7 @@ def _load_file(name: str) -> Dataset:
         return load_flat(path)
     if path.is_file():
         raise InputError(f"data.name = {name!r}: expected a file ending in {', '.join(_FLAT)}. Rename or convert it.")
+    _refuse_d4rl_names(name)
     version = name.rpartition("-v")[2]
     check(
         "/" in name or ("-v" in name and version.isdigit()),
@@ -49,3 +55,17 @@ def _load_file(name: str) -> Dataset:
         '"ogbench/cube-single-play-singletask-v0", or "point2d"',
     )
     return load_minari(name)
+
+
+def _refuse_d4rl_names(name: str) -> None:
+    """Raise InputError for a dataset of D4RL without its file: Minari has none of that name, and would ask the network."""
+    bare = Path(name).name if name.startswith(("/", ".", "~")) else re.sub("^d4rl[/:]", "", name, flags=re.IGNORECASE)
+    known = None if is_local_name(bare) else registration(bare)
+    check(
+        known is None or (get_dataset_path(name) / "data").exists(),
+        "data.name",
+        name,
+        f'the path of a D4RL file, such as "{"" if known is None else known.file}.hdf5"',
+        "D4RL's datasets are not downloaded by name. Minari's, of the tasks' successors, have ids such as "
+        "mujoco/hopper/medium-v0.",
+    )

@@ -1,6 +1,7 @@
 """Minari datasets: found locally or downloaded, and read episode by episode straight from their HDF5 file."""
 
 import difflib
+import importlib.util
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -56,15 +57,28 @@ def _open(name: str) -> minari.MinariDataset:
     check(".." not in Path(name).parts, "data.name", name, "a Minari id, without ..")
     if not data.exists():
         _download(name)
-    _check_metadata(name, data)
-    remedy = "Delete that folder to download it again."
-    with reading("data.name", name, f"a readable Minari dataset at {data}", remedy):
+    metadata = _checked_metadata(name, data)
+    with reading("data.name", name, f"a readable Minari dataset at {data}", _remedy(name, metadata)):
         return minari.load_dataset(name)
 
 
-def _check_metadata(name: str, data: Path) -> None:
+def _remedy(name: str, metadata: Mapping[str, Any]) -> str:
+    """What helps where files cannot be read. To download them again only where a download may have damaged them."""
+    version = metadata.get("minari_version")
+    if metadata and version not in minari.supported_dataset_versions:
+        return f"Read it with another version of minari: it was written by {version}."
+    if metadata.get("data_format", "hdf5") != "hdf5" and importlib.util.find_spec("pyarrow") is None:
+        return ""  # Minari says what to install
+    return (
+        ""
+        if is_local_name(name) or metadata.get(LOCAL_KEY)
+        else "If it was downloaded, delete that folder and it will be again."
+    )
+
+
+def _checked_metadata(name: str, data: Path) -> dict[str, Any]:
     """Refuse what Minari would act upon without a look: code named by a spec that it has to build, a number of episodes."""
-    metadata = read_json(data / "metadata.json", "data.name", name)
+    metadata = read_json(data / "metadata.json", "data.name", name, _remedy(name, {}))
     field = f"metadata of {name}"
     formats = ("hdf5", "arrow", "parquet")
     check(metadata.get("data_format", "hdf5") in formats, field, metadata.get("data_format"), f"one of {', '.join(formats)}")
@@ -76,6 +90,7 @@ def _check_metadata(name: str, data: Path) -> None:
         count = metadata.get(key)
         fine = isinstance(count, int | float) and not isinstance(count, bool) and 0 <= count <= _MOST_EPISODES
         check(fine, f"{key} of {name}", count, f"a number up to {_MOST_EPISODES:,}")
+    return metadata
 
 
 def _download(name: str) -> None:
@@ -104,14 +119,14 @@ def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, An
     path = Path(dataset.storage.data_path) / "main_data.hdf5"
     if not path.exists():
         budget = Budget(name)
-        with reading("data.name", name, "complete Minari files"):
+        with reading("data.name", name, "complete Minari files", _remedy(name, dataset.storage.metadata)):
             for episode in dataset.iterate_episodes():
                 found = {field: getattr(episode, field) for field in _FIELDS}
                 for field, value in leaves(found).items():
                     budget.take(field, np.shape(value), np.asarray(value).dtype)
                 yield found
         return
-    with open_hdf5(path, "data.name", name) as file:
+    with open_hdf5(path, "data.name", name, _remedy(name, dataset.storage.metadata)) as file:
         for index in dataset.episode_indices:
             yield {field: file.tree(f"episode_{index}/{field}") for field in _FIELDS}
 

@@ -154,15 +154,15 @@ class Hdf5:
 
 
 @contextmanager
-def open_hdf5(path: Path, field: str, name: str) -> Iterator[Hdf5]:
+def open_hdf5(path: Path, field: str, name: str, remedy: str = "") -> Iterator[Hdf5]:
     """An HDF5 file for reading. Raises InputError, `field` = `name`, for whatever goes wrong in the context."""
-    with reading(field, name, f"a readable HDF5 file {path}"), h5py.File(path, "r") as file:
+    with reading(field, name, f"a readable HDF5 file {path}", remedy), h5py.File(path, "r") as file:
         yield Hdf5(file, name)
 
 
-def read_json(path: Path, field: str, name: str) -> dict[str, Any]:
+def read_json(path: Path, field: str, name: str, remedy: str = "") -> dict[str, Any]:
     """A JSON object of a file that is not absurdly large. Raises InputError."""
-    with reading(field, name, f"a readable JSON file {path}"), path.open("rb") as stream:
+    with reading(field, name, f"a readable JSON file {path}", remedy), path.open("rb") as stream:
         return json_object(_all_of(stream), field, name)
 
 

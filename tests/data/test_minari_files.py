@@ -1,3 +1,5 @@
+import importlib.util
+import json
 from pathlib import Path
 
 import gymnasium
@@ -104,11 +106,53 @@ def test_unknown_names_list_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         load("test/plane-v0")
 
 
-def test_a_damaged_dataset_is_an_input_error(root: Path) -> None:
+def refusal(name: str) -> str:
+    """The one line in which a dataset is refused."""
+    with pytest.raises(InputError) as refused:
+        load(name)
+    assert name in str(refused.value) and "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def change_metadata(root: Path, name: str, **changes: object) -> None:
+    path = root / name / "data" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_damaged_download_is_to_be_downloaded_again(root: Path) -> None:
     create("test/plain-v0", unbounded(1), [np.zeros((3, 1))], [True])
     (root / "test/plain-v0/data/main_data.hdf5").write_bytes(b"broken")
-    with pytest.raises(InputError, match="test/plain-v0"):
-        load("test/plain-v0")
+    assert "If it was downloaded, delete that folder" in refusal("test/plain-v0")
+    (root / "test/plain-v0/data/metadata.json").unlink()
+    assert "delete that folder" in refusal("test/plain-v0")
+
+
+def test_what_a_download_would_not_mend_is_not_to_be_deleted(root: Path) -> None:
+    for name in ("test/own-local-v0", "test/marked-v0", "test/version-v0", "test/arrow-v0"):
+        create(name, unbounded(1), [np.zeros((3, 1))], [True])
+        (root / name / "data" / "main_data.hdf5").write_bytes(b"broken")
+    change_metadata(root, "test/marked-v0", jaxpgd_local=True)
+    change_metadata(root, "test/version-v0", minari_version="99.0.0")
+    change_metadata(root, "test/arrow-v0", data_format="arrow")
+    said = {name: refusal(f"test/{name}-v0") for name in ("own-local", "marked", "version", "arrow")}
+    assert not any("delete" in text.lower() for text in said.values())
+    assert "another version of minari: it was written by 99.0.0" in said["version"]
+    if importlib.util.find_spec("pyarrow") is None:
+        assert "pip install" in said["arrow"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hopper-medium-v2", "antmaze-umaze-v0", "walker_mixed", "D4RL/pen-human-v1", "./hopper_medium-v2"]
+)
+def test_d4rl_names_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(minari, "download_dataset", lambda name: pytest.fail("asked the network"))
+    said = refusal(name)
+    assert 'expected the path of a D4RL file, such as "' in said and '.hdf5"' in said
+
+
+def test_a_minari_dataset_called_like_one_of_d4rl_is_loaded() -> None:
+    create("hopper-medium-v2", unbounded(1), [np.zeros((3, 1))], [True])
+    assert load("hopper-medium-v2").size == 2
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared datasets")
