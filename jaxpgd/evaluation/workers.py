@@ -112,7 +112,9 @@ class Worker:
         try:
             sound, found = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
-            raise EnvironmentFailure(f"its process ended ({self.process.poll()})") from None
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)  # its connection ends a moment before
+            raise EnvironmentFailure(f"its process ended ({self.process.returncode})") from None
         if not sound:
             error = EnvironmentFailure(found[0])
             error.add_note(found[1])
