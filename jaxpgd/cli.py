@@ -1,5 +1,6 @@
 """The command line: `jaxpgd run` chains all stages, and each stage is a command of its own."""
 
+import dataclasses
 import math
 import signal
 import sys
@@ -8,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxpgd.config import load_config
+from jaxpgd.config import apply_values, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
-from jaxpgd.settings import Config
+from jaxpgd.settings import Config, DataConfig
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
 
@@ -46,8 +47,8 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
         --show prints its TOML text, to be changed and run as a file
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
-  data info NAME [--window T] [--stride K] [--episodes N]
-        what a dataset holds
+  data info NAME [--window T] [--stride K] [--episodes N] [--data.key VALUE ...]
+        what a dataset holds, and the windows of it that a run with these settings trains on
   data collect ENV_ID --out DIR [--id DATASET_ID] [--policy random | --policy ARM[:SEED] --run RUN | --actor FILE.npz]
        [--greedy] [--noise STD] [--epsilon P | --expert-fraction F,G] [--transitions N | --episodes N] [--seed N]
        [--reference-return X] [--measured-episodes N] [--env-kwargs JSON]
@@ -327,13 +328,26 @@ def _data(args: list[str]) -> None:
     if args[0] == "collect":
         _collect(args[1:])
         return
-    found = options(args[1:], "data info", required=("name",), window=int, stride=int, episodes=int)
+    own, settings = _split_settings(args[1:])
+    found = options(own, "data info", required=("name",), window=int, stride=int, episodes=int)
     from jaxpgd.data import load
     from jaxpgd.data.describe import describe, format_description
 
-    dataset = load(found["name"], episodes=found.get("episodes", 1000))
-    windows = {k: found[k] for k in ("window", "stride") if k in found}
-    print(format_description(describe(dataset, **windows)))
+    given = read_overrides(settings).get("data", {})
+    config = apply_values(DataConfig(), {**given, **found}, "override", "data.")
+    dataset = load(config.name, episodes=config.episodes)
+    print(format_description(describe(dataset, **dataclasses.asdict(config))))
+
+
+def _split_settings(args: list[str]) -> tuple[list[str], list[str]]:
+    """Words of a command's own, and those of `--data.key VALUE`."""
+    own, settings = list[str](), list[str]()
+    target = own
+    for word in (word for a in args for word in (a.split("=", 1) if a.startswith("--data.") else [a])):
+        if word.startswith("--"):
+            target = settings if word.startswith("--data.") else own
+        target.append(word)
+    return own, settings
 
 
 def _collect(args: list[str]) -> None:

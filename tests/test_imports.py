@@ -27,7 +27,7 @@ ALLOWED = {
     "agents": {*BASE, "networks", "diffusion"},
     "sweep": {"errors", "settings", "config", "agents"},
     "envs": {*BASE, "packing"},
-    "data": {*BASE, "files", "packing", "envs"},
+    "data": {*BASE, "files", "packing", "envs", "settings"},
     "synthesis": {*BASE, "diffusion", "dynamics", "packing", "parallel", "settings", "ranges"},
     "training": {*BASE, "files", "data", "synthesis", "diffusion", "dynamics", "networks", "packing", "parallel", "settings",
                  "ranges"},

@@ -6,15 +6,16 @@ import numpy as np
 
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.scores import normalized_score, score_column
-from jaxpgd.data.windows import window_starts
+from jaxpgd.data.windows import LOW_COVERAGE, choose_windows, coverage
 from jaxpgd.errors import InputError
+from jaxpgd.settings import DataConfig
 
 
-def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: Any) -> dict[str, Any]:
+def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
     """Plain values, ready for JSON: counts, returns, lengths, ends, ranges, windows, action bounds, reference returns.
 
-    `selection` takes the other settings of `window_starts`. A dataset without a window of that length reports 0 windows and
-    why, instead of an error.
+    Windows are those that a run with that seed and those `settings` (of `DataConfig`) trains on. A dataset without a window of
+    that length reports 0 windows and why, instead of an error.
     """
     info = dataset.info
     returns, lengths = dataset.returns(), dataset.lengths()
@@ -38,7 +39,7 @@ def describe(dataset: Dataset, window: int = 16, stride: int = 1, **selection: A
         "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
         "ranges": _ranges(dataset),
         "constant_reward": _constant(np.asarray(dataset.reward)),
-        "windows": _windows(dataset, window, stride, **selection),
+        "windows": _windows(dataset, DataConfig(**settings), seed),
         "action_low": list(info.action_low),
         "action_high": list(info.action_high),
         "ref_min": info.ref_min,
@@ -64,19 +65,23 @@ def _constant(values: np.ndarray) -> float | None:
     return float(values[0]) if bool((values == values[0]).all()) else None
 
 
-def _windows(dataset: Dataset, window: int, stride: int, **selection: Any) -> dict[str, Any]:
-    result: dict[str, Any] = {"length": window, "stride": stride, "count": 0, "ending_in_terminal": 0}
+def _windows(dataset: Dataset, config: DataConfig, seed: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"length": config.window, "stride": config.stride, "count": 0, "validation": 0,
+                              "ending_in_terminal": 0}  # fmt: skip
     try:
-        starts = window_starts(dataset, window, stride, **selection)
+        starts, validation, episodes = choose_windows(dataset, config, seed)
     except InputError as error:
         return {**result, "note": str(error)}
-    last = np.asarray(dataset.discount)[starts + window - 1]
-    return {**result, "count": len(starts), "ending_in_terminal": int((last == 0).sum())}
+    last = np.asarray(dataset.discount)[starts + config.window - 1]
+    covered = coverage(dataset, starts, config.window, episodes)
+    warning = {"note": f"warning: {LOW_COVERAGE.format('data.window')}"} if covered.low else {}
+    counts = {"count": len(starts), "validation": len(validation), "ending_in_terminal": int((last == 0).sum())}
+    return {**result, **counts, "covered": covered._asdict(), "covered_text": str(covered), **warning}
 
 
 def format_description(description: dict[str, Any]) -> str:
     """The dict of `describe` as lines of text."""
-    d, ends, windows = description, description["ends"], description["windows"]
+    d, ends = description, description["ends"]
     rows = [
         ("name", f"{d['name']} ({d['source']}{', made locally' if d['made_locally'] else ''})"),
         ("environment", d["environment"] or "not stored"),
@@ -91,13 +96,19 @@ def format_description(description: dict[str, Any]) -> str:
         *((key, _line(values)) for key, values in d["ranges"].items()),
         *_constant_reward(d["constant_reward"]),
         ("action bounds", f"{_numbers(d['action_low'])} to {_numbers(d['action_high'])}, rescaled to -1 .. 1"),
-        ("windows", f"{windows['count']:,} of {windows['length']} steps at stride {windows['stride']}, "
-                    f"{windows['ending_in_terminal']:,} of them ending in a terminal"),
+        *_window_rows(d["windows"]),
     ]  # fmt: skip
-    if "note" in windows:
-        rows.append(("", windows["note"]))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}".rstrip() for key, value in rows)
+
+
+def _window_rows(windows: dict[str, Any]) -> list[tuple[str, str]]:
+    what = f"{windows['count']:,} of {windows['length']} steps at stride {windows['stride']}"
+    rows = [("windows", f"{what}, {windows['ending_in_terminal']:,} of them ending in a terminal")]
+    if "covered" in windows:
+        held_out = f"{windows['validation']:,} more of held-out episodes"
+        rows.append(("", f"they cover {windows['covered_text']} of their episodes; {held_out}"))
+    return [*rows, ("", windows["note"])] if "note" in windows else rows
 
 
 def _cut(count: int) -> list[tuple[str, str]]:

@@ -1,5 +1,8 @@
 """Training windows as start indices into the flat dataset: never crossing an episode, never materialised."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,13 @@ from jax import Array
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.errors import check
 from jaxpgd.packing import usable_steps
+from jaxpgd.settings import DataConfig
 from jaxpgd.types import Trajectory, Transition
+
+# settings of `DataConfig` that choose windows: arguments of `window_starts`
+RULES = ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end", "terminal_repeats")
+
+LOW_COVERAGE = "most transitions or terminals are in no training window: choose a shorter {}"
 
 
 def window_starts(
@@ -54,6 +63,47 @@ def window_starts(
     fewer = "All windows of this length end in a timeout, or the stride skips them: shorten it or allow data.allow_timeout_end."
     check(len(starts) > 0, "data.window", window, "a length that leaves at least one window", fewer)
     return starts
+
+
+def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts [W] of the windows that a run trains on, starts [V] of those of held-out episodes, and the training episodes [K].
+
+    V is 0 where no held-out episode is as long as a window. Raises InputError where there is no window to train on.
+    """
+    selection = dataclasses.asdict(config)
+    rules = {name: selection[name] for name in RULES}
+    episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
+    held_out = held_out[dataset.lengths()[held_out] >= config.window]
+    train = window_starts(dataset, episodes=episodes, **rules)
+    validation = window_starts(dataset, episodes=held_out, **rules) if len(held_out) else np.zeros(0, np.int32)
+    return train, validation, episodes
+
+
+class Coverage(NamedTuple):
+    """The share of the training episodes that is inside a training window."""
+
+    transitions: float
+    terminals: float | None  # None: there are none
+
+    @property
+    def low(self) -> bool:
+        """Whether most of something is never seen."""
+        return self.transitions < 0.5 or (self.terminals is not None and self.terminals < 0.5)
+
+    def __str__(self) -> str:
+        terminals = "" if self.terminals is None else f" and {100 * self.terminals:.3g} % of terminals"
+        return f"{100 * self.transitions:.3g} % of transitions{terminals}"
+
+
+def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.ndarray) -> Coverage:
+    """What windows [W] of `window` steps hold of `episodes` [K]: episodes shorter than a window are in none."""
+    edges = np.zeros(dataset.size + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, np.asarray(starts) + window, -1)
+    inside = np.cumsum(edges[:-1]) > 0
+    counted = np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
+    terminal = counted & (np.asarray(dataset.discount) == 0)
+    return Coverage(float(inside[counted].mean()), float(inside[terminal].mean()) if terminal.any() else None)
 
 
 def gather_window(transitions: Transition, start: Array, length: int) -> Trajectory:

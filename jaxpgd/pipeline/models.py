@@ -1,21 +1,23 @@
 """The stages that train what synthesizers need: trajectory denoiser, world model, state denoiser."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.windows import LOW_COVERAGE
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
 from jaxpgd.errors import check
 from jaxpgd.evaluation.environments import environment_kwargs
 from jaxpgd.evaluation.simulators import obs_slices
-from jaxpgd.parallel import of_first
+from jaxpgd.parallel import is_writer, of_first
 from jaxpgd.pipeline.drive import drive
 from jaxpgd.pipeline.fidelity import settle_sampler
 from jaxpgd.pipeline.memory import explained, remembered, with_batch
-from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key
+from jaxpgd.pipeline.parts import Models, Prepared, prepare, prepare_state_windows, stage_key, window_coverage
 from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.ranges import get
 from jaxpgd.settings import Config
@@ -23,7 +25,7 @@ from jaxpgd.sweep import read_sweep
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.synthesis.memory import fitting_batch
-from jaxpgd.training.denoiser import denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
+from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
 from jaxpgd.training.dynamics import dynamics_program, informative, prepare_dynamics, trained_dynamics
 
 # which arms need which model
@@ -156,10 +158,19 @@ def denoiser_stage(run: RunDirectory, prepared: Prepared) -> TrajectoryDenoiser:
     """Train the denoiser, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "denoiser") or run
     config = run.config
+    _say_coverage(run, "denoiser", prepared, prepared.windows, "data.window")
     program = denoiser_program(prepared.windows, config.denoiser, skip=config.health.skip_updates > 0)
     key = stage_key(config, "denoiser")
     state = drive(run, "denoiser", key, program, prepared.windows, note="validation_loss", score=_validation)
     return trained_denoiser(state, prepared.windows, config.denoiser)
+
+
+def _say_coverage(run: RunDirectory, stage: str, prepared: Prepared, windows: Windows, setting: str) -> None:
+    """Warn, where a stage is about to be trained, of windows that leave most of the data out."""
+    covered = window_coverage(run.config, prepared, windows)
+    if covered.low and is_writer() and not run.is_done(stage):
+        print(f"warning: stage {stage!r} of {run.path}: training windows of {windows.length} steps cover {covered}; "
+              f"{LOW_COVERAGE.format(setting)}", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _validation(row: dict[str, Any]) -> float:
@@ -191,6 +202,7 @@ def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser
     config = run.config
     conditions = config.synthesis.dydiff.conditions
     windows = state_windows(prepare_state_windows(config, prepared), conditions)
+    _say_coverage(run, "state-denoiser", prepared, windows, "synthesis.dydiff.window or data.window")
     program = denoiser_program(windows, config.denoiser, skip=config.health.skip_updates > 0)
     key = stage_key(config, "state-denoiser")
     state = drive(run, "state-denoiser", key, program, windows, note="validation_loss", score=_validation)

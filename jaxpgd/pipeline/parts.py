@@ -12,6 +12,7 @@ from jax import Array
 from jaxpgd.agents import make_agent
 from jaxpgd.data import load
 from jaxpgd.data.dataset import Dataset, to_device
+from jaxpgd.data.windows import Coverage, coverage, split_episodes
 from jaxpgd.dynamics.world_model import WorldModel
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
@@ -65,6 +66,12 @@ def prepare_state_windows(config: Config, prepared: Prepared) -> Windows:
     if length in (0, config.data.window):
         return prepared.windows
     return prepare_windows(prepared.dataset, dataclasses.replace(config.data, window=length), seed=config.seed)
+
+
+def window_coverage(config: Config, prepared: Prepared, windows: Windows) -> Coverage:
+    """What of the training episodes is inside the training windows."""
+    episodes, _ = split_episodes(prepared.dataset, config.data.validation_fraction, config.seed)
+    return coverage(prepared.dataset, np.asarray(windows.train), windows.length, episodes)
 
 
 def stage_key(config: Config, name: str) -> Array:

@@ -10,7 +10,7 @@ from jaxpgd.errors import check
 from jaxpgd.parallel import is_writer, together
 from jaxpgd.pipeline.calibration import check_calibration
 from jaxpgd.pipeline.models import check_models, models_stage, require_models
-from jaxpgd.pipeline.parts import Models, Prepared, prepare
+from jaxpgd.pipeline.parts import Models, Prepared, prepare, window_coverage
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run, releasing
@@ -30,7 +30,8 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     count = len(jax.devices())
     if is_writer():
         print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
-              f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps; run in {run.path} "
+              f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps, which cover "
+              f"{window_coverage(config, prepared, prepared.windows)}; run in {run.path} "
               f"on {f'{count} x ' if count > 1 else ''}{jax.devices()[0].device_kind}", flush=True)  # fmt: skip
     return run, prepared
 

@@ -10,7 +10,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.data.dataset import Dataset
-from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.data.windows import choose_windows, gather_window
 from jaxpgd.diffusion.constraints import Conditions
 from jaxpgd.diffusion.loss import edm_loss
 from jaxpgd.diffusion.precondition import EDMDenoise
@@ -57,13 +57,8 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
     Where no held-out episode is as long as the window, validation uses the training windows.
     Raises InputError where no episode is as long as the window.
     """
-    selection = dataclasses.asdict(config)
-    names = ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end", "terminal_repeats")
-    rules = {name: selection[name] for name in names}
-    train_episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
-    train = window_starts(dataset, episodes=train_episodes, **rules)
-    held_out = held_out[dataset.lengths()[held_out] >= config.window]
-    validation = window_starts(dataset, episodes=held_out, **rules) if len(held_out) else train
+    train, validation, _ = choose_windows(dataset, config, seed)
+    validation = validation if len(validation) else train
     transitions = dataset.transitions()
     return Windows(
         transitions=transitions,
