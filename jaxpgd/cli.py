@@ -1,6 +1,7 @@
 """The command line: `jaxpgd run` chains all stages, and each stage is a command of its own."""
 
 import dataclasses
+import io
 import math
 import signal
 import sys
@@ -73,6 +74,9 @@ def usage_of(command: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Bad input prints one message and exits with 2."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
         return

@@ -39,7 +39,7 @@ def _processor() -> str:
     """A name for what this processor can execute."""
     found = platform.machine()
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             lines = (line for line in file if line.startswith(("flags", "Features", "model name")))
             found += "".join(sorted(set(lines)))
     except OSError:

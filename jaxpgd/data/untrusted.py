@@ -49,7 +49,7 @@ def most_bytes() -> int:
     except (AttributeError, OSError, ValueError):  # not on this system
         memory = 2**36
     with suppress(OSError, ValueError):  # "max", or no such file
-        memory = min(memory, int(_LIMIT.read_text()))
+        memory = min(memory, int(_LIMIT.read_text(encoding="utf-8-sig")))
     return int(_SHARE * memory)
 
 

@@ -1,6 +1,5 @@
 """The last stage: results.json, figures and report.html from what the earlier stages stored. Trains and samples nothing."""
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -302,17 +301,17 @@ def write_report(
     comparison = run.path / "comparison"
     if (comparison / "rollouts.png").exists():
         report.figure("Long rollouts", comparison / "rollouts.png", "By `jaxpgd compare-rollouts`.")
-        report.details("Long rollouts, by step", (comparison / "rollouts.txt").read_text())
+        report.details("Long rollouts, by step", (comparison / "rollouts.txt").read_text(encoding="utf-8-sig"))
     for name, caption in figures.items():
         report.figure(name.replace("_", " ").capitalize(), run.figure(name), caption)
     seconds = [
-        {"stage": p.stem, **{k: v for k, v in json.loads(p.read_text()).items() if k in ("seconds", "steps", "resumed")}}
+        {"stage": p.stem, **{k: v for k, v in run.facts(p.stem).items() if k in ("seconds", "steps", "resumed")}}
         for p in sorted((run.path / "stages").glob("*.json"))
         if p.stem != "report"
     ]
     report.table("Time", seconds)
     report.details("Configuration", to_toml(config))
-    report.details("Versions", (run.path / "versions.json").read_text())
+    report.details("Versions", (run.path / "versions.json").read_text(encoding="utf-8-sig"))
     report.write(run.path / "report.html")
 
 

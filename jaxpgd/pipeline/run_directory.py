@@ -68,9 +68,8 @@ def _source() -> str:
     """The commit of the checkout that jaxpgd runs from, and how many of its files are changed; empty for an installed one."""
     here = Path(__file__).parent
     try:
-        ask = lambda *words: (
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True).stdout
-        )
+        how: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 10, "check": True}
+        ask = lambda *words: str(subprocess.run(["git", "-C", str(here), *words], **how).stdout)
         if Path(ask("rev-parse", "--show-toplevel").strip()).resolve() != here.parents[1].resolve():
             return ""  # installed into some other project
         commit = ask("rev-parse", "HEAD").strip()
@@ -111,7 +110,7 @@ class RunLock:
             self.holders += 1
             return
         try:
-            file = self.path.open("a+")
+            file = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"run = {str(self.path.parent)!r}: expected a directory that can be written ({error.strerror})."
@@ -139,7 +138,7 @@ class RunLock:
         if fcntl is None or self._held() or not self.path.exists():
             return ""
         try:
-            with self.path.open() as file:
+            with self.path.open(encoding="utf-8") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except OSError as error:
@@ -209,7 +208,7 @@ class RunDirectory:
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What `finish` stored."""
-        found: dict[str, Any] = json.loads((self.path / "stages" / f"{stage}.json").read_text())
+        found: dict[str, Any] = json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8-sig"))
         return found
 
     def write_json(self, name: str, values: Any) -> None:
@@ -219,7 +218,7 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Read `name`; an empty dict where it does not exist."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8-sig")) if path.exists() else {}
 
     def require(self, stage: str, command: str, hint: str = "") -> None:
         """Raise InputError unless `stage` is done; `command` is what does it."""

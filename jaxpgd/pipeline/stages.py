@@ -196,7 +196,7 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
         print(f"returns, {arm}: {mean}", flush=True)
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
-    return json.loads((run.path / "returns.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((run.path / "returns.json").read_text(encoding="utf-8-sig"))  # type: ignore[no-any-return]
 
 
 def seed_policy(policies: Policy, seed: int) -> Policy:

@@ -98,7 +98,7 @@ def fit_to_minutes(study: Study, out: Path, minutes: float) -> dict[str, Any]:
     if not path.exists():
         found = _measured(study, Store(out / "models"), minutes, began)
         write_atomic(path, json.dumps(found, indent=1))
-    plan: dict[str, Any] = json.loads(path.read_text())
+    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
     print(plan["text"], flush=True)
     return plan["settings"]  # type: ignore[no-any-return]
 

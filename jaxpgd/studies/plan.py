@@ -173,10 +173,10 @@ def shipped() -> dict[str, Traversable]:
 def study_text(name: str) -> str:
     """The TOML text of a shipped study, or of the file of that path. Raises InputError."""
     if name in shipped():
-        return shipped()[name].read_text()
+        return shipped()[name].read_text(encoding="utf-8-sig")
     check(name.endswith(".toml"), "study", name, f"one of {', '.join(shipped())}, or the path of a .toml file")
     try:
-        return Path(name).read_text()
+        return Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"study = {name!r}: expected a readable TOML file ({error}).") from error
 

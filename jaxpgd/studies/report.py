@@ -35,7 +35,7 @@ def study_report(results: Results, folder: Path, seconds: float) -> None:
     missing = _figures(results, folder, report)
     if found:
         report.table("Comparisons", difference_rows(found), COMPARED)
-    now = json.loads((folder / "versions.json").read_text())
+    now = json.loads((folder / "versions.json").read_text(encoding="utf-8-sig"))
     others = _others(results, now)
     notes = _notes(results, missing, others)
     report.text("\n\n".join(notes))

@@ -102,7 +102,7 @@ def _check_unchanged(study: Study, path: Path) -> None:
     for cell in study.cells:
         for field, file in (("target.actor", cell.target.actor), ("evaluation.behaviour", cell.config.evaluation.behaviour)):
             check(not file or Path(file).is_file(), f"{study.name}: {cell.label}: {field}", file, "a file")
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8-sig")) if path.exists() else {}
     found = _contents(study)
     for name, content in found.items():
         want = f"results of the {name} that is here now: it has changed since they were measured"
@@ -112,7 +112,7 @@ def _check_unchanged(study: Study, path: Path) -> None:
 
 def _remember(study: Study, path: Path) -> None:
     """Note what the data is that was downloaded while cells were measured."""
-    known = json.loads(path.read_text())
+    known = json.loads(path.read_text(encoding="utf-8-sig"))
     write_atomic(path, json.dumps(known | _contents(study, known), indent=1))
 
 
@@ -162,7 +162,8 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict
 
 def _versions_of(run: Path) -> dict[str, str]:
     """Those that a run started with, but for its data's digits, which the study's folder knows."""
-    return {name: value for name, value in json.loads((run / "versions.json").read_text()).items() if name != "data"}
+    stored = json.loads((run / "versions.json").read_text(encoding="utf-8-sig"))
+    return {name: value for name, value in stored.items() if name != "data"}
 
 
 def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float]) -> None:
@@ -177,7 +178,7 @@ def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float])
 def read_cell(folder: Path) -> Found | None:
     """What a cell's folder holds; None where it is not complete."""
     try:
-        stored = json.loads((folder / "cell.json").read_text())
+        stored = json.loads((folder / "cell.json").read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Found(stored["rows"], stored["steps"], _load_samples(folder), stored.get("versions", {}))

@@ -100,7 +100,7 @@ def save_tree(path: Path, tree: Any, score: float | None = None) -> None:
         with said_once(), _checkpointer() as writer:
             writer.save(partial, values)
             writer.wait_until_finished()
-        (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1))
+        (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1), encoding="utf-8")
 
 
 def checksum(value: np.ndarray) -> str:
