@@ -339,7 +339,7 @@ def _data(args: list[str]) -> None:
 
     given = read_overrides(settings).get("data", {})
     config = apply_values(DataConfig(), {**given, **found}, "override", "data.")
-    dataset = load(config.name, episodes=config.episodes)
+    dataset = load(config.name, episodes=config.episodes, clip_actions=config.clip_actions)
     print(format_description(describe(dataset, **dataclasses.asdict(config))))
 
 

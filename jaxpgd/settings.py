@@ -25,6 +25,7 @@ class DataConfig:
     done_scale: float = 0.25  # least number that divides the terminal flag in tokens; 0: its standard deviation, as published
     validation_fraction: float = 0.05  # share of episodes held out of denoiser training
     episodes: int = 1000  # episodes generated, for built-in environments only
+    clip_actions: bool = False  # actions that leave their bounds are clipped; false: data with such is refused
 
 
 @dataclasses.dataclass(frozen=True)

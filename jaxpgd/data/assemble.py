@@ -17,13 +17,15 @@ def assemble(
     terminal: np.ndarray,
     timeout: np.ndarray,
     offsets: np.ndarray,
+    *,
+    clip_actions: bool = False,
 ) -> Dataset:
     """A Dataset on the host, float32, from M steps in episode order.
 
     obs, next_obs [M, O]; action [M, A] in `info`'s bounds (at most 0.1 % of their range outside, which is clipped); reward,
     terminal, timeout [M]; offsets [E + 1]. A terminal in the middle of an episode ends it there. A step that is both counts as
     a terminal. Raises InputError for empty or disagreeing arrays, NaN and infinities, flags other than 0 and 1, and
-    actions outside the bounds.
+    actions outside the bounds unless `clip_actions`.
     """
     arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
     check_shapes(info.name, arrays)
@@ -32,7 +34,8 @@ def assemble(
         numbers = {k: np.ascontiguousarray(arrays[k], np.float32) for k in ("obs", "reward", "next_obs")}
     check_finite(info.name, {**numbers, "action": np.asarray(action)})
     scaled = from_env_action(info, np.asarray(action, np.float64))
-    check_actions(info.name, scaled)
+    if not clip_actions:
+        check_actions(info.name, scaled)
     terminal, timeout = flags(info.name, "terminal", terminal), flags(info.name, "timeout", timeout)
     fields: dict[str, Any] = {
         **numbers,

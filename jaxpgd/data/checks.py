@@ -101,5 +101,5 @@ def check_actions(name: str, action: np.ndarray) -> None:
         raise InputError(
             f"action of {name} = {action[first]:.6g} at index {first} (rescaled by its bounds): expected [-1, 1]; "
             f"{int(bad.sum())} of {bad.size} entries are outside. Flat files say their bounds, [A] each, under action_low and "
-            "action_high (-1 and 1 where they do not); correct them, or the actions."
+            "action_high (-1 and 1 where they do not); correct them, or clip actions with data.clip_actions = true."
         )

@@ -33,7 +33,7 @@ _SUCCESSORS = {
 }
 
 
-def load_flat(path: str | Path) -> Dataset:
+def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
     """Read `path` (.hdf5, .h5 or .npz): observations [M, O], actions [M, A], rewards, terminals, timeouts [M].
 
     - Episodes end where `terminals` or `timeouts` is set; steps after the last end form an episode that ends in a timeout.
@@ -69,7 +69,7 @@ def load_flat(path: str | Path) -> Dataset:
         arrays["next_obs"] = _shifted(arrays["obs"], terminal)
         arrays = _drop_timeout_steps(arrays)
     ends = np.flatnonzero(arrays["terminal"] | arrays["timeout"]) + 1
-    return assemble(info, **arrays, offsets=np.concatenate([[0], ends]))
+    return assemble(info, **arrays, offsets=np.concatenate([[0], ends]), clip_actions=clip_actions)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -20,29 +20,29 @@ from jaxpgd.errors import InputError, check
 _FLAT = (".hdf5", ".h5", ".npz")
 
 
-def load(name: str, *, episodes: int = 1000, seed: int = 0) -> Dataset:
+def load(name: str, *, episodes: int = 1000, seed: int = 0, clip_actions: bool = False) -> Dataset:
     """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
 
     `name` is "point2d" or, for episodes of N steps, "point2d-N" (built in; `episodes` and `seed` say what is generated), the
     path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), "ogbench/" and the name of a
     single-task OGBench dataset (see `ogbench_files.load_ogbench`; a name with "-singletask-" does without the prefix), or a
-    Minari id (see `minari_files.load_minari`).
+    Minari id (see `minari_files.load_minari`). `clip_actions`: those that leave their bounds are clipped instead of refused.
     Raises InputError for names that are none of these and for data that fail a check.
     """
     if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
         return point2d_dataset(episodes, seed, builtin_environment(name))
     with reading("data.name", name, "data in a known layout"):
-        return _load_file(name)
+        return _load_file(name, clip_actions)
 
 
-def _load_file(name: str) -> Dataset:
+def _load_file(name: str, clip_actions: bool) -> Dataset:
     if is_ogbench(name):
-        return load_ogbench(name)
+        return load_ogbench(name, clip_actions=clip_actions)
     path = Path(name).expanduser()
     if path.suffix in _FLAT:
         check(path.is_file(), "data.name", name, "an existing file", "Check the path.")
-        return load_flat(path)
+        return load_flat(path, clip_actions=clip_actions)
     if path.is_file():
         raise InputError(f"data.name = {name!r}: expected a file ending in {', '.join(_FLAT)}. Rename or convert it.")
     _refuse_d4rl_names(name)
@@ -54,7 +54,7 @@ def _load_file(name: str) -> Dataset:
         'a Minari id such as "mujoco/hopper/medium-v0", the path of a .hdf5, .h5 or .npz file, an OGBench name such as '
         '"ogbench/cube-single-play-singletask-v0", or "point2d"',
     )
-    return load_minari(name)
+    return load_minari(name, clip_actions=clip_actions)
 
 
 def _refuse_d4rl_names(name: str) -> None:

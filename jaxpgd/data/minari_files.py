@@ -17,7 +17,7 @@ from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_finite, flags
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.env_specs import spec_from_json
-from jaxpgd.data.nested import leaves, obs_order
+from jaxpgd.data.nested import check_flat, leaves, obs_order
 from jaxpgd.data.scores import LOCAL, LOCAL_KEY, MINARI, REFERENCE_KEY, is_local_name
 from jaxpgd.data.untrusted import Budget, open_hdf5, read_json, reading
 from jaxpgd.errors import InputError, check
@@ -26,7 +26,7 @@ _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 _MOST_EPISODES = 10**7  # Minari lists their numbers before it looks at the file
 
 
-def load_minari(name: str) -> Dataset:
+def load_minari(name: str, *, clip_actions: bool = False) -> Dataset:
     """Read the Minari dataset `name`: locally (where MINARI_DATASETS_PATH says), else downloaded.
 
     Observations are one longer than the actions, which gives every step its next observation. Dict observations, nested ones
@@ -40,16 +40,18 @@ def load_minari(name: str) -> Dataset:
     Continuing goal tasks that resample goals (PointMaze) store the *old* goal in the observation that a success leads
     to; the new one appears a step later. So the reward goes with the goal in `next_obs`, and the goal jumps without an action.
 
-    Raises InputError for datasets that cannot be found or read, spaces other than Box (or a Dict of Box), and bad values.
+    Raises InputError for datasets that cannot be found or read, spaces other than a flat Box (or a Dict of
+    such), and bad values.
     """
     dataset = _open(name)
     keys = obs_order(dataset.spec.observation_space)
+    check_flat(name, dataset.spec.observation_space, keys)
     space = dataset.spec.action_space
     check(isinstance(space, gymnasium.spaces.Box), f"action space of {name}", space, "a Box", "Only continuous actions work.")
     assert isinstance(space, gymnasium.spaces.Box)
     episodes = list(_episodes(dataset, name))
     check(len(episodes) > 0, "data.name", name, "a dataset with at least one episode", "It is empty.")
-    return _assemble_episodes(_info(dataset, name, keys, episodes[0], space), keys, episodes)
+    return _assemble_episodes(_info(dataset, name, keys, episodes[0], space), keys, episodes, clip_actions)
 
 
 def _open(name: str) -> minari.MinariDataset:
@@ -163,7 +165,7 @@ def _sizes(name: str, obs: Any, keys: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(int(np.prod(parts[key].shape[1:])) for key in keys)
 
 
-def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[dict[str, Any]]) -> Dataset:
+def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[dict[str, Any]], clip_actions: bool) -> Dataset:
     observations = [_flat_obs(e["observations"], keys) for e in episodes]
     actions = [np.asarray(e["actions"]).reshape(len(e["actions"]), -1) for e in episodes]
     for index, (obs, action) in enumerate(zip(observations, actions, strict=True)):
@@ -185,6 +187,7 @@ def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[
         terminal=terminal,
         timeout=timeout,
         offsets=np.unique(offsets),
+        clip_actions=clip_actions,
     )
 
 

@@ -54,3 +54,11 @@ def obs_order(space: gymnasium.Space[Any]) -> tuple[str, ...]:
         return (first.index(keys[0]) if keys[0] in first else len(first)), keys
 
     return tuple(sorted(parts, key=rank))
+
+
+def check_flat(of: str, space: gymnasium.Space[Any], keys: Sequence[str]) -> None:
+    """Raise InputError where an observation of a space, or an entry of it in the order of `keys`, has more than one axis."""
+    parts: Any = leaves(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
+    for key in keys or ("",):
+        shape, field = tuple(parts[key].shape), f"observation space of {of}" + (f", key {key!r}" if key else "")
+        check(len(shape) <= 1, field, shape, "one axis", "Only flat observations work, neither images nor matrices.")

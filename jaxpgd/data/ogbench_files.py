@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 Environment = gymnasium.Env[Any, Any]
 
 
-def load_ogbench(name: str) -> Dataset:
+def load_ogbench(name: str, *, clip_actions: bool = False) -> Dataset:
     """Read `ogbench/ENV-TYPE-singletask[-taskN]-vK[-val]`, such as `ogbench/antmaze-large-navigate-singletask-task1-v0`.
 
     `ENV-TYPE-vK.npz` (`-val`: the validation split) is looked for where OGBENCH_DATA_DIR says (default `~/.ogbench/data`), and
@@ -50,7 +50,8 @@ def load_ogbench(name: str) -> Dataset:
     finally:
         env.close()
     offsets = np.concatenate([[0], np.flatnonzero(timeout) + 1])
-    return assemble(info, table["observations"], table["actions"], reward, next_obs, done, timeout, offsets)
+    obs, action = table["observations"], table["actions"]
+    return assemble(info, obs, action, reward, next_obs, done, timeout, offsets, clip_actions=clip_actions)
 
 
 def _environment(name: str, env_id: str) -> Environment:

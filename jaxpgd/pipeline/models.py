@@ -38,7 +38,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 # the settings that decide what each model becomes; the seed decides which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
-    "dynamics": ("seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", "dynamics"),
+    "dynamics": ("seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", "data.clip_actions", "dynamics"),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
     ),

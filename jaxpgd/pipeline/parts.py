@@ -51,7 +51,7 @@ def prepare(config: Config) -> Prepared:
     """Load and check everything that a run needs before any compute, which is set to the run's precision. Raises InputError."""
     set_precision(config.matmul_precision)
     require_wandb(config.wandb_project)
-    dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed)
+    dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed, clip_actions=config.data.clip_actions)
     if config.data.env_id:
         dataset = dataclasses.replace(dataset, info=with_environment(dataset.info, config.data.env_id))
     require_environment(dataset.info, dataset.obs_dim)

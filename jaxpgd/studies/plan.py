@@ -26,7 +26,7 @@ RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns 
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
-LATER = (STATED, "denoiser.convolution")
+LATER = (STATED, "denoiser.convolution", "data.clip_actions")
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family

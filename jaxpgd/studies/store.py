@@ -58,7 +58,9 @@ class Store:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
         if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
-            data = DataConfig(name=data.name, env_id=data.env_id, episodes=data.episodes, window=2)
+            data = DataConfig(
+                name=data.name, env_id=data.env_id, episodes=data.episodes, clip_actions=data.clip_actions, window=2
+            )
         found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
                        health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
         if stage == "dynamics":

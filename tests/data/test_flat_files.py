@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxpgd.cli import main
 from jaxpgd.data import load
 from jaxpgd.data.describe import describe, format_description
 from jaxpgd.data.scores import score_column
@@ -141,6 +142,18 @@ def test_tiny_excess_is_clipped_and_more_is_refused(tmp_path: Path) -> None:
     action[3] = 1.1
     with pytest.raises(InputError, match=r"action of .* = 1.1 at index \(3, 0\).*1 of \d entries"):
         load(save(tmp_path, raw(actions=action), "other.npz"))
+
+
+def test_actions_that_leave_their_bounds_are_clipped_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    action = np.array([-5.0, -1.0, 0.5, 1.1, 1.0, 0.0])[:, None]
+    name = save(tmp_path, raw(actions=action, action_low=np.array([-1.0]), action_high=np.array([1.0])))
+    with pytest.raises(InputError, match=r"2 of 4 entries are outside.*clip actions with data.clip_actions = true"):
+        load(name)
+    np.testing.assert_array_equal(load(name, clip_actions=True).action[:, 0], [-1.0, -1.0, 0.5, 1.0])
+    with pytest.raises(InputError, match=r"action of .*expected finite numbers"):
+        load(save(tmp_path, raw(actions=np.where(action > 1, np.nan, action)), "nan.npz"), clip_actions=True)
+    main(["data", "info", name, "--window", "1", "--data.clip-actions", "true"])
+    assert "action         mean" in capsys.readouterr().out
 
 
 def test_bad_values_are_named(tmp_path: Path) -> None:

@@ -106,6 +106,23 @@ def test_unknown_names_list_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         load("test/plane-v0")
 
 
+def test_images_are_refused_whatever_space_holds_them() -> None:
+    image, matrix = Box(0, 255, (4, 4, 3), np.uint8), Box(-np.inf, np.inf, (2, 3), np.float64)
+    create("test/image-v0", image, [np.zeros((3, 4, 4, 3), np.uint8)], [True])
+    assert "observation space of test/image-v0 = (4, 4, 3): expected one axis" in refusal("test/image-v0")
+    space = Dict({"flat": unbounded(2), "deep": Dict({"seen": matrix})})
+    create("test/dict-v0", space, [{"flat": np.zeros((3, 2)), "deep": {"seen": np.zeros((3, 2, 3))}}], [True])
+    assert "key 'deep/seen' = (2, 3): expected one axis" in refusal("test/dict-v0")
+
+
+def test_actions_that_leave_their_bounds_are_clipped_on_request(root: Path) -> None:
+    create("test/wild-v0", unbounded(1), [np.zeros((3, 1))], [True])
+    with h5py.File(root / "test" / "wild-v0" / "data" / "main_data.hdf5", "a") as file:
+        file["episode_0/actions"][...] = [[3.0], [-0.5]]
+    assert "data.clip_actions = true" in refusal("test/wild-v0")
+    assert load("test/wild-v0", clip_actions=True).action.tolist() == [[1.0], [-0.5]]
+
+
 def refusal(name: str) -> str:
     """The one line in which a dataset is refused."""
     with pytest.raises(InputError) as refused:

@@ -115,11 +115,17 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
         assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
     config = usual.config
     network = {name: value for name, value in asdict(config.denoiser).items() if name != "convolution"}
-    names = {"seed": config.seed, "data": asdict(config.data), "denoiser": network}
+    data = {name: value for name, value in asdict(config.data).items() if name != "clip_actions"}
+    names = {"seed": config.seed, "data": data, "denoiser": network}
     assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
     other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]
     assert other.key != usual.key and settings_of(other.config)["denoiser"]["convolution"] == "primitive"
     assert store.lender(other.config, "denoiser").out.endswith(digest(names | {"denoiser": asdict(other.config.denoiser)}))
+    clipped = load_study(path, overrides={"data": {"clip_actions": True}}).cells[-1]
+    assert clipped.key != usual.key and settings_of(clipped.config)["data"]["clip_actions"] is True
+    for stage in ("denoiser", "dynamics", "state-denoiser"):
+        lent = store.lender(clipped.config, stage)
+        assert lent.data.clip_actions and lent.out != store.lender(usual.config, stage).out
 
 
 ROLLOUTS = """
