@@ -7,7 +7,7 @@ usage() {
   cat <<'EOF'
 usage: benchmarks/accelerator.sh [--rehearse] [--pack DIR] [--out DIR] [--only speed|study] [--dataset NAME]
                                  [--speed-minutes M] [--study-minutes M]
-  --rehearse         on the processor, with toy sizes, 3 and 5 minutes
+  --rehearse         on the processor, with toy sizes, 4 and 5 minutes
   --pack DIR         what `make accelerator-pack` made (.accelerator)
   --out DIR          at most 8 files of at most 16 MiB come here ($OUT, else accelerator-out)
   --only PART        speed or study alone
@@ -43,7 +43,7 @@ while (($#)); do
   esac
   shift 2
 done
-: "${speed:=$([[ $rehearse ]] && echo 3 || echo 5)}" "${study:=$([[ $rehearse ]] && echo 5 || echo 7)}"
+: "${speed:=$([[ $rehearse ]] && echo 4 || echo 5)}" "${study:=$([[ $rehearse ]] && echo 5 || echo 7)}"
 
 check_pack() {
   local size absent="no pack in $pack: run make accelerator-pack"
