@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ _REMEDIES = {
 }
 # A row is the one that a step leads to within this share of each entry's deviation, and within the rounding of its storage.
 _SAME, _ROUNDING = 1e-3, 1e-6
+_BLOCK = 2**14  # rows that are compared at once
 
 # Gymnasium successors with the observations and actions of the D4RL environments: name, (O, A) -> id
 _SUCCESSORS = {
@@ -97,11 +99,20 @@ def _leads_elsewhere(obs: np.ndarray, next_obs: np.ndarray, ends: np.ndarray) ->
     """Steps [M] that no flag ends and whose next observation is not the row that follows."""
     found = np.zeros(len(obs), bool)
     rounding = max([_ROUNDING, *(float(np.finfo(x.dtype).eps) for x in (obs, next_obs) if x.dtype.kind == "f")])
-    for column in range(obs.shape[1]):  # one by one: whole copies in double precision would be large
-        here, there = np.asarray(obs[1:, column], np.float64), np.asarray(next_obs[:-1, column], np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later, by name
-            found[:-1] |= np.abs(there - here) > _SAME * np.std(here) + rounding * np.abs(here)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later, by name
+        mean, same = obs.mean(0, dtype=np.float64), np.zeros(obs.shape[1])
+        for part in _blocks(len(obs)):
+            same += np.square(obs[part] - mean).sum(0)
+        same = _SAME * np.sqrt(same / len(obs))
+        for part in _blocks(len(obs) - 1):
+            here = obs[part.start + 1 : part.stop + 1].astype(np.float64)
+            found[part] = (np.abs(next_obs[part] - here) > same + rounding * np.abs(here)).any(1)
     return found & ~ends
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    """Parts of an array, of which copies in double precision are small."""
+    return (slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.cli import main
-from jaxpgd.data import load
+from jaxpgd.data import flat_files, load
 from jaxpgd.data.describe import describe, format_description
 from jaxpgd.data.scores import score_column
 from jaxpgd.data.windows import window_starts
@@ -84,6 +84,15 @@ def test_episodes_are_cut_where_rows_do_not_follow(tmp_path: Path, missing: bool
     said = capsys.readouterr().err
     assert said.count("5 episodes are cut") == 1 and dataset.info.cut == 5  # the last one's end is the file's
     assert "5 of the timeouts are cuts where next_observations" in format_description(describe(dataset))
+
+
+def test_rows_are_compared_across_the_blocks_that_they_are_read_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, ends = walks((15, 17, 1, 15, 16, 6))  # with ends before, at and after the end of a block
+    name, whole = save(tmp_path, data), load(save(tmp_path, data)).offsets.tolist()
+    assert whole == [0, *ends]
+    for block in (1, 16, 69, 70):
+        monkeypatch.setattr(flat_files, "_BLOCK", block)
+        assert load(name).offsets.tolist() == whole
 
 
 def test_sound_rows_are_not_cut_whatever_precision_they_are_stored_in(tmp_path: Path) -> None:
