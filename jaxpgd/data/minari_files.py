@@ -67,7 +67,7 @@ def _open(name: str) -> minari.MinariDataset:
 def _remedy(name: str, metadata: Mapping[str, Any]) -> str:
     """What helps where files cannot be read. To download them again only where a download may have damaged them."""
     version = metadata.get("minari_version")
-    if metadata and version not in minari.supported_dataset_versions:
+    if version is not None and version not in minari.supported_dataset_versions:
         return f"Read it with another version of minari: it was written by {version}."
     if metadata.get("data_format", "hdf5") != "hdf5" and importlib.util.find_spec("pyarrow") is None:
         return ""  # Minari says what to install
