@@ -24,7 +24,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 pack=$root/.accelerator out=${OUT:-accelerator-out} parts="speed study" dataset="" rehearse="" speed="" study=""
 python=${PYTHON:-python3}
 most_pack=$((60 << 20)) most_file=$((16 << 20)) most_files=8
-slack=30 kill_after=15 # seconds that a part may take longer, and that it has to end when told to
+slack=45 kill_after=15 # seconds that a part may take longer, and that it has to end when told to
 
 while (($#)); do
   case $1 in
@@ -112,6 +112,7 @@ run_part() { # NAME MINUTES COMMAND...
   ((status == 0)) && { echo "$name: done"; return; }
   if ((status == 124 || status == 137)); then echo "$name: stopped at its limit"; else echo "$name: failed ($status)"; fi
   tail -n 5 "$work/$name.log"
+  ((status != 2)) || exit 2 # input that cannot be used: nothing else is run
   failed=yes
 }
 

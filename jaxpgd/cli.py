@@ -307,8 +307,8 @@ def _study(args: list[str]) -> None:
     if "minutes" in found:
         from jaxpgd.studies.budget import fit_to_minutes
 
-        lengths, deadline = fit_to_minutes(study, out, found["minutes"]), began + 60.0 * found["minutes"]
-        study = load_study(name, scale, only=only, overrides=merge(overrides, lengths))
+        fitted = lambda lengths: load_study(name, scale, only=only, overrides=merge(overrides, lengths))
+        study, deadline = fit_to_minutes(study, out, found["minutes"], fitted), began + 60.0 * found["minutes"]
     if run_study(study, out, deadline=deadline).failed:
         raise SystemExit(1)
 

@@ -126,6 +126,13 @@ class Placement:
             with jax.set_mesh(self.mesh):
                 return jitted(*args)
 
+        def lower(*args: Any) -> Any:
+            if self.one:
+                return jitted.lower(*args)
+            with jax.set_mesh(self.mesh):
+                return jitted.lower(*args)
+
+        call.lower = lower  # type: ignore[attr-defined]
         return call
 
     def collect(self, state: Tree) -> Tree:

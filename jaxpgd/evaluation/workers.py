@@ -62,7 +62,9 @@ def job_of(info: DatasetInfo) -> Job | None:
         packed, names = pickle.dumps(spec), {creator.__module__, *modules}
         names |= {entry.split(":")[0]} if isinstance(entry, str) else set()
         files = _files({name.split(".")[0] for name in names})
-        known = packed not in ALONE and all(map(_importable, names)) and _FILES.setdefault(creator, files) == files
+        first = _FILES.setdefault(creator, {})
+        known = packed not in ALONE and all(map(_importable, names)) and all(files.get(f) == at for f, at in first.items())
+        first |= files if known else {}  # modules of the package that were imported since
     except Exception:  # whatever it is: making it here says so in the user's words
         return None
     paths = tuple(p for p in sys.path if isinstance(p, str))

@@ -231,6 +231,8 @@ class Stage(Generic[State]):
         saved = f"{error}. The state before, of step {step}, is saved."
         if self.health.debug_nans:
             return DivergenceError(f"{saved} Where no operation is named, a number became infinite before any was NaN.")
+        if self.program.groups:  # a study's run, which only its study continues
+            return DivergenceError(f"{saved} To go on: the study's command with --health.skip-updates N.")
         keep = ", or --health.lost-seeds keep where others are well" if self.program.seeds > 1 else ""
         return DivergenceError(
             f"{saved} To see where it arises: `jaxpgd run {path / 'config.toml'} --resume --debug-nans`. To go on: --resume "

@@ -1,7 +1,8 @@
 """`jaxpgd study --minutes`: lengths of training that end in a given time, from rates measured on this machine.
 
 Every program of the study is compiled first, all at once on the host's cores, with the shapes of the study and initial weights
-of its models; then a chunk of each is timed. The persistent cache keeps the compiled programs for the study itself.
+of its models; then those that take the time run for a chunk, one after the other. The persistent cache keeps the compiled
+programs for the study itself.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from jaxpgd.pipeline.stages import joint_data, joint_program, population, seed_p
 from jaxpgd.settings import Config
 from jaxpgd.studies.measures import target_of
 from jaxpgd.studies.plan import Budget, Cell, Study, digest
+from jaxpgd.studies.run import check_unchanged, locked
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, joined, swept
 from jaxpgd.synthesis.diffusion import synthesize_from
@@ -81,11 +83,12 @@ def divide(seconds: float, budget: Budget, rates: Rates, most: Lengths, refresh_
     return Lengths(chunks, low, chunks * each, agents(low))
 
 
-def fit_to_minutes(study: Study, out: Path, minutes: float) -> dict[str, Any]:
-    """`denoiser.steps` and `agent.updates` at which the study ends within `minutes`, compilation included.
+def fit_to_minutes(study: Study, out: Path, minutes: float, fitted: Callable[[dict[str, Any]], Study]) -> Study:
+    """The study `fitted` with `denoiser.steps` and `agent.updates` at which it ends within `minutes`, compilation included.
 
-    What was chosen is kept in `out` and taken again by the same command. Raises InputError for a study without a budget, and
-    where the time is too short for a chunk of each.
+    What was chosen is kept in `out` and taken again by the same command on the same kind of device. Raises InputError for a
+    study without a budget, and where the time is too short for a chunk of each, and for one after a refresh where agents are
+    guided from the first refresh on.
     """
     began = time.monotonic()
     check(math.isfinite(minutes) and minutes > 0, "--minutes", minutes, "a number above 0")
@@ -93,14 +96,20 @@ def fit_to_minutes(study: Study, out: Path, minutes: float) -> dict[str, Any]:
     assert study.budget is not None
     out = Path(out).resolve()
     make_directory(out)
-    told = digest([study.toml, study.scale, [cell.key for cell in study.cells], minutes])
+    device = jax.devices()[0].device_kind
+    told = digest([study.toml, study.scale, [cell.key for cell in study.cells], minutes, device])
     path = out / f"budget-{study.name}-{told}.json"
-    if not path.exists():
-        found = _measured(study, Store(out / "models"), minutes, began)
-        write_atomic(path, json.dumps(found, indent=1))
-    plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+    with locked(out):
+        check_unchanged(study, out / "data.json")
+        if path.exists():
+            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+            found = fitted(plan["settings"])
+        else:
+            plan = _measured(study, Store(out / "models"), minutes, began)
+            found = fitted(plan["settings"])
+            write_atomic(path, json.dumps(plan, indent=1))
     print(plan["text"], flush=True)
-    return plan["settings"]  # type: ignore[no-any-return]
+    return found
 
 
 def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[str, Any]:
@@ -116,9 +125,11 @@ def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[
     most = Lengths(config.denoiser.steps // every if work.denoisers else 0, config.agent.updates // chunk, 0.0, 0.0)
     refresh_chunks = config.synthesis.interval // chunk if config.synthesis.regime != "oneoff" else 0
     found = divide(seconds, study.budget, rates, most, refresh_chunks)
-    enough = found.agent_chunks > 0 and (found.denoiser_chunks > 0 or not work.denoisers)
-    needed = max((rates.starts + rates.agents) / (1.0 - study.budget.denoiser), rates.denoisers * rates.denoiser)
-    least = 1.1 * (spent + needed + rates.starts + rates.agents) / (1.0 - study.budget.reserve) / 60.0
+    fewest = refresh_chunks + 1 if work.guided and refresh_chunks else 1  # nothing would be guided before
+    enough = found.agent_chunks >= fewest and (found.denoiser_chunks > 0 or not work.denoisers)
+    agents = rates.starts + fewest * rates.agents + (fewest > 1) * rates.refreshes
+    needed = max(agents / (1.0 - study.budget.denoiser * bool(work.denoisers)), agents + rates.denoisers * rates.denoiser)
+    least = 1.1 * (spent + needed) / (1.0 - study.budget.reserve) / 60.0
     if not enough:
         raise InputError(
             f"--minutes = {minutes:g}: expected at least {least:.2g}; compilation and timing took {spent / 60:.2g} of them."
@@ -134,7 +145,7 @@ def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[
 
 
 class Timed:
-    """A program that is compiled by its first chunk and then timed by further ones."""
+    """A program of the study with data of its shapes: compiled, then run for as long as it takes to time it."""
 
     def __init__(self, program: Program[Any], data: PyTree, key: jax.Array) -> None:
         self.placement = Placement(program.seeds)
@@ -142,10 +153,20 @@ class Timed:
         self.init, self.step = self.placement.init(program.init), self.placement.step(program.chunk)
         self.state: Any = None
 
-    def warm(self) -> None:
-        """Compile and run both once."""
-        self.state, _ = self.step(self.init(self.key, self.data), self.data, jnp.asarray(0))
-        jax.block_until_ready(self.state)
+    def compile(self) -> None:
+        """Compile both functions; nothing runs."""
+        lowered: Any = self.init.lower(self.key, self.data)  # type: ignore[attr-defined]
+        lowered.compile()
+        self.step.lower(lowered.out_info, self.data, jnp.asarray(0)).compile()  # type: ignore[attr-defined]
+
+    def warm(self) -> float:
+        """Run both once; seconds of the first state."""
+        jax.block_until_ready(self.init(self.key, self.data))
+        began = time.monotonic()
+        state = jax.block_until_ready(self.init(self.key, self.data))
+        seconds = time.monotonic() - began
+        self.state, _ = jax.block_until_ready(self.step(state, self.data, jnp.asarray(0)))
+        return seconds
 
     def chunk(self, index: int) -> float:
         """Seconds of a chunk."""
@@ -153,11 +174,9 @@ class Timed:
         self.state, _ = jax.block_until_ready(self.step(self.state, self.data, jnp.asarray(index)))
         return time.monotonic() - began
 
-    def start(self) -> float:
-        """Seconds of a first state."""
-        began = time.monotonic()
-        jax.block_until_ready(self.init(self.key, self.data))
-        return time.monotonic() - began
+    def free(self) -> None:
+        """Give the state's memory back."""
+        self.state = None
 
 
 class Workload:
@@ -174,14 +193,20 @@ class Workload:
         with_denoiser = [config for config in used if needs(config, "denoiser")]
         self.denoisers = len({store.lender(config, "denoiser").out for config in with_denoiser})
         self.config = with_denoiser[0] if with_denoiser else used[0]
+        _check_alike([part[0].config for part in returns], with_denoiser)
+        self._untrained: dict[str, PyTree] = {}
         self.denoiser = self._denoiser(self.config) if with_denoiser else None
         self.agents = [self._agents(part) for part in returns]
+        synthetic = [any(cell.config.arms != ("real",) for cell in part) for part in returns]
+        self.refreshing = synthetic.index(True) if any(synthetic) else None
+        self.refreshed = sum(synthetic)
         first = returns[0][0].config
         self.refresh_chunks = max(1, first.synthesis.interval // first.agent.updates_per_chunk)
-        self.tasks: list[Callable[[], object]] = [timed.warm for timed in (*filter(None, (self.denoiser,)), *self.agents)]
-        self.tasks += [self._target(config).warm for config in _distinct(cell.target.config for cell in study.cells)]
+        self.guided = any(c.config.arms == ("guided",) and c.config.synthesis.first_unguided for p in returns for c in p)
+        self.tasks: list[Callable[[], object]] = [timed.compile for timed in (*filter(None, (self.denoiser,)), *self.agents)]
+        self.tasks += [self._target(config).compile for config in _distinct(cell.target.config for cell in study.cells)]
         needed = _distinct(store.lender(config, "dynamics") for config in used if needs(config, "dynamics"))
-        self.tasks += [self._dynamics(config).warm for config in needed]
+        self.tasks += [self._dynamics(config).compile for config in needed]
         self.tasks += [self._sampling(cell) for cell in study.cells if cell.measure.kind == "trajectories"]
 
     def rates(self) -> Rates:
@@ -189,11 +214,18 @@ class Workload:
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
             for done in [pool.submit(task) for task in self.tasks]:
                 done.result()
-        denoiser = self.denoiser.chunk(1) if self.denoiser else 0.0
-        plain = [timed.chunk(1) for timed in self.agents]
-        refreshed = self.agents[0].chunk(self.refresh_chunks)  # refreshes of all groups cost about the same
-        one = max(0.0, refreshed - plain[0])
-        return Rates(denoiser, self.denoisers, sum(plain), len(plain) * one, sum(timed.start() for timed in self.agents))
+        denoiser = agents = starts = refresh = 0.0
+        if self.denoiser is not None:
+            self.denoiser.warm()
+            denoiser = self.denoiser.chunk(1)
+            self.denoiser.free()
+        for i, timed in enumerate(self.agents):
+            starts += timed.warm()
+            agents += (plain := timed.chunk(1))
+            if i == self.refreshing:  # refreshes of all groups cost about the same
+                refresh = max(0.0, timed.chunk(self.refresh_chunks) - plain)
+            timed.free()
+        return Rates(denoiser, self.denoisers, agents, self.refreshed * refresh, starts)
 
     def _denoiser(self, config: Config) -> Timed:
         prepared = self.store.prepared(self.store.lender(config, "denoiser"))
@@ -251,18 +283,35 @@ class Workload:
 
     def _models(self, config: Config, prepared: Prepared) -> Models:
         """The models of a config with initial weights."""
-        models, key = Models(), jax.random.key(0)
+        models = Models()
         if needs(config, "denoiser"):
             program = denoiser_program(prepared.windows, config.denoiser)
-            state = _as_restored(program.init(key, prepared.windows))
+            state = self._initial(self.store.lender(config, "denoiser"), program, prepared.windows)
             models = models.replace(denoiser=trained_denoiser(state, prepared.windows, config.denoiser))  # type: ignore[attr-defined]
         if needs(config, "dynamics"):
             dataset = prepared.dataset
             data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
             rule = termination_of(config, dataset.info)
-            state = _as_restored(dynamics_program(data, config.dynamics, rule).init(key, data))
+            state = self._initial(self.store.lender(config, "dynamics"), dynamics_program(data, config.dynamics, rule), data)
             models = models.replace(world=trained_dynamics(state, data, config.dynamics, rule))  # type: ignore[attr-defined]
         return models
+
+    def _initial(self, lender: Config, program: Program[Any], data: PyTree) -> PyTree:
+        """The first state of a model's program, once for all cells that share the model."""
+        if lender.out not in self._untrained:
+            self._untrained[lender.out] = _as_restored(Placement(program.seeds).init(program.init)(jax.random.key(0), data))
+        return self._untrained[lender.out]
+
+
+def _check_alike(configs: Sequence[Config], with_denoiser: Sequence[Config]) -> None:
+    """Raise InputError unless one number of updates and one of steps can be set for all cells."""
+    for name, found in (
+        ("agent.updates_per_chunk", {config.agent.updates_per_chunk for config in configs}),
+        ("synthesis.interval", {config.synthesis.interval for config in configs}),
+        ("denoiser.validate_every", {config.denoiser.validate_every for config in with_denoiser}),
+        ("denoiser.epochs", {config.denoiser.epochs for config in with_denoiser} | {0}),
+    ):
+        check(len(found) <= 1, f"--minutes: {name}", sorted(found), "one value for all cells" if "epochs" not in name else "0")
 
 
 def _as_restored(state: PyTree) -> PyTree:

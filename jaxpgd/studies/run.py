@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxpgd.config import to_toml
 from jaxpgd.data.fingerprint import data_fingerprint, file_fingerprint
-from jaxpgd.errors import DivergenceError, InputError, check
+from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.files import new_file
 from jaxpgd.pipeline.run_directory import RunLock, make_directory, versions, write_atomic
 from jaxpgd.studies.measures import Found, measure
@@ -27,6 +27,8 @@ from jaxpgd.studies.together import groups
 from jaxpgd.training.logs import plain
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Trajectory
+
+_RENAMED = {"return": "synthetic_return", "length": "synthetic_length"}
 
 
 def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results:
@@ -40,27 +42,35 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     began, out = time.monotonic(), Path(out).resolve()
     folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
     make_directory(folder)
-    with _locked(out):
-        _check_unchanged(study, out / "data.json")
+    with locked(out):
+        check_unchanged(study, out / "data.json")
         precisions = {cell.config.matmul_precision for cell in study.cells}
         write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
         write_atomic(folder / "study.toml", study.toml)
-        cells, failed = _measured(study, out, deadline)
+        cells, failed = _measured(study, out, deadline, lambda cells: _collected(study, cells).write(folder))
         _remember(study, out / "data.json")
         check(bool(cells), "study", study.name, "at least one cell that can be measured",
               f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
-        results = Results(study)
-        for cell in study.cells:
-            if cell.key in cells:
-                results.add(cell, cells[cell.key])
+        results = _collected(study, cells)
         results.write(folder)
         results.failed = {cell.label: failed[cell.key] for cell in study.cells if cell.key in failed}
         study_report(results, folder, time.monotonic() - began)
     return results
 
 
-def _measured(study: Study, out: Path, deadline: float) -> tuple[dict[str, Found], dict[str, str]]:
-    """What every cell says, by its key, and why cells failed."""
+def _collected(study: Study, cells: Mapping[str, Found]) -> Results:
+    """The rows of the cells that are there, in the study's order."""
+    results = Results(study)
+    for cell in study.cells:
+        if cell.key in cells:
+            results.add(cell, cells[cell.key])
+    return results
+
+
+def _measured(
+    study: Study, out: Path, deadline: float, keep: Callable[[dict[str, Found]], None]
+) -> tuple[dict[str, Found], dict[str, str]]:
+    """What every cell says, by its key, and why cells failed; `keep` gets those that are there after every part."""
     store, failed = Store(out / "models"), dict[str, str]()
     stored = {cell.key: read_cell(out / "cells" / cell.name) for cell in study.cells}
     cells = {key: found for key, found in stored.items() if found is not None}
@@ -74,8 +84,9 @@ def _measured(study: Study, out: Path, deadline: float) -> tuple[dict[str, Found
             continue
         began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(cell.label for cell in group) or study.name}"
         print(told, flush=True)
-        found, wrong = _attempt(group, store, out / "cells")
+        found, wrong = _attempt(group, store, out / "cells", deadline)
         cells |= found
+        keep(cells)
         failed |= wrong
         for why in dict.fromkeys(wrong.values()):
             print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
@@ -83,21 +94,26 @@ def _measured(study: Study, out: Path, deadline: float) -> tuple[dict[str, Found
     return cells, failed
 
 
-def _attempt(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:
-    """What the cells of a group say, and why some do not, by their keys. What fails together is tried one by one."""
+def _attempt(
+    group: Sequence[Cell], store: Store, root: Path, deadline: float = math.inf
+) -> tuple[dict[str, Found], dict[str, str]]:
+    """What the cells of a group say, and why some do not, by their keys.
+
+    What fails together is tried one by one while there is time, unless there is no room on the disk either way.
+    """
     try:
         return measure_group(group, store, root)
     except Exception as error:  # whatever it is, the other cells go on
-        if len(group) == 1:
-            return {}, {group[0].key: _failure(error, root / group[0].name)}
+        if len(group) == 1 or isinstance(error, StorageError) or time.monotonic() > deadline:
+            return {}, {cell.key: _failure(error, root / cell.name) for cell in group}
     found, failed = dict[str, Found](), dict[str, str]()
     for cell in group:
-        more, wrong = _attempt((cell,), store, root)
+        more, wrong = _attempt((cell,), store, root, deadline)
         found, failed = found | more, failed | wrong
     return found, failed
 
 
-def _check_unchanged(study: Study, path: Path) -> None:
+def check_unchanged(study: Study, path: Path) -> None:
     """Raise InputError where a dataset, or an actor's file, is not what the cells and models in this folder were made with."""
     for cell in study.cells:
         for field, file in (("target.actor", cell.target.actor), ("evaluation.behaviour", cell.config.evaluation.behaviour)):
@@ -128,7 +144,7 @@ def _contents(study: Study, known: Mapping[str, str] = MappingProxyType({})) -> 
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Two studies do not write into one folder at a time."""
     lock = RunLock(out)
     lock.take()
@@ -181,6 +197,8 @@ def read_cell(folder: Path) -> Found | None:
         stored = json.loads((folder / "cell.json").read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if stored["measure"]["kind"] == "trajectories":  # before, columns had the names of those of agents
+        stored["rows"] = [{_RENAMED.get(name, name): value for name, value in row.items()} for row in stored["rows"]]
     return Found(stored["rows"], stored["steps"], _load_samples(folder), stored.get("versions", {}))
 
 

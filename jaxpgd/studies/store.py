@@ -1,6 +1,7 @@
 """What cells share: models and target agents, trained once under one folder and found again by their settings."""
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,11 +127,13 @@ class Recent(Generic[T]):
 
     def __init__(self, size: int) -> None:
         self._size, self._values = size, dict[str, T]()
+        self._lock = threading.RLock()  # a study's budget compiles in threads
 
     def get(self, key: str, make: Callable[[], T]) -> T:
         """The value of a key, made where it is not among them."""
-        value = self._values.pop(key) if key in self._values else make()
-        self._values[key] = value
-        while len(self._values) > self._size:
-            self._values.pop(next(iter(self._values)))
-        return value
+        with self._lock:
+            value = self._values.pop(key) if key in self._values else make()
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.pop(next(iter(self._values)))
+            return value

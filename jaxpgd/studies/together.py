@@ -82,7 +82,9 @@ def _but_for_arms(cell: Cell) -> str:
     """Equal for cells that differ in nothing but their arm."""
     if cell.measure.kind != "returns":
         return cell.key
-    return digest({name: value for name, value in settings_of(cell.config).items() if name != "arms"})
+    values = {name: value for name, value in settings_of(cell.config).items() if name != "arms"}
+    target = cell.target.config and settings_of(cell.target.config)
+    return digest([values, dataclasses.asdict(cell.measure), cell.target.actor, target])
 
 
 def _numbers(config: Config) -> list[str]:

@@ -19,7 +19,7 @@ class Replay:
     trajectory: Trajectory  # [C, T, ...]
     usable: Array  # [C * T] flat indices of usable steps, the first `count` of them valid
     count: Array  # [] number of usable steps
-    position: Array  # [] row that the next insertion overwrites
+    position: Array  # [] row that the next insertion overwrites; -1: none ever will (`no_replay`)
 
 
 def init_replay(trajectory: Trajectory, capacity: int | None = None) -> Replay:
@@ -29,6 +29,12 @@ def init_replay(trajectory: Trajectory, capacity: int | None = None) -> Replay:
     empty = jax.tree.map(lambda x: jnp.zeros((room, *x.shape[1:]), x.dtype), trajectory)  # a mask of zeros: nothing usable
     usable, size = _usable(empty.mask)
     return insert(Replay(trajectory=empty, usable=usable, count=size, position=jnp.zeros((), jnp.int32)), trajectory)
+
+
+def no_replay(like: Replay) -> Replay:
+    """What stands for the replay of an agent without one beside others [...] that have theirs."""
+    empty = jax.tree.map(jnp.zeros_like, like)
+    return empty.replace(position=jnp.full_like(like.position, -1))  # type: ignore[attr-defined, no-any-return]
 
 
 def _usable(mask: Array) -> tuple[Array, Array]:
@@ -96,7 +102,7 @@ class Draw:
 
     real: Array  # [B - S]
     synthetic: Array | None = None  # [S]; None: no replay
-    instead: Array | None = None  # [S] real ones that stand in for synthetic ones while the replay holds none
+    instead: Array | None = None  # [S] real ones that stand in for synthetic ones where there is no replay
 
 
 def draw_mixed(
@@ -105,7 +111,7 @@ def draw_mixed(
     """The draw of a batch [batch] of which the last `synthetic` come from the replay and the others from real data.
 
     Apart from `take` so that the draws of many batches can be made at once, which is far cheaper than one by one. With
-    `or_real` the batch of an empty replay is the one that would be drawn without a replay.
+    `or_real` the batch of a replay that is none (`no_replay`) is the one that would be drawn without a replay.
     """
     key_real, key_synthetic = jax.random.split(key)
     made = 0 if replay is None else synthetic
@@ -123,7 +129,7 @@ def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
     assert replay is not None
     made = _synthetic(replay, draw.synthetic)
     if draw.instead is not None:
-        made = jax.tree.map(lambda a, b: jnp.where(replay.count > 0, a, b), made, _real(real, draw.instead))
+        made = jax.tree.map(lambda a, b: jnp.where(replay.position >= 0, a, b), made, _real(real, draw.instead))
     if draw.real.shape[0] == 0:
         return made
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), _real(real, draw.real), made)

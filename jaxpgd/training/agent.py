@@ -176,7 +176,7 @@ def update_many(
     """`updates` agent updates in one scan, each on fresh batches of which `synthetic` entries are synthetic.
 
     `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`). `or_real`: entries
-    are real while the replay holds nothing (`replay.draw_mixed`).
+    are real where there is no replay (`replay.draw_mixed`).
     Random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.errors import check
 from jaxpgd.parallel import SEEDS, map_seeds
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.filters import Filter
-from jaxpgd.synthesis.replay import Replay
+from jaxpgd.synthesis.replay import Replay, no_replay
 from jaxpgd.training.agent import AgentState, Experience, init_agent, learn, make_schedule, quantities, refresh
 from jaxpgd.training.program import Program
 from jaxpgd.types import Agent, Metrics, PyTree, Synthesizer, Transition
@@ -101,12 +102,14 @@ def sources_program(
 def _joined(states: list[AgentState]) -> AgentState:
     """States [S] of every source as one [K * S]: those without a replay get an empty one, and metrics they lack are 0."""
     replay = next(state.replay for state in states if state.replay is not None)
+    lengths = {state.replay.trajectory.reward.shape[-1] for state in states if state.replay is not None}
+    check(len(lengths) == 1, "synthesis.length", sorted(lengths), "trajectories of one length from all sources of one program")
     made: dict[str, Array] = {name: value for state in states for name, value in (state.made or {}).items()}
     blank = lambda like: jax.tree.map(jnp.zeros_like, like)
 
     def whole(state: AgentState) -> AgentState:
         account = {name: (state.made or {}).get(name, blank(like)) for name, like in made.items()}
-        kept: Replay | PyTree = blank(replay) if state.replay is None else state.replay
+        kept: Replay | PyTree = no_replay(replay) if state.replay is None else state.replay
         return state.replace(replay=kept, made=account)  # type: ignore[attr-defined, no-any-return]
 
     joined: AgentState = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(whole, states))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -14,7 +16,7 @@ from jaxpgd.pipeline.parts import build_agent
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.pipeline.stages import joint_data, joint_program
 from jaxpgd.studies.budget import Lengths, Rates, Workload, divide, fit_to_minutes
-from jaxpgd.studies.plan import Budget, load_study
+from jaxpgd.studies.plan import Budget, Study, load_study
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, joined
 
@@ -72,6 +74,11 @@ def test_without_a_denoiser_agents_get_all() -> None:
     assert found == Lengths(0, 10, 0.0, 43.0)
 
 
+def fitting(path: str) -> Callable[[dict[str, Any]], Study]:
+    """The study with other lengths, as the command line reads it."""
+    return lambda lengths: load_study(path, overrides=lengths)
+
+
 @pytest.fixture
 def study_file(tmp_path: Path) -> str:
     (tmp_path / "mine.toml").write_text(STUDY)
@@ -82,21 +89,31 @@ def test_bad_times_are_refused(study_file: str, tmp_path: Path, monkeypatch: pyt
     study = load_study(study_file)
     for minutes in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match=r"--minutes = .*: expected a number above 0"):
-            fit_to_minutes(study, tmp_path / "out", minutes)
+            fit_to_minutes(study, tmp_path / "out", minutes, fitting(study_file))
     (tmp_path / "plain.toml").write_text(STUDY.replace("[budget]\ndenoiser = 0.5\nreserve = 0.25\n", ""))
     with pytest.raises(InputError, match=r"expected a study with a \[budget\], which plain has not"):
-        fit_to_minutes(load_study(str(tmp_path / "plain.toml")), tmp_path / "out", 5.0)
+        fit_to_minutes(load_study(str(tmp_path / "plain.toml")), tmp_path / "out", 5.0, fitting(study_file))
     monkeypatch.setattr(Workload, "rates", lambda self: Rates(60.0, 1, 60.0, 0.0, 30.0))
-    with pytest.raises(InputError, match=r"--minutes = 2: expected at least 6\.\d; compilation"):
-        fit_to_minutes(study, tmp_path / "out", 2.0)
+    with pytest.raises(InputError, match=r"--minutes = 2: expected at least 10; compilation"):
+        fit_to_minutes(study, tmp_path / "out", 2.0, fitting(study_file))
+    assert not list((tmp_path / "out").glob("budget-*"))  # the next try measures again
 
 
 def test_the_least_time_that_is_named_is_enough(study_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Workload, "rates", lambda self: Rates(60.0, 1, 60.0, 0.0, 30.0))
     with pytest.raises(InputError) as error:
-        fit_to_minutes(load_study(study_file), tmp_path / "out", 2.0)
+        fit_to_minutes(load_study(study_file), tmp_path / "out", 2.0, fitting(study_file))
     least = float(str(error.value).split("at least ")[1].split(";")[0])
-    assert fit_to_minutes(load_study(study_file), tmp_path / "out", least)["agent"]["updates"] == 4
+    study = fit_to_minutes(load_study(study_file), tmp_path / "out", least, fitting(study_file))
+    # a refresh comes before the third chunk of 4 updates: before it nothing would be guided
+    assert {cell.config.agent.updates for cell in study.cells} == {12}
+
+
+def test_all_cells_have_one_length(study_file: str, tmp_path: Path) -> None:
+    text = STUDY.replace("[axes.source]", '[axes.chunk]\n"4" = {}\n"2" = { agent.updates_per_chunk = 2 }\n[axes.source]')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(InputError, match=r"--minutes: agent.updates_per_chunk = \[2, 4\]: expected one value"):
+        fit_to_minutes(load_study(study_file), tmp_path / "out", 5.0, fitting(study_file))
 
 
 def test_what_is_compiled_first_is_what_the_study_runs(study_file: str, tmp_path: Path) -> None:

@@ -262,6 +262,43 @@ def test_agents_of_all_sources_are_one_program(returns: Path, tmp_path: Path) ->
     assert "made" not in (tmp_path / "out" / "study" / "tables.txt").read_text()  # it has no return of an agent
 
 
+def test_what_was_measured_is_written_when_the_study_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = study_run.measure
+
+    def cut(cells, store, folder):
+        if cells[0].labels["guidance"] == "reconstruction":
+            raise SystemExit(143)
+        return measured(cells, store, folder)
+
+    monkeypatch.setattr(study_run, "measure", cut)
+    with pytest.raises(SystemExit):
+        run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+    rows = (tmp_path / "out" / "study" / "results.csv").read_text().splitlines()
+    assert len(rows) == 2 and "exact" in rows[1]
+
+
+def test_what_fails_together_after_the_deadline_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def failing(cells, store, folder):
+        tried.append(len(cells))
+        monkeypatch.setattr(study_run.time, "monotonic", lambda: 1e9)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(study_run, "measure", failing)
+    with pytest.raises(InputError, match="All failed"):
+        run_study(load_study(write(tmp_path, RETURNS)), tmp_path / "out", deadline=study_run.time.monotonic() + 1e6)
+    assert tried == [2]
+
+
+def test_columns_of_trajectories_from_before_have_their_new_names(tmp_path: Path) -> None:
+    rows = [{"seed": 0, "episode": 0, "return": 1.0, "length": 2, "log_likelihood": 3.0}]
+    (tmp_path / "cell.json").write_text(json.dumps({"measure": {"kind": "trajectories"}, "rows": rows, "steps": []}))
+    found = study_run.read_cell(tmp_path)
+    assert found is not None
+    assert found.rows == [{"seed": 0, "episode": 0, "synthetic_return": 1.0, "synthetic_length": 2, "log_likelihood": 3.0}]
+
+
 def test_no_cell_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     study = load_study(write(tmp_path, TILT))
     with pytest.raises(InputError, match="no time was left"):
