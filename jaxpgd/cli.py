@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxpgd
 from jaxpgd.config import apply_values, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
@@ -46,6 +47,7 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
         --only, once for each axis, keeps some of its labels; --minutes, of studies with a [budget], shortens training so that
         all ends in this time, by rates measured first;
         --show prints its TOML text, to be changed and run as a file
+  --version                         the version of jaxpgd
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
   data info NAME [--window T] [--stride K] [--episodes N] [--data.key VALUE ...]
@@ -79,6 +81,9 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
+        return
+    if args[0] == "--version":
+        print(f"jaxpgd {jaxpgd.__version__}")
         return
     command, rest = args[0], args[1:]
     try:

@@ -83,8 +83,8 @@ class Stepper:
         for i in np.flatnonzero(alive):
             self.seen[i], rewards[i], terminated, truncated, info = self.envs[i].step(actions[i])
             ended[i] = bool(terminated) or bool(truncated)
-            if "success" in info:
-                reported, reached[i] = True, bool(info["success"])
+            said = [info[name] for name in ("success", "is_success") if name in info]  # the latter as of Gymnasium-Robotics
+            reported, reached[i] = reported or bool(said), any(map(bool, said))
         return self.observe(), rewards, ended, reached, reported, not same_state(before, generator_state())
 
     def close(self) -> None:

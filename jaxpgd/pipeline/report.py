@@ -61,15 +61,20 @@ def return_row(arm: str, summary: Summary, result: dict[str, Any], confidence: f
     row = {
         "arm": arm,
         "mean return": summary.mean,
-        f"{percent} interval": f"[{summary.mean_low:.4g}, {summary.mean_high:.4g}]",
+        f"{percent} interval": _bounds(summary.mean_low, summary.mean_high),
         "IQM return": summary.iqm,
-        f"{percent} interval (IQM)": f"[{summary.iqm_low:.4g}, {summary.iqm_high:.4g}]",
+        f"{percent} interval (IQM)": _bounds(summary.iqm_low, summary.iqm_high),
         "seeds": summary.seeds,
         "episodes per seed": summary.episodes,
     }
     if result.get("score") is not None:
         row[result.get("score_column", "normalised score")] = float(np.nanmean(np.asarray(result["score"], np.float64)))
     return row
+
+
+def _bounds(low: float, high: float) -> str:
+    """An interval as text; what stands there where a single score has none."""
+    return f"[{low:.4g}, {high:.4g}]" if low == low else "none: one score"
 
 
 def quality_row(name: str, row: Row) -> Row:

@@ -152,6 +152,22 @@ def test_an_episode_is_a_success_where_any_step_was():
     assert 0 < short.successes.sum() < 8  # starts at 2 are there after one step, others later
 
 
+class Arrival(Goal):
+    """The same, said as Gymnasium-Robotics says it."""
+
+    def step(self, action):
+        *found, said = super().step(action)
+        return *found, {"is_success": float(said["success"])}
+
+
+gymnasium.register("jaxpgd/Arrival-v0", Arrival, max_episode_steps=20)
+
+
+def test_is_success_counts_as_success():
+    result = evaluate(jax.random.key(0), constant([-1.0, 1.0]), info("jaxpgd/Arrival-v0"), episodes=4)
+    assert result.successes is not None and result.successes.tolist() == [[False] * 4, [True] * 4]
+
+
 def test_environments_that_draw_from_numpy_are_repeatable():
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     first, again = (evaluate(jax.random.key(1), constant([0.0]), info("jaxpgd/Goal-v0"), episodes=16).lengths for _ in range(2))

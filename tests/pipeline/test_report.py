@@ -1,6 +1,16 @@
 """What the report says of a run's trajectory metrics."""
 
-from jaxpgd.pipeline.report import generation_rows, verdicts
+import numpy as np
+
+from jaxpgd.evaluation.statistics import summarise
+from jaxpgd.pipeline.report import generation_rows, return_row, verdicts
+
+
+def test_a_single_score_has_no_interval() -> None:
+    row = return_row("real", summarise(np.array([[3.0]])), {}, 0.95)
+    assert row["mean return"] == 3.0 and row["95 % interval"] == row["95 % interval (IQM)"] == "none: one score"
+    row = return_row("real", summarise(np.array([[3.0], [5.0]])), {}, 0.95)
+    assert row["95 % interval"] == "[3, 5]"
 
 
 def test_a_missing_dynamics_error_is_named() -> None:
