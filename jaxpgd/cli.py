@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jaxpgd
 from jaxpgd.config import apply_values, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         print(USAGE)
         return
     if args[0] == "--version":
-        print(f"jaxpgd {jaxpgd.__version__}")
+        print(f"jaxpgd {metadata.version('jaxpgd')}")
         return
     command, rest = args[0], args[1:]
     try:
@@ -98,10 +98,8 @@ def main(argv: list[str] | None = None) -> None:
             part = " ".join(args[:2]) if command == "data" and rest[0] in DATA else command
             print(usage_of(part))
             return
-        if command != "data":
-            from jaxpgd.compilation import keep_compiled_programs
-
-            keep_compiled_programs()
+        if {"-h", "--help"}.isdisjoint(rest):
+            _ready(command)
         COMMANDS[command](rest)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -116,6 +114,17 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"interrupted; {LEFT.get(command, _AGAIN)}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _ready(command: str) -> None:
+    """Devices that are there, and compiled programs kept on disk. Raises InputError."""
+    from jaxpgd.parallel import require_devices
+
+    require_devices()
+    if command != "data":
+        from jaxpgd.compilation import keep_compiled_programs
+
+        keep_compiled_programs()
 
 
 def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:

@@ -183,6 +183,40 @@ def join_hosts() -> None:
         ) from error
 
 
+_GIVEN = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+          "TPU_VISIBLE_DEVICES", "JAX_CUDA_VISIBLE_DEVICES", "JAX_NUM_CPU_DEVICES")  # fmt: skip  # which devices JAX takes
+
+
+def require_devices() -> None:
+    """Raise InputError where environment variables ask for a platform or for devices that are not there.
+
+    By itself JAX computes on CPU where a device of `CUDA_VISIBLE_DEVICES` is missing, unless `JAX_PLATFORMS` names a platform.
+    """
+    given = {name: os.environ[name] for name in _GIVEN if os.environ.get(name)}
+    try:
+        devices = jax.local_devices()
+    except Exception as error:  # of several types, by platform and by what is missing
+        lines = str(error).strip().splitlines() or ["none was found"]
+        named = ", ".join(f"{name} = {value!r}" for name, value in given.items()) or "JAX"
+        raise InputError(f"{named}: expected a platform and devices that are there ({lines[0]}).") from error
+    settings: Any = jax.config
+    if (settings.jax_platforms or "").startswith("cpu"):
+        return
+    asked = _listed(given.get("CUDA_VISIBLE_DEVICES", ""))
+    found = sum(device.platform in ("gpu", "cuda") for device in devices)
+    alone = jax.process_count() == 1 and given.get("JAX_CUDA_VISIBLE_DEVICES", "all") == "all"  # others take a part of them
+    missing = alone and found < len(asked)
+    check(not missing, "CUDA_VISIBLE_DEVICES", given.get("CUDA_VISIBLE_DEVICES"), f"devices that JAX finds, which are {found}",
+          "Name others, or JAX_PLATFORMS=cpu to compute on CPU.")  # fmt: skip
+
+
+def _listed(value: str) -> list[str]:
+    """The devices of CUDA_VISIBLE_DEVICES, whose list ends at -1 as CUDA reads it."""
+    names = [name.strip() for name in value.split(",")]
+    end = next((i for i, name in enumerate(names) if name in ("", "-1", "NoDevFiles", "void", "none")), len(names))
+    return [] if names[:1] == ["all"] else names[:end]
+
+
 def is_writer() -> bool:
     """Whether this process writes files: the first of all hosts."""
     return jax.process_index() == 0

@@ -1,10 +1,14 @@
+import os
 import subprocess
 import sys
-from importlib import metadata
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
+from jaxpgd import __version__, parallel
 from jaxpgd.cli import COMMANDS, main, options, read_run_arguments
 from jaxpgd.config import to_toml
 from jaxpgd.errors import InputError
@@ -179,7 +183,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
-    assert capsys.readouterr().out == f"jaxpgd {metadata.version('jaxpgd')}\n"
+    assert capsys.readouterr().out == f"jaxpgd {__version__}\n"
 
 
 def test_as_a_process() -> None:
@@ -187,6 +191,52 @@ def test_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "jaxpgd.cli", "rnu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: command = 'rnu'") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS = 'cuda': expected a platform and devices that are there"),
+        ({"JAX_PLATFORMS": "nonsense"}, "JAX_PLATFORMS = 'nonsense': expected a platform and devices that are there"),
+        ({"CUDA_VISIBLE_DEVICES": "70", "JAX_PLATFORMS": ""}, "CUDA_VISIBLE_DEVICES = '70': expected devices that JAX finds"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line(given: dict[str, str], message: str) -> None:
+    if given.get("JAX_PLATFORMS") == "cuda" and jax.default_backend() != "cpu":
+        given = given | {"CUDA_VISIBLE_DEVICES": "-1"}
+        message = message.replace("'cuda':", "'cuda', CUDA_VISIBLE_DEVICES = '-1':")
+    words = [sys.executable, "-m", "jaxpgd.cli", "data", "info", "point2d", "--episodes", "4"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | given)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert len(said) == 1 and message in said[0]
+
+
+def test_every_command_asks_for_its_devices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def absent() -> list[jax.Device]:
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "local_devices", absent)
+    for command in COMMANDS:
+        assert "expected a platform and devices that are there (Unable" in refused([command, "x"], capsys)
+    main(["study", "--help"])
+
+
+@pytest.mark.parametrize(
+    ("platforms", "asked", "found", "sound"),
+    [("", "0,1", 2, True), ("", "0,7", 1, False), ("", "-1", 0, True), ("", "GPU-8932f937", 0, False), ("", "", 0, True),
+     ("", "0,-1,1", 1, True), ("cpu", "7", 0, True)],
+)  # fmt: skip
+def test_as_many_devices_as_are_asked_for(
+    platforms: str, asked: str, found: int, sound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [SimpleNamespace(platform="gpu")] * found or [SimpleNamespace(platform="cpu")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    monkeypatch.setattr(parallel, "jax", SimpleNamespace(
+        local_devices=lambda: devices, process_count=lambda: 1, config=SimpleNamespace(jax_platforms=platforms),
+    ))  # fmt: skip
+    with nullcontext() if sound else pytest.raises(InputError, match=f"CUDA_VISIBLE_DEVICES = '{asked}'"):
+        parallel.require_devices()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("run", "train-denoiser")])

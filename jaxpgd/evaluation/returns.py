@@ -29,9 +29,9 @@ def evaluate(
     `policy` has a leading seed axis S on its parameters (of one policy: `jax.tree.map(lambda x: x[None], policy)`); its mode
     acts, in the environment that the dataset's references belong to. `horizon` cuts episodes earlier than the environment's
     own limit. An episode is a success where the environment says so (`info["success"]` or `info["is_success"]`) at any of
-    its steps. So many `processes` step Gymnasium environments (0: as many as there are usable cores, one for a short evaluation), which changes no
-    result. Raises InputError where the dataset names no environment or it cannot be made, and where `policy` has no such axis;
-    EnvironmentFailure where an environment raises an exception.
+    its steps. So many `processes` step Gymnasium environments (0: as many as there are usable cores, one for a short
+    evaluation), which changes no result. Raises InputError where the dataset names no environment or it cannot be made, and
+    where `policy` has no such axis; EnvironmentFailure where an environment raises an exception.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
