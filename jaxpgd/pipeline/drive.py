@@ -284,6 +284,7 @@ def drive(
             f"run = {str(run.path)!r}: the last checkpoint of its stage {stage!r} cannot be read. Continue that run with "
             f"`jaxpgd run {run.path / 'config.toml'} --resume` first."
         )
+    run.log.start()
     began, resumed = time.monotonic(), found is not None
     total = program.chunks * program.steps_per_chunk
     with Interruption() as stop:

@@ -25,7 +25,11 @@ from jaxpgd.types import Policy
 def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
     prepared = together("preparation", lambda: _prepared(config))
+    planned = RunDirectory(Path(config.out), config)
+    if not planned.is_done("report"):
+        planned.log.start()
     run = create_run(config, resume=resume)
+    run.log = planned.log
     info = prepared.dataset.info
     count = len(jax.devices())
     if is_writer():

@@ -1,7 +1,9 @@
 """`metrics.jsonl`: one JSON object per line, each with its stage and chunk; optionally mirrored to Weights & Biases."""
 
+import importlib
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from jaxpgd.errors import InputError
 from jaxpgd.files import sync, write_text, writing
-from jaxpgd.parallel import is_writer
+from jaxpgd.parallel import is_writer, together
 
 
 def plain(value: Any) -> Any:
@@ -29,7 +31,25 @@ class MetricsLog:
 
     def __init__(self, path: Path, wandb_project: str = "", name: str = ""):
         self.path, self.project, self.name = path, wandb_project, name
-        self.wandb: Any = None  # started by the first line written: reading a run starts nothing
+        self.wandb: Any = None  # begun by `start`: reading a run begins nothing
+
+    def start(self) -> None:
+        """Begin the mirror, if there is to be one, before what is logged is computed. Every process calls it, the first logs.
+
+        Raises InputError where Weights & Biases refuses: no key, no network, a mode that it does not know.
+        """
+        if self.project and self.wandb is None:
+            together("Weights & Biases", lambda: self._begin() if is_writer() else None)
+
+    def _begin(self) -> None:
+        require_wandb(self.project)
+        try:
+            self.wandb = importlib.import_module("wandb").init(project=self.project, name=self.name)
+        except Exception as error:  # it has many kinds, and so has what it calls
+            raise InputError(
+                f"wandb_project = {self.project!r}: expected Weights & Biases to start ({_one_line(error)}). "
+                "WANDB_MODE=offline keeps the log on this machine, WANDB_MODE=disabled and an empty wandb_project do without."
+            ) from error
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines; one cut short by a crash is left out."""
@@ -67,22 +87,32 @@ class MetricsLog:
         row = {"stage": stage, "chunk": chunk, **plain(values)}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.project:
-            self.wandb = self.wandb or _start_wandb(self.project, self.name)
-            flat = {f"{stage}/{k}": float(np.mean(v)) for k, v in row.items() if isinstance(v, int | float | list)}
+        if self.wandb is not None:
+            self._mirror({f"{stage}/{k}": float(np.mean(v)) for k, v in row.items() if isinstance(v, int | float | list)})
+
+    def _mirror(self, flat: dict[str, float]) -> None:
+        """Pass numbers on. What fails in the middle of a run ends the mirror, not the run."""
+        try:
             self.wandb.log(flat)
+        except Exception as error:
+            text = f"warning: Weights & Biases is not logged to any more ({_one_line(error)}); all of it is in {self.path}"
+            print(text, file=sys.stderr, flush=True)
+            self.wandb, self.project = None, ""
 
 
 def require_wandb(project: str) -> None:
-    """Raise InputError where a project is named and the package is missing."""
-    if project and importlib.util.find_spec("wandb") is None:
+    """Raise InputError where a project is named and the package is missing.
+
+    A folder called `wandb`, as the package itself leaves in the working directory, is found as a package without a file.
+    """
+    found = importlib.util.find_spec("wandb") if project else None
+    if project and (found is None or found.origin is None):
         raise InputError(
             f"wandb_project = {project!r}: expected the package wandb to be installed. "
             'Install it with: pip install "jaxpgd[wandb]".'
         )
 
 
-def _start_wandb(project: str, name: str) -> Any:
-    import wandb  # type: ignore[import-not-found,unused-ignore]
-
-    return wandb.init(project=project, name=name)
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,11 +1,15 @@
+import importlib
 import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.cli import main
 from jaxpgd.errors import InputError
 from jaxpgd.training.logs import MetricsLog, plain, require_wandb
 from jaxpgd.training.progress import StageProgress, clock
@@ -46,10 +50,77 @@ def test_plain_values() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_is_asked_for_by_name() -> None:
+def test_wandb_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_wandb("")
     with pytest.raises(InputError, match=r"wandb_project = 'mine'.*jaxpgd\[wandb\]"):
         require_wandb("mine")
+    (tmp_path / "wandb").mkdir()  # a folder of logs
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"wandb_project = 'mine'.*jaxpgd\[wandb\]"):
+        require_wandb("mine")
+
+
+FAKE = """
+import os
+lines = []
+class Run:
+    def log(self, values):
+        if len(lines) == 2:
+            raise ConnectionError("gone\\nfor good")
+        lines.append(values)
+def init(**given):
+    if os.environ.get("WANDB_MODE") != "offline":
+        raise OSError("api_key not configured (no-tty)\\nmore")
+    lines.append(given)
+    return Run()
+"""
+
+
+@pytest.fixture
+def fake_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package wandb that is as strict as the real one without a key, and whose log fails at the second line."""
+    (tmp_path / "site" / "wandb").mkdir(parents=True)
+    (tmp_path / "site" / "wandb" / "__init__.py").write_text(FAKE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    yield
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_that_refuses_is_one_line(tmp_path: Path, fake_wandb: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(InputError) as raised:
+        MetricsLog(tmp_path / "metrics.jsonl", "mine", "run").start()
+    assert str(raised.value).startswith("wandb_project = 'mine': expected Weights & Biases to start (OSError: api_key not conf")
+    assert "\n" not in str(raised.value) and "WANDB_MODE=offline" in str(raised.value)
+
+
+def test_a_mirror_that_fails_does_not_end_the_run(
+    tmp_path: Path, fake_wandb: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = MetricsLog(tmp_path / "metrics.jsonl", "mine", "run")
+    log.start()
+    log.start()  # once is enough
+    for chunk in (1, 2, 3):
+        log.write("agent", chunk, {"loss": [1.0, 3.0]})
+    sent = importlib.import_module("wandb").lines
+    assert sent == [{"project": "mine", "name": "run"}, {"agent/chunk": float(1), "agent/loss": 2.0}]
+    assert [row["chunk"] for row in log.read()] == [1, 2, 3]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("warning: Weights & Biases is not logged to any more (ConnectionError: gone for good)")
+
+
+def test_wandb_starts_before_anything_is_computed(
+    tmp_path: Path, fake_wandb: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = ["run", "--data.episodes", "4", "--wandb-project", "mine", "--out", str(tmp_path / "run"), "--denoiser.steps", "10"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--denoiser.validate-every", "10"])
+    printed = capsys.readouterr()
+    assert ended.value.code == 2 and "denoiser" not in printed.out and len(printed.err.splitlines()) == 1
+    assert "expected Weights & Biases to start" in printed.err and not (tmp_path / "run").exists()
 
 
 def test_progress_prints_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
