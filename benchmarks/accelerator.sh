@@ -38,7 +38,7 @@ while (($#)); do
     --out) out=$2 ;;
     --only) [[ $2 == speed || $2 == study ]] || fail "--only $2: expected speed or study"; parts=$2 ;;
     --dataset) dataset=$2 ;;
-    *) [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "$1 $2: expected a number of minutes"
+    *) [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || fail "$1 $2: expected a number of minutes above 0"
       if [[ $1 == --speed-minutes ]]; then speed=$2; else study=$2; fi ;;
   esac
   shift 2
@@ -95,6 +95,13 @@ finish() {
   exit "$status"
 }
 
+skipped() { # NAME
+  local count
+  [[ $1 == speed ]] || return 0
+  count=$(grep -c ': skipped,' "$work/speed/speed.txt") || return 0
+  echo ", but for $count rows, for which no time was left"
+}
+
 run_part() { # NAME MINUTES COMMAND...
   local name=$1 minutes=$2 limit status=0
   shift 2
@@ -109,14 +116,25 @@ run_part() { # NAME MINUTES COMMAND...
   done
   wait "$child" || status=$?
   child=""
-  ((status == 0)) && { echo "$name: done"; return; }
+  ((status == 0)) && { echo "$name: done$(skipped "$name")"; return; }
   if ((status == 124 || status == 137)); then echo "$name: stopped at its limit"; else echo "$name: failed ($status)"; fi
   tail -n 5 "$work/$name.log"
   ((status != 2)) || exit 2 # input that cannot be used: nothing else is run
   failed=yes
 }
 
+check_python() {
+  local tag mine
+  tag=$(find "$pack/wheels" -name '*-cp3*-cp3*.whl' | sed -n 's/.*-\(cp3[0-9]*\)-cp3.*/\1/p' | sort -u | head -n 1)
+  mine=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])' 2>/dev/null) || fail "$python cannot be run"
+  [[ -z $tag || $tag == "$mine" ]] ||
+    fail "$python is ${mine/cp3/Python 3.}, the pack is for ${tag/cp3/Python 3.}: PYTHON names another interpreter"
+  "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("jax") is None)' ||
+    fail "$python has no JAX: it has to be installed there, with what its accelerator needs"
+}
+
 check_pack
+check_python
 mkdir -p "$out" 2>/dev/null || fail "--out $out: expected a folder that can be written"
 out=$(cd "$out" && pwd)
 for part in $parts; do rm -f "$out/$part".* "$out/${part}"_*; done

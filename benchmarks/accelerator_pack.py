@@ -99,7 +99,10 @@ def dataset_files(name: str) -> dict[Path, Path]:
         return {Path(path.name): path}
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets").expanduser()
     if ".." in Path(name).parts or not (root / name / "data").is_dir():
-        raise PackError(f"no dataset {name} in {root}: MINARI_DATASETS_PATH names the folder, DATASET=... another one.")
+        held = ", ".join(sorted(p.parent.parent.relative_to(root).as_posix() for p in root.glob("**/data/metadata.json")))
+        raise PackError(
+            f"no dataset {name} in {root}, which holds {held or 'none'}. Choose with DATASET=NAME, or set MINARI_DATASETS_PATH."
+        )
     paths = [path for path in (root / name).rglob("*") if path.is_file()]
     paths += [root / above / "namespace_metadata.json" for above in Path(name).parents]
     return {path.relative_to(root): path for path in sorted(paths) if path.is_file()}

@@ -38,9 +38,7 @@ class DenoiserConfig:
     norm: Literal["sequence", "step"] = "sequence"  # statistics over the whole sequence, or of each time step alone
     block: Literal["plain", "residual"] = "residual"  # "plain": the published network
     compute: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters and statistics are float32
-    # how the network's convolutions are computed: the same function of the same parameters; gathered taps are 30 to 90 times
-    # faster in training on CPU
-    convolution: Literal["gathered", "primitive"] = "gathered"
+    convolution: Literal["gathered", "primitive"] = "gathered"  # how it is computed, not what; gathered is the fast one on CPU
     sigma_data: float = 1.0
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
@@ -277,6 +275,7 @@ class EvaluationConfig:
     sampler_steps: int = 0  # sampler steps for the scored trajectories; 0: as in training
     behaviour: str = ""  # .npz of the tanh-Gaussian actor that collected the data, to score actions under it
     confidence: float = 0.95
+    max_steps: int = 0  # of an episode, where that is below the environment's limit, or it has none; 0: that limit
     processes: int = 0  # that step Gymnasium environments; 0: as many as there are usable cores. Changes no result
 
 
@@ -304,9 +303,7 @@ class Config:
     checkpoint_seconds: float = 60.0  # least time between checkpoints within a stage
     keep_checkpoints: int = 2  # of each stage, besides the one with the best validation loss or returns
     wandb_project: str = ""  # also log to this Weights & Biases project (extra `wandb`)
-    # float32 products on accelerators: tensorfloat32 rounds their inputs to 10 bits of mantissa, as JAX does on NVIDIA by
-    # itself; float32 does not; on CPU always float32
-    matmul_precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"
+    matmul_precision: Literal["tensorfloat32", "float32"] = "tensorfloat32"  # of float32 products, on accelerators alone
     data: DataConfig = DataConfig()
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jaxpgd import settings
 from jaxpgd.config import PRESETS, apply_values, get, load_config, to_dict, to_toml, validate
 from jaxpgd.errors import InputError
 from jaxpgd.settings import Config
@@ -221,3 +222,9 @@ def test_churn_is_refused_where_the_sampler_has_none(values: dict[str, Any], mes
         load_config(None, values)
     sampler = values.get("sampler", {}) | {"kind": "heun"}
     load_config(None, values | {"sampler": sampler})
+
+
+def test_every_setting_says_of_itself_what_it_is() -> None:
+    """A comment above a setting would be shown as the help of all that follow it without one of their own."""
+    lines = [line.strip() for line in Path(settings.__file__).read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if line.startswith("#")]

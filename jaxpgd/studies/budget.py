@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,14 @@ def fit_to_minutes(study: Study, out: Path, minutes: float, fitted: Callable[[di
         check_unchanged(study, out / "data.json")
         if path.exists():
             plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+            print(f"planned before, in {path}:", flush=True)
             found = fitted(plan["settings"])
         else:
             plan = _measured(study, Store(out / "models"), minutes, began)
             found = fitted(plan["settings"])
             write_atomic(path, json.dumps(plan, indent=1))
     print(plan["text"], flush=True)
-    return found
+    return dataclasses.replace(found, plan=plan["text"])
 
 
 def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[str, Any]:
@@ -117,9 +118,9 @@ def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[
     assert study.budget is not None
     work = Workload(study, store)
     print(f"{study.title}: compiling {len(work.tasks)} programs and timing them", flush=True)
-    rates = work.rates()
-    spent = time.monotonic() - began
-    seconds = 60.0 * minutes * (1.0 - study.budget.reserve) - spent
+    last = began + 60.0 * minutes * (1.0 - study.budget.reserve)
+    rates = work.rates(last)
+    spent, seconds = time.monotonic() - began, last - time.monotonic()
     config = work.config
     every, chunk = config.denoiser.validate_every, config.agent.updates_per_chunk
     most = Lengths(config.denoiser.steps // every if work.denoisers else 0, config.agent.updates // chunk, 0.0, 0.0)
@@ -137,9 +138,10 @@ def _measured(study: Study, store: Store, minutes: float, began: float) -> dict[
     steps, updates = found.denoiser_chunks * every, found.agent_chunks * chunk
     settings: dict[str, Any] = {"agent": {"updates": updates}} | ({"denoiser": {"steps": steps}} if work.denoisers else {})
     text = (
-        f"plan for {minutes:g} minutes: compilation and timing took {spent:.0f} s; denoiser {steps} steps, about "
-        f"{found.denoiser_seconds:.0f} s; agents {updates} updates in {len(work.agents)} programs, about "
-        f"{found.agent_seconds:.0f} s; the rest {60 * minutes * study.budget.reserve:.0f} s"
+        f"plan for {minutes:g} minutes: compilation and timing took {spent:.0f} s; denoiser {steps} of "
+        f"{most.denoiser_chunks * every} steps, about {found.denoiser_seconds:.0f} s; agents {updates} of "
+        f"{most.agent_chunks * chunk} updates in {len(work.agents)} programs, about {found.agent_seconds:.0f} s; the rest "
+        f"{60 * minutes * study.budget.reserve:.0f} s"
     )
     return {"settings": settings, "text": text, "rates": dataclasses.asdict(rates), "seconds": spent}
 
@@ -209,11 +211,18 @@ class Workload:
         self.tasks += [self._dynamics(config).compile for config in needed]
         self.tasks += [self._sampling(cell) for cell in study.cells if cell.measure.kind == "trajectories"]
 
-    def rates(self) -> Rates:
-        """Compile everything, then time what the lengths depend on."""
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-            for done in [pool.submit(task) for task in self.tasks]:
+    def rates(self, last: float) -> Rates:
+        """Compile everything, then time what the lengths depend on. Raises InputError once `last` is past."""
+        began, pool = time.monotonic(), ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+        try:
+            for i, done in enumerate(as_completed([pool.submit(task) for task in self.tasks])):
                 done.result()
+                seconds = time.monotonic() - began
+                print(f"compiled {i + 1} of {len(self.tasks)}, {seconds:.0f} s", flush=True)
+                check(time.monotonic() < last, "--minutes", f"{i + 1} of {len(self.tasks)} programs in {seconds:.0f} s",
+                      "time for more than compilation")  # fmt: skip
+        finally:
+            pool.shutdown(cancel_futures=True)
         denoiser = agents = starts = refresh = 0.0
         if self.denoiser is not None:
             self.denoiser.warm()

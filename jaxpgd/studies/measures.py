@@ -67,6 +67,7 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
     models, arm = store.models(config), config.arms[0]
     with create_run(dataclasses.replace(config, models_from=models, out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
+        require_steps(run.config, prepared.dataset)
         policies = agent_stage(run, prepared, models_stage(run, prepared), arm)
         found = list(returns_stage(run, prepared, by_setting(run.config, arm, policies)).values())
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
@@ -80,6 +81,7 @@ def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[
     config = joined(cells)
     with create_run(dataclasses.replace(config, models_from=store.models(config), out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
+        require_steps(run.config, prepared.dataset)
         found = returns_stage(run, prepared, sources_stage(run, prepared, models_stage(run, prepared)))
         log = [row for row in run.log.read() if row["stage"] == JOINT and "returns" in row]
     place = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])

@@ -26,7 +26,7 @@ RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns 
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
-LATER = (STATED, "denoiser.convolution", "data.clip_actions")
+LATER = (STATED, "denoiser.convolution", "data.clip_actions", "evaluation.max_steps")
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family
@@ -135,6 +135,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
     budget: Budget | None = None
+    plan: str = ""  # what `--minutes` made of it, in words
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -193,11 +194,12 @@ def load_study(
     for label, values in {"": scales, **(scales if isinstance(scales, Mapping) else {})}.items():
         check(isinstance(values, Mapping), f"{name}: scale{label and '.'}{label}", values, "a table")
     chosen = scale or next(iter(scales), "")
-    check(chosen in scales or not chosen, "--scale", chosen, f"one of {', '.join(scales) or 'none: this study has no scales'}")
+    expected = f"one of {', '.join(scales)}" if scales else "not to be given: this study has no scales"
+    check(chosen in scales or not chosen, "--scale", chosen, expected)
     raw = merge(raw, scales.get(chosen, {}))
     known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons", "joint", "budget")
     for key in raw:
-        check(key in known, f"{name}: key", key, f"one of {', '.join(known)}")
+        check(key in known, f"{name}: key", key, f"one of {', '.join((*known, 'scale'))}")
     for key in ("title", "axes"):
         check(key in raw, f"{name}: {key}", None, "to be given")
     _check_form(raw, name)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
 import numpy as np
 
 from jaxpgd.config import to_toml
@@ -44,6 +45,8 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     make_directory(folder)
     with locked(out):
         check_unchanged(study, out / "data.json")
+        if study.scale == "accelerator" and jax.default_backend() == "cpu":
+            print("warning: sizes of an accelerator on a processor may take days; see --scale", file=sys.stderr, flush=True)
         precisions = {cell.config.matmul_precision for cell in study.cells}
         write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
         write_atomic(folder / "study.toml", study.toml)

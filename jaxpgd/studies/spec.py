@@ -112,6 +112,8 @@ def read_specs(
             spec.value,
             f"one of {', '.join(sorted(columns))}",
         )
+        if isinstance(spec, Table):
+            check(spec.columns not in spec.rows, f"{where}: columns", spec.columns, "another axis than those of rows")
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
         if isinstance(spec, Drawing) and spec.kind == "lines":

@@ -93,14 +93,14 @@ def test_bad_times_are_refused(study_file: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "plain.toml").write_text(STUDY.replace("[budget]\ndenoiser = 0.5\nreserve = 0.25\n", ""))
     with pytest.raises(InputError, match=r"expected a study with a \[budget\], which plain has not"):
         fit_to_minutes(load_study(str(tmp_path / "plain.toml")), tmp_path / "out", 5.0, fitting(study_file))
-    monkeypatch.setattr(Workload, "rates", lambda self: Rates(60.0, 1, 60.0, 0.0, 30.0))
+    monkeypatch.setattr(Workload, "rates", lambda self, last: Rates(60.0, 1, 60.0, 0.0, 30.0))
     with pytest.raises(InputError, match=r"--minutes = 2: expected at least 10; compilation"):
         fit_to_minutes(study, tmp_path / "out", 2.0, fitting(study_file))
     assert not list((tmp_path / "out").glob("budget-*"))  # the next try measures again
 
 
 def test_the_least_time_that_is_named_is_enough(study_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Workload, "rates", lambda self: Rates(60.0, 1, 60.0, 0.0, 30.0))
+    monkeypatch.setattr(Workload, "rates", lambda self, last: Rates(60.0, 1, 60.0, 0.0, 30.0))
     with pytest.raises(InputError) as error:
         fit_to_minutes(load_study(study_file), tmp_path / "out", 2.0, fitting(study_file))
     least = float(str(error.value).split("at least ")[1].split(";")[0])
@@ -135,10 +135,18 @@ def test_the_command_runs_what_fits_and_goes_on_from_there(
     words = ["study", study_file, "--minutes", "20", "--out", str(tmp_path / "out")]
     main(words)
     said = capsys.readouterr().out
-    assert "plan for 20 minutes" in said and "denoiser 20 steps" in said and "agents 40 updates" in said
+    assert "plan for 20 minutes" in said and "denoiser 20 of 20 steps" in said and "agents 40 of 40 updates" in said
+    folder = next(p.parent for p in (tmp_path / "out").glob("mine*/tables.txt"))
+    assert all("plan for 20 minutes" in (folder / name).read_text() for name in ("tables.txt", "report.html"))
     plan = json.loads(next((tmp_path / "out").glob("budget-*.json")).read_text())
     assert plan["settings"] == {"agent": {"updates": 40}, "denoiser": {"steps": 20}}
     assert {"denoiser", "agents", "refreshes"} < set(plan["rates"])
-    monkeypatch.setattr(Workload, "rates", lambda self: pytest.fail("measured again"))
+    monkeypatch.setattr(Workload, "rates", lambda self, last: pytest.fail("measured again"))
     main(words)
-    assert "3 of them there already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "planned before" in said and "3 of them there already" in said
+
+
+def test_compilation_that_takes_all_the_time_is_ended(study_file: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--minutes = '1 of \d programs in \d+ s': expected time for more than compilation"):
+        fit_to_minutes(load_study(study_file), tmp_path / "out", 0.01, fitting(study_file))
