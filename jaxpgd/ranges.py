@@ -28,6 +28,7 @@ _NOT_NEGATIVE = (
     "seed health.skip_updates health.value_excess denoiser.steps denoiser.epochs denoiser.gradient_clip "
     "sampler.churn sampler.batch_size "
     "guidance.coefficient synthesis.length evaluation.every evaluation.sampler_steps evaluation.processes checkpoint_seconds "
+    "evaluation.max_steps "
     "agent.td3_bc.alpha agent.td3_bc.policy_noise agent.iql.beta "
     "data.done_scale agent.td3_bc.noise_clip agent.td3_bc.adam_eps agent.iql.adam_eps agent.iql.advantage_clip "
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "

@@ -39,17 +39,28 @@ def evaluate(
     require_environment(info)
     info = evaluated_in(info)
     if is_builtin(info):
-        result = rollout_returns(key, builtin_environment(info.env_id), policy, episodes, horizon)
+        own = builtin_environment(info.env_id)
+        result = rollout_returns(key, own, policy, episodes, None if horizon is None else min(horizon, own.horizon))
         return Returns(returns=np.asarray(result.returns), lengths=np.asarray(result.lengths))
-    limit = environment_spec(info).max_episode_steps
-    check(horizon is not None or limit is not None, "horizon", horizon, "a number of steps",
-          f"{info.env_id} has no step limit of its own.")  # fmt: skip
-    steps = min(n for n in (horizon, limit) if n is not None)
+    steps = steps_of(info, horizon, "horizon")
     processes = processes_for(seeds_of(policy) * episodes, steps, processes)
     try:
         return _evaluate_gymnasium(key, policy, info, episodes, steps, processes)
     except DrawsInSteps:
         return _evaluate_gymnasium(key, policy, info, episodes, steps, 1)
+
+
+def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
+    """Most steps of an evaluation's episodes: the environment's own limit, or `horizon` where that is below it or it has none.
+    A `horizon` of 0 or None is none.
+
+    Raises InputError, naming `field`, where there is neither.
+    """
+    info = evaluated_in(info)
+    limit = builtin_environment(info.env_id).horizon if is_builtin(info) else environment_spec(info).max_episode_steps
+    check(bool(horizon) or limit is not None, field, horizon, "a number of steps",
+          f"{info.env_id} has no step limit of its own.")  # fmt: skip
+    return min(n for n in (horizon, limit) if n)
 
 
 @jax.jit

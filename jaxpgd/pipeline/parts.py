@@ -18,6 +18,7 @@ from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment, with_environment
+from jaxpgd.evaluation.returns import steps_of
 from jaxpgd.precision import set_precision
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
@@ -58,6 +59,11 @@ def prepare(config: Config) -> Prepared:
     known_behaviour(config, dataset)  # a file that cannot be read shows now, not after training
     dataset = to_device(dataset)
     return Prepared(dataset, prepare_windows(dataset, config.data, seed=config.seed))
+
+
+def require_steps(config: Config, dataset: Dataset) -> None:
+    """Raise InputError where nothing would end the episodes of an evaluation. For the start of what evaluates."""
+    steps_of(dataset.info, config.evaluation.max_steps, "evaluation.max_steps")
 
 
 def prepare_state_windows(config: Config, prepared: Prepared) -> Windows:

@@ -101,7 +101,8 @@ def window_terminal_rate(windows: Windows) -> float:
 
 def flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
     """Normalised tokens [N, T * D] of trajectories [N, T]."""
-    return np.asarray(windows.codec.encode(trajectory)).reshape(len(trajectory.reward), -1)
+    tokens = np.asarray(windows.codec.encode(trajectory))
+    return tokens.reshape(len(tokens), tokens.shape[1] * tokens.shape[2])
 
 
 def _states(windows: Windows, tokens: np.ndarray) -> np.ndarray:
@@ -111,12 +112,17 @@ def _states(windows: Windows, tokens: np.ndarray) -> np.ndarray:
 
 
 def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, Any]:
-    """What real windows measure among themselves: two disjoint random halves, and training against held-out windows."""
+    """What real windows measure among themselves: two disjoint random halves, and training against held-out windows.
+
+    Of a single training window there are no halves.
+    """
     rng = np.random.default_rng(0)
     train = rng.permutation(np.asarray(windows.train))
     size = min(count, len(train) // 2)
     halves = [flat_tokens(windows, real_windows(windows, part)) for part in (train[:size], train[size : 2 * size])]
     held_out = flat_tokens(windows, real_windows(windows, rng.permutation(np.asarray(windows.validation))[:count]))
+    if size == 0:
+        return {"halves": {}, "held_out": {}, "windows": 0}
     return {
         "halves": _distances(key, halves[0], halves[1]),
         "held_out": _distances(key, halves[0], held_out),

@@ -152,17 +152,21 @@ def _guidance_verdicts(quality: Row) -> list[str]:
     for order in (1, 2):
         key = f"sliced_wasserstein_{order}"
         if key in unguided:
-            halves, held_out = (quality["reference"][name][key] for name in ("halves", "held_out"))
-            size = quality["reference"]["windows"]
-            lines.append(
-                f"sliced W{order} distance to held-out windows: unguided {unguided[key]:.4f} "
-                f"(two halves of {size} real windows each {halves:.4f}, training windows {held_out:.4f})"
-            )
+            among = _among_real(quality["reference"], key)
+            lines.append(f"sliced W{order} distance to held-out windows: unguided {unguided[key]:.4f} ({among})")
     lines.append(
         f"trajectories ending in a terminal: unguided {100 * unguided['terminal_rate']:.2f} %, "
         f"training windows {100 * quality['training_terminal_rate']:.2f} %"
     )
     return lines
+
+
+def _among_real(reference: dict[str, Any], key: str) -> str:
+    """How far real windows are from each other."""
+    if not reference["windows"]:
+        return "nothing to compare with: one training window"
+    halves, held_out = (reference[name][key] for name in ("halves", "held_out"))
+    return f"two halves of {reference['windows']} real windows each {halves:.4f}, training windows {held_out:.4f}"
 
 
 def load_samples(run: RunDirectory) -> dict[str, Trajectory]:

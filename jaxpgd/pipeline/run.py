@@ -10,7 +10,7 @@ from jaxpgd.errors import check
 from jaxpgd.parallel import is_writer, together
 from jaxpgd.pipeline.calibration import check_calibration
 from jaxpgd.pipeline.models import check_models, models_stage, require_models
-from jaxpgd.pipeline.parts import Models, Prepared, prepare, window_coverage
+from jaxpgd.pipeline.parts import Models, Prepared, prepare, require_steps, window_coverage
 from jaxpgd.pipeline.quality import quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run, releasing
@@ -42,6 +42,7 @@ def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
 
 def _prepared(config: Config) -> Prepared:
     prepared = prepare(config)
+    require_steps(config, prepared.dataset)
     read_sweep(config)
     check_models(config, prepared)
     check_calibration(config, prepared)
@@ -85,10 +86,16 @@ def run_denoiser(config: Config, *, resume: bool = False) -> Path:
 def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
     run = open_run(path)
     require_models(run)
-    prepared = together("preparation", lambda: prepare(run.config))
+    prepared = together("preparation", lambda: _reprepared(run.config))
     run = together("run directory", lambda: claim(run))
     with releasing(run):
         return run, prepared, models_stage(run, prepared)
+
+
+def _reprepared(config: Config) -> Prepared:
+    prepared = prepare(config)
+    require_steps(config, prepared.dataset)
+    return prepared
 
 
 def run_agents(path: str, arm: str | None = None) -> None:

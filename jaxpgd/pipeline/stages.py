@@ -110,9 +110,9 @@ def _trained(
         if every == 0 or done % every:
             return {}
         key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
-        episodes, processes = config.evaluation.intermediate_episodes, config.evaluation.processes
-        policies = jax.vmap(agent.policy)(state().agent)
-        found = evaluate(key_return, policies, dataset.info, episodes=episodes, processes=processes)
+        policies, own = jax.vmap(agent.policy)(state().agent), config.evaluation
+        found = evaluate(key_return, policies, dataset.info, episodes=own.intermediate_episodes,
+                         horizon=own.max_steps or None, processes=own.processes)  # fmt: skip
         return {"returns": found.returns.mean(-1)}
 
     state = drive(
@@ -176,11 +176,13 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
     results: dict[str, Any] = {}
     lost = lost_seeds(run)
     for arm, policy in policies.items():
-        episodes, processes = config.evaluation.episodes, config.evaluation.processes
-        found = evaluate(stage_key(config, "returns"), policy, info, episodes=episodes, processes=processes)
+        own = config.evaluation
+        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes,
+                         horizon=own.max_steps or None, processes=own.processes)  # fmt: skip
         returns = np.array(found.returns)
         returns[lost[arm]] = np.nan  # whatever the last sound or unsound parameters reach, these seeds have not been trained
         score, label = normalized_score(info, returns, found.successes)
+        label += f"; episodes of at most {own.max_steps} steps" if own.max_steps else ""
         if score is not None:
             score[lost[arm]] = np.nan  # successes, too
         results[arm] = {

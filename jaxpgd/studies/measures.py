@@ -15,7 +15,7 @@ from jaxpgd.evaluation.simulators import has_simulator, make_simulator, rollout
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, steps_taken
 from jaxpgd.pipeline.compare import compare_models
 from jaxpgd.pipeline.models import models_stage
-from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, stage_key
+from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, require_steps, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows
 from jaxpgd.pipeline.run_directory import create_run
 from jaxpgd.pipeline.stages import JOINT, agent_stage, by_setting, returns_stage, sources_stage

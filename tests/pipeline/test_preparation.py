@@ -1,0 +1,119 @@
+"""What can be known before compute is refused before compute, and what can be drawn or trained is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from jaxpgd.config import load_config
+from jaxpgd.errors import InputError
+from jaxpgd.pipeline.run import run_all, run_denoiser
+from jaxpgd.settings import Config
+from jaxpgd.studies.plan import settings_of
+
+
+class Straight(gymnasium.Env[Any, Any]):
+    """A point on a line; a step's reward is 1."""
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x = np.zeros(1, np.float32)
+        return self.x, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.x = self.x + action
+        return self.x, 1.0, False, False, {}
+
+
+gymnasium.register("jaxpgd/Straight-v0", lambda: Straight())
+gymnasium.register("jaxpgd/StraightFor9-v0", lambda: Straight(), max_episode_steps=9)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> str:
+    """Four episodes of eight steps."""
+    rng, path = np.random.default_rng(0), tmp_path / "line.npz"
+    action = rng.uniform(-1, 1, (32, 1)).astype(np.float32)
+    obs = np.concatenate([np.cumsum(part, axis=0) - part for part in np.split(action, 4)])
+    timeouts = np.arange(32) % 8 == 7
+    np.savez(path, observations=obs, actions=action, rewards=np.ones(32, np.float32), terminals=np.zeros(32, bool),
+             timeouts=timeouts, action_low=-np.ones(1), action_high=np.ones(1))  # fmt: skip
+    return str(path)
+
+
+def real(out: Path, data: dict[str, Any], **evaluation: int) -> Config:
+    """Seconds of training on real data alone."""
+    return load_config(None, {
+        "out": str(out), "seeds": 1, "arms": ["real"], "data": {"window": 4, **data},
+        "agent": {"updates": 4, "updates_per_chunk": 2, "batch_size": 8, "td3_bc": {"hidden": [8]}},
+        "evaluation": {"episodes": 2, "every": 2, "intermediate_episodes": 1, **evaluation},
+    })  # fmt: skip
+
+
+def test_an_environment_without_a_limit_is_refused_before_training(line: str, tmp_path: Path) -> None:
+    out, data = tmp_path / "run", {"name": line, "env_id": "jaxpgd/Straight-v0"}
+    message = "evaluation.max_steps = 0: expected a number of steps. jaxpgd/Straight-v0 has no step limit of its own."
+    for command in (run_all, run_denoiser):
+        with pytest.raises(InputError, match=message):
+            command(real(out, data))
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(("env_id", "steps", "length"), [("Straight", 7, 7), ("StraightFor9", 7, 7), ("StraightFor9", 12, 9)])
+def test_max_steps_ends_episodes(env_id: str, steps: int, length: int, line: str, tmp_path: Path) -> None:
+    data = {"name": line, "env_id": f"jaxpgd/{env_id}-v0"}
+    path = run_all(real(tmp_path / "run", data, max_steps=steps))
+    found = json.loads((path / "returns.json").read_text(encoding="utf-8"))["real"]
+    assert found["lengths"] == [[length, length]] and found["returns"] == [[float(length)] * 2]
+    assert f"episodes of at most {steps} steps" in found["score_label"]
+    rows = [json.loads(text) for text in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["returns"] for row in rows if "returns" in row] == [[float(length)]] * 2
+
+
+def test_max_steps_caps_a_built_in_environment(tmp_path: Path) -> None:
+    for steps, length in ((5, 5), (40, 16)):
+        path = run_all(real(tmp_path / f"run-{steps}", {"episodes": 4}, max_steps=steps))
+        found = json.loads((path / "returns.json").read_text(encoding="utf-8"))["real"]
+        assert np.max(found["lengths"]) == length
+
+
+def test_max_steps_is_in_no_key_at_its_default() -> None:
+    assert "max_steps" not in settings_of(Config())["evaluation"]
+    changed = load_config(None, {"evaluation": {"max_steps": 7}})
+    assert settings_of(changed)["evaluation"]["max_steps"] == 7
+
+
+def test_a_single_window_is_enough(few_rollouts: None, tmp_path: Path) -> None:
+    small = {"features": 8, "blocks": 1, "block": "plain", "groups": 4, "steps": 4, "validate_every": 2, "batch_size": 4}
+    changes: dict[str, Any] = {
+        "out": str(tmp_path / "run"), "seeds": 1, "arms": ["unguided", "dydiff"], "data": {"episodes": 1, "window": 16},
+        "denoiser": small,
+        "sampler": {"kind": "euler", "steps": 3, "batch_size": 8}, "guidance": {"kind": "reconstruction"},
+        "synthesis": {"trajectories": 8, "interval": 4}, "dynamics": {"members": 2, "elites": 1, "hidden": [8], "epochs": 2},
+        "agent": {"updates": 8, "updates_per_chunk": 4, "batch_size": 16, "td3_bc": {"hidden": [8]}},
+        "evaluation": {"episodes": 1, "trajectories": 8},
+    }  # fmt: skip
+    path = run_all(load_config(None, changes))
+    assert json.loads((path / "quality.json").read_text(encoding="utf-8"))["reference"]["windows"] == 0
+    assert (path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("backend", ["inline-of-a-kernel", "module://nothing.there"])
+def test_figures_need_no_backend(backend: str) -> None:
+    code = (
+        "import io, os, jaxpgd.studies.run, jaxpgd.pipeline.run; from jaxpgd.evaluation import plots; "
+        "plots._axes(1, 2.0, 2.0)[0].savefig(io.BytesIO(), format='png'); print(os.environ['MPLBACKEND'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                          env=os.environ | {"MPLBACKEND": backend})  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip() == backend, done.stderr
