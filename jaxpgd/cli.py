@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.config import apply_values, load_config
-from jaxpgd.errors import DeviceMemoryError, DivergenceError, InputError, StorageError, check
+from jaxpgd.errors import DeviceMemoryError, DivergenceError, EnvironmentFailure, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
 from jaxpgd.settings import Config, DataConfig
 
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (DivergenceError, StorageError, DeviceMemoryError) as error:
+    except (DivergenceError, StorageError, DeviceMemoryError, EnvironmentFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as stop:

@@ -18,6 +18,10 @@ class DeviceMemoryError(RuntimeError):
     """There is not enough memory. The command line prints it without a traceback and exits with 1."""
 
 
+class EnvironmentFailure(RuntimeError):
+    """An environment raised an exception or gave no number. The command line prints it without a traceback and exits with 1."""
+
+
 class StorageError(RuntimeError):
     """A file cannot be written. The command line prints it without a traceback and exits with 1."""
 

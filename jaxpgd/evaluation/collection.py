@@ -15,7 +15,7 @@ from jaxpgd.data.checks import check_finite
 from jaxpgd.data.dataset import to_env_action
 from jaxpgd.data.nested import leaves, nest
 from jaxpgd.evaluation.collection_task import Task
-from jaxpgd.evaluation.environments import seeded_numpy
+from jaxpgd.evaluation.environments import answering, seeded_numpy
 from jaxpgd.types import Policy
 
 Whole = bool  # whether an episode came to its own end
@@ -72,14 +72,17 @@ def run_episode(
     start, key = int(rng.integers(2**31)), jax.random.key(int(rng.integers(2**31)))
     steps: list[tuple[np.ndarray, float, bool, bool]] = []
     with seeded_numpy(start):  # some environments draw from there
-        observation, _ = task.env.reset(seed=start)
+        with answering(task.info.env_id):
+            observation, _ = task.env.reset(seed=start)
         seen, whole = [_parts(task, observation)], False
         while not whole and len(steps) != limit:
             action = _choose(task, behaviour, key, len(steps), seen[-1], rng)
-            observation, reward, terminated, truncated, _ = task.env.step(action.copy())
+            with answering(task.info.env_id):
+                observation, reward, terminated, truncated, _ = task.env.step(action.copy())
+                reward = float(reward)
             whole = bool(terminated) or bool(truncated)
             seen.append(_parts(task, observation))
-            steps.append((action, float(reward), bool(terminated), bool(truncated)))
+            steps.append((action, reward, bool(terminated), bool(truncated)))
     parts = [np.stack(column) for column in zip(*seen, strict=True)]
     actions, rewards, terminations, truncations = (np.array(column) for column in zip(*steps, strict=True))
     truncations[-1] |= not whole

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import gymnasium
@@ -16,8 +16,8 @@ from jaxpgd.data.env_specs import spec_from_json, stored_spec
 from jaxpgd.data.nested import leaves
 from jaxpgd.data.ogbench_store import import_ogbench
 from jaxpgd.envs import builtin
-from jaxpgd.errors import InputError, check
-from jaxpgd.evaluation.stepping import quiet_mujoco
+from jaxpgd.errors import EnvironmentFailure, InputError, check
+from jaxpgd.evaluation.stepping import described, quiet_mujoco
 
 _ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen")
 _INSTALL = 'Install it with: pip install "jaxpgd[mujoco]"'
@@ -66,7 +66,8 @@ def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
         return
     env = make_environment(info)
     shape, space, seen = env.action_space.shape, env.action_space, env.observation_space
-    env.close()
+    with suppress(Exception):
+        env.close()
     if obs_dim is not None:
         _check_observations(info, seen, obs_dim)
     check(shape == (len(info.action_low),), "env_id", info.env_id,
@@ -103,11 +104,20 @@ def make_environment(info: DatasetInfo, **kwargs: Any) -> gymnasium.Env:
             return gymnasium.make(spec, **kwargs)
     except ImportError as error:
         raise InputError(f"env_id = {info.env_id!r}: expected its packages to be installed ({error}). {_INSTALL}") from error
-    except (gymnasium.error.Error, TypeError, ValueError, AttributeError, AssertionError) as error:
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    except Exception as error:  # other people's code raises what it likes
         raise InputError(
-            f"env_id = {info.env_id!r}: expected an environment that can be made, by these versions of its packages ({reason})."
+            f"env_id = {info.env_id!r}: expected an environment that can be made, by these versions of its packages "
+            f"({described(error)})."
         ) from error
+
+
+@contextmanager
+def answering(env_id: str | None) -> Iterator[None]:
+    """Raise EnvironmentFailure, which names the environment, for whatever it raises when it is reset or stepped."""
+    try:
+        yield
+    except Exception as error:
+        raise EnvironmentFailure(f"An environment {env_id} failed: {described(error)}") from error
 
 
 def environment_spec(info: DatasetInfo) -> EnvSpec:
@@ -131,8 +141,9 @@ def _registered_spec(env_id: str) -> EnvSpec:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(f"env_id = {env_id!r}: expected a module that can be imported ({error}). PYTHONPATH names the "
+        except Exception as error:  # a module raises what it likes
+            why = str(error) if isinstance(error, ImportError) else described(error)
+            raise InputError(f"env_id = {env_id!r}: expected a module that can be imported ({why}). PYTHONPATH names the "
                              "folders that are searched.") from error  # fmt: skip
     return gymnasium.spec(name)
 

@@ -6,6 +6,7 @@ It imports nothing of jaxpgd, so that a worker starts without JAX.
 import importlib
 import importlib.util
 import io
+import math
 import os
 import pickle
 import sys
@@ -51,6 +52,17 @@ def same_state(one: Any, other: Any) -> bool:
     return bool(one[2:] == other[2:] and np.array_equal(one[1], other[1]))
 
 
+def finite_reward(reward: Any) -> float:
+    """A step's reward as a number. Raises ValueError where it is none: None, NaN, an array of several."""
+    try:
+        number = float(reward)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"its reward is {reward!r}, not a finite number")
+    return number
+
+
 class Stepper:
     """Environments of one process. Those that have ended are not stepped, and keep their last observation."""
 
@@ -81,7 +93,8 @@ class Stepper:
         count, reported, before = len(self.envs), False, generator_state()
         rewards, ended, reached = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
         for i in np.flatnonzero(alive):
-            self.seen[i], rewards[i], terminated, truncated, info = self.envs[i].step(actions[i])
+            self.seen[i], reward, terminated, truncated, info = self.envs[i].step(actions[i])
+            rewards[i] = finite_reward(reward)
             ended[i] = bool(terminated) or bool(truncated)
             said = [info[name] for name in ("success", "is_success") if name in info]  # the latter as of Gymnasium-Robotics
             reported, reached[i] = reported or bool(said), any(map(bool, said))
@@ -90,7 +103,8 @@ class Stepper:
     def close(self) -> None:
         """Close all environments."""
         for env in self.envs:
-            env.close()
+            with suppress(Exception):  # what was asked of it is done
+                env.close()
         self.envs = []
 
 
@@ -121,8 +135,8 @@ class Worker:
 
 
 def described(error: BaseException) -> str:
-    """An exception's type and message."""
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+    """An exception's type and message, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".removesuffix(": ")
 
 
 def serve(descriptor: int) -> None:

@@ -6,15 +6,17 @@ stepped, or import JAX, whose configuration is this process'; and what a worker 
 """
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import EnvironmentFailure
 from jaxpgd.evaluation.environments import flatten_obs, make_environment
 from jaxpgd.evaluation.stepping import Stepper, described, generator_state, same_state
-from jaxpgd.evaluation.workers import ALONE, EnvironmentFailure, Job, Team, Worker, hire, job_of, keep
+from jaxpgd.evaluation.workers import ALONE, Job, Team, Worker, hire, job_of, keep
 
 # steps in all from which on workers are started: that takes 0.3 s, which a second core saves of 5,000 steps of Hopper, and
 # episodes may end early
@@ -55,7 +57,9 @@ class Here:
         name, arguments = self.asked
         try:
             return getattr(self.stepper, name)(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+                raise
             raise EnvironmentFailure(described(error)) from error
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from gymnasium.envs.registration import load_env_creator
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.errors import EnvironmentFailure
 from jaxpgd.evaluation import stepping
 from jaxpgd.evaluation.environments import environment_spec
 
@@ -31,10 +32,6 @@ spec = spec_from_file_location("_jaxpgd_stepping", sys.argv[1])
 sys.modules[spec.name] = module = module_from_spec(spec)
 spec.loader.exec_module(module)
 module.serve(int(sys.argv[2]))"""
-
-
-class EnvironmentFailure(RuntimeError):
-    """An environment raised an exception, in whatever process."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.evaluation import environments
 from jaxpgd.evaluation.environments import flatten_obs, make_environment
 from jaxpgd.evaluation.returns import act, evaluate, require_environment
+from jaxpgd.evaluation.vector import EnvironmentFailure
 from jaxpgd.types import Policy
 
 
@@ -166,6 +167,58 @@ gymnasium.register("jaxpgd/Arrival-v0", Arrival, max_episode_steps=20)
 def test_is_success_counts_as_success():
     result = evaluate(jax.random.key(0), constant([-1.0, 1.0]), info("jaxpgd/Arrival-v0"), episodes=4)
     assert result.successes is not None and result.successes.tolist() == [[False] * 4, [True] * 4]
+
+
+class Wrong(Countdown):
+    """A countdown whose second step does what `how` says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.steps = how, 0
+
+    def step(self, action):
+        obs, reward, *others = super().step(action)
+        self.steps += 1
+        if self.steps == 2 and isinstance(self.how, Exception | SystemExit):
+            raise self.how
+        return obs, self.how if self.steps == 2 else reward, *others
+
+    def close(self):
+        raise RuntimeError("cannot be closed either")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (None, "ValueError: its reward is None, not a finite number"),
+        (np.nan, "ValueError: its reward is nan, not a finite number"),
+        (-np.inf, "ValueError: its reward is -inf, not a finite number"),
+        ("much", "ValueError: its reward is 'much', not a finite number"),
+        (KeyError("joint\nof two lines"), "KeyError: 'joint"),
+        (SystemExit("licence"), "SystemExit: licence"),
+        (gymnasium.error.Error("a\nb"), "Error: a b"),
+    ],
+)
+def test_whatever_an_environment_does_is_one_line(how, words):
+    gymnasium.register("jaxpgd/Wrong-v0", lambda **given: Wrong(how), max_episode_steps=20)
+    try:
+        with pytest.raises(EnvironmentFailure) as raised:
+            evaluate(jax.random.key(0), constant([1.0]), info("jaxpgd/Wrong-v0"), episodes=2, processes=1)
+    finally:
+        del gymnasium.registry["jaxpgd/Wrong-v0"]
+    assert str(raised.value).startswith(f"An environment jaxpgd/Wrong-v0 failed: {words}")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_an_environment_that_cannot_be_made_is_one_line():
+    class Refuses(Countdown):
+        def __init__(self):
+            raise KeyError("assets")
+
+    gymnasium.register("jaxpgd/Refuses-v0", Refuses)
+    with pytest.raises(InputError, match=r"env_id = 'jaxpgd/Refuses-v0': expected .* can be made.*KeyError: 'assets'"):
+        require_environment(info("jaxpgd/Refuses-v0"))
+    del gymnasium.registry["jaxpgd/Refuses-v0"]
 
 
 def test_environments_that_draw_from_numpy_are_repeatable():

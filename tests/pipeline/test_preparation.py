@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from jaxpgd.cli import main
 from jaxpgd.config import load_config
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.run import run_all, run_denoiser
@@ -35,8 +36,8 @@ class Straight(gymnasium.Env[Any, Any]):
         return self.x, 1.0, False, False, {}
 
 
-gymnasium.register("jaxpgd/Straight-v0", lambda: Straight())
-gymnasium.register("jaxpgd/StraightFor9-v0", lambda: Straight(), max_episode_steps=9)
+gymnasium.register("jaxpgd/Straight-v0", lambda **given: Straight())
+gymnasium.register("jaxpgd/StraightFor9-v0", lambda **given: Straight(), max_episode_steps=9)
 
 
 @pytest.fixture
@@ -78,6 +79,23 @@ def test_max_steps_ends_episodes(env_id: str, steps: int, length: int, line: str
     assert f"episodes of at most {steps} steps" in found["score_label"]
     rows = [json.loads(text) for text in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["returns"] for row in rows if "returns" in row] == [[float(length)]] * 2
+
+
+class Breaks(Straight):
+    """A line whose steps cannot be taken."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        raise OSError("no licence")
+
+
+def test_an_environment_that_breaks_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gymnasium.register("jaxpgd/Breaks-v0", lambda **given: Breaks(), max_episode_steps=9)
+    small = ["--data.window", "4", "--agent.updates", "2", "--agent.updates-per-chunk", "2", "--synthesis.interval", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *small, "--data.name", line, "--data.env-id", "jaxpgd/Breaks-v0", "--synthesis.kind", "real",
+              "--agent.td3-bc.hidden", "8", "--seeds", "1", "--out", str(tmp_path / "run")])  # fmt: skip
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: An environment jaxpgd/Breaks-v0 failed: OSError: no licence\n"
 
 
 def test_max_steps_caps_a_built_in_environment(tmp_path: Path) -> None:
