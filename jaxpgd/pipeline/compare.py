@@ -232,7 +232,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
-    write_atomic(out / "rollouts.json", json.dumps(plain(result), indent=1))
+    write_atomic(out / "rollouts.json", json.dumps(plain(result), indent=1, allow_nan=False))
     plots.save(plots.rollout_comparison_figure(result["methods"]), out / "rollouts.png")
     text, truth = text_table(table(result)), result["truth"]
     notes = (

@@ -228,7 +228,7 @@ def largest_coefficients(rows: list[dict[str, Any]], times: float) -> dict[str, 
 
 def _write(out: Path, result: dict[str, Any]) -> str:
     """Table, figure and JSON; returns the table."""
-    write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1))
+    write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1, allow_nan=False))
     plots.save(plots.frontier_figure(result["rows"]), out / "frontier.png")
     shown = [name for name in (*SHOWN, *DISTANCES) if any(name in row for row in result["rows"])]
     table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *shown)} for row in result["rows"]]

@@ -84,7 +84,8 @@ def pareto_run(
     for row in measured(config, denoiser, measure, samplers, target is not None):
         rows.append(row | {"suffices": suffices(row, bar)})
         print(f"{len(rows)}/{len(samplers)} {_line(rows[-1])}", flush=True)
-        write_atomic(directory / "rows.json", json.dumps(plain({"reference": bar, "rows": rows}), indent=1))  # so far
+        so_far = plain({"reference": bar, "rows": rows})
+        write_atomic(directory / "rows.json", json.dumps(so_far, indent=1, allow_nan=False))
     enough = [row for row in rows if row["suffices"]]
     result: dict[str, Any] = {
         "run": path, "reference_run": reference or path, "dataset": config.data.name, "target": target[1] if target else "",
@@ -154,7 +155,7 @@ def _line(row: Row) -> str:
 
 def _write(out: Path, result: dict[str, Any]) -> str:
     """Table, figure and JSON; returns the table."""
-    write_atomic(out / "pareto.json", json.dumps(plain(result), indent=1))
+    write_atomic(out / "pareto.json", json.dumps(plain(result), indent=1, allow_nan=False))
     measures = GUIDED_MEASURES if result["target"] else MEASURES
     plots.save(plots.pareto_figure(result["rows"], result["reference"], measures), out / "pareto.png")
     rows = [result["reference"] | {"solver": "reference"}, *result["rows"]]

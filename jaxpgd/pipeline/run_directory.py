@@ -22,7 +22,7 @@ from jaxpgd.parallel import any_of_all, is_writer, together
 from jaxpgd.precision import STATED, precision_of
 from jaxpgd.settings import Config
 from jaxpgd.training.checkpoints import CheckpointStore
-from jaxpgd.training.logs import MetricsLog, plain
+from jaxpgd.training.logs import MetricsLog, numbers, plain
 
 try:
     import fcntl
@@ -196,7 +196,7 @@ class RunDirectory:
 
     def finish(self, stage: str, facts: dict[str, Any]) -> None:
         """Mark a stage as done, with what is worth keeping about it (seconds, counts)."""
-        write_atomic(self.path / "stages" / f"{stage}.json", json.dumps(plain(facts), indent=1))
+        write_atomic(self.path / "stages" / f"{stage}.json", json.dumps(plain(facts), indent=1, allow_nan=False))
 
     def overcome(self, stage: str, facts: dict[str, Any]) -> None:
         """`finish`, with the failure that the stage has left behind, whose own file goes when that is written."""
@@ -208,17 +208,17 @@ class RunDirectory:
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What `finish` stored."""
-        found: dict[str, Any] = json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8-sig"))
+        found: dict[str, Any] = numbers(json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8-sig")))
         return found
 
     def write_json(self, name: str, values: Any) -> None:
         """Write values (arrays allowed) to `name`."""
-        write_atomic(self.path / name, json.dumps(plain(values), indent=1))
+        write_atomic(self.path / name, json.dumps(plain(values), indent=1, allow_nan=False))
 
     def read_json(self, name: str) -> Any:
         """Read `name`; an empty dict where it does not exist."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8-sig")) if path.exists() else {}
+        return numbers(json.loads(path.read_text(encoding="utf-8-sig"))) if path.exists() else {}
 
     def require(self, stage: str, command: str, hint: str = "") -> None:
         """Raise InputError unless `stage` is done; `command` is what does it."""

@@ -1,6 +1,5 @@
 """The stages of a run. Each reads what earlier stages left in the run directory and skips itself when it is done."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -198,7 +197,7 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
         print(f"returns, {arm}: {mean}", flush=True)
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
-    return json.loads((run.path / "returns.json").read_text(encoding="utf-8-sig"))  # type: ignore[no-any-return]
+    return run.read_json("returns.json")  # type: ignore[no-any-return]
 
 
 def seed_policy(policies: Policy, seed: int) -> Policy:

@@ -25,7 +25,7 @@ from jaxpgd.studies.report import study_report
 from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups
-from jaxpgd.training.logs import plain
+from jaxpgd.training.logs import numbers, plain
 from jaxpgd.training.progress import clock
 from jaxpgd.types import Trajectory
 
@@ -190,14 +190,14 @@ def _write_cell(cell: Cell, found: Found, folder: Path, facts: dict[str, float])
         _save_samples(found.samples, folder)
     values = {"measure": dataclasses.asdict(cell.measure), **facts, "versions": found.versions}
     values |= {"rows": found.rows, "steps": found.steps}
-    write_atomic(folder / "cell.json", json.dumps(plain(values)))
+    write_atomic(folder / "cell.json", json.dumps(plain(values), allow_nan=False))
     (folder / "error.txt").unlink(missing_ok=True)
 
 
 def read_cell(folder: Path) -> Found | None:
     """What a cell's folder holds; None where it is not complete."""
     try:
-        stored = json.loads((folder / "cell.json").read_text(encoding="utf-8-sig"))
+        stored = numbers(json.loads((folder / "cell.json").read_text(encoding="utf-8-sig")))
     except (FileNotFoundError, NotADirectoryError):
         return None
     if stored["measure"]["kind"] == "trajectories":  # before, columns had the names of those of agents

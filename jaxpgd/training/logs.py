@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,26 @@ from jaxpgd.parallel import is_writer, together
 
 
 def plain(value: Any) -> Any:
-    """Arrays as numbers and lists, ready for JSON."""
+    """Arrays as numbers and lists, ready for JSON, which has no NaN and no infinities: they are null (`numbers`)."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return np.asarray(value).tolist()
-    return value
+        return plain(np.asarray(value).tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_ABSENT = ("score", "successes", "length", "peak_memory_bytes")  # null where there is none, not where it is not a number
+
+
+def numbers(value: Any, name: str = "") -> Any:
+    """What `plain` made, read back: null is NaN, but under the names of what may be absent. Older files hold NaN themselves."""
+    if isinstance(value, dict):
+        return {k: numbers(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [numbers(v) for v in value]
+    return math.nan if value is None and name not in _ABSENT else value
 
 
 class MetricsLog:
@@ -58,7 +71,7 @@ class MetricsLog:
         rows = []
         for line in self.path.read_bytes().splitlines():
             try:
-                row = json.loads(line)
+                row = numbers(json.loads(line))
             except ValueError:  # UnicodeDecodeError is one as well
                 continue
             if isinstance(row, dict):
@@ -71,7 +84,7 @@ class MetricsLog:
             return
         before = lambda chunk: isinstance(chunk, int) and chunk <= chunks
         rows = [r for r in self.read() if r.get("stage") != stage or before(r.get("chunk"))]
-        text = "".join(json.dumps(r) + "\n" for r in rows)
+        text = "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in rows)
         write_text(self.path, text)
 
     def sync(self) -> None:
@@ -86,9 +99,10 @@ class MetricsLog:
             return
         row = {"stage": stage, "chunk": chunk, **plain(values)}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.wandb is not None:
-            self._mirror({f"{stage}/{k}": float(np.mean(v)) for k, v in row.items() if isinstance(v, int | float | list)})
+            shown = {k: v for k, v in numbers(row).items() if isinstance(v, int | float | list)}
+            self._mirror({f"{stage}/{k}": float(np.mean(v)) for k, v in shown.items()})
 
     def _mirror(self, flat: dict[str, float]) -> None:
         """Pass numbers on. What fails in the middle of a run ends the mirror, not the run."""

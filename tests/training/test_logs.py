@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from jaxpgd.cli import main
 from jaxpgd.errors import InputError
+from jaxpgd.pipeline.run_directory import RunDirectory
+from jaxpgd.settings import Config
 from jaxpgd.training.logs import MetricsLog, plain, require_wandb
 from jaxpgd.training.progress import StageProgress, clock
 
@@ -42,6 +45,38 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     log.rewind("agent", 2)
     log.write("agent", 2, {"loss": 1.25})
     assert [json.loads(line)["chunk"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def strict(text: str) -> Any:
+    """JSON without the words that Python adds to it."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_numbers_that_are_not_finite_are_null_and_read_as_nan(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write("agent", 1, {"loss": np.nan, "returns": np.array([1.0, np.inf]), "nested": {"a": (jnp.asarray(-jnp.inf), 2)}})
+    log.rewind("agent", 1)  # written once more
+    row = strict(log.path.read_text(encoding="utf-8"))
+    assert row == {"stage": "agent", "chunk": 1, "loss": None, "returns": [1.0, None], "nested": {"a": [None, 2]}}
+    with log.path.open("a", encoding="utf-8") as file:
+        file.write('{"stage": "agent", "chunk": 2, "loss": NaN}\n')
+    first, older = log.read()
+    assert np.isnan([first["loss"], first["returns"][1], first["nested"]["a"][0], older["loss"]]).all()
+
+
+def test_results_are_json_whatever_the_numbers(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, Config())
+    run.write_json("returns.json", {"real": {"returns": np.array([[np.nan, 1.0]]), "score": None, "error": float("inf")}})
+    run.finish("agent", {"seconds": np.float32(np.nan), "peak_memory_bytes": None})
+    assert strict((tmp_path / "returns.json").read_text(encoding="utf-8"))["real"]["returns"] == [[None, 1.0]]
+    assert strict((tmp_path / "stages" / "agent.json").read_text(encoding="utf-8"))["seconds"] is None
+    found = run.read_json("returns.json")["real"]
+    assert found["score"] is None and np.isnan([found["returns"][0][0], found["error"]]).all()
+    assert run.facts("agent")["peak_memory_bytes"] is None and np.isnan(run.facts("agent")["seconds"])
 
 
 def test_plain_values() -> None:
