@@ -131,7 +131,7 @@ def test_a_pack_holds_datasets_and_one_wheel_of_each(
     make = accelerator_pack.download
     monkeypatch.setattr(accelerator_pack, "download", lambda names, folder: (asked.append(names), make(names, folder)))
     accelerator_pack.build(["family/set-v0"], pack)
-    assert asked == [[f"cloudpickle=={metadata.version('cloudpickle')}"]] and wheels[0].name.startswith("cloudpickle")
+    assert asked == [[f"cloudpickle=={wheels[0].name.split('-')[1]}"]] and wheels[0].name.startswith("cloudpickle")
     assert sorted((pack / "wheels").iterdir()) == wheels and not (pack / "datasets" / "some.hdf5").exists()
 
 

@@ -130,7 +130,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_launches_of_a_program_are_counted_through_loops_and_branches():
     assert bounds.count_launches(PROGRAM) == 5 * (1 + 1 + 1) + 2  # fusion, product, the longer branch; a copy and a sort
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, 7, lambda _, x: jnp.sin(x @ x), x))
-    assert 7 <= bounds.count_launches(loop.lower(jnp.ones((8, 8))).compile().as_text()) <= 3 * 7 + 3
+    found = bounds.count_launches(loop.lower(jnp.ones((8, 8))).compile().as_text())
+    assert 7 <= found <= 5 * 7  # two to four a turn, by version of XLA
 
 
 def test_every_row_has_a_prediction_without_a_device():

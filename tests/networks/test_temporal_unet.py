@@ -90,14 +90,15 @@ CASES = [("plain", "step", 1), ("plain", "sequence", 2), ("residual", "sequence"
 
 @pytest.mark.parametrize(("block", "norm", "blocks"), CASES)
 def test_shapes_noise_and_reach(block: Any, norm: Any, blocks: int) -> None:
-    net = TemporalUNet(features=8, blocks=blocks, groups=4, norm=norm, block=block)
+    # groups of four channels: the statistics of two leave nothing but signs
+    net = TemporalUNet(features=8, blocks=blocks, groups=2, norm=norm, block=block)
     x = jax.random.normal(jax.random.key(2), (8, 5))
     params = random_params(net, x)
     apply = jax.jit(net.apply)
     out = apply(params, x, jnp.asarray(0.3))
     assert out.shape == (8, 5) and np.isfinite(out).all()
     assert (apply(params, x, jnp.asarray(-1.0)) != out).any()  # the noise level matters
-    bumped = apply(params, x.at[0].add(1.0), jnp.asarray(0.3)) != out
+    bumped = jnp.abs(apply(params, x.at[0].add(1.0), jnp.asarray(0.3)) - out) > 1e-4  # more than rounding
     assert bumped[0].any()
     assert bumped[-1].any() == (norm == "sequence" or blocks > 1)  # one level sees neighbours only; more see everything
 
