@@ -19,7 +19,7 @@ class BCHypers:
 
     lr: Array | float = 3e-4
     adam_eps: Array | float = 1e-8
-    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the action
+    policy_std: Array | float = 0.5  # std of the Gaussian that `Policy.log_prob` puts around the action
 
 
 @struct.dataclass

@@ -45,7 +45,7 @@ class DiffusionQLHypers:
     beta_min: Array | float = 0.1  # noise schedule
     beta_max: Array | float = 10.0
     adam_eps: Array | float = 1e-8
-    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the deterministic chain's action
+    policy_std: Array | float = 0.5  # std of the Gaussian that `Policy.log_prob` puts around the deterministic chain's action
 
 
 @struct.dataclass

@@ -34,7 +34,7 @@ class TD3BCHypers:
     policy_noise: Array | float = 0.2  # std of target policy smoothing
     noise_clip: Array | float = 0.5
     adam_eps: Array | float = 1e-5
-    policy_std: Array | float = 1.0  # std of the Gaussian that `Policy.log_prob` puts around the action
+    policy_std: Array | float = 0.5  # std of the Gaussian that `Policy.log_prob` puts around the action
 
 
 @struct.dataclass
