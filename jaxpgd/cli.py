@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jaxpgd.config import apply_values, load_config
+from jaxpgd.config import apply_values, config_of, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, EnvironmentFailure, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
 from jaxpgd.settings import Config, DataConfig
@@ -137,7 +137,7 @@ def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
     path = args.pop(0) if args and not args[0].startswith("-") else None
     resume, debug = "--resume" in args, ["--health.debug-nans", "true"] if "--debug-nans" in args else []
     args = [a for a in args if a not in ("--resume", "--debug-nans")]
-    return load_config(path, read_overrides([*args, *debug])), resume
+    return load_config(path, read_overrides([*args, *debug], config_of(path))), resume
 
 
 def options(args: list[str], command: str, *, required: tuple[str, ...] = (), **kinds: Callable[[str], Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A file may name a `preset`, whose values apply before the file's own. Unknown ke
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import types
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
+from jaxpgd.nearest import unknown_key
 from jaxpgd.ranges import check_denoiser, check_ranges, get
 from jaxpgd.settings import Arm, Config, SamplerConfig
 
@@ -58,6 +58,13 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 
     Raises InputError naming the file, the key and, for unknown keys, the nearest valid one.
     """
+    config = resolve(config_of(path, overrides))
+    validate(config)
+    return config
+
+
+def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """As `load_config`, without a check of ranges and combinations."""
     raw = _read_toml(Path(path)) if path is not None else {}
     origin = str(path) if path is not None else "config"
     overrides = overrides or {}
@@ -66,8 +73,6 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     config = Config()
     for values, source in ((PRESETS[preset], "preset"), (raw, origin), (overrides, "override")):
         config = apply_values(config, values, source)
-    config = resolve(config)
-    validate(config)
     return config
 
 
@@ -91,20 +96,24 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def apply_values(config: Config_, values: dict[str, Any], origin: str, prefix: str = "") -> Config_:
     """`config` (any dataclass of jaxpgd.settings) with nested `values` replaced. Raises InputError as `load_config`."""
-    hints = typing.get_type_hints(type(config))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + key
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-            raise InputError(f"{origin}: unknown key {name!r}. Did you mean {prefix + near[0]!r}?")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise InputError(f"{origin}: {name} = {value!r}: expected a table [{name}].")
-            changes[key] = apply_values(getattr(config, key), value, origin, name + ".")
-        else:
-            changes[key] = _convert(value, hints[key], name, origin)
-    return dataclasses.replace(config, **changes)
+
+    def apply(section: Config_, own: dict[str, Any], inside: str) -> Config_:
+        hints = typing.get_type_hints(type(section))
+        changes: dict[str, Any] = {}
+        for key, value in own.items():
+            name = prefix + inside + key
+            if key not in hints:
+                said = unknown_key(inside + key, config, values, table=isinstance(value, dict), before=prefix)
+                raise InputError(f"{origin}: {said}")
+            if dataclasses.is_dataclass(hints[key]):
+                if not isinstance(value, dict):
+                    raise InputError(f"{origin}: {name} = {value!r}: expected a table [{name}].")
+                changes[key] = apply(getattr(section, key), value, f"{inside}{key}.")
+            else:
+                changes[key] = _convert(value, hints[key], name, origin)
+        return dataclasses.replace(section, **changes)
+
+    return apply(config, values, "")
 
 
 def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
+from jaxpgd.nearest import unknown_key
 from jaxpgd.settings import Config
 
 
@@ -19,28 +19,35 @@ def setting_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def read_overrides(args: list[str]) -> dict[str, Any]:
+def read_overrides(args: list[str], config: Config | None = None) -> dict[str, Any]:
     """Nested values of `--section.key VALUE ...`; dashes count as underscores, `--section.no-key` is false.
 
     A value that does not read as its setting's type stays a string, which `config.load_config` then refuses.
-    Raises InputError for words that are no setting, naming the nearest one, and for settings without a value.
+    Raises InputError for words that are no setting, naming the nearest of the `config` that they are to change, and for
+    settings without a value.
     """
-    hints, values = setting_types(), dict[str, Any]()
+    hints, values, unknown = setting_types(), dict[str, Any](), list[str]()
     rest = list(args)
     while rest:
         word = rest.pop(0)
         check(word.startswith("--"), "argument", word, "options --section.key VALUE after the config file")
-        name, negated = _name(word, hints)
         texts = []
         while rest and not rest[0].startswith("--"):
             texts.append(rest.pop(0))
+        name, negated = _name(word, hints)
+        if name not in hints:
+            unknown.append(word)
+            continue
         check(not (negated and texts), "option", " ".join([word, *texts]), "no value")
         _put(values, name, False if negated else _value(texts, hints[name], word))
+    for word in unknown:  # now that all that is known is read: the kind of agent may come last
+        said = unknown_key(word[2:].replace("-", "_"), config or Config(), values, before="--", written=word)
+        raise InputError(f"option: {said}")
     return values
 
 
 def _name(word: str, hints: dict[str, Any]) -> tuple[str, bool]:
-    """The setting that a word names, and whether it is a negated flag."""
+    """The setting that a word names, if there is one, and whether it is a negated flag."""
     name = word[2:].replace("-", "_")
     if name in hints:
         return name, False
@@ -48,8 +55,7 @@ def _name(word: str, hints: dict[str, Any]) -> tuple[str, bool]:
     positive = f"{section}.{key.removeprefix('no_')}".lstrip(".")
     if key.startswith("no_") and hints.get(positive) is bool:
         return positive, True
-    near = difflib.get_close_matches(name, hints, n=1, cutoff=0.0)[0]
-    raise InputError(f"option: unknown key {word!r}. Did you mean '--{near}'?")
+    return name, False
 
 
 def _value(texts: list[str], hint: Any, word: str) -> Any:
