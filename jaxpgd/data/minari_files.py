@@ -3,7 +3,11 @@
 import difflib
 import importlib.util
 import logging
+import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,23 +101,38 @@ def _checked_metadata(name: str, data: Path) -> dict[str, Any]:
 
 def _download(name: str) -> None:
     local = sorted(minari.list_local_datasets())
-    near = difflib.get_close_matches(name, local, n=3, cutoff=0.4) or local[:5]
+    near = difflib.get_close_matches(name, local, n=3, cutoff=0.5)
     there = "which is there" if len(near) == 1 else "which are there"
-    known = f"Did you mean {' or '.join(near)}, {there}?" if near else "There are no local datasets."
+    others = f"There are {', '.join(local[:5])}{' and others' * (len(local) > 5)}." if local else "There are no local datasets."
+    known = f"Did you mean {' or '.join(near)}, {there}?" if near else others
     with_version = re.fullmatch(r".+-v\d+", name) is not None
     check(with_version, "data.name", name, "a Minari id with its version, such as mujoco/hopper/medium-v0", known)
     try:
         import huggingface_hub.utils.logging as hub  # sets its level when it is imported
 
         hub.set_verbosity(logging.CRITICAL)  # its retries say again and again what the error below says
+        _require_network()
         minari.download_dataset(name)
         check((get_dataset_path(name) / "data").exists(), "data.name", name, "a dataset that can be downloaded")
     except Exception as error:  # no network, unknown name, incompatible version: each has its own class
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(
+        raise InputError(  # alone: what led to it are pages of the network's own code
             f"data.name = {name!r}: expected a Minari dataset under {get_dataset_path()} or one that can be downloaded "
             f"({type(error).__name__}: {reason}). {known} MINARI_DATASETS_PATH names the folder that is searched."
-        ) from error
+        ) from None
+
+
+def _require_network() -> None:
+    """Raise OSError where the host of Minari's datasets has no address, which the client would try again for 25 seconds."""
+    if not os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://") or urllib.request.getproxies():
+        return
+    from huggingface_hub.constants import ENDPOINT
+
+    url = urllib.parse.urlsplit(ENDPOINT)
+    try:
+        socket.getaddrinfo(url.hostname, url.port or url.scheme)
+    except OSError as error:
+        raise OSError(f"no network: {url.hostname} is not found ({error.strerror or error})") from None
 
 
 def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import socket
 from pathlib import Path
 
 import gymnasium
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from jaxpgd.data import load
+from jaxpgd.data import load, minari_files
 from jaxpgd.errors import InputError
 
 Box, Dict = gymnasium.spaces.Box, gymnasium.spaces.Dict
@@ -102,8 +103,27 @@ def test_unknown_names_list_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(minari, "download_dataset", offline)
-    with pytest.raises(InputError, match=r"'test/plane-v0'.*no route.*test/plain-v0"):
+    monkeypatch.setattr(minari_files, "_require_network", lambda: None)
+    with pytest.raises(InputError, match=r"'test/plane-v0'.*no route.*Did you mean test/plain-v0, which is there") as refused:
         load("test/plane-v0")
+    assert refused.value.__suppress_context__ and refused.value.__cause__ is None  # one line, not the network's own code
+    with pytest.raises(InputError, match=r"no route\)\. There are test/plain-v0\. MINARI"):
+        load("other/thing/altogether-v0")
+
+
+def test_without_a_network_names_that_are_not_there_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("MINARI_REMOTE", *(f"{kind}_proxy" for kind in ("http", "https", "all"))):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(minari, "download_dataset", lambda name: pytest.fail("asked the network"))
+    assert "no network: huggingface.co is not found (Name or service not known)" in refusal("test/plane-v0")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")  # which finds addresses itself
+    monkeypatch.setattr(minari, "download_dataset", lambda name: None)
+    assert "a dataset that can be downloaded" in refusal("test/plane-v0")
 
 
 def test_images_are_refused_whatever_space_holds_them() -> None:
