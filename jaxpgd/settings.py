@@ -26,6 +26,9 @@ class DataConfig:
     validation_fraction: float = 0.05  # share of episodes held out of denoiser training
     episodes: int = 1000  # episodes generated, for built-in environments only
     clip_actions: bool = False  # actions that leave their bounds are clipped; false: data with such is refused
+    reward_scale: float = 1.0  # what is learned is scale * (reward + shift); reports stay in the dataset's own units
+    reward_shift: float = 0.0  # added before the scale (IQL on antmaze: -1)
+    reward_normalisation: Literal["none", "return_range"] = "none"  # return_range: the scale times 1000 / (range of returns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +177,9 @@ class TD3BCConfig:
     policy_noise: float = 0.2  # std of target policy smoothing
     noise_clip: float = 0.5
     adam_eps: float = 1e-5
-    critic_updates: int = 2  # per update, on the same batch size each
+    critic_updates: int = 2  # per update, on a batch each; on one and the same with actor_first
+    actor_first: bool = False  # targets, actor, then critics, on one batch, as official code; false: critics, actor, targets
+    init: Literal["uniform", "orthogonal", "lecun_normal"] = "uniform"  # of weights; lecun_normal: Flax's own, as official code
     policy_std: float = 0.5  # std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)
     hidden: tuple[int, ...] = (256, 256)
 
@@ -191,6 +196,8 @@ class IQLConfig:
     beta: float = 3.0  # inverse temperature of the advantage weights
     advantage_clip: float = 100.0  # upper bound of exp(beta * advantage)
     adam_eps: float = 1e-5
+    stale_value: bool = False  # advantages and targets of the value before its step, as official code; false: after it
+    init: Literal["uniform", "orthogonal", "lecun_normal"] = "orthogonal"  # of weights; lecun_normal: Flax's own
     hidden: tuple[int, ...] = (256, 256)
 
 

@@ -34,8 +34,8 @@ __all__ = [
 
 # factory, and the names of the structural settings that it takes besides action_dim
 AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
-    "td3_bc": (td3_bc, ("hidden", "critic_updates")),
-    "iql": (iql, ("hidden",)),
+    "td3_bc": (td3_bc, ("hidden", "critic_updates", "actor_first", "init")),
+    "iql": (iql, ("hidden", "init", "stale_value")),
     "bc": (bc, ("hidden",)),
     "cql": (cql, ("hidden", "n_actions")),
     "diffusion_ql": (diffusion_ql, ("hidden", "steps", "candidates", "choice", "ema_every", "time_features", "own_score")),

@@ -1,7 +1,8 @@
 """IQL (Kostrikov et al., arXiv 2110.06169): values by expectile regression on dataset actions, actor by weighted cloning.
 
 One update, in this order, on one batch: value (against the target critics), actor (advantages of the target critics over the
-new value), critics (against the new value), target critics move by `polyak`.
+new value), critics (against the new value), target critics move by `polyak`. With `stale_value` actor and critics use the value
+from before its step, as PGD's released code.
 """
 
 import functools
@@ -15,6 +16,7 @@ from jax import Array
 from jaxpgd.agents import common
 from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
+from jaxpgd.networks.mlp import Init
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
 
@@ -60,11 +62,11 @@ def advantage_weight(advantage: Array, beta: Array | float, clip: Array | float)
 class _IQL:
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...]) -> None:
-        self.action_dim = action_dim
-        self.actor: Any = GaussianActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
-        self.critics: Any = CriticEnsemble(2, hidden, "orthogonal")
-        self.value: Any = ValueNetwork(hidden)
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init, stale_value: bool) -> None:
+        self.action_dim, self.stale_value = action_dim, stale_value
+        self.actor: Any = GaussianActor(action_dim, hidden, init)  # Any: flax types `apply` as more than the modules return
+        self.critics: Any = CriticEnsemble(2, hidden, init)
+        self.value: Any = ValueNetwork(hidden, init)
 
     def init(self, key: Array, hypers: IQLHypers, example: Transition) -> IQLState:
         common.check_example(example, self.action_dim)
@@ -92,14 +94,15 @@ class _IQL:
         norms = {"value_gradient_norm": common.norm(grads)}
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
-        advantage = q - self.value.apply(value, batch.obs)
+        used = state.value if self.stale_value else value
+        advantage = q - self.value.apply(used, batch.obs)
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
         actor_lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
         norms["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, actor_lr, h.adam_eps)
 
-        targets = batch.reward + h.gamma * batch.discount * self.value.apply(value, batch.next_obs)
+        targets = batch.reward + h.gamma * batch.discount * self.value.apply(used, batch.next_obs)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
         norms["critic_gradient_norm"] = common.norm(grads)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
@@ -139,19 +142,22 @@ class _IQL:
 
 
 @functools.cache
-def _structure(action_dim: int, hidden: tuple[int, ...]) -> _IQL:
-    return _IQL(action_dim, hidden)
+def _structure(action_dim: int, hidden: tuple[int, ...], init: Init, stale_value: bool) -> _IQL:
+    return _IQL(action_dim, hidden, init, stale_value)
 
 
-def iql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256)) -> Agent[IQLState]:
+def iql(
+    *, action_dim: int, hidden: tuple[int, ...] = (256, 256), init: Init = "orthogonal", stale_value: bool = False
+) -> Agent[IQLState]:
     """IQL as an Agent for actions [action_dim]; its `hypers` are IQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics value_loss, actor_loss, critic_loss, q_mean,
     advantage_mean, weight_mean, target_mean, and gradient_norm of each network (critic_gradient_norm), all []. The policy
     is Normal(tanh mean, std): `sample` clips to [-1, 1], `mode` is the mean, `log_prob` that of the unclipped normal with
-    variance std^2 + variance.
+    variance std^2 + variance. `init` names the initialiser of weights (`networks.mlp.kernel_init`); with `stale_value`
+    advantages and the critics' targets come from the value before its step.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")
-    s = _structure(action_dim, tuple(hidden))
+    s = _structure(action_dim, tuple(hidden), init, stale_value)
     return Agent("iql", s.init, s.update, s.policy, hypers=IQLHypers(), batches=1)

@@ -4,8 +4,11 @@ One update, in this order:
 1. `critic_updates` critic steps, each on a batch of its own and with target noise of its own, all against the same targets;
 2. one actor step on the last of these batches (no delay: PGD trains the critic twice per update instead);
 3. both target networks move by `polyak`.
+
+With `actor_first`, as PGD's released code: target networks, actor, critics, all on one batch.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +21,7 @@ from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
 from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, member
+from jaxpgd.networks.mlp import Init
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
@@ -53,10 +57,11 @@ class TD3BCState:
 class _TD3BC(Deterministic):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], critic_updates: int) -> None:
-        self.batches = critic_updates
-        super().__init__(action_dim, hidden)
-        self.critics: Any = CriticEnsemble(2, hidden)  # Any: flax types `apply` as more than modules return
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], critic_updates: int, actor_first: bool, init: Init) -> None:
+        self.batches = 1 if actor_first else critic_updates
+        self.critic_updates, self.actor_first = critic_updates, actor_first
+        super().__init__(action_dim, hidden, init)
+        self.critics: Any = CriticEnsemble(2, hidden, init)  # Any: flax types `apply` as more than modules return
         self.critic: Any = Critic(hidden)
 
     def init(self, key: Array, hypers: TD3BCHypers, example: Transition) -> TD3BCState:
@@ -76,22 +81,43 @@ class _TD3BC(Deterministic):
 
     def update(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         common.check_batch(batch, self.batches)
-        h = state.hypers
-        critic, critic_opt, losses, norms = state.critic, state.critic_opt, list[Array](), list[Array]()
-        targets = self.targets(key, state, batch)  # the target networks rest during the update: one pass for all batches
-        for i in range(self.batches):
+        if not self.actor_first:
+            state, critic_metrics = self.critic_steps(key, state, batch)
+            state, metrics = self.actor_step(state, jax.tree.map(lambda x: x[-1], batch))
+            return self.move_targets(state), metrics | critic_metrics
+        state, metrics = self.actor_step(self.move_targets(state), jax.tree.map(lambda x: x[0], batch))
+        same = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.critic_updates, *x.shape[1:])), batch)
+        state, critic_metrics = self.critic_steps(key, state, same)
+        return state, metrics | critic_metrics
+
+    def critic_steps(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
+        """One critic step on each of the batches [critic_updates, B]."""
+        h, critic, critic_opt = state.hypers, state.critic, state.critic_opt
+        losses, norms = list[Array](), list[Array]()
+        targets = self.targets(key, state, batch)  # the target networks rest meanwhile: one pass for all batches
+        for i in range(self.critic_updates):
             part = jax.tree.map(lambda x, i=i: x[i], batch)
             loss, grads = jax.value_and_grad(self.critic_loss)(critic, part, targets[i])
             critic, critic_opt = common.adam_step(grads, critic_opt, critic, h.lr, h.adam_eps)
             losses.append(loss)
             norms.append(common.norm(grads))
-        (loss, metrics), grads = jax.value_and_grad(self.actor_loss, has_aux=True)(state.actor, critic, part, h.alpha)
+        metrics = {"critic_loss": jnp.stack(losses).mean(), "target_mean": targets.mean()}
+        metrics["critic_gradient_norm"] = jnp.stack(norms).mean()
+        return dataclasses.replace(state, critic=critic, critic_opt=critic_opt), metrics
+
+    def actor_step(self, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
+        """One actor step on a batch [B], by the critics as they are."""
+        h, gradient = state.hypers, jax.value_and_grad(self.actor_loss, has_aux=True)
+        (loss, metrics), grads = gradient(state.actor, state.critic, batch, h.alpha)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
-        metrics |= {"critic_loss": jnp.stack(losses).mean(), "actor_loss": loss, "target_mean": targets.mean()}
-        metrics |= {"critic_gradient_norm": jnp.stack(norms).mean(), "actor_gradient_norm": common.norm(grads)}
-        target_actor = common.polyak(state.target_actor, actor, h.polyak)
-        target_critic = common.polyak(state.target_critic, critic, h.polyak)
-        return TD3BCState(actor, critic, target_actor, target_critic, actor_opt, critic_opt, h), metrics
+        metrics |= {"actor_loss": loss, "actor_gradient_norm": common.norm(grads)}
+        return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
+
+    def move_targets(self, state: TD3BCState) -> TD3BCState:
+        """Both target networks moved by `polyak`."""
+        target_actor = common.polyak(state.target_actor, state.actor, state.hypers.polyak)
+        target_critic = common.polyak(state.target_critic, state.critic, state.hypers.polyak)
+        return dataclasses.replace(state, target_actor=target_actor, target_critic=target_critic)
 
     def targets(self, key: Array, state: TD3BCState, batch: Transition) -> Array:
         """r + gamma * discount * min Q'(s', clip(pi'(s') + noise)), same shape as `batch.reward`."""
@@ -119,20 +145,31 @@ class _TD3BC(Deterministic):
 
 
 @functools.cache
-def _structure(action_dim: int, hidden: tuple[int, ...], critic_updates: int) -> _TD3BC:
-    return _TD3BC(action_dim, hidden, critic_updates)
+def _structure(
+    action_dim: int, hidden: tuple[int, ...], critic_updates: int, actor_first: bool = False, init: Init = "uniform"
+) -> _TD3BC:
+    return _TD3BC(action_dim, hidden, critic_updates, actor_first, init)
 
 
-def td3_bc(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), critic_updates: int = 2) -> Agent[TD3BCState]:
+def td3_bc(
+    *,
+    action_dim: int,
+    hidden: tuple[int, ...] = (256, 256),
+    critic_updates: int = 2,
+    actor_first: bool = False,
+    init: Init = "uniform",
+) -> Agent[TD3BCState]:
     """TD3+BC as an Agent for actions [action_dim]; its `hypers` are TD3BCHypers.
 
     `update` takes transitions with leading axes [critic_updates, B] and returns the metrics critic_loss, actor_loss, bc_loss,
-    q_mean, q_weight, target_mean, critic_gradient_norm and actor_gradient_norm, all []. The policy is deterministic:
+    q_mean, q_weight, target_mean, critic_gradient_norm and actor_gradient_norm, all []. With `actor_first` it takes one batch,
+    [1, B], on which the target networks move, then the actor, then the critics `critic_updates` times (PGD's released code).
+    `init` names the initialiser of weights (`networks.mlp.kernel_init`). The policy is deterministic:
     `sample` ignores its key; `log_prob` is that of a Gaussian of standard deviation `policy_std` (variance policy_std^2 +
     variance) around its action.
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")
     check(critic_updates > 0, "critic_updates", critic_updates, "a number above 0")
-    s = _structure(action_dim, tuple(hidden), critic_updates)
-    return Agent("td3_bc", s.init, s.update, s.policy, hypers=TD3BCHypers(), batches=critic_updates)
+    s = _structure(action_dim, tuple(hidden), critic_updates, actor_first, init)
+    return Agent("td3_bc", s.init, s.update, s.policy, hypers=TD3BCHypers(), batches=s.batches)

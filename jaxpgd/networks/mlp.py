@@ -1,24 +1,29 @@
 """Multi-layer perceptrons: the body of every actor, critic and value network."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd.errors import check
 from jaxpgd.networks.dense import Dense
 from jaxpgd.networks.orthogonal import orthogonal
 
-Init = Literal["uniform", "orthogonal"]
+Init = Literal["uniform", "orthogonal", "lecun_normal"]
 
 
 def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     """Weight initialiser by name.
 
-    "uniform": U(-1/sqrt(n), 1/sqrt(n)) for n inputs (used by TD3+BC); "orthogonal": orthogonal with gain sqrt(2) (used by IQL).
+    "uniform": U(-1/sqrt(n), 1/sqrt(n)) for n inputs (used by TD3+BC); "orthogonal": orthogonal with gain sqrt(2) (used by IQL);
+    "lecun_normal": truncated normal of variance 1/n, Flax's default (used by PGD's released code). Raises InputError.
     """
+    check(kind in get_args(Init), "init", kind, "one of " + ", ".join(map(repr, get_args(Init))))
+    if kind == "lecun_normal":
+        return nn.initializers.lecun_normal()
     if kind == "uniform":
         return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # a uniform of half-width w has variance w^2 / 3
     return orthogonal(2.0**0.5)

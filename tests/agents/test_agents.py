@@ -144,7 +144,17 @@ def test_statistics_can_be_vmapped():
 
 def section(name, **changes):
     hypers = {f.name: 0.125 for f in dataclasses.fields(plain(name).hypers)}
-    return SimpleNamespace(**{**hypers, "hidden": HIDDEN, "critic_updates": 3, **changes})
+    return SimpleNamespace(
+        **{
+            **hypers,
+            "hidden": HIDDEN,
+            "critic_updates": 3,
+            "actor_first": False,
+            "init": "uniform",
+            "stale_value": False,
+            **changes,
+        }
+    )
 
 
 def test_make_agent_reads_every_setting():
@@ -166,6 +176,9 @@ def test_sections_have_every_setting_of_their_agent_and_no_other(name):
         "ema_every": 2,
         "time_features": 4,
         "n_actions": 2,
+        "actor_first": True,
+        "init": "lecun_normal",
+        "stale_value": True,
     }
     structural = AGENTS[name][1]
     small = dataclasses.replace(config, **{k: v for k, v in changed.items() if k in structural})
@@ -187,7 +200,10 @@ def test_sections_have_every_setting_of_their_agent_and_no_other(name):
         (lambda: AGENTS["cql"][0](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
         (lambda: AGENTS["diffusion_ql"][0](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
         (lambda: AGENTS["diffusion_ql"][0](action_dim=2, time_features=5), "time_features = 5: expected an even number"),
-        (lambda: make_agent("iql", SimpleNamespace(hidden=HIDDEN), 2), "a section with 'lr'"),
+        (
+            lambda: make_agent("iql", SimpleNamespace(hidden=HIDDEN, init="uniform", stale_value=False), 2),
+            "a section with 'lr'",
+        ),
         (lambda: make_agent("iql", section("iql"), 0), "action_dim = 0"),
         (lambda: make_agent("iql", section("iql"), 2, obs_mean=MEAN), "obs_std = None"),
         (lambda: normalise_observations(plain("iql"), MEAN, STD[:2]), "obs_std shape"),

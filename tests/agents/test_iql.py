@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from jaxpgd.agents import iql, replace_hypers
 from jaxpgd.agents.iql import advantage_weight, expectile_loss
-from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
+from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork, member
 
 HIDDEN = (8,)
 AGENT = iql(action_dim=2, hidden=HIDDEN)
@@ -84,3 +84,32 @@ def test_samples_are_the_clipped_normal():
     at_bound = (samples[:, 1] == 1.0).mean()
     p = norm(mean[1], 1.0).sf(1.0)
     assert at_bound == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / 4000))
+
+
+def test_a_stale_value_makes_advantages_and_targets():
+    """As PGD's released code: actor and critics use the value before its step, which is taken all the same."""
+    agent = iql(action_dim=2, hidden=HIDDEN, stale_value=True)
+    state = make_state(lr=0.01, beta=2.0, gamma=0.9, advantage_clip=1.5)
+    (new, metrics), (usual, _) = (jax.jit(a.update)(jax.random.key(1), state, BATCH) for a in (agent, AGENT))
+    jax.tree.map(np.testing.assert_array_equal, new.value, usual.value)
+    q = np.min(CRITICS.apply(state.target_critic, FLAT.obs, FLAT.action), axis=0)
+    advantage = q - VALUE.apply(state.value, FLAT.obs)
+    assert metrics["advantage_mean"] == pytest.approx(float(advantage.mean()), rel=1e-4)
+    assert metrics["weight_mean"] == pytest.approx(float(np.minimum(np.exp(2.0 * advantage), 1.5).mean()), rel=1e-4)
+    y = FLAT.reward + 0.9 * FLAT.discount * VALUE.apply(state.value, FLAT.next_obs)
+    assert metrics["target_mean"] == pytest.approx(float(y.mean()), rel=1e-4)
+    assert abs(float(metrics["target_mean"] - usual_target(usual))) > 1e-4
+
+
+def usual_target(state):
+    return (FLAT.reward + 0.9 * FLAT.discount * VALUE.apply(state.value, FLAT.next_obs)).mean()
+
+
+def test_the_initialiser_is_that_of_all_networks():
+    """Orthogonal columns have squared norms of 2; Flax's default has a variance of 1/n in every layer."""
+    for init, variance in (("orthogonal", 2.0), ("lecun_normal", 1.0)):
+        agent = iql(action_dim=2, hidden=(256, 256), init=init)
+        state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], FLAT))
+        networks = (state.actor["params"], state.value["params"], member(state.critic, 0)["params"])
+        for kernel in (k["MLP_0"]["Dense_1"]["kernel"] for k in networks):
+            assert float(jnp.var(kernel)) * 256 == pytest.approx(variance, rel=0.05)

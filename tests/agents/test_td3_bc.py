@@ -7,7 +7,7 @@ import pytest
 from batches import random_batch
 from scipy.stats import norm
 
-from jaxpgd.agents import replace_hypers, td3_bc
+from jaxpgd.agents import common, replace_hypers, td3_bc
 from jaxpgd.agents.td3_bc import _structure
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, member
 from jaxpgd.types import Transition
@@ -96,3 +96,44 @@ def test_log_prob_is_a_gaussian_around_the_action(variance):
     by_dimension = norm(policy.mode(obs), np.sqrt(0.49 + np.array([variance, 1.0]))).logpdf(action).sum()
     assert policy.log_prob(obs, action, jnp.array([variance, 1.0])) == pytest.approx(by_dimension, rel=1e-5)
     np.testing.assert_array_equal(policy.sample(jax.random.key(3), obs), policy.mode(obs))
+
+
+def test_actor_first_by_hand():
+    """PGD's released code: targets move, the actor steps by the critics as they were, then all critic steps, on one batch."""
+    agent = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=2, actor_first=True)
+    part = jax.tree.map(lambda x: x[:1], BATCH)
+    state = make_state(agent, alpha=1.7, polyak=0.25, policy_noise=0.0, lr=1e-3)
+    state = state.replace(target_critic=jax.tree.map(lambda p: 1.5 * p, state.critic))  # tell them apart
+    new, metrics = jax.jit(agent.update)(jax.random.key(1), state, part)
+    assert (agent.batches, int(new.critic_opt.count), int(new.actor_opt.count)) == (1, 2, 1)
+    targets = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, state.target_critic, state.critic)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, targets)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_actor, state.actor)
+    obs, action = part.obs[0], part.action[0]
+    q = CRITIC.apply(member(state.critic, 0), obs, ACTOR.apply(state.actor, obs))
+    assert metrics["q_mean"] == pytest.approx(float(q.mean()), rel=1e-5)  # the critic before its steps
+    y = CRITICS.apply(targets, part.next_obs[0], ACTOR.apply(state.actor, part.next_obs[0])).min(0)
+    y = part.reward[0] + 0.99 * part.discount[0] * y
+    assert metrics["target_mean"] == pytest.approx(float(y.mean()), rel=1e-5)
+
+    def loss(params):
+        return jnp.square(CRITICS.apply(params, obs, action) - y).mean(-1).sum()
+
+    critic, opt, losses = state.critic, common.adam_init(state.critic), []
+    for _ in range(2):
+        value, grads = jax.value_and_grad(loss)(critic)
+        critic, opt = common.adam_step(grads, opt, critic, 1e-3, 1e-5)
+        losses.append(float(value))
+    assert metrics["critic_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), new.critic, critic)
+
+
+def test_the_initialiser_is_that_of_actor_and_critics():
+    """Flax's default has a variance of 1/n, the uniform one a third of that; biases are 0 either way."""
+    wide = {"action_dim": 1, "hidden": (256, 256)}
+    for init, variance in (("uniform", 1 / 3), ("lecun_normal", 1.0)):
+        state = make_state(td3_bc(**wide, init=init))
+        for kernel in (
+            k["Dense_1"]["kernel"] for k in (state.actor["params"]["MLP_0"], member(state.critic, 0)["params"]["MLP_0"])
+        ):
+            assert float(jnp.var(kernel)) * 256 == pytest.approx(variance, rel=0.05)

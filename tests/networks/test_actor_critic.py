@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.errors import InputError
 from jaxpgd.networks.actor_critic import (
     Critic,
     CriticEnsemble,
@@ -15,7 +16,7 @@ from jaxpgd.networks.actor_critic import (
     ValueNetwork,
     member,
 )
-from jaxpgd.networks.mlp import MLP, sinusoidal
+from jaxpgd.networks.mlp import MLP, kernel_init, sinusoidal
 
 OBS, ACTION = jnp.linspace(-2, 2, 3), jnp.array([0.5, -0.5])
 
@@ -112,3 +113,8 @@ def test_value_network_gives_one_number_per_observation():
     value = ValueNetwork((8,))
     params = value.init(jax.random.key(0), OBS)
     assert value.apply(params, jnp.zeros((4, 3))).shape == (4,)
+
+
+def test_an_unknown_initialiser_is_refused():
+    with pytest.raises(InputError, match="init = 'xavier': expected one of 'uniform', 'orthogonal', 'lecun_normal'"):
+        kernel_init("xavier")
