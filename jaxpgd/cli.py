@@ -14,6 +14,7 @@ from typing import Any
 from jaxpgd.config import apply_values, config_of, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, EnvironmentFailure, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
+from jaxpgd.ranges import check_ranges
 from jaxpgd.settings import Config, DataConfig
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
@@ -50,7 +51,7 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
   --version                         the version of jaxpgd
   run, train-denoiser and train-agent with --distributed: one of several processes that share the work, started alike on every
         host (SLURM, Open MPI, GKE and TPU are recognised); devices of one host are all used without it
-  data info NAME [--window T] [--stride K] [--episodes N] [--data.key VALUE ...]
+  data info NAME [--window T] [--stride K] [--episodes N] [--seed N] [--data.key VALUE ...]
         what a dataset holds, and the windows of it that a run with these settings trains on
   data collect ENV_ID --out DIR [--id DATASET_ID] [--policy random | --policy ARM[:SEED] --run RUN | --actor FILE.npz]
        [--greedy] [--noise STD] [--epsilon P | --expert-fraction F,G] [--transitions N | --episodes N] [--seed N]
@@ -347,14 +348,21 @@ def _data(args: list[str]) -> None:
         _collect(args[1:])
         return
     own, settings = _split_settings(args[1:])
-    found = options(own, "data info", required=("name",), window=int, stride=int, episodes=int)
+    found = options(own, "data info", required=("name",), window=int, stride=int, episodes=int, seed=int)
     from jaxpgd.data import load
     from jaxpgd.data.describe import describe, format_description
+    from jaxpgd.evaluation.environments import with_environment
 
+    seed = found.pop("seed", 0)
+    check(0 <= seed < 2**31, "--seed", seed, "a number from 0 to 2^31 - 1")
     given = read_overrides(settings).get("data", {})
     config = apply_values(DataConfig(), {**given, **found}, "override", "data.")
-    dataset = load(config.name, episodes=config.episodes, clip_actions=config.clip_actions)
-    print(format_description(describe(dataset, **dataclasses.asdict(config))))
+    check_ranges(config, "data.")
+    check(config.window > 1, "data.window", config.window, "at least 2 steps, for one usable transition")
+    dataset = load(config.name, episodes=config.episodes, seed=seed, clip_actions=config.clip_actions)
+    if config.env_id:
+        dataset = dataclasses.replace(dataset, info=with_environment(dataset.info, config.env_id))
+    print(format_description(describe(dataset, seed=seed, **dataclasses.asdict(config))))
 
 
 def _split_settings(args: list[str]) -> tuple[list[str], list[str]]:

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from jaxpgd.cli import main
+from jaxpgd.config import load_config
 from jaxpgd.data import load
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.describe import describe, format_description
+from jaxpgd.pipeline.parts import prepare
 from jaxpgd.settings import DataConfig
 from jaxpgd.training.denoiser import prepare_windows
 
@@ -85,3 +87,24 @@ def test_data_info_takes_the_settings_of_a_run(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         main(["data", "info", "point2d", "--data.strid", "4"])
     assert "Did you mean '--data.stride'" in capsys.readouterr().err
+
+
+def test_data_info_takes_the_seed_the_environment_and_the_ranges_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        main(["data", "info", "point2d", "--episodes", "7", "--window", "8", *words])
+        return capsys.readouterr().out
+
+    config = load_config(None, {"seed": 5, "data": {"episodes": 7, "window": 8}})
+    prepared = prepare(config)
+    expected = describe(prepared.dataset, seed=5, **dataclasses.asdict(config.data))
+    assert printed("--seed", "5").strip() == format_description(expected) != printed().strip()
+    assert expected["windows"]["validation"] == len(prepared.windows.validation)
+    assert "environment    Pendulum-v1" in printed("--data.env-id", "Pendulum-v1")
+    for words, message in (
+        (["--data.window", "1"], "data.window = 1: expected at least 2 steps"),
+        (["--data.done-scale=-1"], "data.done_scale = -1.0: expected a number not below 0"),
+        (["--seed", "-1"], "--seed = -1: expected a number from 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["data", "info", "point2d", *words])
+        assert message in capsys.readouterr().err
