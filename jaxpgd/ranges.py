@@ -22,7 +22,8 @@ _POSITIVE = (
     "evaluation.trajectories agent.td3_bc.lr agent.iql.lr agent.td3_bc.critic_updates agent.td3_bc.policy_std "
     "agent.bc.lr agent.bc.policy_std agent.cql.actor_lr agent.cql.critic_lr agent.cql.cql_temperature agent.cql.n_actions "
     "agent.cql.initial_alpha agent.diffusion_ql.lr agent.diffusion_ql.steps agent.diffusion_ql.beta_min "
-    "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std"
+    "agent.diffusion_ql.beta_max agent.diffusion_ql.ema_every agent.diffusion_ql.candidates agent.diffusion_ql.policy_std "
+    "agent.diffusion_ql.critic_lr agent.diffusion_ql.max_q_backup"
 ).split()
 _NOT_NEGATIVE = (
     "seed health.skip_updates health.value_excess denoiser.steps denoiser.epochs denoiser.gradient_clip "

@@ -234,8 +234,10 @@ class CQLConfig:
 class DiffusionQLConfig:
     """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
 
-    lr: float = 3e-4
-    decay_updates: float = 0.0  # cosine decay of lr to 0 over so many updates (published: all of them); 0: none
+    lr: float = 3e-4  # of the actor
+    critic_lr: float = 3e-4
+    decay_updates: float = 0.0  # cosine decay of both to 0 over so many updates (published: all, in code 50 times all); 0: none
+    max_q_backup: int = 1  # next actions of every target, of which the largest value counts (published: 10 on most of antmaze)
     gamma: float = 0.99
     polyak: float = 0.005
     eta: float = 1.0  # weight of Q against behaviour cloning

@@ -38,7 +38,10 @@ AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
     "iql": (iql, ("hidden", "init", "stale_value")),
     "bc": (bc, ("hidden",)),
     "cql": (cql, ("hidden", "n_actions")),
-    "diffusion_ql": (diffusion_ql, ("hidden", "steps", "candidates", "choice", "ema_every", "time_features", "own_score")),
+    "diffusion_ql": (
+        diffusion_ql,
+        ("hidden", "steps", "candidates", "choice", "ema_every", "time_features", "own_score", "max_q_backup"),
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """Diffusion-QL (Wang et al., arXiv 2208.06193): a policy that is a diffusion model of actions, drawn towards high Q.
 
 One update, in this order, on one batch:
-1. critics, against r + gamma * discount * min Q'(s', a') with a' sampled from the averaged actor;
+1. critics, against r + gamma * discount * min Q'(s', a') with a' sampled from the averaged actor (with `max_q_backup` N > 1
+   the largest value of N such actions, critic by critic);
 2. actor: the noise-prediction loss minus `eta` times a normalised Q of sampled actions, through the sampling chain;
 3. the averaged actor, every `ema_every` updates; target critics move by `polyak`.
 """
@@ -35,8 +36,9 @@ _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 class DiffusionQLHypers:
     """Numeric settings; any of them may be traced. Defaults are those of the paper (section 5 and appendix)."""
 
-    lr: Array | float = 3e-4
-    decay_updates: Array | float = 0.0  # cosine decay of lr to 0 over so many updates; 0: none
+    lr: Array | float = 3e-4  # of the actor
+    critic_lr: Array | float = 3e-4
+    decay_updates: Array | float = 0.0  # cosine decay of both to 0 over so many updates; 0: none
     gamma: Array | float = 0.99
     polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
     eta: Array | float = 1.0  # weight of Q against behaviour cloning
@@ -107,6 +109,7 @@ class _DiffusionQL:
     ema_every: int
     time_features: int
     own_score: bool
+    max_q_backup: int = 1
 
     @functools.cached_property
     def actor(self) -> Any:  # Any: flax types `apply` as more than it returns
@@ -136,18 +139,18 @@ class _DiffusionQL:
         common.check_batch(batch, 1)
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         key_target, key_actor = jax.random.split(key)
-        lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
+        decay = common.cosine_decay(state.updates, h.decay_updates)
         targets = self.targets(key_target, state, batch)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
         norms = {"critic_gradient_norm": common.norm(grads)}
         grads = common.clip_by_norm(grads, h.gradient_clip)
-        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, lr, h.adam_eps)
+        critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.critic_lr * decay, h.adam_eps)
 
         actor_grad = jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
         (actor_loss, metrics), grads = actor_grad(key_actor, state.actor, critic, batch, h)
         norms["actor_gradient_norm"] = common.norm(grads)
         grads = common.clip_by_norm(grads, h.gradient_clip)
-        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, lr, h.adam_eps)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr * decay, h.adam_eps)
 
         updates = state.updates + 1
         rate = jnp.where(updates % self.ema_every == 0, 1.0 - h.ema, 0.0)
@@ -159,9 +162,14 @@ class _DiffusionQL:
         return DiffusionQLState(actor, critic, ema_actor, target_critic, actor_opt, critic_opt, updates, h), metrics
 
     def targets(self, key: Array, state: DiffusionQLState, batch: Transition) -> Array:
-        """r + gamma * discount * min Q'(s', a') with a' from the averaged actor, [B]."""
-        action = self.draw(key, state.ema_actor, state.hypers, batch.next_obs)
-        q = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
+        """r + gamma * discount * min over critics of max over `max_q_backup` actions a' of Q'(s', a'), [B].
+
+        a' are drawn from the averaged actor. The largest value of each critic comes first, then the least of the critics.
+        """
+        next_obs = jnp.repeat(batch.next_obs, self.max_q_backup, axis=0)
+        action = self.draw(key, state.ema_actor, state.hypers, next_obs)
+        q = self.critics.apply(state.target_critic, next_obs, action)
+        q = q.reshape(2, -1, self.max_q_backup).max(axis=-1).min(axis=0)
         return batch.reward + state.hypers.gamma * batch.discount * q
 
     def critic_loss(self, params: PyTree, batch: Transition, targets: Array) -> Array:
@@ -271,11 +279,13 @@ def diffusion_ql(
     ema_every: int = 5,
     time_features: int = 16,
     own_score: bool = False,
+    max_q_backup: int = 1,
 ) -> Agent[DiffusionQLState]:
     """Diffusion-QL as an Agent for actions [action_dim]; its `hypers` are DiffusionQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, actor_loss, bc_loss, q_gain,
-    q_mean, target_mean, critic_gradient_norm, actor_gradient_norm and clipped_gradients (share), all [].
+    q_mean, target_mean, critic_gradient_norm, actor_gradient_norm and clipped_gradients (share), all []. Of every target's
+    `max_q_backup` next actions the largest value counts (its authors: 10 on most antmaze tasks, elsewhere 1).
     Its policy uses the actor as it is, not the average, as published:
     - `sample` is one chain of `steps` ancestral steps;
     - `mode`, by `choice`: "softmax" takes one of `candidates` chains with probability softmax(Q), Q the smaller target critic
@@ -289,9 +299,10 @@ def diffusion_ql(
     `update` get other shapes.
     """
     sizes = {"action_dim": action_dim, "steps": steps, "candidates": candidates, "ema_every": ema_every}
+    sizes["max_q_backup"] = max_q_backup
     for name, value in sizes.items():
         check(value > 0, name, value, "a number above 0")
     check(time_features > 2 and time_features % 2 == 0, "time_features", time_features, "an even number above 2")
     check(choice in get_args(Choice), "choice", choice, f"one of {', '.join(get_args(Choice))}")
-    s = _structure(action_dim, tuple(hidden), steps, candidates, choice, ema_every, time_features, own_score)
+    s = _structure(action_dim, tuple(hidden), steps, candidates, choice, ema_every, time_features, own_score, max_q_backup)
     return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=DiffusionQLHypers(), batches=1)

@@ -28,7 +28,8 @@ IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "mo
 # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
 LATER = (STATED, "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "evaluation.max_steps",
-         "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init")  # fmt: skip
+         "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
+         "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup")  # fmt: skip
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family

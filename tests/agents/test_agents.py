@@ -179,6 +179,7 @@ def test_sections_have_every_setting_of_their_agent_and_no_other(name):
         "actor_first": True,
         "init": "lecun_normal",
         "stale_value": True,
+        "max_q_backup": 2,
     }
     structural = AGENTS[name][1]
     small = dataclasses.replace(config, **{k: v for k, v in changed.items() if k in structural})

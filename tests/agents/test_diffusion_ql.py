@@ -9,7 +9,7 @@ import pytest
 from batches import random_batch
 from scipy.stats import norm
 
-from jaxpgd.agents import diffusion_ql, replace_hypers
+from jaxpgd.agents import common, diffusion_ql, replace_hypers
 from jaxpgd.agents.diffusion_ql import _structure, key_of
 from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.schedules import vp_sigmas
@@ -141,7 +141,7 @@ def test_averages_move_when_due():
 @pytest.mark.parametrize(("clip", "moves"), [(0.0, True), (5.0, True), (1e-13, False)])
 def test_gradients_of_both_networks_are_clipped(clip, moves):
     """Adam undoes the scale of a gradient until it is far below its epsilon."""
-    state = make_state(gradient_clip=clip, lr=1e-3)
+    state = make_state(gradient_clip=clip, lr=1e-3, critic_lr=1e-3)
     new, _ = UPDATE(jax.random.key(1), state, BATCH)
     for name in ("actor", "critic"):
         step = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), getattr(new, name), getattr(state, name))
@@ -150,13 +150,42 @@ def test_gradients_of_both_networks_are_clipped(clip, moves):
 
 
 def test_learning_rate_decays_as_a_cosine():
-    """Adam's first step is lr; at a quarter of the decay's length the factor is (1 + cos(pi/4)) / 2, past its end 0."""
+    """Adam's first step is the rate; at a quarter of the decay's length the factor is (1 + cos(pi/4)) / 2, past its end 0."""
     for done, factor in ((0, 1.0), (25, 0.5 + np.sqrt(2) / 4), (100, 0.0), (150, 0.0)):
-        state = make_state(lr=1e-3, decay_updates=100.0).replace(updates=jnp.asarray(done))
+        state = make_state(lr=1e-3, critic_lr=2e-3, decay_updates=100.0).replace(updates=jnp.asarray(done))
         new, _ = UPDATE(jax.random.key(1), state, BATCH)
-        for name in ("actor", "critic"):
+        for name, rate in (("actor", 1e-3), ("critic", 2e-3)):
             step = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), getattr(new, name), getattr(state, name))
-            assert max(jax.tree.leaves(step)) == pytest.approx(factor * 1e-3, rel=0.01, abs=1e-9)
+            assert max(jax.tree.leaves(step)) == pytest.approx(factor * rate, rel=0.01, abs=1e-9)
+
+
+def test_a_rate_of_zero_leaves_its_own_networks_alone():
+    state = make_state(lr=1e-3, critic_lr=0.0)
+    new, _ = UPDATE(jax.random.key(1), state, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, new.critic, state.critic)
+    assert not np.allclose(*(jax.tree.leaves(s.actor)[-1] for s in (new, state)), atol=1e-4)
+
+
+def test_the_clip_bounds_the_gradient_that_enters_the_step():
+    """Adam's first average of gradients is a tenth of the first one, clipped to the limit or as it is below it."""
+    for clip in (0.01, 0.5, 1e3):
+        new, metrics = UPDATE(jax.random.key(1), make_state(gradient_clip=clip), BATCH)
+        for name, opt in (("actor", new.actor_opt), ("critic", new.critic_opt)):
+            found = float(metrics[f"{name}_gradient_norm"])
+            assert 10 * common.norm(opt.mu) == pytest.approx(min(found, clip), rel=1e-3)
+
+
+def test_targets_of_the_largest_of_several_values_by_hand():
+    """Each critic takes its own largest value of the same ten draws; the smaller of the two counts."""
+    ten = _structure(2, HIDDEN, *SETTINGS.values(), False, 10)
+    state = make_state(gamma=0.6)
+    many = jnp.repeat(FLAT.next_obs, 10, axis=0)
+    action = jax.jit(ten.draw)(jax.random.key(1), state.ema_actor, state.hypers, many)
+    q = np.asarray(CRITICS.apply(state.target_critic, many, action)).reshape(2, 16, 10)
+    expected = FLAT.reward + 0.6 * FLAT.discount * np.minimum(q[0].max(1), q[1].max(1))
+    found = jax.jit(ten.targets)(jax.random.key(1), state, FLAT)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(q, axis=2).min() > 1e-4  # the draws differ
 
 
 def test_samples_stay_in_bounds_and_mode_is_the_best_of_many():
