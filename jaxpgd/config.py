@@ -153,6 +153,8 @@ def validate(config: Config) -> None:
         want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
         check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
               "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
+        check(g.kind == "published" or config.data.normalisation == "standard", "data.normalisation", config.data.normalisation,
+              f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
         check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
               "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
     check(g.target_ess == 0 or g.kind != "published", "guidance.target_ess", g.target_ess,

@@ -1,4 +1,9 @@
-"""Trajectories as normalised token arrays, by named slices: token = [obs, arctanh(action), reward, done] (PGD, appendix)."""
+"""Trajectories as normalised token arrays, by named slices: token = [obs, arctanh(action), reward, done] (PGD, appendix).
+
+Tokens are standardised, or scaled to [-1, 1] by the limits of the data, then with actions as they are (DyDiff's code).
+"""
+
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,16 +14,22 @@ from jaxpgd.types import Trajectory, Transition
 
 ACTION_CLIP = 0.999  # arctanh is infinite at 1
 
+Normalisation = Literal["standard", "limits"]
+
 
 @struct.dataclass
 class TokenCodec:
-    """Maps one Trajectory to tokens [T, D] of zero mean and unit variance per feature, and back. D = O + A + 2."""
+    """Maps one Trajectory to tokens [T, D], (raw - mean) / std per feature, and back. D = O + A + 2.
+
+    Mean and standard deviation, or the middle and half the width of the data's limits.
+    """
 
     mean: Array  # [D]
     std: Array  # [D]
     obs_dim: int = struct.field(pytree_node=False)
     action_dim: int = struct.field(pytree_node=False)
     squashed: bool = struct.field(pytree_node=False, default=True)  # whether action entries are arctanh of actions
+    bounded: bool = struct.field(pytree_node=False, default=False)  # whether what is decoded is clipped to tokens in [-1, 1]
 
     @property
     def token_dim(self) -> int:
@@ -47,18 +58,18 @@ class TokenCodec:
 
     def encode(self, trajectory: Trajectory) -> Array:
         """Tokens [..., T, D] of a trajectory."""
-        raw = pack(trajectory.obs, trajectory.action, trajectory.reward, trajectory.discount)
+        raw = pack(trajectory.obs, trajectory.action, trajectory.reward, trajectory.discount, squashed=self.squashed)
         return (raw - self.mean) / self.std
 
     def encode_steps(self, obs: Array, action: Array) -> Array:
-        """The leading entries [..., T, O + A] of tokens: normalised obs [..., T, O] and pre-tanh action [..., T, A]."""
+        """The leading entries [..., T, O + A] of tokens of obs [..., T, O] and action [..., T, A]."""
         entries = slice(0, self.obs_dim + self.action_dim)
-        raw = jnp.concatenate([obs, squash_inverse(action)], axis=-1)
+        raw = jnp.concatenate([obs, squash_inverse(action) if self.squashed else action], axis=-1)
         return (raw - self.mean[entries]) / self.std[entries]
 
     def observation(self, tokens: Array) -> Array:
         """Observations [..., T, O] of tokens."""
-        return tokens[..., self.obs] * self.std[self.obs] + self.mean[self.obs]
+        return self._within(tokens[..., self.obs]) * self.std[self.obs] + self.mean[self.obs]
 
     def pre_tanh(self, tokens: Array) -> Array:
         """Pre-tanh actions [..., T, A] of tokens."""
@@ -70,7 +81,7 @@ class TokenCodec:
 
     def decode(self, tokens: Array) -> Trajectory:
         """Trajectory of tokens [..., T, D]. A done entry above one half is a terminal; what follows it is masked."""
-        raw = tokens * self.std + self.mean
+        raw = self._within(tokens) * self.std + self.mean
         discount = jnp.where(raw[..., self.done] > 0.5, 0.0, 1.0)
         return Trajectory(
             obs=raw[..., self.obs],
@@ -80,10 +91,14 @@ class TokenCodec:
             mask=usable_steps(discount),
         )
 
+    def _within(self, tokens: Array) -> Array:
+        return jnp.clip(tokens, -1.0, 1.0) if self.bounded else tokens
 
-def pack(obs: Array, action: Array, reward: Array, discount: Array) -> Array:
-    """Raw tokens [..., D] of steps: [obs, arctanh(clip(action)), reward, 1 - discount]."""
-    return jnp.concatenate([obs, squash_inverse(action), reward[..., None], 1.0 - discount[..., None]], axis=-1)
+
+def pack(obs: Array, action: Array, reward: Array, discount: Array, *, squashed: bool = True) -> Array:
+    """Raw tokens [..., D] of steps: [obs, arctanh(clip(action)), reward, 1 - discount]; raw actions unless `squashed`."""
+    entries = squash_inverse(action) if squashed else action
+    return jnp.concatenate([obs, entries, reward[..., None], 1.0 - discount[..., None]], axis=-1)
 
 
 def squash_inverse(action: Array) -> Array:
@@ -99,20 +114,24 @@ def usable_steps(discount: Array) -> Array:
     return (before > 0) & (~last | (discount == 0))
 
 
-def fit_codec(transitions: Transition, starts: np.ndarray, length: int, done_scale: float = 0.0) -> TokenCodec:
-    """Codec whose statistics are those of the windows: each of M transitions counts as often as windows [W] cover it.
+def fit_codec(
+    transitions: Transition,
+    starts: np.ndarray,
+    length: int,
+    done_scale: float = 0.0,
+    normalisation: Normalisation = "standard",
+) -> TokenCodec:
+    """Codec of M transitions for windows of `length` steps at `starts` [W].
 
-    Constant features get a standard deviation of 1. The terminal flag is divided by no less than `done_scale`: terminals are
+    "standard": zero mean and unit variance over the windows: a transition counts as often as windows cover it. "limits":
+    least and largest value among all transitions become -1 and 1, with actions as they are; what is decoded stays within.
+    Constant features are divided by 1. The terminal flag is divided by no less than `done_scale`: terminals are
     rare, and its own standard deviation would put them so many units away that a sampler decides about them at noise levels
     which training hardly visits.
     """
-    size = transitions.reward.shape[0]
-    steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
-    weight = np.cumsum(steps)[:size].astype(np.float64)
-    weight /= weight.sum()
-    raw = np.asarray(pack(transitions.obs, transitions.action, transitions.reward, transitions.discount), np.float64)
-    mean = weight @ raw
-    std = np.sqrt(weight @ (raw - mean) ** 2)
+    limits = normalisation == "limits"
+    raw = pack(transitions.obs, transitions.action, transitions.reward, transitions.discount, squashed=not limits)
+    mean, std = (_limits if limits else _moments)(np.asarray(raw, np.float64), starts, length)
     std = np.where(std < 1e-6 * np.maximum(1.0, np.abs(mean)), 1.0, std)
     std[-1] = max(std[-1], done_scale)
     return TokenCodec(
@@ -120,4 +139,22 @@ def fit_codec(transitions: Transition, starts: np.ndarray, length: int, done_sca
         std=jnp.asarray(std, jnp.float32),
         obs_dim=transitions.obs.shape[-1],
         action_dim=transitions.action.shape[-1],
+        squashed=not limits,
+        bounded=limits,
     )
+
+
+def _moments(raw: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of raw tokens [M, D] in windows."""
+    size = len(raw)
+    steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
+    weight = np.cumsum(steps)[:size].astype(np.float64)
+    weight /= weight.sum()
+    mean = weight @ raw
+    return mean, np.sqrt(weight @ (raw - mean) ** 2)
+
+
+def _limits(raw: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half the width [D] of the limits of raw tokens [M, D]."""
+    low, high = raw.min(axis=0), raw.max(axis=0)
+    return (low + high) / 2, (high - low) / 2

@@ -23,6 +23,7 @@ class DataConfig:
     allow_timeout_end: bool = True  # keep windows whose last step is a timeout
     terminal_repeats: int = 1  # times that a window ending in a terminal is listed (published: once)
     done_scale: float = 0.25  # least number that divides the terminal flag in tokens; 0: its standard deviation, as published
+    normalisation: Literal["standard", "limits"] = "standard"  # of tokens: mean 0, variance 1; or limits at -1, 1, raw actions
     validation_fraction: float = 0.05  # share of episodes held out of denoiser training
     episodes: int = 1000  # episodes generated, for built-in environments only
     clip_actions: bool = False  # actions that leave their bounds are clipped; false: data with such is refused

@@ -177,6 +177,15 @@ def test_what_weights_would_undo_is_refused(name: str, changes: dict[str, Any], 
         load_config(None, changes | {"agent": agent})
 
 
+@pytest.mark.parametrize("kind", ["reconstruction", "moment", "smc"])
+def test_guidance_that_takes_tokens_of_unit_variance_refuses_limits(kind: str) -> None:
+    values = {"data": {"normalisation": "limits"}, "guidance": {"kind": kind}}
+    with pytest.raises(InputError, match=r"data.normalisation = 'limits': expected 'standard' where guidance.kind is"):
+        load_config(None, values)
+    load_config(None, values | {"arms": ["real", "unguided"]})
+    load_config(None, values | {"guidance": {"kind": "published"}})
+
+
 def test_the_ancestral_sampler_has_no_unchurned_predictor() -> None:
     load_config(None, {"sampler": {"kind": "ancestral"}})
     with pytest.raises(InputError, match=r"sampler.predictor = 'unchurned': expected 'churned' where sampler.kind is"):

@@ -106,6 +106,55 @@ def test_a_constant_feature_is_not_divided_by_zero() -> None:
     np.testing.assert_allclose(codec.mean, [1e3, 2.5, 0, 0, 0], rtol=1e-6)
 
 
+def limits_data(size: int = 40) -> tuple[Transition, np.ndarray]:
+    rng = np.random.default_rng(2)
+    discount = np.ones(size, np.float32)
+    discount[19] = 0.0
+    data = Transition(
+        obs=rng.normal([5.0, -100.0], [0.1, 30.0], (size, 2)).astype(np.float32),
+        action=rng.uniform(-0.8, 1.0, (size, 2)).astype(np.float32),
+        reward=rng.normal(3.0, 2.0, size).astype(np.float32),
+        discount=discount,
+        next_obs=np.zeros((size, 2), np.float32),
+    )
+    data.action[7] = [1.0, -1.0]  # type: ignore[index]  # numpy
+    return data, np.array([0, 20])
+
+
+def whole(data: Transition) -> Trajectory:
+    return Trajectory(data.obs, data.action, data.reward, data.discount, jnp.ones(data.reward.shape, bool))
+
+
+def test_limits_become_minus_one_and_one_and_actions_stay_as_they_are() -> None:
+    """Over all transitions, whether windows cover them or not; the inverse gives back every number, bounds included."""
+    data, starts = limits_data()
+    codec = fit_codec(data, starts, 4, 0.25, "limits")
+    tokens = np.asarray(codec.encode(whole(data)))
+    np.testing.assert_allclose(tokens.min(0), -1.0, atol=2e-6)
+    np.testing.assert_allclose(tokens.max(0), 1.0, atol=2e-6)
+    low, high = data.action.min(0), data.action.max(0)
+    np.testing.assert_allclose(tokens[:, codec.action], 2 * (data.action - low) / (high - low) - 1, atol=1e-6)  # no arctanh
+    np.testing.assert_array_equal(tokens[:, : codec.reward], codec.encode_steps(data.obs, data.action))
+    back = codec.decode(jnp.asarray(tokens))
+    for name in ("obs", "action", "reward", "discount"):
+        np.testing.assert_allclose(getattr(back, name), getattr(data, name), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_what_is_decoded_stays_within_the_limits() -> None:
+    data, starts = limits_data()
+    codec = fit_codec(data, starts, 4, 0.25, "limits")
+    far = codec.decode(jnp.full((3, codec.token_dim), 7.0))
+    np.testing.assert_allclose(far.obs, np.broadcast_to(data.obs.max(0), (3, 2)), rtol=1e-6)
+    np.testing.assert_allclose(far.action, 1.0 * np.broadcast_to(data.action.max(0), (3, 2)), rtol=1e-6)
+    np.testing.assert_array_equal(codec.observation(jnp.full((3, codec.token_dim), 7.0)), far.obs)
+
+
+def test_entries_that_never_change_are_not_divided_by_zero_by_limits_either() -> None:
+    data, starts = limits_data()
+    codec = fit_codec(data.replace(reward=np.full(40, 2.0, np.float32)), starts, 4, 0.25, "limits")  # type: ignore[attr-defined]
+    assert (float(codec.mean[codec.reward]), float(codec.std[codec.reward])) == (2.0, 1.0)
+
+
 def test_a_codec_passes_through_jit_and_vmap() -> None:
     steps = trajectory(3, 5)
     encode = jax.jit(jax.vmap(lambda codec, t: codec.encode(t), in_axes=(None, 0)))

@@ -99,7 +99,7 @@ def calibrate(
     """
     windows, info = prepared.windows, prepared.dataset.info
     simulator, entries = make_simulator(info), state_entries(info)
-    scale = np.asarray(windows.codec.std[windows.codec.obs])
+    scale = np.asarray(windows.unit.std[windows.unit.obs])
     measure = lambda made: float(dynamics_error(_flat(made), simulator, scale, entries)["rms"])
     policies = _healthy(policies)
     seeds = jax.tree.leaves(policies)[0].shape[0]

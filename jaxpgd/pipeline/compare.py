@@ -146,7 +146,7 @@ def compare_models(
     samples = None
     if is_builtin(info):
         samples, _ = rollout(key_noise, simulator, policy, np.asarray(start), length, deterministic=True)
-    std = np.asarray(prepared.windows.codec.std[prepared.windows.codec.obs])
+    std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
     found: dict[str, Any] = {}
 
     def score(made: Trajectory) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def score_trajectories(
     if behaviour is not None:
         row["behaviour_log_likelihood"], row["behaviour_log_likelihood_se"], _ = action_log_likelihood(behaviour, trajectory)
     if has_simulator(info):
-        std = np.asarray(windows.codec.std[windows.codec.obs])
+        std = np.asarray(windows.unit.std[windows.unit.obs])
         error = dynamics_error(trajectory, make_simulator(info), std, state_entries(info))
         row |= {
             "dynamics_error": error["rms"],
@@ -101,14 +101,14 @@ def window_terminal_rate(windows: Windows) -> float:
 
 def flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
     """Normalised tokens [N, T * D] of trajectories [N, T]."""
-    tokens = np.asarray(windows.codec.encode(trajectory))
+    tokens = np.asarray(windows.unit.encode(trajectory))
     return tokens.reshape(len(tokens), tokens.shape[1] * tokens.shape[2])
 
 
 def _states(windows: Windows, tokens: np.ndarray) -> np.ndarray:
     """The states [N, T * O] of flat tokens."""
-    steps = tokens.reshape(len(tokens), -1, windows.codec.token_dim)
-    return np.ascontiguousarray(steps[..., windows.codec.obs]).reshape(len(tokens), -1)
+    steps = tokens.reshape(len(tokens), -1, windows.unit.token_dim)
+    return np.ascontiguousarray(steps[..., windows.unit.obs]).reshape(len(tokens), -1)
 
 
 def reference_distances(windows: Windows, key: Array, count: int) -> dict[str, Any]:

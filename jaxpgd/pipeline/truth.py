@@ -46,7 +46,7 @@ class ImportanceTruth:
         same_length = made.reward.shape[1] == self.trajectory.reward.shape[1]
         if not same_length or self.effective_size(coefficient) < LEAST_EFFECTIVE_SIZE:
             return {}
-        flat = [np.asarray(windows.codec.encode(t)).reshape(len(t.reward), -1) for t in (made, self.trajectory)]
+        flat = [np.asarray(windows.unit.encode(t)).reshape(len(t.reward), -1) for t in (made, self.trajectory)]
         weights = np.asarray(jax.nn.softmax(coefficient * jnp.asarray(self.log_likelihood)))
         return {"distance_to_truth": sliced_wasserstein(key, *flat, y_weights=weights)}
 

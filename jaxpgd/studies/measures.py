@@ -136,7 +136,7 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
         columns["sliced_wasserstein"] = np.full(len(made.reward), distance_to_data(config, prepared, made))
     steps: list[Row] = []
     if has_simulator(prepared.dataset.info):
-        std = np.asarray(prepared.windows.codec.std[prepared.windows.codec.obs])
+        std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
         info = prepared.dataset.info
         error = dynamics_error(made, make_simulator(info), std, state_entries(info))
         columns |= {"dynamics_error": error["per_trajectory"], "persistence": error["persistence_per_trajectory"]}

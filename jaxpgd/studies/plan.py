@@ -26,7 +26,9 @@ RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns 
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
-LATER = (STATED, "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
+LATER = (STATED,
+         "data.normalisation",
+         "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
          "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup")  # fmt: skip

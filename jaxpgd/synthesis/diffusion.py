@@ -205,6 +205,8 @@ def make_synthesizer(
     made = getattr(jax.eval_shape(denoiser.denoise, x, sigma), "shape", None)
     check(made == shape, "denoiser", made, f"tokens {list(shape)} of tokens {list(shape)} and a sigma []")
     through = guidance is not None and guidance.kind != "published"
+    check(not (through and denoiser.codec.bounded), "data.normalisation", "limits",
+          "'standard' with guidance of another kind than 'published', which takes tokens to have unit variance")  # fmt: skip
     return DiffusionSynthesizer(
         denoiser=denoiser,
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=through),

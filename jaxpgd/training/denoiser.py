@@ -1,6 +1,7 @@
 """Training a trajectory denoiser: EDM loss on dataset windows, Adam with warm-up and cosine decay, averaged weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class Windows:
     """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
 
     `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean.
+    `standard` is the codec that distances and errors are measured in, of unit variance; None: `codec` itself.
     """
 
     transitions: Transition  # [M]
@@ -40,6 +42,12 @@ class Windows:
     length: int = struct.field(pytree_node=False)
     known: Array | None = None
     entries: int = struct.field(pytree_node=False, default=0)
+    standard: TokenCodec | None = None
+
+    @property
+    def unit(self) -> TokenCodec:
+        """The codec of unit variance."""
+        return self.codec if self.standard is None else self.standard
 
     @property
     def dim(self) -> int:
@@ -60,12 +68,14 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
     train, validation, _ = choose_windows(dataset, config, seed)
     validation = validation if len(validation) else train
     transitions = dataset.transitions()
+    fit = functools.partial(fit_codec, transitions, np.asarray(train), config.window, config.done_scale)
     return Windows(
         transitions=transitions,
         train=jnp.asarray(train, jnp.int32),
         validation=jnp.asarray(validation, jnp.int32),
-        codec=fit_codec(transitions, np.asarray(train), config.window, config.done_scale),
+        codec=fit(config.normalisation),
         length=config.window,
+        standard=None if config.normalisation == "standard" else fit("standard"),
     )
 
 

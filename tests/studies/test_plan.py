@@ -13,7 +13,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.pipeline.models import NEEDS, needs
 from jaxpgd.precision import STATED
 from jaxpgd.studies import plan
-from jaxpgd.studies.plan import Budget, digest, load_study, merge, settings_of, shipped
+from jaxpgd.studies.plan import LATER, Budget, digest, load_study, merge, settings_of, shipped
 from jaxpgd.studies.results import Results
 from jaxpgd.studies.store import Store
 from jaxpgd.studies.together import groups, joined, swept
@@ -114,8 +114,8 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
         lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
         assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
     config = usual.config
-    network = {name: value for name, value in asdict(config.denoiser).items() if name != "convolution"}
-    data = {name: value for name, value in asdict(config.data).items() if name != "clip_actions"}
+    kept = lambda section: {n: v for n, v in asdict(getattr(config, section)).items() if f"{section}.{n}" not in LATER}
+    network, data = kept("denoiser"), kept("data")
     names = {"seed": config.seed, "data": data, "denoiser": network}
     assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
     other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]

@@ -11,6 +11,7 @@ from jaxpgd.data.assemble import assemble
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.errors import InputError
 from jaxpgd.packing import fit_codec
+from jaxpgd.pipeline.quality import flat_tokens, real_windows
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.training.checkpoints import load_tree, save_tree
 from jaxpgd.training.denoiser import (
@@ -176,7 +177,8 @@ def test_prepared_windows() -> None:
         info, steps[:, None], steps[:, None] * 0, steps, steps[:, None] + 1, ends & (steps > 6), ends & (steps < 6),
         np.arange(0, 25, 6),
     )  # fmt: skip
-    windows = prepare_windows(dataset, DataConfig(window=4, stride=1, validation_fraction=0.25, allow_timeout_end=True))
+    config = DataConfig(window=4, stride=1, validation_fraction=0.25, allow_timeout_end=True)
+    windows = prepare_windows(dataset, config)
     train, held = np.asarray(windows.train), np.asarray(windows.validation)
     assert len(train) == 9 and len(held) == 3 and len(set(held // 6)) == 1
     assert not set(held // 6) & set(train // 6)
@@ -185,5 +187,14 @@ def test_prepared_windows() -> None:
     np.testing.assert_allclose(windows.codec.std[0], brute.std(), rtol=1e-5)
     tokens = jax.vmap(windows.tokens)(windows.train)
     np.testing.assert_allclose(tokens.mean((0, 1))[0], 0, atol=1e-5)
+    limits = dataclasses.replace(config, normalisation="limits")
+    scaled = prepare_windows(dataset, limits)
+    np.testing.assert_allclose(scaled.codec.encode(real_windows(scaled, train)).max(), 1.0, rtol=1e-6)
+    assert (scaled.codec.squashed, scaled.unit.squashed) == (False, True)
+    jax.tree.map(np.testing.assert_array_equal, scaled.unit, windows.unit)  # errors and distances keep their unit
+    np.testing.assert_array_equal(
+        flat_tokens(scaled, real_windows(scaled, train)), flat_tokens(windows, real_windows(windows, train))
+    )
+    assert windows.unit is windows.codec
     with pytest.raises(InputError, match=r"data.window = 8: expected at most 6"):
         prepare_windows(dataset, DataConfig(window=8))
