@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import math
 import signal
 import sys
@@ -105,6 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # whoever reads has enough, as `head`: what SIGPIPE would do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (DivergenceError, StorageError, DeviceMemoryError, EnvironmentFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
