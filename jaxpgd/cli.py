@@ -77,6 +77,17 @@ def usage_of(command: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Bad input prints one message and exits with 2."""
+    try:
+        try:
+            _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head`; what ends a program by SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _main(argv: list[str] | None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show ends nothing
         if isinstance(stream, io.TextIOWrapper):
@@ -106,9 +117,6 @@ def main(argv: list[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # whoever reads has enough, as `head`: what SIGPIPE would do
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
     except (DivergenceError, StorageError, DeviceMemoryError, EnvironmentFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
