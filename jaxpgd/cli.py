@@ -363,6 +363,7 @@ def _data(args: list[str]) -> None:
     found = options(own, "data info", required=("name",), window=int, stride=int, episodes=int, seed=int)
     from jaxpgd.data import load
     from jaxpgd.data.describe import describe, format_description
+    from jaxpgd.data.load import LOADED_BY
     from jaxpgd.evaluation.environments import with_environment
 
     seed = found.pop("seed", 0)
@@ -371,7 +372,7 @@ def _data(args: list[str]) -> None:
     config = apply_values(DataConfig(), {**given, **found}, "override", "data.")
     check_ranges(config, "data.")
     check(config.window > 1, "data.window", config.window, "at least 2 steps, for one usable transition")
-    dataset = load(config.name, episodes=config.episodes, seed=seed, clip_actions=config.clip_actions)
+    dataset = load(config.name, episodes=config.episodes, seed=seed, **{name: getattr(config, name) for name in LOADED_BY})
     if config.env_id:
         dataset = dataclasses.replace(dataset, info=with_environment(dataset.info, config.env_id))
     print(format_description(describe(dataset, seed=seed, **dataclasses.asdict(config))))

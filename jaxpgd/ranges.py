@@ -9,7 +9,7 @@ from jaxpgd.errors import check
 from jaxpgd.settings import AgentConfig, DenoiserConfig, SynthesisConfig
 
 _POSITIVE = (
-    "seeds keep_checkpoints data.window data.stride data.terminal_repeats data.episodes "
+    "seeds keep_checkpoints data.reward_scale data.window data.stride data.terminal_repeats data.episodes "
     "denoiser.features denoiser.blocks denoiser.groups denoiser.sigma_data "
     "denoiser.p_std denoiser.batch_size denoiser.peak_lr denoiser.ema_every denoiser.validate_every "
     "denoiser.validation_batches "

@@ -30,6 +30,9 @@ class DataConfig:
     reward_scale: float = 1.0  # what is learned is scale * (reward + shift); reports stay in the dataset's own units
     reward_shift: float = 0.0  # added before the scale (IQL on antmaze: -1)
     reward_normalisation: Literal["none", "return_range"] = "none"  # return_range: the scale times 1000 / (range of returns)
+    reward_scale: float = 1.0  # what is learned is scale * (reward + shift); reports stay in the dataset's own units
+    reward_shift: float = 0.0  # added before the scale (IQL on antmaze: -1)
+    reward_normalisation: Literal["none", "return_range"] = "none"  # return_range: the scale times 1000 / (range of returns)
 
 
 @dataclasses.dataclass(frozen=True)

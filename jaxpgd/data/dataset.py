@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxpgd.types import Transition
+from jaxpgd.types import Trajectory, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,13 @@ class DatasetInfo:
     eval_env_spec: str | None = None  # EnvSpec that the reference returns belong to, where it is not `env_spec`
     cut: int = 0  # episodes that end where rows do not follow each other, without a flag that says so
     local: bool = False  # made locally, not published: its scores stand with no other family's
+    reward_scale: float = 1.0  # what is learned is scale * (reward + shift); `Dataset.reward` itself is as stored
+    reward_shift: float = 0.0
+
+    @property
+    def rewards_as_stored(self) -> bool:
+        """Whether rewards are learned as they are."""
+        return self.reward_scale == 1.0 and self.reward_shift == 0.0
 
 
 @struct.dataclass
@@ -42,7 +49,7 @@ class Dataset:
 
     obs: Array  # [M, O] float32
     action: Array  # [M, A] float32, in [-1, 1]
-    reward: Array  # [M] float32
+    reward: Array  # [M] float32, in the dataset's own units
     discount: Array  # [M] float32
     next_obs: Array  # [M, O] float32
     timeout: np.ndarray  # [M] bool, host
@@ -70,11 +77,12 @@ class Dataset:
         return self.action.shape[-1]
 
     def transitions(self) -> Transition:
-        """All transitions, [M]."""
-        return Transition(obs=self.obs, action=self.action, reward=self.reward, discount=self.discount, next_obs=self.next_obs)
+        """All transitions, [M], with the rewards that everything learns from: `learned_reward`."""
+        reward = learned_reward(self.info, self.reward)
+        return Transition(obs=self.obs, action=self.action, reward=reward, discount=self.discount, next_obs=self.next_obs)
 
     def returns(self) -> np.ndarray:
-        """Undiscounted return of every episode, [E]."""
+        """Undiscounted return of every episode in the dataset's own units, [E]."""
         return np.add.reduceat(np.asarray(self.reward, np.float64), self.offsets[:-1])
 
     def lengths(self) -> np.ndarray:
@@ -92,6 +100,26 @@ def from_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
     """Map actions [..., A] from the environment's bounds to [-1, 1]."""
     low, high = np.asarray(info.action_low), np.asarray(info.action_high)
     return np.asarray(2.0 * (action - low) / (high - low) - 1.0)
+
+
+def learned_reward(info: DatasetInfo, reward: Array) -> Array:
+    """What is learned of rewards [...]: scale * (reward + shift). The same array where they are learned as stored."""
+    return reward if info.rewards_as_stored else (reward + info.reward_shift) * info.reward_scale
+
+
+def own_reward(info: DatasetInfo, reward: Array) -> Array:
+    """The inverse of `learned_reward`, to rounding: rewards [...] in the dataset's own units."""
+    return reward if info.rewards_as_stored else reward / info.reward_scale - info.reward_shift
+
+
+def in_own_units(info: DatasetInfo, trajectory: Trajectory) -> Trajectory:
+    """A trajectory of a model of the dataset with its rewards in the dataset's own units, as all that is reported."""
+    return dataclasses.replace(trajectory, reward=own_reward(info, trajectory.reward))
+
+
+def in_learned_units(info: DatasetInfo, trajectory: Trajectory) -> Trajectory:
+    """A trajectory of the environment with the rewards that a model of the dataset knows."""
+    return dataclasses.replace(trajectory, reward=learned_reward(info, trajectory.reward))
 
 
 def to_device(dataset: Dataset) -> Dataset:

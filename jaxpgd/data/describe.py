@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpgd.data.dataset import Dataset
+from jaxpgd.data.dataset import Dataset, learned_reward
 from jaxpgd.data.scores import normalized_score, score_column
 from jaxpgd.data.windows import LOW_COVERAGE, choose_windows, coverage
 from jaxpgd.errors import InputError
@@ -39,6 +39,7 @@ def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, A
         "ends": {"terminals": terminals, "timeouts": timeouts, "horizon": dataset.episodes - terminals - timeouts},
         "ranges": _ranges(dataset),
         "constant_reward": _constant(np.asarray(dataset.reward)),
+        "learned_reward": _learned(dataset),
         "windows": _windows(dataset, DataConfig(**settings), seed),
         "action_low": list(info.action_low),
         "action_high": list(info.action_high),
@@ -59,6 +60,15 @@ def _ranges(dataset: Dataset) -> dict[str, dict[str, float]]:
     parts = {f"obs.{key}": obs[:, end - size : end] for key, size, end in named}
     entries = {**(parts or {"obs": obs}), "action": np.asarray(dataset.action), "reward": np.asarray(dataset.reward)}
     return {key: _spread(values) for key, values in entries.items()}
+
+
+def _learned(dataset: Dataset) -> dict[str, float] | None:
+    """Scale and shift of the rewards that are learned from, and what they span; None where they are as stored."""
+    info = dataset.info
+    if info.rewards_as_stored:
+        return None
+    spread = _spread(np.asarray(learned_reward(info, dataset.reward)))
+    return {"scale": info.reward_scale, "shift": info.reward_shift, **spread}
 
 
 def _constant(values: np.ndarray) -> float | None:
@@ -94,6 +104,7 @@ def format_description(description: dict[str, Any]) -> str:
         ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
         *_cut(d["cut"]),
         *((key, _line(values)) for key, values in d["ranges"].items()),
+        *_learned_reward(d["learned_reward"]),
         *_constant_reward(d["constant_reward"]),
         ("action bounds", f"{_numbers(d['action_low'])} to {_numbers(d['action_high'])}, rescaled to -1 .. 1"),
         *_window_rows(d["windows"]),
@@ -113,6 +124,13 @@ def _window_rows(windows: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cut(count: int) -> list[tuple[str, str]]:
     return [("", f"{count:,} of the timeouts are cuts where next_observations does not lead to the next row")] if count else []
+
+
+def _learned_reward(found: dict[str, float] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    text = f"learned from as {found['scale']:g} * (reward {found['shift']:+g}): {_line(found)}"
+    return [("", f"{text}. All reports are in the units above")]
 
 
 def _constant_reward(value: float | None) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-from jaxpgd.data.dataset import DatasetInfo, to_env_action
+from jaxpgd.data.dataset import DatasetInfo, own_reward, to_env_action
 from jaxpgd.data.env_specs import spec_from_json
 from jaxpgd.data.minari_writer import free_target, new_dataset
 from jaxpgd.data.nested import nest
@@ -39,9 +39,9 @@ def export_minari(
     """Write [N, T] trajectories as the Minari dataset `dataset_id` under `directory`; returns its folder.
 
     It loads with `minari.load_dataset(dataset_id)` where MINARI_DATASETS_PATH is `directory`. Actions are mapped back to
-    `info`'s bounds, dict observations (nested ones too) are taken apart by `info.obs_keys`, everything is float32, and the
-    environments and references of `info` are stored, with the mark of data made locally. Raises InputError where the target
-    exists, the id is not one, or there is nothing to write.
+    `info`'s bounds and rewards to its own units, dict observations (nested ones too) are taken apart by `info.obs_keys`,
+    everything is float32, and the environments and references of `info` are stored, with the mark of data made locally. Raises
+    InputError where the target exists, the id is not one, or there is nothing to write.
     """
     target = free_target(directory, dataset_id)
     buffers = [_buffer(index, episode, info) for index, episode in enumerate(_episodes(trajectory, info))]
@@ -64,6 +64,7 @@ def export_minari(
 def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> Path:
     """Write [N, T] trajectories as a flat .npz in D4RL layout, float32, with the action bounds; returns its path.
 
+    Actions are in those bounds, rewards in `info`'s own units.
     Raises InputError where `path` exists, does not end in .npz, or there is nothing to write.
     """
     path = Path(path).expanduser()
@@ -94,7 +95,8 @@ def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
     low, high = np.asarray(info.action_low, np.float32), np.asarray(info.action_high, np.float32)
     # clipped once more in float32, where rounding may leave the bounds
     action = np.clip(to_env_action(info, np.asarray(trajectory.action)).astype(np.float32), low, high)
-    reward, ended = np.asarray(trajectory.reward, np.float32), np.asarray(trajectory.discount) == 0
+    reward = np.asarray(own_reward(info, np.asarray(trajectory.reward, np.float32)))  # type: ignore[arg-type]
+    ended = np.asarray(trajectory.discount) == 0
     episodes = []
     for n in range(len(obs)):
         terminal = bool(ended[n].any())

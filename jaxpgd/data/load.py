@@ -12,28 +12,43 @@ from jaxpgd.data.minari_files import load_minari
 from jaxpgd.data.ogbench_files import load_ogbench
 from jaxpgd.data.ogbench_store import is_ogbench
 from jaxpgd.data.point2d import point2d_dataset
+from jaxpgd.data.rewards import with_learned_rewards
 from jaxpgd.data.scores import is_local_name
 from jaxpgd.data.untrusted import reading
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
 
+# settings of `DataConfig` that say how `load` takes what is stored
+LOADED_BY = ("clip_actions", "reward_scale", "reward_shift", "reward_normalisation")
 _FLAT = (".hdf5", ".h5", ".npz")
 
 
-def load(name: str, *, episodes: int = 1000, seed: int = 0, clip_actions: bool = False) -> Dataset:
+def load(
+    name: str,
+    *,
+    episodes: int = 1000,
+    seed: int = 0,
+    clip_actions: bool = False,
+    reward_scale: float = 1.0,
+    reward_shift: float = 0.0,
+    reward_normalisation: str = "none",
+) -> Dataset:
     """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
 
     `name` is "point2d" or, for episodes of N steps, "point2d-N" (built in; `episodes` and `seed` say what is generated), the
     path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), "ogbench/" and the name of a
     single-task OGBench dataset (see `ogbench_files.load_ogbench`; a name with "-singletask-" does without the prefix), or a
     Minari id (see `minari_files.load_minari`). `clip_actions`: those that leave their bounds are clipped instead of refused.
+    What is learned from are the rewards reward_scale * (reward + reward_shift): see `rewards.with_learned_rewards`.
     Raises InputError for names that are none of these and for data that fail a check.
     """
     if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
-        return point2d_dataset(episodes, seed, builtin_environment(name))
-    with reading("data.name", name, "data in a known layout"):
-        return _load_file(name, clip_actions)
+        dataset = point2d_dataset(episodes, seed, builtin_environment(name))
+    else:
+        with reading("data.name", name, "data in a known layout"):
+            dataset = _load_file(name, clip_actions)
+    return with_learned_rewards(dataset, reward_scale, reward_shift, reward_normalisation)
 
 
 def _load_file(name: str, clip_actions: bool) -> Dataset:

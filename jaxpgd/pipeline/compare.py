@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from jaxpgd.data.dataset import in_own_units
 from jaxpgd.errors import InputError, check
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.environments import is_builtin
@@ -153,11 +154,11 @@ def compare_models(
         return compare_rollouts(key_score, truth, made, policy, std, entries=state_entries(info), samples=samples)
 
     floor = truth if samples is None else samples
-    for run, config, _, models in models_of:
+    for run, config, own, models in models_of:
         for name, synthesizer in methods(config, models, length).items():
             label = name if name not in found else f"{name} ({run})"
             made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
-            found[label] = score(made)
+            found[label] = score(in_own_units(own.dataset.info, made))
             print(f"{label}: {summary_line(found[label])}", flush=True)
     if not found:
         raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.load import LOADED_BY
 from jaxpgd.data.windows import LOW_COVERAGE
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
@@ -38,7 +39,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 # the settings that decide what each model becomes; the seed decides which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
-    "dynamics": ("seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", "data.clip_actions", "dynamics"),
+    "dynamics": (
+        "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
+        "dynamics",
+    ),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
     ),

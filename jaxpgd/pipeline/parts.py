@@ -12,6 +12,7 @@ from jax import Array
 from jaxpgd.agents import make_agent
 from jaxpgd.data import load
 from jaxpgd.data.dataset import Dataset, to_device
+from jaxpgd.data.load import LOADED_BY
 from jaxpgd.data.windows import Coverage, coverage, split_episodes
 from jaxpgd.dynamics.world_model import WorldModel
 from jaxpgd.envs.builtin import builtin_environment
@@ -52,7 +53,8 @@ def prepare(config: Config) -> Prepared:
     """Load and check everything that a run needs before any compute, which is set to the run's precision. Raises InputError."""
     set_precision(config.matmul_precision)
     require_wandb(config.wandb_project)
-    dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed, clip_actions=config.data.clip_actions)
+    rules = {name: getattr(config.data, name) for name in LOADED_BY}
+    dataset = load(config.data.name, episodes=config.data.episodes, seed=config.seed, **rules)
     if config.data.env_id:
         dataset = dataclasses.replace(dataset, info=with_environment(dataset.info, config.data.env_id))
     require_environment(dataset.info, dataset.obs_dim)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpgd.data.dataset import in_own_units
 from jaxpgd.diffusion.ladder import guidance_profile, make_guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
@@ -52,7 +53,7 @@ def score_trajectories(
 ) -> dict[str, Any]:
     """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances).
 
-    Actions are scored under the target `policy` and under the `behaviour` policy where these are known.
+    Rewards of the trajectories are as learned, errors of rewards in the dataset's own units. Actions are scored under the target `policy` and under the `behaviour` policy where these are known.
     """
     windows, info = prepared.windows, prepared.dataset.info
     tokens = flat_tokens(windows, trajectory)
@@ -73,7 +74,7 @@ def score_trajectories(
         row["behaviour_log_likelihood"], row["behaviour_log_likelihood_se"], _ = action_log_likelihood(behaviour, trajectory)
     if has_simulator(info):
         std = np.asarray(windows.unit.std[windows.unit.obs])
-        error = dynamics_error(trajectory, make_simulator(info), std, state_entries(info))
+        error = dynamics_error(in_own_units(info, trajectory), make_simulator(info), std, state_entries(info))
         row |= {
             "dynamics_error": error["rms"],
             "dynamics_error_se": error["standard_error"],
@@ -189,7 +190,7 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
     if denoiser is not None and config.guidance.kind != "published":
         result["profile"] = _profile(key_scores, config, denoiser, policy, windows, samples["unguided"])
     run.write_json("quality.json", result)
-    _save_samples(run, samples)
+    _save_samples(run, {name: in_own_units(prepared.dataset.info, t) for name, t in samples.items()})
     run.finish("quality", {"seconds": time.monotonic() - began})
     return run.read_json("quality.json")  # type: ignore[no-any-return]
 

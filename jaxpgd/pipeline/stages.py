@@ -1,5 +1,6 @@
 """The stages of a run. Each reads what earlier stages left in the run directory and skips itself when it is done."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.agents import replace_hypers
+from jaxpgd.data.dataset import DatasetInfo, own_reward
 from jaxpgd.data.scores import normalized_score, score_column
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import fitting_actor
@@ -28,7 +30,7 @@ from jaxpgd.training.agent import AgentState, Experience, agent_program, make_sc
 from jaxpgd.training.health import LOST
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import Sources, join_sources, sources_program
-from jaxpgd.types import Agent, Policy, PyTree
+from jaxpgd.types import Agent, Metrics, Policy, PyTree
 
 JOINT = "agents"  # the stage that trains the agents of all arms as one program
 
@@ -102,6 +104,7 @@ def _trained(
 ) -> Policy:
     """The policies of a program of agents that is run, or resumed, as a stage."""
     config, dataset = run.config, prepared.dataset
+    program = in_reported_units(program, dataset.info)
     key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
 
     def after_chunk(done: int, state: Callable[[], AgentState]) -> dict[str, Any]:
@@ -119,6 +122,21 @@ def _trained(
         score=_mean_return,
     )  # fmt: skip
     return jax.vmap(agent.policy)(state.agent)
+
+
+def in_reported_units(program: Program[AgentState], info: DatasetInfo) -> Program[AgentState]:
+    """The same program, whose metrics tell the mean synthetic reward in the dataset's own units; 0 where there is none."""
+    if info.rewards_as_stored:
+        return program
+
+    def chunk(state: AgentState, data: PyTree, index: Array) -> tuple[AgentState, Metrics]:
+        state, metrics = program.chunk(state, data, index)
+        if "synthetic_reward" in metrics:
+            own = own_reward(info, metrics["synthetic_reward"])
+            metrics = metrics | {"synthetic_reward": jnp.where(metrics["synthetic_transitions"] > 0, own, 0.0)}
+        return state, metrics
+
+    return dataclasses.replace(program, chunk=chunk)
 
 
 def _mean_return(row: dict[str, Any]) -> float | None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.data.dataset import Dataset
+from jaxpgd.data.dataset import Dataset, in_learned_units
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import importance_truth
 from jaxpgd.evaluation.distances import sliced_wasserstein
@@ -23,7 +23,7 @@ LEAST_EFFECTIVE_SIZE = 500.0  # below it the weighted rollouts say too little of
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceTruth:
-    """Behaviour rollouts with the log-likelihood [N] of their actions under the target policy.
+    """Behaviour rollouts with the log-likelihood [N] of their actions under the target policy, and rewards as learned.
 
     `coefficient` is the one at which guided samples are compared with unguided ones: the largest of those in question at
     which the effective sample size is enough.
@@ -69,6 +69,7 @@ def known_truth(dataset: Dataset, policy: Policy, coefficients: list[float], key
         return None
     env = builtin_environment(dataset.info.env_id)
     trajectory, log_likelihood = importance_truth(key, env, policy, 1.0, ROLLOUTS)
+    trajectory = in_learned_units(dataset.info, trajectory)
     truth = ImportanceTruth(jax.tree.map(np.asarray, trajectory), np.asarray(log_likelihood), min(coefficients))
     enough = [c for c in coefficients if truth.effective_size(c) >= LEAST_EFFECTIVE_SIZE]
     return dataclasses.replace(truth, coefficient=max(enough, default=min(coefficients)))

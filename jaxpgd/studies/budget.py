@@ -24,7 +24,7 @@ from jaxpgd.parallel import Placement
 from jaxpgd.pipeline.models import needs, termination_of
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, build_agent, build_experience, stage_key
 from jaxpgd.pipeline.run_directory import make_directory, write_atomic
-from jaxpgd.pipeline.stages import joint_data, joint_program, population, seed_policy
+from jaxpgd.pipeline.stages import in_reported_units, joint_data, joint_program, population, seed_policy
 from jaxpgd.settings import Config
 from jaxpgd.studies.measures import target_of
 from jaxpgd.studies.plan import Budget, Cell, Study, digest
@@ -247,13 +247,14 @@ class Workload:
         models, agent = self._models(config, prepared), build_agent(config, prepared.dataset)
         key = stage_key(config, "agent")
         if len(config.arms) > 1:
-            return Timed(joint_program(config, agent), joint_data(config, prepared, models), key)
+            joint = in_reported_units(joint_program(config, agent), prepared.dataset.info)
+            return Timed(joint, joint_data(config, prepared, models), key)
         data = build_experience(config, prepared.dataset, models, config.arms[0])
-        return Timed(population(config, agent, config.arms[0]), data, key)
+        return Timed(in_reported_units(population(config, agent, config.arms[0]), prepared.dataset.info), data, key)
 
     def _target(self, config: Config) -> Timed:
         dataset = self.store.prepared(config).dataset
-        program = population(config, build_agent(config, dataset), "real")
+        program = in_reported_units(population(config, build_agent(config, dataset), "real"), dataset.info)
         return Timed(program, build_experience(config, dataset, Models(), "real"), stage_key(config, "agent"))
 
     def _dynamics(self, config: Config) -> Timed:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpgd.data.dataset import in_learned_units, in_own_units
 from jaxpgd.errors import check
 from jaxpgd.evaluation.behaviour import behaviour_actor
 from jaxpgd.evaluation.distances import sliced_wasserstein
@@ -127,18 +128,18 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     policy = target_of(cell, store, prepared)
     made = make_trajectories(cell, prepared, models, policy)
     _, _, likelihood = action_log_likelihood(policy, made)
-    taken = steps_taken(made)
+    taken, info = steps_taken(made), prepared.dataset.info
+    own = in_own_units(info, made)
     columns: dict[str, Any] = {
-        "synthetic_return": np.where(taken, made.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
+        "synthetic_return": np.where(taken, own.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
         "log_likelihood": likelihood,
     }  # fmt: skip
     if made.reward.shape[1] == prepared.windows.length:  # of the set as a whole: the same in every row
         columns["sliced_wasserstein"] = np.full(len(made.reward), distance_to_data(config, prepared, made))
     steps: list[Row] = []
-    if has_simulator(prepared.dataset.info):
+    if has_simulator(info):
         std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
-        info = prepared.dataset.info
-        error = dynamics_error(made, make_simulator(info), std, state_entries(info))
+        error = dynamics_error(own, make_simulator(info), std, state_entries(info))
         columns |= {"dynamics_error": error["per_trajectory"], "persistence": error["persistence_per_trajectory"]}
         by_step = zip(np.asarray(error["by_step"]), np.asarray(error["persistence_by_step"]), strict=True)
         steps = [
@@ -150,7 +151,7 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
         {"seed": config.seed, "episode": i} | {name: values[i] for name, values in columns.items()}
         for i in range(len(made.reward))
     ]
-    kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], made) if cell.measure.samples else None
+    kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], own) if cell.measure.samples else None
     return Found(rows, steps, kept)
 
 
@@ -162,7 +163,7 @@ def distance_to_data(config: Config, prepared: Prepared, made: Trajectory) -> fl
 
 
 def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Policy) -> Trajectory:
-    """`measure.trajectories` trajectories [N, T] of `measure.source`, on the host.
+    """`measure.trajectories` trajectories [N, T] of `measure.source`, on the host, with rewards as learned.
 
     Of the dataset: its held-out windows. Of the target policy in the environment: from the first observations of episodes. Of
     models of states: from observations of the dataset.
@@ -176,7 +177,8 @@ def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Po
     length = cell.measure.length or config.data.window
     if source == "rollouts":
         first = rng.choice(data.offsets[:-1], count)
-        return rollout(key, make_simulator(data.info), policy, np.asarray(data.obs)[first], length)[0]
+        true, _ = rollout(key, make_simulator(data.info), policy, np.asarray(data.obs)[first], length)
+        return in_learned_units(data.info, true)
     if source == "world_model":
         config = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
     start = sample_real(key_start, data.transitions(), count).obs

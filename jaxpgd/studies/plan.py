@@ -29,6 +29,7 @@ IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "mo
 LATER = (STATED,
          "data.normalisation",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
+         "data.reward_normalisation", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
          "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup")  # fmt: skip

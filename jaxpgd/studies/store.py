@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jaxpgd.config import validate
+from jaxpgd.data.load import LOADED_BY
 from jaxpgd.pipeline.models import (
     DECIDED_BY,
     NEEDS,
@@ -59,9 +60,8 @@ class Store:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
         if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
-            data = DataConfig(
-                name=data.name, env_id=data.env_id, episodes=data.episodes, clip_actions=data.clip_actions, window=2
-            )
+            loaded = {name: getattr(data, name) for name in ("name", "env_id", "episodes", *LOADED_BY)}
+            data = DataConfig(**loaded, window=2)
         found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
                        health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
         if stage == "dynamics":

@@ -12,7 +12,7 @@ from jaxpgd.types import Trajectory
 
 
 def returns(trajectory: Trajectory) -> Array:
-    """Undiscounted sum of rewards [N] of trajectories [N, T], up to and including the first terminal."""
+    """Undiscounted sum of rewards, as learned, [N] of trajectories [N, T], up to and including the first terminal."""
     alive = jnp.cumprod(trajectory.discount, axis=-1)
     taken = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
     return (taken * trajectory.reward).sum(-1)
@@ -23,7 +23,8 @@ class Filter:
     """Which of N trajectories are kept: all, those of highest return, or a draw that favours them.
 
     "hardmax": the ones of highest return. "softmax": drawn without replacement with weights exp(z / temperature), z the returns
-    standardised over the N, by adding Gumbel noise and taking the top.
+    standardised over the N, by adding Gumbel noise and taking the top. Returns are those of learned rewards: a scale of them
+    changes no order, a shift does where lengths differ.
     """
 
     temperature: Array | float = 0.05
