@@ -8,6 +8,8 @@ import functools
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Registration(NamedTuple):
     """A dataset of D4RL."""
@@ -167,3 +169,37 @@ def registration(name: str) -> Registration | None:
     if local is None:
         return _by_name().get(plain)
     return _by_name().get(plain.replace("-local", "")) or _by_name().get(local[1]) or _by_kind().get(local[1])
+
+
+_ROBOTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+_HANDS = ("pen", "hammer", "door", "relocate")
+_CONTACTS = 27  # first entry of Ant's contact forces
+NOT_RUN = {  # environments that nothing here runs: why
+    "antmaze-ultra": "its maze is not that of D4RL's paper",
+    "kitchen": "its successor in Gymnasium-Robotics has other observations: use Minari's D4RL/kitchen datasets",
+}
+
+
+def environment_id(row: Registration, obs: np.ndarray) -> str | None:
+    """The Gymnasium id of a dataset's task, None for those of `NOT_RUN`. `obs` [M, O] are its observations.
+
+    Gymnasium's v4 tasks stand for gym's v2, which the data come from; ids "d4rl/..." are those of `envs.d4rl_tasks`. Ant's
+    contact forces are zeros in D4RL's data, as MuJoCo 2.0 left them; where they are not, its environment has them too.
+    """
+    if row.environment == "ant":
+        return "d4rl/ant-contacts-v2" if obs[:, _CONTACTS:].any() else "d4rl/ant-v2"
+    if row.environment == "antmaze":
+        maze = re.match(r"antmaze-((?:eval-)?(?:umaze|medium|large))-", row.name)
+        return None if maze is None else f"d4rl/antmaze-{maze[1]}-v2"
+    if row.environment in _HANDS:
+        return f"d4rl/{row.environment}-v1"
+    if row.environment.startswith("maze2d"):
+        return f"d4rl/{row.name}"
+    return _ROBOTS.get(row.environment)
+
+
+def why_not_run(name: str) -> str | None:
+    """Why no environment runs the dataset or file `name` of D4RL; None where one does, and for other names."""
+    row = registration(name)
+    kind = "antmaze-ultra" if row is not None and row.name.startswith("antmaze-ultra") else getattr(row, "environment", "")
+    return NOT_RUN.get(kind)

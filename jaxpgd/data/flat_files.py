@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.checks import check_keys, check_order, check_shapes, flags
-from jaxpgd.data.d4rl import registration
+from jaxpgd.data.d4rl import environment_id, registration
 from jaxpgd.data.dataset import Dataset, DatasetInfo
 from jaxpgd.data.scores import D4RL, LOCAL_KEY, is_local_name
 from jaxpgd.data.untrusted import open_hdf5, read_npz
@@ -27,7 +27,7 @@ _REMEDIES = {
 _SAME, _ROUNDING = 1e-3, 1e-6
 _BLOCK = 2**14  # rows that are compared at once
 
-# Gymnasium successors with the observations and actions of the D4RL environments: name, (O, A) -> id
+# what the first word of a name that is none of D4RL's stands for: name, (O, A) -> id
 _SUCCESSORS = {
     ("hopper", 11, 3): "Hopper-v5",
     ("halfcheetah", 17, 6): "HalfCheetah-v5",
@@ -45,9 +45,10 @@ def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
       observation is unknown (the step before it becomes the timeout), and a terminal step repeats its own observation, which
       nothing bootstraps from.
     - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
-    - The environment follows from the file's name and the sizes of observations and actions, which have to fit it: D4RL's
-      reference scores where the name is one of D4RL's (`d4rl.registration`), and, for Hopper, HalfCheetah and Walker2d, their
-      Gymnasium successor. A name that ends in "-local" and the optional key `jaxpgd_local` mark data made locally.
+    - The environment follows from the file's name and the sizes of observations and actions, which have to fit it: D4RL's task
+      and reference scores where the name is one of D4RL's (`d4rl.registration`, `d4rl.environment_id`); otherwise Gymnasium's
+      newest Hopper, HalfCheetah or Walker2d where the name starts with one of these. A name that ends in "-local" and the
+      optional key `jaxpgd_local` mark data made locally.
 
     Raises InputError for unreadable files, missing keys, shuffled rows, and whatever `assemble` refuses.
     """
@@ -58,7 +59,7 @@ def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
     check_keys(name, stored, KEYS[:-1] if known else KEYS, _REMEDIES)
     arrays = _arrays(name, raw)
     check_shapes(name, arrays)
-    info = _info(path, raw, arrays["obs"].shape[1], arrays["action"].shape[1])
+    info = _info(path, raw, arrays["obs"], arrays["action"].shape[1])
     terminal, timeout = arrays["terminal"], arrays["timeout"]
     if known:
         cut = _leads_elsewhere(arrays["obs"], arrays["next_obs"], terminal | timeout)
@@ -146,9 +147,10 @@ def _drop_timeout_steps(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: v[~timeout] for k, v in {**arrays, "timeout": moved}.items()}
 
 
-def _info(path: Path, raw: dict[str, np.ndarray], obs_dim: int, action_dim: int) -> DatasetInfo:
+def _info(path: Path, raw: dict[str, np.ndarray], obs: np.ndarray, action_dim: int) -> DatasetInfo:
     low = raw.get("action_low", -np.ones(action_dim))
     high = raw.get("action_high", np.ones(action_dim))
+    sizes = obs.shape[1], action_dim
     info = DatasetInfo(
         name=str(path),
         source="npz" if path.suffix == ".npz" else "d4rl",
@@ -157,7 +159,9 @@ def _info(path: Path, raw: dict[str, np.ndarray], obs_dim: int, action_dim: int)
         local=is_local_name(path.name) or bool(np.any(raw.get(LOCAL_KEY, False))),
     )
     known = registration(path.stem)
-    if known is not None and (obs_dim, action_dim) == (known.obs_dim, known.action_dim):
-        info = dataclasses.replace(info, ref_min=known.ref_min, ref_max=known.ref_max, ref_source=D4RL)
-    family = known.environment if known is not None else re.split(r"[-_]", path.stem.lower())[0]
-    return dataclasses.replace(info, env_id=_SUCCESSORS.get((family, obs_dim, action_dim)))
+    if known is None:
+        return dataclasses.replace(info, env_id=_SUCCESSORS.get((re.split(r"[-_]", path.stem.lower())[0], *sizes)))
+    if sizes != (known.obs_dim, known.action_dim):
+        return info
+    found = dataclasses.replace(info, ref_min=known.ref_min, ref_max=known.ref_max, ref_source=D4RL)
+    return dataclasses.replace(found, env_id=environment_id(known, obs))

@@ -176,6 +176,7 @@ _ENVIRONMENTS = {
     "Pendulum-v1": "never",
     **{f"{task}-v{version}": rule for task, rule in _MUJOCO.items() for version in (4, 5)},
 }
+_D4RL = {r"d4rl/ant-(contacts-)?v2": "ant", r"d4rl/maze2d-.+": "never"}
 _MAZE = re.compile(r"PointMaze_\w+-v3|AntMaze_\w+-v[345]")
 
 
@@ -190,7 +191,8 @@ def known_rule(env_id: str | None, env_kwargs: Settings | None = None, obs_slice
         if settings.get("continuing_task", True):
             return "never"
         return "maze_goal" if (obs_slices or {}).keys() >= _GOALS else None
-    rule = _ENVIRONMENTS.get(re.sub(r"^point2d-\d+$", "point2d", env_id or ""))
+    d4rl = next((rule for ids, rule in _D4RL.items() if re.fullmatch(ids, env_id or "")), None)
+    rule = d4rl or _ENVIRONMENTS.get(re.sub(r"^point2d-\d+$", "point2d", env_id or ""))
     return "never" if rule and not settings.get("terminate_when_unhealthy", True) else rule
 
 

@@ -5,22 +5,27 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import PurePath
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from jaxpgd.data.d4rl import why_not_run
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.data.env_specs import spec_from_json, stored_spec
 from jaxpgd.data.nested import leaves
 from jaxpgd.data.ogbench_store import import_ogbench
-from jaxpgd.envs import builtin
+from jaxpgd.data.scores import D4RL
+from jaxpgd.envs import builtin, d4rl_tasks
 from jaxpgd.errors import EnvironmentFailure, InputError, check
 from jaxpgd.evaluation.stepping import described, quiet_mujoco
 
-_ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen")
+_ROBOTICS = ("PointMaze", "AntMaze", "Fetch", "Hand", "Adroit", "FrankaKitchen", "d4rl/")
 _INSTALL = 'Install it with: pip install "jaxpgd[mujoco]"'
+
+d4rl_tasks.register()
 
 
 def is_builtin(info: DatasetInfo) -> bool:
@@ -40,9 +45,12 @@ def with_environment(info: DatasetInfo, env_id: str) -> DatasetInfo:
     """`info` with the environment `env_id`, "Id" or "module:Id", by the user's word.
 
     Where that is the very environment of the stored spec, which the module registers, it is made as it was then: the spec
-    stays. Raises InputError where the module cannot be imported.
+    stays. Reference returns are kept where they belong to that environment only: scores say how a policy did there. Raises
+    InputError where the module cannot be imported.
     """
     plain = dataclasses.replace(info, env_id=env_id, env_spec=None, eval_env_spec=None)
+    if not _refers_to(info, env_id.rpartition(":")[2]):
+        plain = dataclasses.replace(plain, ref_min=None, ref_max=None, ref_source=None)
     if info.env_spec is None or ":" not in env_id or info.env_id != env_id.rpartition(":")[2]:
         return plain
     _registered_spec(env_id)
@@ -53,14 +61,25 @@ def with_environment(info: DatasetInfo, env_id: str) -> DatasetInfo:
     return info
 
 
+def _refers_to(info: DatasetInfo, env_id: str) -> bool:
+    """Whether the reference returns of `info` are of the environment of that id. Where it names none, the user knows."""
+    try:
+        home = evaluated_in(info).env_id
+    except InputError:  # a stored spec that may not be made
+        home = info.env_id
+    return info.ref_source != D4RL if home is None else home == env_id
+
+
 def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
     """Check that `info` can be evaluated: its environment can be made, with the dataset's sizes and bounds.
 
     Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
     environment is unknown, or an extra is not installed.
     """
+    why = why_not_run(PurePath(info.name).stem) if info.ref_source == D4RL else None
     check(info.env_id is not None, "env_id", info.env_id, f"the environment that dataset {info.name!r} was collected in",
-          "Evaluation needs it: name a Gymnasium id with data.env_id.")  # fmt: skip
+          (f"D4RL's task is not run here: {why}. " if why else "")
+          + "Evaluation needs it: name a Gymnasium id with data.env_id.")  # fmt: skip
     info = evaluated_in(info)
     if is_builtin(info):
         return

@@ -25,7 +25,7 @@ from jaxpgd.packing import usable_steps
 from jaxpgd.types import Policy, Trajectory
 
 # leading entries of qpos that the observation leaves out, unless the environment was asked to include them
-_OMITTED_QPOS = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "InvertedPendulum": 0}
+_OMITTED_QPOS = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "InvertedPendulum": 0, "Maze2d": 0}
 _OMITTING_KWARG = "_exclude_current_positions_from_observation"
 
 Step = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -47,8 +47,8 @@ def has_simulator(info: DatasetInfo) -> bool:
 def make_simulator(info: DatasetInfo) -> "KnownSimulator":
     """The simulator of a dataset's environment.
 
-    Known: point2d (its noise-free step), PointMaze, and the v4 and v5 MuJoCo Hopper, Walker2d, HalfCheetah, Ant and
-    InvertedPendulum. Raises InputError for others, and where an extra is missing.
+    Known: point2d (its noise-free step), PointMaze, the v4 and v5 MuJoCo Hopper, Walker2d, HalfCheetah, Ant and
+    InvertedPendulum, and D4RL's ant and maze2d. Raises InputError for others, and where an extra is missing.
     """
     if is_builtin(info):
         return BuiltinSimulator(builtin_environment(info.env_id))
@@ -60,6 +60,8 @@ def make_simulator(info: DatasetInfo) -> "KnownSimulator":
 
 
 def _family(info: DatasetInfo) -> str | None:
+    if d4rl := re.fullmatch(r"d4rl/(ant|maze2d)-.+", info.env_id or ""):
+        return d4rl[1].capitalize()
     match = re.fullmatch(r"(?:.*/)?([A-Za-z0-9]+)(?:_\w+)?-v(\d+)", info.env_id or "")
     if match is None:
         return None

@@ -56,6 +56,8 @@ def job_of(info: DatasetInfo) -> Job | None:
     modules = (module,) if module else ()
     try:
         creator: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+        if creator.__module__.startswith("jaxpgd."):  # which imports JAX
+            return None
         packed, names = pickle.dumps(spec), {creator.__module__, *modules}
         names |= {entry.split(":")[0]} if isinstance(entry, str) else set()
         files = _files({name.split(".")[0] for name in names})

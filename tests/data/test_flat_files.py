@@ -213,10 +213,12 @@ def sized(obs: int, action: int, **changes: np.ndarray) -> dict[str, np.ndarray]
 
 def test_environment_and_reference_follow_from_the_name(tmp_path: Path) -> None:
     info = load(save(tmp_path, sized(11, 3), "hopper_medium-v2.hdf5")).info
-    assert (info.env_id, info.ref_max, info.ref_source) == ("Hopper-v5", 3234.3, "D4RL table")
+    assert (info.env_id, info.ref_max, info.ref_source) == ("Hopper-v4", 3234.3, "D4RL table")
     info = load(save(tmp_path, sized(17, 6), "walker_mixed.hdf5")).info
-    assert (info.env_id, info.ref_min, info.ref_max) == ("Walker2d-v5", 1.629008, 4592.3)
+    assert (info.env_id, info.ref_min, info.ref_max) == ("Walker2d-v4", 1.629008, 4592.3)
     assert load(save(tmp_path, raw(), "hopper_other.hdf5")).info.env_id is None
+    assert load(save(tmp_path, sized(11, 3), "hopper_other.hdf5")).info.env_id == "Hopper-v5"  # Gymnasium's, whose data it is
+    assert load(save(tmp_path, sized(12, 3), "hopper_medium-v2.hdf5")).info.env_id is None
 
 
 @pytest.mark.parametrize(
