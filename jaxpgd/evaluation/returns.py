@@ -1,5 +1,7 @@
 """Returns of policies in the environment that a dataset comes from."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax import Array
@@ -20,9 +22,18 @@ from jaxpgd.types import Policy
 
 __all__ = ["Returns", "evaluate", "require_environment"]
 
+Watch = Callable[[int, int, int, int], None]  # step, the most there are, episodes that have ended, and all
+
 
 def evaluate(
-    key: Array, policy: Policy, info: DatasetInfo, *, episodes: int, horizon: int | None = None, processes: int = 0
+    key: Array,
+    policy: Policy,
+    info: DatasetInfo,
+    *,
+    episodes: int,
+    horizon: int | None = None,
+    processes: int = 0,
+    watch: Watch | None = None,
 ) -> Returns:
     """Undiscounted returns [S, episodes], lengths and successes of S policies, all episodes stepped together.
 
@@ -30,8 +41,9 @@ def evaluate(
     acts, in the environment that the dataset's references belong to. `horizon` cuts episodes earlier than the environment's
     own limit. An episode is a success where the environment says so (`info["success"]` or `info["is_success"]`) at any of
     its steps. So many `processes` step Gymnasium environments (0: as many as there are usable cores, one for a short
-    evaluation), which changes no result. Raises InputError where the dataset names no environment or it cannot be made, and
-    where `policy` has no such axis; EnvironmentFailure where an environment raises an exception.
+    evaluation), which changes no result. `watch` is told of each of their steps: its number, the most that there are, how many
+    episodes of all seeds have ended, and how many there are. Raises InputError where the dataset names no environment or it
+    cannot be made, and where `policy` has no such axis; EnvironmentFailure where an environment raises an exception.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
@@ -45,9 +57,9 @@ def evaluate(
     steps = steps_of(info, horizon, "horizon")
     processes = processes_for(seeds_of(policy) * episodes, steps, processes)
     try:
-        return _evaluate_gymnasium(key, policy, info, episodes, steps, processes)
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, processes, watch)
     except DrawsInSteps:
-        return _evaluate_gymnasium(key, policy, info, episodes, steps, 1)
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, 1, watch)
 
 
 def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
@@ -79,7 +91,9 @@ def _on_host(policy: Policy) -> Policy:
         return policy
 
 
-def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes: int, horizon: int, processes: int) -> Returns:
+def _evaluate_gymnasium(
+    key: Array, policy: Policy, info: DatasetInfo, episodes: int, horizon: int, processes: int, watch: Watch | None
+) -> Returns:
     seeds = seeds_of(policy)
     count = seeds * episodes
     start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
@@ -89,7 +103,7 @@ def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes:
         obs = envs.reset(start_seeds)
         check_modes(policy, obs.shape[-1], len(info.action_low))
         host_policy = _on_host(policy)
-        for _ in range(horizon):
+        for step in range(1, horizon + 1):
             action = np.asarray(act(host_policy, obs.reshape(seeds, episodes, -1))).reshape(count, -1)
             scaled = to_env_action(info, action).astype(envs.action_type)
             obs, reward, ended, success, said = envs.step(scaled, alive)
@@ -98,6 +112,8 @@ def _evaluate_gymnasium(key: Array, policy: Policy, info: DatasetInfo, episodes:
             reported |= said
             reached |= success
             alive &= ~ended
+            if watch is not None:
+                watch(step, horizon, int(count - alive.sum()), count)
             if not alive.any():
                 break
     table = lambda values: values.reshape(seeds, episodes)

@@ -29,6 +29,7 @@ from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
 from jaxpgd.training.agent import AgentState, Experience, agent_program, make_schedule
 from jaxpgd.training.health import LOST
 from jaxpgd.training.program import Program
+from jaxpgd.training.progress import evaluation_progress
 from jaxpgd.training.sources import Sources, join_sources, sources_program
 from jaxpgd.types import Agent, Metrics, Policy, PyTree
 
@@ -113,8 +114,10 @@ def _trained(
             return {}
         key_return = jax.random.fold_in(stage_key(config, "intermediate"), done)
         policies, own = jax.vmap(agent.policy)(state().agent), config.evaluation
-        found = evaluate(key_return, policies, dataset.info, episodes=own.intermediate_episodes,
-                         horizon=own.max_steps or None, processes=own.processes)  # fmt: skip
+        label = f"{stage}, evaluation at {done * config.agent.updates_per_chunk} updates"
+        with evaluation_progress(label) as watch:
+            found = evaluate(key_return, policies, dataset.info, episodes=own.intermediate_episodes,
+                             horizon=own.max_steps or None, processes=own.processes, watch=watch)  # fmt: skip
         return {"returns": found.returns.mean(-1)}
 
     state = drive(
@@ -194,8 +197,9 @@ def returns_stage(run: RunDirectory, prepared: Prepared, policies: dict[str, Pol
     lost = lost_seeds(run)
     for arm, policy in policies.items():
         own = config.evaluation
-        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes,
-                         horizon=own.max_steps or None, processes=own.processes)  # fmt: skip
+        with evaluation_progress(f"returns, {arm}") as watch:
+            found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes,
+                             horizon=own.max_steps or None, processes=own.processes, watch=watch)  # fmt: skip
         returns = np.array(found.returns)
         returns[lost[arm]] = np.nan  # whatever the last sound or unsound parameters reach, these seeds have not been trained
         score, label = normalized_score(info, returns, found.successes)

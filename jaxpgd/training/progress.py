@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,24 +21,29 @@ def clock(seconds: float) -> str:
 class StageProgress:
     """Context manager around a loop of `total` steps; call `advance` after each chunk.
 
-    The rate leaves the first chunk out as soon as there is a second, since it holds the compilation.
+    The rate leaves the first chunk out as soon as there is a second, since it holds the compilation. Without a terminal there
+    is a line at most `every` so many seconds; of a loop that is `brief` no line says that it begins, and none that it ends
+    unless another came before. Within another such loop the bar stands below that one's.
     """
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0, every: float = 15.0):
-        self.label, self.total, self.unit, self.start, self.every = label, total, unit, done, every
+    _open: list["StageProgress"] = []  # noqa: RUF012  # those with a bar, the outermost first
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, every: float = 15.0, *, brief: bool = False):
+        self.label, self.total, self.unit, self.start, self.every, self.brief = label, total, unit, done, every, brief
         self.done, self.began, self.printed = done, time.monotonic(), 0.0
         self.since = (done, self.began)  # where the rate counts from
-        self.bar = (
-            Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
-            if sys.stdout.isatty() and is_writer()
-            else None
-        )
+        self.bar = None
+        if sys.stdout.isatty() and is_writer():
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+            self.bar = self._open[0].bar if self._open else Progress(*columns)
 
     def __enter__(self) -> "StageProgress":
         if self.bar is not None:
-            self.bar.start()
+            if not self._open:
+                self.bar.start()
+            self._open.append(self)
             self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, status="compiling")
-        elif self.done < self.total and is_writer():
+        elif self.done < self.total and is_writer() and not self.brief:
             count = "" if self.total == 1 else f"{self.done}/{self.total} {self.unit}, "
             print(f"{self.label}: {count}compiling", flush=True)
         return self
@@ -54,10 +61,33 @@ class StageProgress:
         status = (f"done in {clock(seconds)}" if self.total == 1 else count + left) + (f", {note}" if note else "")
         if self.bar is not None:
             self.bar.update(self.task, completed=self.done, status=status)
-        elif is_writer() and (seconds - self.printed >= self.every or self.done >= self.total):
+        elif is_writer() and (seconds - self.printed >= self.every or (self.done >= self.total and self._tells_end())):
             self.printed = seconds
             print(f"{self.label}: {status}", flush=True)
 
+    def _tells_end(self) -> bool:
+        return self.printed > 0 or not self.brief
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar is not None:
+        if self.bar is None:
+            return
+        self._open.remove(self)
+        if self._open:
+            self.bar.remove_task(self.task)
+        else:
             self.bar.stop()
+
+
+@contextmanager
+def evaluation_progress(label: str, every: float = 15.0) -> Iterator[Callable[[int, int, int, int], None]]:
+    """What `evaluate` calls after each step of its episodes: the step, the most there are, episodes that ended, and all."""
+    with ExitStack() as stack:
+        open_now: list[StageProgress] = []
+
+        def tell(step: int, most: int, ended: int, episodes: int) -> None:
+            if not open_now or step <= open_now[0].done:  # of an evaluation that begins, or begins again
+                stack.close()
+                open_now[:] = [stack.enter_context(StageProgress(label, most, "steps", every=every, brief=True))]
+            open_now[0].advance(step - open_now[0].done, f"{ended}/{episodes} episodes ended")
+
+        yield tell

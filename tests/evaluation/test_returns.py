@@ -73,6 +73,17 @@ def test_return_is_reward_times_length_and_ends_at_the_first_terminal():
     np.testing.assert_allclose(result.returns, np.array([[0.0], [2.0], [4.0]]) * result.lengths)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_can_be_watched(processes):
+    seen = []
+    result = evaluate(
+        jax.random.key(0), constant([-1.0, 1.0]), info(), episodes=4, processes=processes, watch=lambda *told: seen.append(told)
+    )
+    longest = result.lengths.max()
+    assert [(step, most, count) for step, most, _, count in seen] == [(i + 1, 20, 8) for i in range(longest)]
+    assert [ended for _, _, ended, _ in seen] == [(result.lengths <= i + 1).sum() for i in range(longest)]
+
+
 def test_same_key_same_episodes_other_key_others():
     first, again, other = (evaluate(jax.random.key(k), constant([0.0]), info(), episodes=16).lengths for k in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

@@ -1,5 +1,6 @@
 import importlib
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from jaxpgd.cli import main
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.run_directory import RunDirectory
 from jaxpgd.settings import Config
+from jaxpgd.training import progress
 from jaxpgd.training.logs import MetricsLog, plain, require_wandb
-from jaxpgd.training.progress import StageProgress, clock
+from jaxpgd.training.progress import StageProgress, clock, evaluation_progress
 
 
 def test_rows_come_back_as_plain_numbers(tmp_path: Path) -> None:
@@ -166,3 +168,43 @@ def test_progress_prints_rate_and_time_left(capsys: pytest.CaptureFixture[str]) 
     assert lines[0] == "denoiser: 40/100 steps, compiling"
     assert "70/100 steps" in lines[1] and "left, loss 0.5" in lines[1] and "100/100" in lines[2]
     assert [clock(s) for s in (0, 59.6, 61, 3661)] == ["0:00", "1:00", "1:01", "1:01:01"]
+
+
+def test_progress_of_an_evaluation_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def steps(seconds: float) -> list[str]:
+        with evaluation_progress("returns, real", every=5.0) as watch:
+            for step in range(1, 11):
+                now[0] += seconds
+                watch(step, 10, step // 5, 2)
+        return capsys.readouterr().out.splitlines()
+
+    assert steps(0.2) == []  # a short one says nothing
+    lines = steps(2.0)
+    assert [line.split(",")[1] for line in lines] == [" real: 4/10 steps", " real: 7/10 steps", " real: 10/10 steps"]
+    assert lines[1].endswith("0.5/s, 0:06 left, 1/2 episodes ended")
+    with evaluation_progress("again", every=0.0) as watch:
+        for step in (1, 2, 3, 1, 2):  # begun again in one process
+            watch(step, 10, 0, 2)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["1/10", "2/10", "3/10", "1/10", "2/10"]
+
+
+def test_progress_within_progress_shares_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with StageProgress("agent-real", 4, "updates") as outer:
+        with evaluation_progress("agent-real, evaluation") as watch:
+            watch(1, 10, 0, 2)
+            assert outer.bar is not None and [task.description for task in outer.bar.tasks] == [
+                "agent-real", "agent-real, evaluation",
+            ]  # fmt: skip
+        assert len(outer.bar.tasks) == 1 and outer.bar.live.is_started
+        outer.advance(4)
+    assert not StageProgress._open and not outer.bar.live.is_started
