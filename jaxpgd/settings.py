@@ -178,10 +178,13 @@ class TD3BCConfig:
     gamma: float = 0.99
     polyak: float = 0.005  # target <- target + polyak * (online - target)
     alpha: float = 2.5  # weight of Q against behaviour cloning
+    cloning: float = 1.0  # weight of behaviour cloning (DyDiff: a half)
     policy_noise: float = 0.2  # std of target policy smoothing
     noise_clip: float = 0.5
     adam_eps: float = 1e-5
     critic_updates: int = 2  # per update, on a batch each; on one and the same with actor_first
+    policy_delay: int = 1  # actor and targets move in every so many-th update (TD3, DyDiff: 2)
+    actor: Literal["deterministic", "tanh_gaussian"] = "deterministic"  # tanh_gaussian: a stochastic one (DyDiff)
     actor_first: bool = False  # targets, actor, then critics, on one batch, as official code; false: critics, actor, targets
     init: Literal["uniform", "orthogonal", "lecun_normal"] = "uniform"  # of weights; lecun_normal: Flax's own, as official code
     policy_std: float = 0.5  # std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)

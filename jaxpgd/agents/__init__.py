@@ -34,7 +34,7 @@ __all__ = [
 
 # factory, and the names of the structural settings that it takes besides action_dim
 AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
-    "td3_bc": (td3_bc, ("hidden", "critic_updates", "actor_first", "init")),
+    "td3_bc": (td3_bc, ("hidden", "critic_updates", "actor_first", "init", "actor", "policy_delay")),
     "iql": (iql, ("hidden", "init", "stale_value")),
     "bc": (bc, ("hidden",)),
     "cql": (cql, ("hidden", "n_actions")),

@@ -17,11 +17,10 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.agents import common
+from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.errors import check
-from jaxpgd.networks.actor_critic import CriticEnsemble, TanhGaussianActor
+from jaxpgd.networks.actor_critic import CriticEnsemble
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
-
-_ACTION_CLIP = 1.0 - 1e-6  # actions of +-1 have no arctanh
 
 
 @struct.dataclass
@@ -56,11 +55,6 @@ class CQLState:
     hypers: CQLHypers
 
 
-def tanh_log_slope(pre_tanh: Array) -> Array:
-    """log |d tanh(u) / du| [...] summed over the action's entries, u [..., A]; exact where 1 - tanh(u)^2 rounds to 0."""
-    return 2.0 * jnp.sum(jnp.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh), axis=-1)
-
-
 def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Array:
     """temperature * log of the integral of exp(Q / temperature) over actions, by importance sampling (appendix F).
 
@@ -69,13 +63,13 @@ def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Ar
     return temperature * jax.nn.logmeanexp(q / temperature - log_density, axis=-2)
 
 
-class _CQL:
+class _CQL(TanhGaussian):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
     def __init__(self, action_dim: int, hidden: tuple[int, ...], n_actions: int) -> None:
-        self.action_dim, self.n_actions = action_dim, n_actions
-        self.actor: Any = TanhGaussianActor(action_dim, hidden)  # Any: flax types `apply` as more than the modules return
-        self.critics: Any = CriticEnsemble(2, hidden)
+        super().__init__(action_dim, hidden)
+        self.n_actions = n_actions
+        self.critics: Any = CriticEnsemble(2, hidden)  # Any: flax types `apply` as more than the module returns
 
     def init(self, key: Array, hypers: CQLHypers, example: Transition) -> CQLState:
         common.check_example(example, self.action_dim)
@@ -167,29 +161,8 @@ class _CQL:
         cloned = self.log_prob(params, batch.obs, batch.action, 0.0)
         return (alpha * log_prob - jnp.where(cloning, cloned, q)).mean(), log_prob
 
-    def draw(self, key: Array, actor: PyTree, obs: Array) -> tuple[Array, Array]:
-        """Actions [..., A] at obs [..., O] and their log-densities [...]."""
-        mean, std = self.actor.apply(actor, obs)
-        pre_tanh = mean + std * jax.random.normal(key, mean.shape)
-        log_prob = common.gaussian_log_prob(pre_tanh, mean, jnp.square(std)) - tanh_log_slope(pre_tanh)
-        return jnp.tanh(pre_tanh), log_prob
-
     def policy(self, state: CQLState) -> Policy:
-        return Policy(state.actor, self.sample, self.mode, self.log_prob)
-
-    def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
-        return self.draw(key, params, obs)[0]
-
-    def mode(self, params: PyTree, obs: Array) -> Array:
-        return jnp.tanh(self.actor.apply(params, obs)[0])
-
-    def log_prob(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
-        mean, std = self.actor.apply(params, obs)
-        action = jnp.clip(action, -_ACTION_CLIP, _ACTION_CLIP)
-        slope = (1.0 - action) * (1.0 + action)  # 1 - action^2 without its rounding near the bounds
-        # the width is a constant of the gradient, as guidance holds the variance that it passes
-        widened = jnp.square(std) + variance / jax.lax.stop_gradient(jnp.square(slope))
-        return common.gaussian_log_prob(jnp.arctanh(action), mean, widened) - jnp.log(slope).sum(axis=-1)
+        return self.make_policy(state.actor)
 
 
 @functools.cache
@@ -202,10 +175,8 @@ def cql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), n_actions: int
 
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, q_error, conservative_gap, q_mean,
     actor_loss, entropy, alpha, target_mean, critic_gradient_norm and actor_gradient_norm, all []. The conservative term
-    draws `n_actions` actions each uniformly, from the policy at s, and from it at s'. The policy is tanh of a normal;
-    `mode` is tanh of its mean. `log_prob` is the density of the action in [-1, 1]^A, taken at most 1e-6 from the bounds so
-    that it is finite at them. A variance of the action is carried to the normal by the slope of tanh at the action,
-    variance / (1 - action^2)^2: the first order of the blur, good while it is narrow beside the distance to the bounds.
+    draws `n_actions` actions each uniformly, from the policy at s, and from it at s'. The policy is tanh of a normal
+    (`tanh_gaussian.TanhGaussian`).
     Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")

@@ -31,6 +31,10 @@ class Deterministic:
         """The policy of actor parameters; `log_prob` is that of a Gaussian of standard deviation `std` around its action."""
         return Policy(DeterministicParams(actor, std), self.sample, self.mode, self.log_prob)
 
+    def act(self, key: Array, actor: PyTree, obs: Array) -> Array:
+        """Actions [..., A] at obs [..., O]; the key makes no difference."""
+        return self.actor.apply(actor, obs)
+
     def sample(self, params: DeterministicParams, key: Array, obs: Array) -> Array:
         return self.mode(params, obs)
 

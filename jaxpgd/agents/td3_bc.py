@@ -5,12 +5,13 @@ One update, in this order:
 2. one actor step on the last of these batches (no delay: PGD trains the critic twice per update instead);
 3. both target networks move by `polyak`.
 
-With `actor_first`, as PGD's released code: target networks, actor, critics, all on one batch.
+With `actor_first`, as PGD's released code: target networks, actor, critics, all on one batch. With `policy_delay` actor and
+targets move in every so many-th update only (TD3). The actor may be stochastic, tanh of a normal (DyDiff's base agent).
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
+from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, member
 from jaxpgd.networks.mlp import Init
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+Actor = Literal["deterministic", "tanh_gaussian"]
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 
@@ -35,6 +39,7 @@ class TD3BCHypers:
     gamma: Array | float = 0.99
     polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
     alpha: Array | float = 2.5  # weight of Q against behaviour cloning
+    cloning: Array | float = 1.0  # weight of behaviour cloning
     policy_noise: Array | float = 0.2  # std of target policy smoothing
     noise_clip: Array | float = 0.5
     adam_eps: Array | float = 1e-5
@@ -54,13 +59,24 @@ class TD3BCState:
     hypers: TD3BCHypers
 
 
-class _TD3BC(Deterministic):
+class _TD3BC:
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], critic_updates: int, actor_first: bool, init: Init) -> None:
+    def __init__(
+        self,
+        action_dim: int,
+        hidden: tuple[int, ...],
+        critic_updates: int,
+        actor_first: bool,
+        init: Init,
+        actor: Actor,
+        policy_delay: int,
+    ) -> None:
         self.batches = 1 if actor_first else critic_updates
-        self.critic_updates, self.actor_first = critic_updates, actor_first
-        super().__init__(action_dim, hidden, init)
+        self.critic_updates, self.actor_first, self.policy_delay = critic_updates, actor_first, policy_delay
+        self.action_dim = action_dim
+        self.behaviour = (Deterministic if actor == "deterministic" else TanhGaussian)(action_dim, hidden, init)
+        self.actor = self.behaviour.actor
         self.critics: Any = CriticEnsemble(2, hidden, init)  # Any: flax types `apply` as more than modules return
         self.critic: Any = Critic(hidden)
 
@@ -81,14 +97,23 @@ class _TD3BC(Deterministic):
 
     def update(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         common.check_batch(batch, self.batches)
+        key_actor = jax.random.fold_in(key, 1)
         if not self.actor_first:
             state, critic_metrics = self.critic_steps(key, state, batch)
-            state, metrics = self.actor_step(state, jax.tree.map(lambda x: x[-1], batch))
-            return self.move_targets(state), metrics | critic_metrics
-        state, metrics = self.actor_step(self.move_targets(state), jax.tree.map(lambda x: x[0], batch))
+            moved, metrics = self.actor_step(key_actor, state, jax.tree.map(lambda x: x[-1], batch))
+            return self.if_due(state, self.move_targets(moved)), metrics | critic_metrics
+        moved, metrics = self.actor_step(key_actor, self.move_targets(state), jax.tree.map(lambda x: x[0], batch))
+        state = self.if_due(state, moved)
         same = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.critic_updates, *x.shape[1:])), batch)
         state, critic_metrics = self.critic_steps(key, state, same)
         return state, metrics | critic_metrics
+
+    def if_due(self, state: TD3BCState, moved: TD3BCState) -> TD3BCState:
+        """The state with actor and targets `moved` in every `policy_delay`-th update, else as it was."""
+        if self.policy_delay == 1:
+            return moved
+        due = (state.critic_opt.count // self.critic_updates) % self.policy_delay == 0
+        return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, moved)  # type: ignore[no-any-return]
 
     def critic_steps(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         """One critic step on each of the batches [critic_updates, B]."""
@@ -105,10 +130,10 @@ class _TD3BC(Deterministic):
         metrics["critic_gradient_norm"] = jnp.stack(norms).mean()
         return dataclasses.replace(state, critic=critic, critic_opt=critic_opt), metrics
 
-    def actor_step(self, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
+    def actor_step(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         """One actor step on a batch [B], by the critics as they are."""
-        h, gradient = state.hypers, jax.value_and_grad(self.actor_loss, has_aux=True)
-        (loss, metrics), grads = gradient(state.actor, state.critic, batch, h.alpha)
+        h, gradient = state.hypers, jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
+        (loss, metrics), grads = gradient(key, state.actor, state.critic, batch, h)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
         metrics |= {"actor_loss": loss, "actor_gradient_norm": common.norm(grads)}
         return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
@@ -120,10 +145,11 @@ class _TD3BC(Deterministic):
         return dataclasses.replace(state, target_actor=target_actor, target_critic=target_critic)
 
     def targets(self, key: Array, state: TD3BCState, batch: Transition) -> Array:
-        """r + gamma * discount * min Q'(s', clip(pi'(s') + noise)), same shape as `batch.reward`."""
+        """r + gamma * discount * min Q'(s', clip(a' + noise)) with a' of the target actor, same shape as `batch.reward`."""
         h = state.hypers
         noise = h.policy_noise * jax.random.normal(key, batch.action.shape)
-        action = self.actor.apply(state.target_actor, batch.next_obs) + jnp.clip(noise, -h.noise_clip, h.noise_clip)
+        action = self.behaviour.act(jax.random.fold_in(key, 2), state.target_actor, batch.next_obs)
+        action += jnp.clip(noise, -h.noise_clip, h.noise_clip)
         q = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))
         return batch.reward + h.gamma * batch.discount * q.min(axis=0)
 
@@ -132,23 +158,34 @@ class _TD3BC(Deterministic):
         q = self.critics.apply(params, batch.obs, batch.action)
         return jnp.square(q - targets).mean(axis=-1).sum()
 
-    def actor_loss(self, params: PyTree, critic: PyTree, batch: Transition, alpha: Array | float) -> tuple[Array, Metrics]:
-        """-weight * Q(s, pi(s)) + |pi(s) - a|^2 with weight = alpha / mean |Q| over the batch [B] (equations 4 and 5)."""
-        action = self.actor.apply(params, batch.obs)
+    def actor_loss(
+        self, key: Array, params: PyTree, critic: PyTree, batch: Transition, h: TD3BCHypers
+    ) -> tuple[Array, Metrics]:
+        """-weight * Q(s, a') + cloning * |a' - a|^2 with weight = alpha / mean |Q| over the batch [B] (equations 4 and 5).
+
+        a' is the actor's action, drawn where the actor is stochastic.
+        """
+        action = self.behaviour.act(key, params, batch.obs)
         q = self.critic.apply(member(critic, 0), batch.obs, action)  # the first critic only, as TD3
-        weight = alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), _Q_FLOOR)
+        weight = h.alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), _Q_FLOOR)
         cloning = jnp.square(action - batch.action).mean()
-        return cloning - weight * q.mean(), {"q_mean": q.mean(), "bc_loss": cloning, "q_weight": weight}
+        return h.cloning * cloning - weight * q.mean(), {"q_mean": q.mean(), "bc_loss": cloning, "q_weight": weight}
 
     def policy(self, state: TD3BCState) -> Policy:
-        return self.make_policy(state.actor, state.hypers.policy_std)
+        return self.behaviour.make_policy(state.actor, state.hypers.policy_std)
 
 
 @functools.cache
 def _structure(
-    action_dim: int, hidden: tuple[int, ...], critic_updates: int, actor_first: bool = False, init: Init = "uniform"
+    action_dim: int,
+    hidden: tuple[int, ...],
+    critic_updates: int,
+    actor_first: bool = False,
+    init: Init = "uniform",
+    actor: Actor = "deterministic",
+    policy_delay: int = 1,
 ) -> _TD3BC:
-    return _TD3BC(action_dim, hidden, critic_updates, actor_first, init)
+    return _TD3BC(action_dim, hidden, critic_updates, actor_first, init, actor, policy_delay)
 
 
 def td3_bc(
@@ -158,18 +195,24 @@ def td3_bc(
     critic_updates: int = 2,
     actor_first: bool = False,
     init: Init = "uniform",
+    actor: Actor = "deterministic",
+    policy_delay: int = 1,
 ) -> Agent[TD3BCState]:
     """TD3+BC as an Agent for actions [action_dim]; its `hypers` are TD3BCHypers.
 
     `update` takes transitions with leading axes [critic_updates, B] and returns the metrics critic_loss, actor_loss, bc_loss,
     q_mean, q_weight, target_mean, critic_gradient_norm and actor_gradient_norm, all []. With `actor_first` it takes one batch,
     [1, B], on which the target networks move, then the actor, then the critics `critic_updates` times (PGD's released code).
-    `init` names the initialiser of weights (`networks.mlp.kernel_init`). The policy is deterministic:
-    `sample` ignores its key; `log_prob` is that of a Gaussian of standard deviation `policy_std` (variance policy_std^2 +
-    variance) around its action.
-    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    `init` names the initialiser of weights (`networks.mlp.kernel_init`). With `policy_delay` k actor and target networks move
+    in every k-th update only, the critics in each; metrics of the actor are of every update.
+    The policy is by `actor` "deterministic": `sample` ignores its key; `log_prob` is that of a Gaussian of standard deviation
+    `policy_std` (variance policy_std^2 + variance) around its action. Or "tanh_gaussian": actions are drawn, in the loss, the
+    targets and by `sample`, from a policy with a density of its own (`tanh_gaussian.TanhGaussian`).
+    Raises InputError where sizes are not positive, `actor` is unknown, or `init` or `update` get other shapes.
     """
     check(action_dim > 0, "action_dim", action_dim, "a number above 0")
     check(critic_updates > 0, "critic_updates", critic_updates, "a number above 0")
-    s = _structure(action_dim, tuple(hidden), critic_updates, actor_first, init)
+    check(policy_delay > 0, "policy_delay", policy_delay, "a number above 0")
+    check(actor in get_args(Actor), "actor", actor, f"one of {', '.join(get_args(Actor))}")
+    s = _structure(action_dim, tuple(hidden), critic_updates, actor_first, init, actor, policy_delay)
     return Agent("td3_bc", s.init, s.update, s.policy, hypers=TD3BCHypers(), batches=s.batches)

@@ -144,17 +144,7 @@ def test_statistics_can_be_vmapped():
 
 def section(name, **changes):
     hypers = {f.name: 0.125 for f in dataclasses.fields(plain(name).hypers)}
-    return SimpleNamespace(
-        **{
-            **hypers,
-            "hidden": HIDDEN,
-            "critic_updates": 3,
-            "actor_first": False,
-            "init": "uniform",
-            "stale_value": False,
-            **changes,
-        }
-    )
+    return SimpleNamespace(**{**vars(getattr(AgentConfig(), name)), **hypers, "hidden": HIDDEN, "critic_updates": 3, **changes})
 
 
 def test_make_agent_reads_every_setting():

@@ -10,7 +10,8 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from jaxpgd.agents import cql, replace_hypers
-from jaxpgd.agents.cql import _structure, log_integral, tanh_log_slope
+from jaxpgd.agents.cql import _structure, log_integral
+from jaxpgd.agents.tanh_gaussian import tanh_log_slope
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhGaussianActor, member
 
 HIDDEN, N = (8,), 3

@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from jaxpgd.agents import common, replace_hypers, td3_bc
 from jaxpgd.agents.td3_bc import _structure
-from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, member
+from jaxpgd.errors import InputError
+from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, TanhGaussianActor, member
 from jaxpgd.types import Transition
 
 HIDDEN = (8,)
@@ -137,3 +138,72 @@ def test_the_initialiser_is_that_of_actor_and_critics():
             k["Dense_1"]["kernel"] for k in (state.actor["params"]["MLP_0"], member(state.critic, 0)["params"]["MLP_0"])
         ):
             assert float(jnp.var(kernel)) * 256 == pytest.approx(variance, rel=0.05)
+
+
+@pytest.mark.parametrize("actor_first", [False, True])
+def test_delayed_updates_move_actor_and_targets_in_every_so_many_th_only(actor_first):
+    """In the last of every k where critics come first, in the first where the actor does; critics move always."""
+    agent = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=2, policy_delay=3, actor_first=actor_first)
+    update, state = jax.jit(agent.update), make_state(agent, lr=1e-2, polyak=0.5)
+    batch = jax.tree.map(lambda x: x[: agent.batches], BATCH)
+    moved = []
+    for i in range(6):
+        new, metrics = update(jax.random.key(i), state, batch)
+        same = lambda name, a=state, b=new: all(
+            jax.tree.leaves(jax.tree.map(np.array_equal, getattr(a, name), getattr(b, name)))
+        )
+        assert not same("critic") and np.isfinite(metrics["actor_loss"])
+        slow = ("actor", "actor_opt") if actor_first else ("actor", "actor_opt", "target_actor", "target_critic")
+        moved.append(not same("actor"))
+        assert {same(name) for name in slow} == {not moved[-1]}
+        state = new
+    assert moved == ([True, False, False] * 2 if actor_first else [False, False, True] * 2)
+
+
+def test_half_of_the_cloning_term_acts_like_twice_the_alpha():
+    """The gradient is half as long, which Adam undoes: 2.5 with a half is 5 with the whole."""
+    state = make_state()
+    one = jax.tree.map(lambda x: x[1], BATCH)
+    gradient = jax.grad(lambda params, h: STRUCTURE.actor_loss(jax.random.key(0), params, state.critic, one, h)[0])
+    halved, whole = (gradient(state.actor, make_state(alpha=a, cloning=c).hypers) for a, c in ((2.5, 0.5), (5.0, 1.0)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.5 * b, rtol=1e-5, atol=1e-7), halved, whole)
+    loss, metrics = STRUCTURE.actor_loss(jax.random.key(0), state.actor, state.critic, one, make_state(cloning=0.5).hypers)
+    assert loss == pytest.approx(float(0.5 * metrics["bc_loss"] - metrics["q_weight"] * metrics["q_mean"]), rel=1e-5)
+
+
+STOCHASTIC = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=1, policy_delay=2, actor="tanh_gaussian")
+DRAWS = _structure(1, HIDDEN, 1, actor="tanh_gaussian", policy_delay=2)
+
+
+def test_a_stochastic_actor_draws_the_actions_of_targets_and_loss():
+    state, part = make_state(STOCHASTIC, policy_noise=0.0, gamma=0.6), jax.tree.map(lambda x: x[:1], BATCH)
+    draw = lambda key, params, obs: DRAWS.behaviour.act(key, params, obs)
+    mean, std = TanhGaussianActor(1, HIDDEN).apply(state.target_actor, part.next_obs)
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), 2), mean.shape)
+    q = CRITICS.apply(state.target_critic, part.next_obs, jnp.tanh(mean + std * noise)).min(0)
+    targets = DRAWS.targets(jax.random.key(1), state, part)
+    np.testing.assert_allclose(targets, part.reward + 0.6 * part.discount * q, rtol=1e-5)
+    assert not np.allclose(targets, DRAWS.targets(jax.random.key(2), state, part))
+    one = jax.tree.map(lambda x: x[0], part)
+    _, metrics = DRAWS.actor_loss(jax.random.key(3), state.actor, state.critic, one, state.hypers)
+    action = draw(jax.random.key(3), state.actor, one.obs)
+    assert metrics["q_mean"] == pytest.approx(float(CRITIC.apply(member(state.critic, 0), one.obs, action).mean()), rel=1e-5)
+    gradient = jax.grad(lambda p: DRAWS.actor_loss(jax.random.key(3), p, state.critic, one, state.hypers)[0])(state.actor)
+    assert np.abs(jax.tree.leaves(gradient)[-1]).min() > 0  # of the spread, too: the draw is differentiated
+
+
+def test_the_policy_of_a_stochastic_actor_has_a_density_of_its_own():
+    policy = STOCHASTIC.policy(make_state(STOCHASTIC, policy_std=0.7))
+    obs = BATCH.obs[0, 0]
+    mean, std = TanhGaussianActor(1, HIDDEN).apply(policy.params, obs)
+    np.testing.assert_allclose(policy.mode(obs), np.tanh(mean), rtol=1e-6)
+    samples = np.arctanh(np.asarray(jax.vmap(policy.sample, in_axes=(0, None))(jax.random.split(jax.random.key(0), 2000), obs)))
+    assert abs(samples.mean() - mean[0]) < 5 * std[0] / np.sqrt(2000) and abs(samples.std() / std[0] - 1) < 0.1
+    expected = norm(mean, std).logpdf(np.arctanh(0.3)).sum() - np.log(1 - 0.3**2)
+    assert policy.log_prob(obs, jnp.array([0.3])) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("actor", "gaussian"), ("policy_delay", 0)])
+def test_what_td3_bc_cannot_be_is_refused(name, value):
+    with pytest.raises(InputError, match=f"{name} = "):
+        td3_bc(action_dim=1, **{name: value})
