@@ -163,6 +163,8 @@ class SynthesisConfig:
     interval: int = 1000  # agent updates between refreshes (all but oneoff)
     fraction: float = 0.1  # continuous, fifo: share of the replay that a refresh makes, replacing the oldest
     length: int = 0  # steps per trajectory; 0: the training window
+    drop_last: bool = False  # never learn from a trajectory's last step, as official code; false: where its end is known
+    after_terminal: bool = False  # learn from steps after a generated terminal as well, as official code
     synthetic_ratio: float = 0.9375  # share of each batch drawn from synthetic data (PGD: 240 of 256)
     first_unguided: bool = True  # guided arm: the first refresh ignores the untrained policy
     filter: FilterConfig = FilterConfig()

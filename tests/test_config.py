@@ -135,7 +135,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("sampler.sigma_min", 90.0, r"less than sampler.sigma_max = 80.0"),
         ("denoiser.groups", 7, "a divisor of denoiser.features"),
         ("data.window", 18, r"a multiple of 2\^\(denoiser.blocks - 1\) = 4"),
-        ("synthesis.length", 6, r"a multiple of 2\^\(denoiser.blocks - 1\) = 4"),
+        ("synthesis.length", 3, r"at least 2\^\(denoiser.blocks - 1\) = 4"),
         ("agent.updates", 1234, "a multiple of agent.updates_per_chunk"),
         ("synthesis.interval", 1234, "a multiple of agent.updates_per_chunk"),
         ("evaluation.every", 1234, "a multiple of agent.updates_per_chunk"),

@@ -10,6 +10,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -150,8 +151,10 @@ class NoiseEmbedding(nn.Module):
 
 
 class TemporalUNet(nn.Module):
-    """x [T, D], noise [] -> [T, D]. T must be a multiple of 2^(blocks - 1).
+    """x [T, D], noise [] -> [T, D]. T is at least 2^(blocks - 1).
 
+    A level of odd length leaves its last step out on the way down, and is stretched to by the nearest step on the way up: steps
+    then lie a little beside those of other levels, which multiples of 2^(blocks - 1) avoid.
     `blocks` levels double the channels on the way down. `block = "plain"` is the published network (PGD, appendix): two
     convolutions a level with group normalisation and ReLU, max pooling down, repetition up. "residual" has residual blocks and
     averages on the way down. `norm = "step"` normalises each time step alone, as the published code computes it; "sequence" is
@@ -180,11 +183,11 @@ class TemporalUNet(nn.Module):
 
         skips: list[Array] = []
         for level in range(self.blocks):
-            x = x if level == 0 else _pairs(x).max(axis=1)
+            x = x if level == 0 else _larger(_pairs(x))
             x = block(level, 3)(block(level, 3)(x, embedding))
             skips.append(x)
         for level in reversed(range(self.blocks - 1)):
-            x = block(level, 2)(jnp.repeat(x, 2, axis=0), embedding)
+            x = block(level, 2)(_stretched(x, skips[level].shape[0]), embedding)
             x = jnp.concatenate([x, skips[level]], axis=-1)
             x = block(level, 3)(block(level, 3)(x))
         return x
@@ -199,10 +202,26 @@ class TemporalUNet(nn.Module):
             x = block(level)(x if level == 0 else _pairs(x).mean(axis=1), embedding)
             skips.append(x)
         for level in reversed(range(self.blocks - 1)):
-            x = jnp.repeat(Dense(self.features * 2**level, dtype=self.dtype)(x), 2, axis=0)
+            x = _stretched(Dense(self.features * 2**level, dtype=self.dtype)(x), skips[level].shape[0])
             x = block(level)(jnp.concatenate([x, skips[level]], axis=-1), embedding)
         return nn.swish(GroupNorm(self.groups, self.norm)(x))
 
 
 def _pairs(x: Array) -> Array:
-    return x.reshape(x.shape[0] // 2, 2, x.shape[-1])
+    half = x.shape[0] // 2
+    return x[: 2 * half].reshape(half, 2, x.shape[-1])
+
+
+def _larger(pairs: Array) -> Array:
+    """[S, C] of pairs [S, 2, C]: the larger entry.
+
+    Not their `max`, whose gradient counts entries that equal it: none, where a compiler computes them twice and rounds otherwise.
+    """
+    return jnp.maximum(pairs[:, 0], pairs[:, 1])
+
+
+def _stretched(x: Array, length: int) -> Array:
+    """[length, C] of x [S, C]: the nearest step each, every step twice where length is 2 S."""
+    if length == 2 * x.shape[0]:
+        return jnp.repeat(x, 2, axis=0)
+    return x[((np.arange(length) + 0.5) * x.shape[0] / length).astype(int)]

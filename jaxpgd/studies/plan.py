@@ -32,7 +32,8 @@ LATER = (STATED,
          "data.reward_normalisation", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
-         "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup")  # fmt: skip
+         "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
+         "synthesis.drop_last", "synthesis.after_terminal")  # fmt: skip
 
 
 # columns of results.csv by what is measured; a score stands there under the name of its family

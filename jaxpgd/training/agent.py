@@ -72,6 +72,8 @@ class Schedule:
     refresh_chunks: int = struct.field(pytree_node=False)  # chunks between refreshes; 0: never
     refresh_count: int = struct.field(pytree_node=False)  # trajectories per refresh
     first_count: int = struct.field(pytree_node=False)  # trajectories before the first update
+    drop_last: bool = struct.field(pytree_node=False, default=False)  # of every trajectory
+    after_terminal: bool = struct.field(pytree_node=False, default=False)  # steps there are learned from as well
 
     def due(self, index: Array | int) -> Array | bool:
         """Whether a refresh comes before the updates of chunk `index`."""
@@ -95,7 +97,22 @@ def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
         refresh_chunks=every,
         refresh_count=count,
         first_count=count if synthesis.regime == "fifo" else synthesis.trajectories,
+        drop_last=synthesis.drop_last,
+        after_terminal=synthesis.after_terminal,
     )
+
+
+def learned_from(trajectory: Trajectory, *, drop_last: bool, after_terminal: bool) -> Trajectory:
+    """Trajectories [N, T] whose mask holds the steps that agents learn from.
+
+    With `after_terminal` they are all whose next observation is known or does not matter; `drop_last` leaves the last one out.
+    PGD's released code does both.
+    """
+    mask, last = trajectory.mask, jnp.arange(trajectory.mask.shape[-1]) == trajectory.mask.shape[-1] - 1
+    if after_terminal:
+        known = ~last if getattr(trajectory, "last_obs", None) is None else jnp.ones_like(last)
+        mask = known | (trajectory.discount == 0)
+    return dataclasses.replace(trajectory, mask=mask & ~last if drop_last else mask)
 
 
 def _synthesize(
@@ -149,6 +166,7 @@ def init_agent(
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
         trajectory, account = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count, coefficient)
+        trajectory = learned_from(trajectory, drop_last=schedule.drop_last, after_terminal=schedule.after_terminal)
         replay = init_replay(trajectory, schedule.capacity)
     return AgentState(agent=state, replay=replay, key=key, made=account, coefficient=coefficient)
 
@@ -159,6 +177,7 @@ def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedul
     key, key_refresh = jax.random.split(state.key)
     policy = agent.policy(state.agent)
     made, account = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count, state.coefficient)
+    made = learned_from(made, drop_last=schedule.drop_last, after_terminal=schedule.after_terminal)
     return state.replace(replay=insert(state.replay, made), key=key, made=account)  # type: ignore[attr-defined]
 
 

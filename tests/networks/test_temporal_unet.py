@@ -1,11 +1,22 @@
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.networks.temporal_unet import Block, Conv, GroupNorm, NoiseEmbedding, TemporalUNet, standardise
+from jaxpgd.networks.temporal_unet import (
+    Block,
+    Conv,
+    GroupNorm,
+    NoiseEmbedding,
+    TemporalUNet,
+    _larger,
+    _pairs,
+    _stretched,
+    standardise,
+)
 
 X = jax.random.normal(jax.random.key(0), (6, 4))
 
@@ -101,6 +112,26 @@ def test_shapes_noise_and_reach(block: Any, norm: Any, blocks: int) -> None:
     bumped = jnp.abs(apply(params, x.at[0].add(1.0), jnp.asarray(0.3)) - out) > 1e-4  # more than rounding
     assert bumped[0].any()
     assert bumped[-1].any() == (norm == "sequence" or blocks > 1)  # one level sees neighbours only; more see everything
+
+
+@pytest.mark.parametrize(("short", "length"), [(4, 8), (4, 9), (64, 129), (2, 5)])
+def test_levels_are_stretched_to_the_nearest_step(short: int, length: int) -> None:
+    """As an image is resized, which is how the published network comes up to an odd length."""
+    x = jax.random.normal(jax.random.key(0), (short, 3))
+    np.testing.assert_array_equal(_stretched(x, length), jax.image.resize(x, (length, 3), "nearest"))
+    pooled = nn.max_pool(_stretched(x, length)[None], (2,), (2,))[0]
+    np.testing.assert_array_equal(_larger(_pairs(_stretched(x, length))), pooled)
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_a_network_of_one_length_runs_at_others(block: Block) -> None:
+    """An odd length among them, of which no step is left out: each is seen by its neighbours and sees them."""
+    net = TemporalUNet(8, 2, 2, norm="step", block=block)  # groups of four, as above
+    params = random_params(net, jnp.zeros((8, 5)))
+    x = jax.random.normal(jax.random.key(2), (13, 5))
+    moved = jax.jit(jax.jacobian(lambda x: net.apply(params, x, jnp.asarray(0.3)).sum(1)))(x)
+    reach = np.abs(moved).sum(2) > 0
+    assert reach.shape == (13, 13) and reach.diagonal().all() and reach.diagonal(1).all() and reach.diagonal(-1).all()
 
 
 def test_channels_double_down_the_levels() -> None:

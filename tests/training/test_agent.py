@@ -5,16 +5,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from scipy.stats import norm
 from training.counting import COUNTING, REAL, Gain, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
+from jaxpgd.packing import usable_steps
 from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, _account, agent_program, make_schedule, train_agent, value_excess
+from jaxpgd.synthesis.replay import no_replay
+from jaxpgd.training.agent import (
+    Experience,
+    _account,
+    agent_program,
+    make_schedule,
+    refresh,
+    train_agent,
+    value_excess,
+)
 from jaxpgd.training.program import fit
-from jaxpgd.types import Trajectory, Transition
+from jaxpgd.types import Synthesis, Trajectory, Transition
 
 DATA = Experience(REAL, Stamp(), Stamp(-1.0))
 CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
@@ -63,6 +74,41 @@ def test_schedules() -> None:
     assert make_schedule(CONFIG, dataclasses.replace(SYNTHESIS, regime="oneoff")).refresh_chunks == 0
     tiny = make_schedule(CONFIG, dataclasses.replace(SYNTHESIS, regime="continuous", fraction=0.0))
     assert tiny.refresh_count == 1  # a refresh always makes something
+
+
+ENDS = jnp.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])  # discounts of three trajectories
+LEARNED = {  # (drop_last, after_terminal): the steps that agents learn from
+    (False, False): [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]],
+    (True, False): [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]],
+    (False, True): [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]],
+    (True, True): [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]],  # as PGD's released code
+}
+
+
+@struct.dataclass
+class Ending:
+    """Trajectories that end as `ENDS`, in turn."""
+
+    def __call__(self, key: Any, policy: Any, start: Any) -> Synthesis:
+        discount = ENDS[jnp.arange(start.shape[0]) % 3]
+        zeros = jnp.zeros((*discount.shape, 1))
+        made = Trajectory(zeros, zeros, discount, discount, usable_steps(discount))
+        return Synthesis(made, jnp.zeros(start.shape[0]), {})
+
+
+@pytest.mark.parametrize(("drop_last", "after_terminal"), LEARNED)
+def test_steps_that_agents_learn_from(drop_last: bool, after_terminal: bool) -> None:
+    """Of the first generation and of those that replace it."""
+    how = {"drop_last": drop_last, "after_terminal": after_terminal}
+    synthesis = dataclasses.replace(SYNTHESIS, trajectories=3, **how)
+    program, data = agent_program(COUNTING, CONFIG, synthesis), Experience(REAL, Ending())
+    expected = np.array(LEARNED[drop_last, after_terminal], bool)
+    first = program.init(jax.random.key(0), data)
+    again = refresh(first.replace(replay=no_replay(first.replay).replace(position=jnp.zeros((), jnp.int32))), data,
+                    COUNTING, make_schedule(CONFIG, synthesis))  # fmt: skip
+    for state in (first, again):
+        np.testing.assert_array_equal(state.replay.trajectory.mask, expected)
+        assert int(state.replay.count) == expected.sum()
 
 
 @pytest.mark.parametrize(("ratio", "real"), [(0.75, 4), (1.0, 0)])
