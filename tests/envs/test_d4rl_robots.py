@@ -58,6 +58,20 @@ def test_hands_pay_for_the_way_to_the_object_and_all_else_is_gymnasium_robotics(
     assert np.abs(deviations).max(axis=0).min() < 1e-9
 
 
+@pytest.mark.parametrize(
+    ("task", "measured", "within"), [("hammer", -274.856578, 4), ("door", -56.512833, 1), ("relocate", -6.425911, 4)]
+)
+def test_a_random_policy_returns_what_d4rl_measured(task, measured, within):
+    env, rng, returns = made(f"d4rl/{task}-v1"), np.random.default_rng(0), np.zeros(5)
+    for i in range(len(returns)):
+        env.reset(seed=i)
+        over = False
+        while not over:
+            _, reward, _, over, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+            returns[i] += reward
+    assert abs(returns.mean() - measured) < within
+
+
 def near_success(task, *envs):
     """Pairs of steps from states that random actions do not reach: a door open, a nail driven in, a ball held up."""
     bonuses = set()
