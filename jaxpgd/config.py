@@ -178,6 +178,8 @@ def validate(config: Config) -> None:
           f"its default, which has no effect, where sampler.kind is {s.kind!r}", "Name a sampler.kind with churn.")  # fmt: skip
     check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
+    check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
+          "false where synthesis.dydiff.conditions is 'noised', which has no clean ones")  # fmt: skip
     ranges = (
         ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
         ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),

@@ -129,6 +129,7 @@ class WorldModelConfig:
     length: int = 0  # steps per trajectory; 0: as other synthesizers
     sampled: bool = True  # draw next states from the ensemble's Gaussian instead of its mean
     elite: Literal["step", "trajectory"] = "step"  # a member drawn at every step, or once per trajectory
+    actions: Literal["sampled", "mode"] = "sampled"  # of the policy
     penalty: float = 0.0  # MOPO: reward minus this times the largest predicted standard deviation
 
 
@@ -140,6 +141,8 @@ class DyDiffConfig:
     mix: float = 0.5  # weight of the previous states against the sampled ones
     window: int = 0  # steps per training window, and of trajectories; 0: data.window
     conditions: Literal["clean", "churned", "noised"] = "clean"  # how the network sees first state and actions
+    scaled_conditions: bool = False  # scaled down with the noised sample, as published; false: legible at every noise level
+    actions: Literal["sampled", "mode"] = "sampled"  # of the policy
     sampled: bool = False  # first rollout: draw from the ensemble's Gaussian instead of its mean
     elite: Literal["step", "trajectory"] = "step"  # first rollout: a member drawn at every step, or once per trajectory
 
@@ -151,6 +154,7 @@ class FilterConfig:
     kind: Literal["none", "hardmax", "softmax"] = "none"
     keep: float = 0.6  # share kept
     temperature: float = 0.05  # softmax over standardised returns
+    steps: Literal["alive", "all"] = "alive"  # whose rewards are summed; all: also those after a terminal, as published
 
 
 @dataclasses.dataclass(frozen=True)

@@ -237,3 +237,9 @@ def test_every_setting_says_of_itself_what_it_is() -> None:
     """A comment above a setting would be shown as the help of all that follow it without one of their own."""
     lines = [line.strip() for line in Path(settings.__file__).read_text(encoding="utf-8").splitlines()]
     assert not [line for line in lines if line.startswith("#")]
+
+
+def test_noised_conditions_are_not_scaled() -> None:
+    values: dict[str, Any] = {"synthesis": {"dydiff": {"conditions": "noised", "scaled_conditions": True}}}
+    with pytest.raises(InputError, match=r"synthesis.dydiff.scaled_conditions = True: expected false where"):
+        load_config(None, values | {"arms": ["dydiff"]})

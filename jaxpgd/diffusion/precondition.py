@@ -38,6 +38,7 @@ class EDMDenoise:
     params: Any
     sigma_data: Array | float
     network: nn.Module = struct.field(pytree_node=False)
+    scaled: bool = struct.field(pytree_node=False, default=False)  # whether known entries are scaled as the input is
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Estimate of the clean sample."""
@@ -46,7 +47,11 @@ class EDMDenoise:
         return c.skip * x + c.out * output
 
     def given(self, x: Array, sigma: Array, condition: Condition) -> Array:
-        """The same with known entries: the network sees them unscaled, so that they are legible at every noise level."""
+        """The same with known entries.
+
+        The network sees them unscaled, legible at every noise level, or `scaled` with the rest of its input (DyDiff's code).
+        """
         c = coefficients(sigma, self.sigma_data)
-        output: Array = self.network.apply(self.params, condition.impose(c.into * x), c.noise)  # type: ignore[assignment]
+        shown = c.into * condition.impose(x) if self.scaled else condition.impose(c.into * x)
+        output: Array = self.network.apply(self.params, shown, c.noise)  # type: ignore[assignment]
         return condition.impose(c.skip * x + c.out * output)

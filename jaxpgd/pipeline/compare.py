@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, 
 from jaxpgd.pipeline.run_directory import open_run, write_atomic
 from jaxpgd.pipeline.stages import agent_number, chosen_policy
 from jaxpgd.settings import Config
+from jaxpgd.synthesis.acting import greedy
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.replay import sample_real
@@ -40,22 +40,6 @@ CROSSED = {  # columns of the table, by kind of crossing
 # where the environment has any, and there both ensembles count.
 ERROR_REFERENCE = "ensemble, mean"
 _CLEAR = 2.0  # standard errors
-
-
-@dataclasses.dataclass(frozen=True)
-class ModeOnly:
-    """The sampling function of a policy that always takes its mode: rollouts then differ by their models alone."""
-
-    mode_fn: Callable[[Any, Array], Array]
-
-    def __call__(self, params: Any, key: Array, obs: Array) -> Array:
-        """As `Policy.sample_fn`."""
-        return self.mode_fn(params, obs)
-
-
-def greedy(policy: Policy) -> Policy:
-    """The same policy, acting by its mode."""
-    return dataclasses.replace(policy, sample_fn=ModeOnly(policy.mode_fn))
 
 
 def methods(config: Config, models: Models, length: int) -> dict[str, Synthesizer]:

@@ -45,6 +45,7 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
     ),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
+        "synthesis.dydiff.scaled_conditions",
     ),
 }  # fmt: skip
 
@@ -204,8 +205,8 @@ def state_denoiser_stage(run: RunDirectory, prepared: Prepared) -> StateDenoiser
     """Train DyDiff's denoiser of states given actions, or take it from this run's checkpoint or from a run of `models_from`."""
     run = lender(run.config, "state-denoiser") or run
     config = run.config
-    conditions = config.synthesis.dydiff.conditions
-    windows = state_windows(prepare_state_windows(config, prepared), conditions)
+    conditions, scaled = config.synthesis.dydiff.conditions, config.synthesis.dydiff.scaled_conditions
+    windows = state_windows(prepare_state_windows(config, prepared), conditions, scaled=scaled)
     _say_coverage(run, "state-denoiser", prepared, windows, "synthesis.dydiff.window or data.window")
     program = denoiser_program(windows, config.denoiser, skip=config.health.skip_updates > 0)
     key = stage_key(config, "state-denoiser")

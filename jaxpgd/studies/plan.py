@@ -27,7 +27,9 @@ RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns 
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # settings that came when studies had been measured: at their defaults they are in no key, and keys stay
 LATER = (STATED,
-         "data.normalisation", "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
+         "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
+         "synthesis.dydiff.scaled_conditions",
+         "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "evaluation.max_steps",

@@ -70,7 +70,8 @@ class Store:
         found = dataclasses.replace(found, denoiser=config.denoiser)
         if stage == "state-denoiser":
             conditions = decided(config, "synthesis.dydiff.conditions")
-            dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions)
+            scaled = config.synthesis.dydiff.scaled_conditions
+            dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions, scaled_conditions=scaled)
             found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
         return self._named(stage, found)
 

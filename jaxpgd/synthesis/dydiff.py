@@ -12,13 +12,14 @@ from jaxpgd.dynamics.world_model import Imagination, WorldModel
 from jaxpgd.errors import check
 from jaxpgd.packing import TokenCodec, usable_steps
 from jaxpgd.settings import DyDiffConfig, SamplerConfig
+from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory
 
 
 @struct.dataclass
 class StateDenoiser:
-    """A denoiser of [obs, pre-tanh action] tokens whose conditions are the first observation and all actions."""
+    """A denoiser of the [obs, action] entries of tokens whose conditions are the first observation and all actions."""
 
     denoise: Denoise
     codec: TokenCodec
@@ -55,6 +56,7 @@ class DyDiffSynthesizer:
     sampling: Sampling
     mix: Array | float
     iterations: int = struct.field(pytree_node=False)
+    actions: Actions = struct.field(pytree_node=False, default="sampled")
 
     def sample_states(self, key: Array, start: Array, action: Array) -> Array:
         """States [T, O] of the diffusion model from start [O] under actions [T, A]."""
@@ -93,6 +95,7 @@ class DyDiffSynthesizer:
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""
+        policy = acting(policy, self.actions)
         trajectory = map_starts(lambda key, obs: self.one(key, policy, obs), key, start, self.sampling.batch_size)
         return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=summary(trajectory))
 
@@ -122,4 +125,5 @@ def make_dydiff(
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix),
         iterations=config.iterations,
+        actions=config.actions,
     )

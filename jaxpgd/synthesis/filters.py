@@ -11,8 +11,13 @@ from jaxpgd.settings import FilterConfig
 from jaxpgd.types import Trajectory
 
 
-def returns(trajectory: Trajectory) -> Array:
-    """Undiscounted sum of rewards, as learned, [N] of trajectories [N, T], up to and including the first terminal."""
+def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") -> Array:
+    """Undiscounted sum of rewards, as learned, [N] of trajectories [N, T], up to and including the first terminal.
+
+    Of all `steps`: also of those after it, as DyDiff's code.
+    """
+    if steps == "all":
+        return trajectory.reward.sum(-1)
     alive = jnp.cumprod(trajectory.discount, axis=-1)
     taken = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
     return (taken * trajectory.reward).sum(-1)
@@ -24,12 +29,13 @@ class Filter:
 
     "hardmax": the ones of highest return. "softmax": drawn without replacement with weights exp(z / temperature), z the returns
     standardised over the N, by adding Gumbel noise and taking the top. Returns are those of learned rewards: a scale of them
-    changes no order, a shift does where lengths differ.
+    changes no order, a shift does where lengths differ. `steps`: whose are summed.
     """
 
     temperature: Array | float = 0.05
     kind: Literal["none", "hardmax", "softmax"] = struct.field(pytree_node=False, default="none")
     keep: float = struct.field(pytree_node=False, default=1.0)  # share kept; ignored by "none"
+    steps: Literal["alive", "all"] = struct.field(pytree_node=False, default="alive")
 
     def needed(self, count: int) -> int:
         """How many trajectories to make so that `count` are kept."""
@@ -51,10 +57,10 @@ class Filter:
             raise ValueError(f"filter: cannot keep {count} of {size} trajectories")
         if self.kind == "none":
             return jax.tree.map(lambda x: x[:count], trajectory)
-        _, index = jax.lax.top_k(self.scores(key, returns(trajectory)), count)
+        _, index = jax.lax.top_k(self.scores(key, returns(trajectory, self.steps)), count)
         return jax.tree.map(lambda x: x[index], trajectory)
 
 
 def make_filter(config: FilterConfig) -> Filter:
     """The filter of a config section, its temperature a leaf."""
-    return Filter(temperature=jnp.asarray(config.temperature), kind=config.kind, keep=config.keep)
+    return Filter(temperature=jnp.asarray(config.temperature), kind=config.kind, keep=config.keep, steps=config.steps)

@@ -6,6 +6,7 @@ from jax import Array
 
 from jaxpgd.dynamics.world_model import Imagination, WorldModel
 from jaxpgd.settings import WorldModelConfig
+from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import map_starts, summary
 from jaxpgd.types import Policy, Synthesis
 
@@ -17,9 +18,11 @@ class WorldModelSynthesizer:
     model: WorldModel
     imagination: Imagination
     batch_size: int = struct.field(pytree_node=False)
+    actions: Actions = struct.field(pytree_node=False, default="sampled")
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""
+        policy = acting(policy, self.actions)
         trajectory = map_starts(
             lambda key, obs: self.imagination.rollout(key, self.model, policy, obs), key, start, self.batch_size
         )
@@ -37,4 +40,5 @@ def make_world_model_synthesizer(
     model: WorldModel, config: WorldModelConfig | None = None, *, length: int = 32, batch_size: int = 4096
 ) -> WorldModelSynthesizer:
     """Synthesizer of a trained world model; `length` steps per trajectory unless the section sets its own."""
-    return WorldModelSynthesizer(model, make_imagination(config or WorldModelConfig(), length), batch_size)
+    config = config or WorldModelConfig()
+    return WorldModelSynthesizer(model, make_imagination(config, length), batch_size, config.actions)

@@ -31,7 +31,8 @@ from jaxpgd.types import Metrics, PyTree, Transition
 class Windows:
     """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
 
-    `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean.
+    `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean,
+    `scaled` if it scales them as its input.
     `standard` is the codec that distances and errors are measured in, of unit variance; None: `codec` itself.
     """
 
@@ -43,6 +44,7 @@ class Windows:
     known: Array | None = None
     entries: int = struct.field(pytree_node=False, default=0)
     standard: TokenCodec | None = None
+    scaled: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def unit(self) -> TokenCodec:
@@ -79,14 +81,15 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
     )
 
 
-def state_windows(windows: Windows, conditions: Conditions) -> Windows:
+def state_windows(windows: Windows, conditions: Conditions, *, scaled: bool = False) -> Windows:
     """The same windows for a denoiser of states given actions (DyDiff): [obs, action] entries.
 
     Conditions (first state, all actions) are seen clean in training, unless `conditions` is "noised": then all is denoised.
+    `scaled`: with the network's input scaling.
     """
     codec = windows.codec
     known = None if conditions == "noised" else known_entries(codec, windows.length)
-    return dataclasses.replace(windows, known=known, entries=codec.obs_dim + codec.action_dim)
+    return dataclasses.replace(windows, known=known, entries=codec.obs_dim + codec.action_dim, scaled=scaled)
 
 
 @struct.dataclass
@@ -147,8 +150,8 @@ def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
     return optax.chain(*clip, optax.scale_by_adam())
 
 
-def _denoise(params: PyTree, hypers: DenoiserHypers, config: DenoiserConfig) -> EDMDenoise:
-    return EDMDenoise(params, hypers.sigma_data, network(config))
+def _denoise(params: PyTree, hypers: DenoiserHypers, config: DenoiserConfig, scaled: bool = False) -> EDMDenoise:
+    return EDMDenoise(params, hypers.sigma_data, network(config), scaled)
 
 
 def batch_loss(
@@ -159,7 +162,7 @@ def batch_loss(
     drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
     drawn, keys = divided((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
     x0 = jax.vmap(windows.tokens)(drawn)
-    denoise, h = _denoise(params, hypers, config), hypers
+    denoise, h = _denoise(params, hypers, config, windows.scaled), hypers
 
     def loss(key: Array, x0: Array) -> Array:
         return edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known)
@@ -259,7 +262,8 @@ def trained_state_denoiser(
     state: DenoiserState, windows: Windows, config: DenoiserConfig, conditions: Conditions
 ) -> StateDenoiser:
     """The state denoiser of the averaged weights, trained on `state_windows(windows, conditions)`."""
-    return StateDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length, conditions)
+    denoise = _denoise(state.ema_params, state.hypers, config, windows.scaled)
+    return StateDenoiser(denoise, windows.codec, windows.length, conditions)
 
 
 def train_state_denoiser(
@@ -269,9 +273,10 @@ def train_state_denoiser(
     *,
     config: DenoiserConfig = DenoiserConfig(),
     conditions: Conditions = "clean",
+    scaled: bool = False,
 ) -> tuple[StateDenoiser, Metrics]:
     """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
-    chosen = state_windows(windows, conditions)
+    chosen = state_windows(windows, conditions, scaled=scaled)
     state, metrics = fit(key, denoiser_program(chosen, config, hypers), chosen)
     return trained_state_denoiser(state, chosen, config, conditions), metrics
 

@@ -1,5 +1,7 @@
 """Conditions: exact where they must be, and the conditional distribution where it is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +123,11 @@ def test_the_networks_own_denoise_returns_conditions_and_ignores_x_there():
     known = jnp.zeros((4, 3), bool).at[0, 0].set(True).at[:, 2].set(True)
     condition = Condition(jax.random.normal(jax.random.key(1), (4, 3)), known)
     x = 5.0 * jax.random.normal(jax.random.key(2), (4, 3))
+    scaled = dataclasses.replace(denoise, scaled=True)
+    x0 = condition.impose(x)
+    at = lambda d: np.asarray(d.given(x, jnp.asarray(5.0), condition))
+    np.testing.assert_allclose(at(scaled), condition.impose(scaled(x0, jnp.asarray(5.0))), rtol=1e-6)  # c_in times the whole
+    assert not np.allclose(at(scaled), at(denoise))
     first = denoise.given(x, jnp.asarray(5.0), condition)
     other = denoise.given(jnp.where(known, x + 100.0, x), jnp.asarray(5.0), condition)
     np.testing.assert_array_equal(first, other)

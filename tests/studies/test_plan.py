@@ -196,7 +196,12 @@ def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
     faster = replace(config.dynamics, lr=1.0)
     same = [config, replace(config, synthesis=churned), replace(config, dynamics=faster), replace(config, preset="paper")]
     assert len({store.lender(c, "state-denoiser").out for c in same}) == 1
-    assert store.lender(replace(config, synthesis=noised), "state-denoiser").out != store.lender(config, "state-denoiser").out
+    scaled = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, scaled_conditions=True))
+    for changed in (noised, scaled):
+        assert (
+            store.lender(replace(config, synthesis=changed), "state-denoiser").out != store.lender(config, "state-denoiser").out
+        )
+    assert store.lender(replace(config, synthesis=scaled), "state-denoiser").synthesis.dydiff.scaled_conditions
     assert store.lender(same[2], "dynamics").out != store.lender(config, "dynamics").out
     wide = replace(config, data=replace(config.data, window=8))
     assert store.lender(wide, "dynamics") == store.lender(config, "dynamics")

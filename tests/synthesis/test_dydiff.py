@@ -100,6 +100,19 @@ def test_the_policys_noise_is_the_same_in_every_iteration():
     assert len(np.unique(np.round(first.action - 0.01 * first.obs, 4))) == first.action.size  # every step has its own
 
 
+@pytest.mark.parametrize("kind", ["dydiff", "world_model"])
+def test_rollouts_take_the_policys_mode_where_it_is_asked_for(kind):
+    noisy = Policy(jnp.zeros(()), lambda p, key, obs: 0.01 * obs + jax.random.normal(key, (1,)), lambda p, obs: 0.01 * obs)
+    start = jnp.array([[3.0], [1.0]])
+    make = {
+        "dydiff": lambda actions: dydiff([1.0] * T, iterations=2, actions=actions),
+        "world_model": lambda actions: make_world_model_synthesizer(Doubling(), WorldModelConfig(actions=actions), length=T),
+    }[kind]
+    mode, drawn = (make(actions)(jax.random.key(0), noisy, start).trajectory for actions in ("mode", "sampled"))
+    np.testing.assert_allclose(mode.action, 0.01 * mode.obs, rtol=1e-5)
+    assert np.abs(drawn.action - 0.01 * drawn.obs).min() > 1e-4
+
+
 def test_conditions_must_be_those_of_the_training():
     clean, noised = (StateDenoiser(Says(jnp.zeros(T)), CODEC, T, c) for c in ("clean", "noised"))
     assert make_dydiff(Doubling(), noised).denoiser.conditions == "noised"

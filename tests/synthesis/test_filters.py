@@ -26,6 +26,14 @@ def test_returns_stop_at_the_first_terminal():
     np.testing.assert_array_equal(returns(made), [7, 3, 1])
 
 
+def test_returns_of_all_steps_count_what_comes_after_a_terminal():
+    """As DyDiff's code, whose filter looks at no terminals: the middle trajectory is the best of these, or the worst."""
+    made = trajectories([[1, 2, 4], [1, 0, 9], [2, 0, 0]], [[1, 1, 1], [1, 0, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(returns(made, "all"), [7, 10, 2])
+    keep = lambda steps: kept(make_filter(FilterConfig(kind="hardmax", steps=steps))(jax.random.key(0), made, 2))
+    assert (keep("all"), keep("alive")) == ([0, 1], [0, 2])
+
+
 def test_hardmax_keeps_the_highest_returns():
     made = trajectories([[1.0], [5.0], [3.0], [4.0], [2.0]])
     assert kept(Filter(kind="hardmax", keep=0.6)(jax.random.key(0), made, 3)) == [1, 2, 3]

@@ -20,10 +20,13 @@ from jaxpgd.training.denoiser import (
     batch_loss,
     denoiser_hypers,
     denoiser_program,
+    init_denoiser,
     learning_rate,
     prepare_windows,
+    state_windows,
     total_steps,
     train_denoiser,
+    trained_state_denoiser,
     validation_loss,
 )
 from jaxpgd.types import Transition
@@ -198,3 +201,11 @@ def test_prepared_windows() -> None:
     assert windows.unit is windows.codec
     with pytest.raises(InputError, match=r"data.window = 8: expected at most 6"):
         prepare_windows(dataset, DataConfig(window=8))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_state_denoiser_scales_its_conditions_as_in_training(scaled: bool) -> None:
+    chosen = state_windows(WINDOWS, "clean", scaled=scaled)
+    state = lambda: init_denoiser(jax.random.key(0), chosen, denoiser_hypers(CONFIG), CONFIG)
+    made = jax.eval_shape(lambda: trained_state_denoiser(state(), chosen, CONFIG, "clean"))
+    assert made.denoise.scaled is scaled and chosen.scaled is scaled and not WINDOWS.scaled
