@@ -189,7 +189,14 @@ def validate(config: Config) -> None:
     check(config.seed < 2**31, "seed", config.seed, "a number below 2^31")
     features = a.diffusion_ql.time_features
     check(features > 2 and features % 2 == 0, "agent.diffusion_ql.time_features", features, "an even number above 2")
-    for width in (*a.td3_bc.hidden, *a.iql.hidden, *a.bc.hidden, *a.cql.hidden, *a.diffusion_ql.hidden):
+    for width in (
+        *a.td3_bc.hidden,
+        *a.iql.hidden,
+        *a.bc.hidden,
+        *a.cql.hidden,
+        *a.diffusion_ql.hidden,
+        *a.diffusion_ql.critic_hidden,
+    ):
         check(width > 0, "hidden", width, "layer widths above 0")
     m, dydiff = config.dynamics, y.dydiff
     check(m.elites <= m.members, "dynamics.elites", m.elites, f"at most dynamics.members = {m.members}")

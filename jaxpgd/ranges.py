@@ -36,7 +36,7 @@ _NOT_NEGATIVE = (
     "dynamics.weight_decay dynamics.steps_per_epoch synthesis.world_model.length synthesis.world_model.penalty "
     "synthesis.dydiff.iterations synthesis.dydiff.window "
     "guidance.max_dynamics_error guidance.damping sampler.churn_noise sampler.churn_min guidance.sigma_min guidance.sine "
-    "agent.iql.decay_updates agent.cql.cloning_updates agent.diffusion_ql.decay_updates "
+    "agent.diffusion_ql.ema_start agent.iql.decay_updates agent.cql.cloning_updates agent.diffusion_ql.decay_updates "
     "agent.bc.adam_eps agent.cql.alpha_lr agent.cql.weight agent.cql.adam_eps "
     "agent.diffusion_ql.eta agent.diffusion_ql.gradient_clip agent.diffusion_ql.adam_eps"
 ).split()

@@ -259,6 +259,7 @@ class DiffusionQLConfig:
     beta_max: float = 10.0
     ema: float = 0.995  # decay of the averaged actor, which makes the critics' targets
     ema_every: int = 5  # updates between averages
+    ema_start: float = 0.0  # updates before which the average stays as initialised (authors' code, DyDiff: 1000)
     gradient_clip: float = 5.0  # global norm of the actor's and of the critics' gradient; 0: none
     candidates: int = 50  # actions of which evaluation takes one
     choice: Literal["softmax", "best", "centre"] = "softmax"  # by softmax of Q, highest Q, or the chain without noise instead
@@ -266,7 +267,10 @@ class DiffusionQLConfig:
     adam_eps: float = 1e-8
     policy_std: float = 0.5  # std of the Gaussian that stands for the policy in guidance, around its chain without noise
     own_score: bool = False  # guidance follows the policy's own score instead of that Gaussian's
+    action_reconstruction: Literal["chain", "one_step"] = "chain"  # actor's Q of sampled actions, or of noised, denoised data
     hidden: tuple[int, ...] = (256, 256, 256)
+    critic_hidden: tuple[int, ...] = ()  # of the critics; none: as hidden
+    critic_activation: Literal["mish", "relu"] = "mish"  # of the critics
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,19 @@ AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
     "cql": (cql, ("hidden", "n_actions")),
     "diffusion_ql": (
         diffusion_ql,
-        ("hidden", "steps", "candidates", "choice", "ema_every", "time_features", "own_score", "max_q_backup"),
+        (
+            "hidden",
+            "steps",
+            "candidates",
+            "choice",
+            "ema_every",
+            "time_features",
+            "own_score",
+            "max_q_backup",
+            "action_reconstruction",
+            "critic_hidden",
+            "critic_activation",
+        ),
     ),
 }
 

@@ -3,8 +3,9 @@
 One update, in this order, on one batch:
 1. critics, against r + gamma * discount * min Q'(s', a') with a' sampled from the averaged actor (with `max_q_backup` N > 1
    the largest value of N such actions, critic by critic);
-2. actor: the noise-prediction loss minus `eta` times a normalised Q of sampled actions, through the sampling chain;
-3. the averaged actor, every `ema_every` updates; target critics move by `polyak`.
+2. actor: the noise-prediction loss minus `eta` times a normalised Q of sampled actions, through the sampling chain, or of
+   the data's actions noised and denoised in one step (EDP, arXiv 2305.20081);
+3. the averaged actor, every `ema_every` updates from `ema_start` on; target critics move by `polyak`.
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.agents import common
-from jaxpgd.diffusion.loss import denoising_error
 from jaxpgd.diffusion.precondition import coefficients
 from jaxpgd.diffusion.samplers import ancestral
 from jaxpgd.diffusion.schedules import vp_sigmas, vp_time
@@ -28,6 +28,8 @@ from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
 Choice = Literal["softmax", "best", "centre"]  # of the action that evaluation takes
+Reconstruction = Literal["chain", "one_step"]  # of the action whose Q the actor raises
+Activation = Literal["mish", "relu"]
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 
@@ -43,6 +45,7 @@ class DiffusionQLHypers:
     polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
     eta: Array | float = 1.0  # weight of Q against behaviour cloning
     ema: Array | float = 0.995  # decay of the averaged actor
+    ema_start: Array | float = 0.0  # updates before which the average stays as initialised
     gradient_clip: Array | float = 5.0  # global norm of each network's gradient; 0: none
     beta_min: Array | float = 0.1  # noise schedule
     beta_max: Array | float = 10.0
@@ -110,6 +113,9 @@ class _DiffusionQL:
     time_features: int
     own_score: bool
     max_q_backup: int = 1
+    action_reconstruction: Reconstruction = "chain"
+    critic_hidden: tuple[int, ...] = ()  # none: `hidden`
+    critic_activation: Activation = "mish"
 
     @functools.cached_property
     def actor(self) -> Any:  # Any: flax types `apply` as more than it returns
@@ -117,7 +123,8 @@ class _DiffusionQL:
 
     @functools.cached_property
     def critics(self) -> Any:
-        return CriticEnsemble(2, self.hidden, activation=mish)
+        activation = mish if self.critic_activation == "mish" else nn.relu
+        return CriticEnsemble(2, self.critic_hidden or self.hidden, activation=activation)
 
     def init(self, key: Array, hypers: DiffusionQLHypers, example: Transition) -> DiffusionQLState:
         common.check_example(example, self.action_dim)
@@ -153,7 +160,7 @@ class _DiffusionQL:
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr * decay, h.adam_eps)
 
         updates = state.updates + 1
-        rate = jnp.where(updates % self.ema_every == 0, 1.0 - h.ema, 0.0)
+        rate = jnp.where((updates % self.ema_every == 0) & (updates >= h.ema_start), 1.0 - h.ema, 0.0)
         ema_actor = common.polyak(state.ema_actor, actor, rate)
         target_critic = common.polyak(state.target_critic, critic, h.polyak)
         metrics |= {"critic_loss": critic_loss, "actor_loss": actor_loss, "target_mean": targets.mean()}
@@ -180,30 +187,39 @@ class _DiffusionQL:
     def actor_loss(
         self, key: Array, params: PyTree, critic: PyTree, batch: Transition, h: DiffusionQLHypers
     ) -> tuple[Array, Metrics]:
-        """Cloning loss - eta * mean Q_i(s, a) / mean |Q_j(s, a)| with a sampled, i one of the critics at random, j the other.
+        """Cloning loss - eta * mean Q_i(s, a) / mean |Q_j(s, a)| with i one of the critics at random, j the other.
 
-        Means over the batch [B]; no gradient through the normaliser.
+        a is sampled, or the action that the cloning loss has denoised, kept in [-1, 1]. Means over the batch [B]; no gradient
+        through the normaliser.
         """
         key_cloning, key_draw, key_pick = jax.random.split(key, 3)
-        cloning = self.cloning_loss(key_cloning, params, batch, h)
-        q = self.critics.apply(critic, batch.obs, self.draw(key_draw, params, h, batch.obs))
+        denoised, sigma = self.denoised(key_cloning, params, batch, h)
+        cloning = noise_error(denoised, batch.action, sigma)
+        if self.action_reconstruction == "chain":
+            action = self.draw(key_draw, params, h, batch.obs)
+        else:
+            action = jnp.clip(denoised, -1.0, 1.0)
+        q = self.critics.apply(critic, batch.obs, action)
         pick = jax.random.bernoulli(key_pick).astype(int)
         scale = jax.lax.stop_gradient(jnp.abs(q[1 - pick]).mean())
         gain = q[pick].mean() / jnp.maximum(scale, _Q_FLOOR)
         return cloning - h.eta * gain, {"bc_loss": cloning, "q_gain": gain, "q_mean": q.mean()}
 
-    def cloning_loss(self, key: Array, params: PyTree, batch: Transition, h: DiffusionQLHypers) -> Array:
-        """Error [] of the predicted noise, averaged over the batch [B], at a step of the schedule drawn for every example.
-
-        The noise's error is that of the denoised action over sigma.
-        """
+    def denoised(self, key: Array, params: PyTree, batch: Transition, h: DiffusionQLHypers) -> tuple[Array, Array]:
+        """The batch's actions [B, A] after noise and one step of denoising, and the noise levels [B], uniform over steps."""
         key_step, key_noise = jax.random.split(key)
         sigma = jax.random.choice(key_step, self.sigmas(h)[:-1], batch.reward.shape)
 
-        def error(key: Array, obs: Array, action: Array, sigma: Array) -> Array:
-            return denoising_error(key, self.denoise(params, h, obs, clip=False), action, sigma) / jnp.square(sigma)
+        def one(key: Array, obs: Array, action: Array, sigma: Array) -> Array:
+            noised = action + sigma * jax.random.normal(key, action.shape)
+            return self.denoise(params, h, obs, clip=False)(noised, sigma)
 
-        return jax.vmap(error)(jax.random.split(key_noise, sigma.shape[0]), batch.obs, batch.action, sigma).mean()
+        return jax.vmap(one)(jax.random.split(key_noise, sigma.shape[0]), batch.obs, batch.action, sigma), sigma
+
+    def cloning_loss(self, key: Array, params: PyTree, batch: Transition, h: DiffusionQLHypers) -> Array:
+        """Error [] of the predicted noise, averaged over the batch [B], at a step of the schedule drawn for every example."""
+        denoised, sigma = self.denoised(key, params, batch, h)
+        return noise_error(denoised, batch.action, sigma)
 
     def sigmas(self, h: DiffusionQLHypers) -> Array:
         return vp_sigmas(self.steps, h.beta_min, h.beta_max)
@@ -258,6 +274,11 @@ class _DiffusionQL:
 _structure = functools.cache(_DiffusionQL)
 
 
+def noise_error(denoised: Array, action: Array, sigma: Array) -> Array:
+    """Mean squared error [] of the noise that a denoised action [B, A] comes of: that of the action over sigma [B]."""
+    return (jnp.square(denoised - action).mean(axis=-1) / jnp.square(sigma)).mean()
+
+
 def key_of(obs: Array) -> Array:
     """A key made of the bits of obs [O]: other noise at every observation, the same at the same one.
 
@@ -280,12 +301,17 @@ def diffusion_ql(
     time_features: int = 16,
     own_score: bool = False,
     max_q_backup: int = 1,
+    action_reconstruction: Reconstruction = "chain",
+    critic_hidden: tuple[int, ...] = (),
+    critic_activation: Activation = "mish",
 ) -> Agent[DiffusionQLState]:
     """Diffusion-QL as an Agent for actions [action_dim]; its `hypers` are DiffusionQLHypers.
 
     `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, actor_loss, bc_loss, q_gain,
     q_mean, target_mean, critic_gradient_norm, actor_gradient_norm and clipped_gradients (share), all []. Of every target's
     `max_q_backup` next actions the largest value counts (its authors: 10 on most antmaze tasks, elsewhere 1).
+    The actor raises the Q of an action that is sampled by its `action_reconstruction` "chain", or denoised in "one_step".
+    Critics have the layers `critic_hidden` (none: those of the actor) with `critic_activation`.
     Its policy uses the actor as it is, not the average, as published:
     - `sample` is one chain of `steps` ancestral steps;
     - `mode`, by `choice`: "softmax" takes one of `candidates` chains with probability softmax(Q), Q the smaller target critic
@@ -295,7 +321,7 @@ def diffusion_ql(
       variance) stands for it, around the action of the chain without noise;
     - `score`, with `own_score`: that of the noised policy, (D(a) - a) / sigma^2 at sigma^2 = variance (its mean over entries),
       kept within the schedule. Guidance then follows it instead of the Gaussian's gradient.
-    Raises InputError where sizes are not positive, choice is unknown, time_features is no even number above 2, or `init` or
+    Raises InputError where sizes are not positive, a choice is unknown, time_features is no even number above 2, or `init` or
     `update` get other shapes.
     """
     sizes = {"action_dim": action_dim, "steps": steps, "candidates": candidates, "ema_every": ema_every}
@@ -303,6 +329,15 @@ def diffusion_ql(
     for name, value in sizes.items():
         check(value > 0, name, value, "a number above 0")
     check(time_features > 2 and time_features % 2 == 0, "time_features", time_features, "an even number above 2")
-    check(choice in get_args(Choice), "choice", choice, f"one of {', '.join(get_args(Choice))}")
-    s = _structure(action_dim, tuple(hidden), steps, candidates, choice, ema_every, time_features, own_score, max_q_backup)
+    choices = (
+        ("choice", choice, Choice),
+        ("action_reconstruction", action_reconstruction, Reconstruction),
+        ("critic_activation", critic_activation, Activation),
+    )
+    for name, chosen, kinds in choices:
+        check(chosen in get_args(kinds), name, chosen, f"one of {', '.join(get_args(kinds))}")
+    s = _structure(
+        action_dim, tuple(hidden), steps, candidates, choice, ema_every, time_features, own_score, max_q_backup,
+        action_reconstruction, tuple(critic_hidden), critic_activation,
+    )  # fmt: skip
     return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=DiffusionQLHypers(), batches=1)

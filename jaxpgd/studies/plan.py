@@ -29,6 +29,8 @@ IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "mo
 LATER = (STATED,
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions",
+         "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
+         "agent.diffusion_ql.critic_activation",
          "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "data.reward_scale", "data.reward_shift",

@@ -13,6 +13,7 @@ from jaxpgd.agents import common, diffusion_ql, replace_hypers
 from jaxpgd.agents.diffusion_ql import _structure, key_of
 from jaxpgd.diffusion.guidance import log_likelihood
 from jaxpgd.diffusion.schedules import vp_sigmas
+from jaxpgd.errors import InputError
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 
@@ -272,3 +273,56 @@ def test_its_own_score_is_that_of_the_noised_policy():
         gradient = jax.grad(lambda a, v=variance: log_likelihood(policy, OBS[None], a[None], v))(ACTION)
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5)
     assert AGENT.policy(state).score_fn is None
+
+
+def test_one_step_reconstruction_is_the_closed_form():
+    """(x_t - sqrt(1 - abar) n) / sqrt(abar) of noised action and predicted noise, kept in [-1, 1], for Q and cloning."""
+    one_step = _structure(2, HIDDEN, *SETTINGS.values(), False, 1, "one_step")
+    state = make_state(eta=0.7)
+    key_cloning, _, key_pick = jax.random.split(jax.random.key(5), 3)
+    key_step, key_noise = jax.random.split(key_cloning)
+    size = FLAT.reward.shape[0]
+    sigma = np.asarray(jax.random.choice(key_step, vp_sigmas(STEPS, 0.1, 10.0)[:-1], (size,)))
+    noise = np.stack([jax.random.normal(key, (2,)) for key in jax.random.split(key_noise, size)])
+    abar = 1 / (1 + sigma**2)
+    t = [int(np.abs(published_abar() - a).argmin()) for a in abar]
+    root, rest = np.sqrt(abar)[:, None], np.sqrt(1 - abar)[:, None]
+    x_t = root * np.asarray(FLAT.action) + rest * noise
+    predicted = jax.vmap(lambda x, t, o: ACTOR.apply(state.actor, x, t, o))(
+        jnp.asarray(x_t), jnp.asarray(t, jnp.float32), FLAT.obs
+    )
+    action = np.clip((x_t - rest * np.asarray(predicted)) / root, -1, 1)
+    loss, metrics = jax.jit(one_step.actor_loss)(jax.random.key(5), state.actor, state.critic, FLAT, state.hypers)
+    q = np.asarray(CRITICS.apply(state.critic, FLAT.obs, jnp.asarray(action, jnp.float32)))
+    pick = int(jax.random.bernoulli(key_pick))
+    gain = q[pick].mean() / np.abs(q[1 - pick]).mean()
+    assert metrics["bc_loss"] == pytest.approx(float(np.square(np.asarray(predicted) - noise).mean()), rel=1e-3)
+    assert metrics["q_gain"] == pytest.approx(float(gain), rel=1e-3)
+    assert loss == pytest.approx(float(metrics["bc_loss"] - 0.7 * metrics["q_gain"]), rel=1e-4)
+    assert not np.isclose(
+        metrics["q_gain"], ACTOR_LOSS(jax.random.key(5), state.actor, state.critic, FLAT, state.hypers)[1]["q_gain"]
+    )
+
+
+def test_the_average_stays_as_initialised_until_its_start():
+    """It starts at update 6 here, is due at every third, and before that is what targets are drawn from."""
+    first = state = make_state(ema=0.9, ema_start=6.0, lr=1e-2)
+    for i in range(6):
+        before, (state, _) = state, UPDATE(jax.random.key(i), state, BATCH)
+        still = jax.tree.map(lambda a, b: np.array_equal(a, b), state.ema_actor, first.ema_actor)
+        assert all(jax.tree.leaves(still)) == (i < 5)
+    average = jax.tree.map(lambda t, o: t + 0.1 * (o - t), before.ema_actor, state.actor)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_actor, average)
+
+
+def test_critics_may_have_layers_and_activation_of_their_own():
+    agent = diffusion_ql(action_dim=2, hidden=HIDDEN, critic_hidden=(6,), critic_activation="relu")
+    state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], FLAT))
+    relu = CriticEnsemble(2, (6,))
+    assert jax.tree.map(jnp.shape, state.critic) == jax.tree.map(jnp.shape, relu.init(jax.random.key(0), OBS, ACTION))
+    made = _structure(2, HIDDEN, 5, 50, "softmax", 5, 16, False, 1, "chain", (6,), "relu").critics
+    np.testing.assert_array_equal(made.apply(state.critic, OBS, ACTION), relu.apply(state.critic, OBS, ACTION))
+    with pytest.raises(InputError, match="critic_activation = 'tanh': expected one of mish, relu"):
+        diffusion_ql(action_dim=2, critic_activation="tanh")
+    with pytest.raises(InputError, match="action_reconstruction = 'two_steps': expected one of chain, one_step"):
+        diffusion_ql(action_dim=2, action_reconstruction="two_steps")
