@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.nearest import unknown_key
+from jaxpgd.published import diffusion_ql_values
 from jaxpgd.ranges import check_denoiser, check_ranges, get
 from jaxpgd.settings import Arm, Config, SamplerConfig
 
@@ -41,16 +42,33 @@ _PAPER: dict[str, Any] = {
     },
 }  # fmt: skip
 
+# What PGD's released code does at its defaults, where that changes results; README lists the rest.
+_OFFICIAL: dict[str, Any] = {
+    **_PAPER,
+    "denoiser": {**_PAPER["denoiser"], "norm": "step"},
+    "sampler": {**_PAPER["sampler"], "predictor": "unchurned"},
+    "guidance": {**_PAPER["guidance"], "at": "noised", "normalise": "none"},
+    "synthesis": {**_PAPER["synthesis"], "length": 129, "drop_last": True, "after_terminal": True},
+    "agent": {
+        **_PAPER["agent"], "normalise_obs": False,
+        "td3_bc": {"policy_std": 1.0, "lr": 1e-3, "actor_first": True, "init": "lecun_normal"},
+        "iql": {"lr": 1e-3, "stale_value": True, "init": "lecun_normal"},
+    },
+}  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": _PAPER,
-    "official": {
-        **_PAPER,
-        "denoiser": {**_PAPER["denoiser"], "norm": "step"},
-        "sampler": {**_PAPER["sampler"], "predictor": "unchurned"},
-        "guidance": {**_PAPER["guidance"], "normalise": "official"},
+    "official": _OFFICIAL,
+    "diffusion_ql": {  # and what `published.diffusion_ql_values` says of the dataset
+        "arms": ["real"],
+        "agent": {
+            "kind": "diffusion_ql", "batch_size": 256, "updates_per_chunk": 10_000, "normalise_obs": False,
+            "diffusion_ql": {"critic_lr": 3e-4, "choice": "softmax", "candidates": 50, "hidden": [256, 256, 256]},
+        },
+        "evaluation": {"every": 50_000},
     },
-}
+}  # fmt: skip
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -69,11 +87,15 @@ def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None =
     origin = str(path) if path is not None else "config"
     overrides = overrides or {}
     preset = overrides.get("preset", raw.get("preset", "none"))
+    named = apply_values(apply_values(Config(), raw, origin), overrides, "override").data.name
+    return apply_values(apply_values(with_preset(preset, named), raw, origin), overrides, "override")
+
+
+def with_preset(preset: str, dataset: str) -> Config:
+    """The defaults with a preset's values, of which those of "diffusion_ql" depend on the dataset. Raises InputError."""
     check(preset in PRESETS, "preset", preset, f"one of {sorted(PRESETS)}")
-    config = Config()
-    for values, source in ((PRESETS[preset], "preset"), (raw, origin), (overrides, "override")):
-        config = apply_values(config, values, source)
-    return config
+    config = apply_values(Config(), PRESETS[preset], "preset")
+    return apply_values(config, diffusion_ql_values(dataset), "preset") if preset == "diffusion_ql" else config
 
 
 KIND_ARMS: dict[str, Arm] = {"pgd": "guided"}  # where the name of a synthesizer and of its arm differ

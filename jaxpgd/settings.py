@@ -29,10 +29,7 @@ class DataConfig:
     clip_actions: bool = False  # actions that leave their bounds are clipped; false: data with such is refused
     reward_scale: float = 1.0  # what is learned is scale * (reward + shift); reports stay in the dataset's own units
     reward_shift: float = 0.0  # added before the scale (IQL on antmaze: -1)
-    reward_normalisation: Literal["none", "return_range"] = "none"  # return_range: the scale times 1000 / (range of returns)
-    reward_scale: float = 1.0  # what is learned is scale * (reward + shift); reports stay in the dataset's own units
-    reward_shift: float = 0.0  # added before the scale (IQL on antmaze: -1)
-    reward_normalisation: Literal["none", "return_range"] = "none"  # return_range: the scale times 1000 / (range of returns)
+    reward_normalisation: Literal["none", "return_range", "standard"] = "none"  # to a range of 1000, to mean 0 and std 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +316,7 @@ class HealthConfig:
 class Config:
     """One run: dataset -> denoiser -> one agent per arm and seed -> evaluation -> report."""
 
-    preset: Literal["none", "paper", "official"] = "none"  # published settings that apply before the file's own values
+    preset: Literal["none", "paper", "official", "diffusion_ql"] = "none"  # published values that apply before the file's own
     out: str = "runs/point2d"  # run directory
     seed: int = 0
     seeds: int = 4  # agents per arm and setting, trained as one vmapped program

@@ -1,5 +1,6 @@
 import dataclasses
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def test_values_over_preset_over_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_toml_round_trip(preset: str, tmp_path: Path) -> None:
     overrides = {"preset": preset, "out": 'a "quoted" \\ name', "arms": ["real"], "evaluation": {"coefficients": [0.1, 2]}}
+    overrides["data"] = {"name": "hopper_medium-v2.hdf5"}
     config = load_config(None, overrides)
     text = to_toml(config)
     assert load_config(write(tmp_path, text)) == config
@@ -79,13 +81,36 @@ PAPER = {
 }  # fmt: skip
 
 
+# what PGD's released code does at its defaults
+OFFICIAL = {
+    "denoiser.norm": "step", "sampler.predictor": "unchurned", "guidance.normalise": "none", "guidance.at": "noised",
+    "synthesis.length": 129, "synthesis.drop_last": True, "synthesis.after_terminal": True, "agent.normalise_obs": False,
+    "agent.td3_bc.lr": 1e-3, "agent.td3_bc.actor_first": True, "agent.td3_bc.init": "lecun_normal",
+    "agent.iql.lr": 1e-3, "agent.iql.stale_value": True, "agent.iql.init": "lecun_normal",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("preset", ["paper", "official"])
 def test_published_values(preset: str) -> None:
     config = load_config(None, {"preset": preset})
-    for name, value in PAPER.items():
+    for name, value in (PAPER | (OFFICIAL if preset == "official" else {})).items():
         assert get(config, name) == value, name
     defects = (config.sampler.predictor, config.guidance.normalise, config.denoiser.norm)
-    assert defects == (("churned", "safe", "sequence") if preset == "paper" else ("unchurned", "official", "step"))
+    assert preset == "official" or defects == ("churned", "safe", "sequence")
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def test_official_changes_these_settings_of_paper_and_no_other() -> None:
+    paper, official = (set(leaves(to_dict(load_config(None, {"preset": preset})))) for preset in ("paper", "official"))
+    assert {name for name, _ in official - paper} == {*OFFICIAL, "preset"}
+    assert all(get(Config(), name) != value for name, value in OFFICIAL.items())
 
 
 @pytest.mark.parametrize(

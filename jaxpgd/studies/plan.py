@@ -14,7 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxpgd.config import PRESETS, apply_values, load_config, resolve, validate
+from jaxpgd.config import apply_values, load_config, resolve, validate, with_preset
 from jaxpgd.errors import InputError, check
 from jaxpgd.precision import STATED
 from jaxpgd.ranges import get
@@ -374,9 +374,8 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
         check(isinstance(actor, str), f"{where}: target.actor", actor, "the path of an .npz file")
         return Target(actor=actor)
     raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
-    preset = raw.get("preset", "none")
-    check(preset in PRESETS, f"{where}: target.preset", preset, f"one of {sorted(PRESETS)}")
-    config = apply_values(apply_values(Config(), PRESETS[preset], "preset"), raw, where, "target.")
+    plain = apply_values(Config(), raw, where, "target.")
+    config = apply_values(with_preset(plain.preset, plain.data.name), raw, where, "target.")
     config = resolve(dataclasses.replace(config, arms=("real",), out=""))
     validate(config)
     return Target(config=config)

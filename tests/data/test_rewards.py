@@ -37,6 +37,15 @@ def test_learned_rewards_are_scaled_and_shifted_and_nothing_else() -> None:
         np.testing.assert_array_equal(getattr(dataset.transitions(), field), getattr(PLAIN, field))
 
 
+def test_standard_rewards_have_mean_0_and_variance_1_before_shift_and_scale() -> None:
+    learned = load("point2d", episodes=6, reward_normalisation="standard", reward_shift=0.5, reward_scale=2.0)
+    plain = np.asarray(PLAIN.transitions().reward, np.float64)
+    stored = np.asarray(PLAIN.reward, np.float64)
+    expected = 2.0 * ((plain - stored.mean()) / stored.std() + 0.5)
+    np.testing.assert_allclose(learned.transitions().reward, expected, atol=1e-5)
+    np.testing.assert_array_equal(learned.returns(), PLAIN.returns())  # reports stay as they are
+
+
 def test_returns_span_a_thousand() -> None:
     dataset = load("point2d", episodes=6, reward_normalisation="return_range")
     returns = np.add.reduceat(np.asarray(dataset.transitions().reward, np.float64), dataset.offsets[:-1])
