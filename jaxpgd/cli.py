@@ -15,7 +15,7 @@ from typing import Any
 from jaxpgd.config import apply_values, config_of, load_config
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, EnvironmentFailure, InputError, StorageError, check
 from jaxpgd.overrides import read_overrides
-from jaxpgd.ranges import check_ranges
+from jaxpgd.ranges import check_ranges, check_seed
 from jaxpgd.settings import Config, DataConfig
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
@@ -367,7 +367,7 @@ def _data(args: list[str]) -> None:
     from jaxpgd.evaluation.environments import with_environment
 
     seed = found.pop("seed", 0)
-    check(0 <= seed < 2**31, "--seed", seed, "a number from 0 to 2^31 - 1")
+    check_seed(seed)
     given = read_overrides(settings).get("data", {})
     config = apply_values(DataConfig(), {**given, **found}, "override", "data.")
     check_ranges(config, "data.")

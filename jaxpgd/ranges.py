@@ -84,6 +84,11 @@ def _check_choices(config: Any, prefix: str) -> None:
             check(value in get_args(hint), prefix + name, value, "one of " + ", ".join(map(repr, get_args(hint))))
 
 
+def check_seed(seed: int) -> None:
+    """Check `--seed` of a command. Raises InputError."""
+    check(0 <= seed < 2**31, "--seed", seed, "a number from 0 to 2^31 - 1")
+
+
 def check_training(agent: AgentConfig, synthesis: SynthesisConfig | None) -> None:
     """Check the settings that an agent is trained with; without `synthesis` it has real data alone. Raises InputError."""
     check_ranges(agent, "agent.")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, nn, random
 from jax.scipy.stats import norm
 
+from jaxpgd.data.checks import check_finite
 from jaxpgd.data.untrusted import read_npz
 from jaxpgd.errors import check
 from jaxpgd.packing import ACTION_CLIP
@@ -31,14 +32,17 @@ def behaviour_actor(path: str | Path) -> Policy:
     check(
         fits and sizes[2][1] % 2 == 0, "policy", sizes, "three weight matrices that follow each other, the last of 2A columns"
     )
+    for i, (_, columns) in enumerate(sizes):
+        check(params[f"b{i}"].shape == (columns,), f"b{i} of {path}", params[f"b{i}"].shape, f"one for each column of w{i}")
+    check_finite(str(path), stored)
     return Policy(params=params, sample_fn=_sample, mode_fn=_mode, log_prob_fn=_log_prob)
 
 
-def fitting_actor(path: str | Path, obs_dim: int, action_dim: int) -> Policy:
+def fitting_actor(path: str | Path, obs_dim: int, action_dim: int, field: str = "--actor") -> Policy:
     """`behaviour_actor` of observations [O] and actions [A]. Raises InputError where the file's actor has other sizes."""
     policy, sizes = behaviour_actor(path), (obs_dim, 2 * action_dim)
     found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
-    check(found == sizes, "--actor", str(path), f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
+    check(found == sizes, field, str(path), f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
     return policy
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import PurePath
@@ -135,7 +136,9 @@ def answering(env_id: str | None) -> Iterator[None]:
     """Raise EnvironmentFailure, which names the environment, for whatever it raises when it is reset or stepped."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+            raise
         raise EnvironmentFailure(f"An environment {env_id} failed: {described(error)}") from error
 
 

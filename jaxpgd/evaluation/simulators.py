@@ -9,6 +9,7 @@ body positions from within the previous step, which no observation tells: its st
 
 import dataclasses
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,15 +21,27 @@ from jaxpgd.data.dataset import DatasetInfo, to_env_action
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.rollout import rollout as environment_rollout
 from jaxpgd.errors import InputError, check
-from jaxpgd.evaluation.environments import flatten_obs, is_builtin, make_environment, quiet_mujoco
+from jaxpgd.evaluation.environments import (
+    answering,
+    environment_spec,
+    flatten_obs,
+    is_builtin,
+    make_environment,
+    quiet_mujoco,
+)
+from jaxpgd.evaluation.stepping import finite_reward
 from jaxpgd.packing import usable_steps
 from jaxpgd.types import Policy, Trajectory
 
 # leading entries of qpos that the observation leaves out, unless the environment was asked to include them
 _OMITTED_QPOS = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "InvertedPendulum": 0, "Maze2d": 0}
+_MAZE_KEYS = {"observation", "desired_goal"}
 _OMITTING_KWARG = "_exclude_current_positions_from_observation"
 
+_BAD_STATE = 1e10  # mjMAXVAL: MuJoCo starts anew from states beyond it
+
 Step = tuple[np.ndarray, np.ndarray, np.ndarray]
+Outcome = tuple[Any, Any, Any]  # next observation, reward, terminated: as an environment gives them
 
 
 class Simulator(Protocol):
@@ -40,8 +53,14 @@ class Simulator(Protocol):
 
 
 def has_simulator(info: DatasetInfo) -> bool:
-    """Whether `make_simulator` knows the dataset's environment (its packages may still be missing)."""
-    return is_builtin(info) or _family(info) is not None
+    """Whether `make_simulator` knows the dataset's environment (its packages may still be missing), and its states from data.
+
+    Data of PointMaze tell the state with position, velocity and goal; an environment of someone's own may share a name.
+    """
+    if is_builtin(info):
+        return True
+    family = _family(info)
+    return family is not None and (family != "PointMaze" or _MAZE_KEYS <= set(info.obs_keys)) and _own_code(info)
 
 
 def make_simulator(info: DatasetInfo) -> "KnownSimulator":
@@ -52,7 +71,7 @@ def make_simulator(info: DatasetInfo) -> "KnownSimulator":
     """
     if is_builtin(info):
         return BuiltinSimulator(builtin_environment(info.env_id))
-    family = _family(info)
+    family = _family(info) if _own_code(info) else None
     if family is None:
         known = ", ".join(["point2d", "PointMaze", *_OMITTED_QPOS])
         raise InputError(f"env_id = {info.env_id!r}: no simulator replay for it (known: {known}). Skip the dynamics error.")
@@ -69,6 +88,16 @@ def _family(info: DatasetInfo) -> str | None:
     if name == "PointMaze":
         return name
     return name if name in _OMITTED_QPOS and version in (4, 5) else None
+
+
+def _own_code(info: DatasetInfo) -> bool:
+    """Whether an environment is made by code whose states are known here; true where it cannot be said."""
+    try:
+        entry = environment_spec(info).entry_point
+    except InputError:
+        return True
+    module = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return module.startswith(("gymnasium.envs.mujoco", "gymnasium_robotics", "jaxpgd."))
 
 
 class BuiltinSimulator:
@@ -96,25 +125,22 @@ class MujocoSimulator:
         self.info = info
         self._env: Any = make_environment(info).unwrapped
         self._omitted = omitted if getattr(self._env, _OMITTING_KWARG, True) else 0
-        self._env.reset(seed=0)
+        with answering(info.env_id):
+            self._env.reset(seed=0)
 
     def step(self, obs: np.ndarray, action: np.ndarray) -> Step:
         """As `Simulator.step`."""
-        qpos, qvel = self._positions_and_velocities(obs)
-        controls = to_env_action(self.info, action)
-        with quiet_mujoco():
-            steps = [self._one(*inputs) for inputs in zip(qpos, qvel, controls, strict=True)]
-        return _stack(steps, obs)
+        return _replayed(self.info, self._one, obs, *self._positions_and_velocities(obs), to_env_action(self.info, action))
 
     def begin(self, obs: np.ndarray, rng: np.random.Generator | None) -> list[Any]:
         """As `_Stepped.begin`. These tasks draw nothing at random after their start."""
         return [self._begin(*state) for state in zip(*self._positions_and_velocities(obs), strict=True)]
 
-    def advance(self, state: Any, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def advance(self, state: Any, control: np.ndarray) -> Outcome:
         """As `_Stepped.advance`."""
         self._env.data = state
         next_obs, reward, terminated, _, _ = self._env.step(control)
-        return flatten_obs(self.info, next_obs), float(reward), bool(terminated)
+        return flatten_obs(self.info, next_obs), reward, terminated
 
     def _positions_and_velocities(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         positions = self._env.model.nq - self._omitted
@@ -127,12 +153,12 @@ class MujocoSimulator:
         self._env.set_state(qpos, qvel)
         return self._env.data
 
-    def _one(self, qpos: np.ndarray, qvel: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def _one(self, qpos: np.ndarray, qvel: np.ndarray, control: np.ndarray) -> Outcome:
         # the solver starts from the last accelerations: cleared, so that a step depends on its inputs alone
         self._env.data.qacc_warmstart[:] = 0.0
         self._env.set_state(qpos, qvel)
         next_obs, reward, terminated, _, _ = self._env.step(control)
-        return np.asarray(next_obs), float(reward), bool(terminated)
+        return next_obs, reward, terminated
 
 
 @dataclasses.dataclass
@@ -154,22 +180,21 @@ class PointMazeSimulator:
     def __init__(self, info: DatasetInfo) -> None:
         self.info = info
         self._parts = obs_slices(info)
-        check({"observation", "desired_goal"} <= self._parts.keys(), "obs_keys", info.obs_keys,
+        check(_MAZE_KEYS <= self._parts.keys(), "obs_keys", info.obs_keys,
               "observation and desired_goal among them")  # fmt: skip
         self._env: Any = make_environment(info).unwrapped
-        self._env.reset(seed=0)
+        with answering(info.env_id):
+            self._env.reset(seed=0)
 
     def step(self, obs: np.ndarray, action: np.ndarray) -> Step:
         """As `Simulator.step`."""
-        controls = to_env_action(self.info, action)
-        with quiet_mujoco():
-            return _stack([self._one(*inputs) for inputs in zip(*self._states_and_goals(obs), controls, strict=True)], obs)
+        return _replayed(self.info, self._one, obs, *self._states_and_goals(obs), to_env_action(self.info, action))
 
     def begin(self, obs: np.ndarray, rng: np.random.Generator | None) -> list[_MazeState]:
         """As `_Stepped.begin`. What the maze draws at random is a new goal after a success, where it was made to."""
         return [self._begin(state, goal, rng) for state, goal in zip(*self._states_and_goals(obs), strict=True)]
 
-    def advance(self, state: _MazeState, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def advance(self, state: _MazeState, control: np.ndarray) -> Outcome:
         """As `_Stepped.advance`."""
         self._env.point_env.data = state.data
         goal, moved = state.goal, self._env.point_env.step(control)[0]
@@ -189,17 +214,17 @@ class PointMazeSimulator:
         point.set_state(state[:2], state[2:])
         return _MazeState(point.data, goal, rng)
 
-    def _one(self, state: np.ndarray, goal: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def _one(self, state: np.ndarray, goal: np.ndarray, control: np.ndarray) -> Outcome:
         point = self._env.point_env
         point.data.qacc_warmstart[:] = 0.0
         point.set_state(state[:2], state[2:])
         # the point's own step, then the maze's reward: the maze's step would go on to draw a new goal after a success
         return self._outcome(point.step(control)[0], goal)
 
-    def _outcome(self, moved: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def _outcome(self, moved: np.ndarray, goal: np.ndarray) -> Outcome:
         reward = self._env.compute_reward(moved[:2], goal, {})
         parts = {"observation": moved, "achieved_goal": moved[:2], "desired_goal": goal}
-        return flatten_obs(self.info, parts), float(reward), bool(self._env.compute_terminated(moved[:2], goal, {}))
+        return flatten_obs(self.info, parts), reward, self._env.compute_terminated(moved[:2], goal, {})
 
 
 KnownSimulator = BuiltinSimulator | MujocoSimulator | PointMazeSimulator
@@ -218,6 +243,27 @@ def obs_slices(info: DatasetInfo) -> dict[str, slice]:
     return {k: slice(int(e) - n, int(e)) for k, n, e in zip(info.obs_keys, info.obs_sizes, ends, strict=True)}
 
 
+def _replayed(info: DatasetInfo, one: Callable[..., Outcome], obs: np.ndarray, *inputs: np.ndarray) -> Step:
+    """`one` step from each of obs [K, O], with its row of every input. Raises EnvironmentFailure."""
+    with quiet_mujoco(), answering(info.env_id):
+        return _stack([_checked(seen, one(*each)) for seen, *each in zip(obs, *inputs, strict=True)], obs)
+
+
+def _checked(seen: np.ndarray, outcome: Outcome) -> tuple[np.ndarray, float, bool]:
+    """The next observation [O], reward and end of a step from the observation `seen` [O].
+
+    Raises ValueError where these are none, or not finite though the step began in a state that a simulator takes as it is.
+    """
+    found, reward, terminated = np.asarray(outcome[0]), outcome[1], outcome[2]
+    if found.shape != seen.shape or found.dtype.kind not in "biuf":
+        raise ValueError(f"its observation has shape {found.shape} of {found.dtype}, not {seen.shape} of numbers")
+    if np.abs(seen).max(initial=0.0) > _BAD_STATE or not np.isfinite(seen).all():
+        return found, float(reward), bool(terminated)
+    if not np.isfinite(found).all():
+        raise ValueError("its observation is not finite")
+    return found, finite_reward(reward), bool(terminated)
+
+
 def _stack(steps: list[tuple[np.ndarray, float, bool]], obs: np.ndarray) -> Step:
     if not steps:
         return np.zeros_like(obs), np.zeros(0), np.zeros(0, bool)
@@ -234,7 +280,7 @@ class _Stepped(Protocol):
         """States [N] that obs [N, O] describe. `rng` draws what the environment draws at random; None: it draws nothing."""
         ...
 
-    def advance(self, state: Any, control: np.ndarray) -> tuple[np.ndarray, float, bool]:
+    def advance(self, state: Any, control: np.ndarray) -> Outcome:
         """Step a state in place with the environment's own action [A]: next_obs [O], reward, terminated."""
         ...
 
@@ -257,7 +303,7 @@ def rollout(
     environments take exact steps, mazes keep their goal (MuJoCo's physics has no noise). Time limits do not apply.
     After a terminal the state stays, rewards are 0 and steps are masked; the end of such a trajectory is where its terminal
     led. Returned arrays are numpy's; actions are those taken, in [-1, 1] for Gymnasium's environments. Raises InputError for
-    a start without rows or a length below 1.
+    a start without rows or a length below 1, EnvironmentFailure where the environment raises anything or gives no numbers.
     """
     start = np.asarray(start, np.float32)
     check(start.ndim == 2 and len(start) > 0, "start", start.shape, "observations [N, O], N above 0")
@@ -266,7 +312,7 @@ def rollout(
         env = simulator.env if noise else simulator.env.without_noise()
         made, next_obs = _compiled_rollouts(key, env, policy, jnp.asarray(start), length, deterministic)
         return jax.tree.map(np.asarray, made), np.asarray(next_obs[:, -1])
-    with quiet_mujoco():
+    with quiet_mujoco(), answering(simulator.info.env_id):
         return _stepped_rollouts(key, simulator, policy, start, length, deterministic, noise)
 
 
@@ -298,7 +344,7 @@ def _stepped_rollouts(
         controls = to_env_action(simulator.info, action)
         next_obs, reward, discount = obs.copy(), np.zeros(len(obs), np.float32), np.ones(len(obs), np.float32)
         for i in np.flatnonzero(alive):  # all actions are computed at every step, so that the compiled shape stays
-            next_obs[i], reward[i], terminated = simulator.advance(states[i], controls[i])
+            next_obs[i], reward[i], terminated = _checked(obs[i], simulator.advance(states[i], controls[i]))
             discount[i] = 1.0 - terminated
         alive = alive & (discount > 0)
         rows.append((obs, action, reward, discount))

@@ -18,10 +18,11 @@ from jaxpgd.evaluation.rollout_comparison import compare_rollouts, crossing, pai
 from jaxpgd.evaluation.simulators import make_simulator, rollout
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, state_entries, terminal_rate
 from jaxpgd.pipeline.calibration import settled
-from jaxpgd.pipeline.models import models_stage, require_models
+from jaxpgd.pipeline.models import NEEDS, models_stage, needs, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, prepare, stage_key
-from jaxpgd.pipeline.run_directory import open_run, write_atomic
+from jaxpgd.pipeline.run_directory import make_directory, open_run, write_atomic
 from jaxpgd.pipeline.stages import agent_number, chosen_policy
+from jaxpgd.ranges import check_seed
 from jaxpgd.settings import Config
 from jaxpgd.synthesis.acting import greedy
 from jaxpgd.synthesis.diffusion import synthesize_from
@@ -80,12 +81,15 @@ def compare_runs(
     Raises InputError.
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
+    check_seed(seed)
     runs = [open_run(path) for path in paths]
     first = runs[0]
     for run in runs:
         require_models(run)
         same = run.config.data.name == first.config.data.name
         check(same, "data.name", run.config.data.name, f"{first.config.data.name!r}, as in {paths[0]}")
+    check(any(needs(run.config, stage) for run in runs for stage in NEEDS), "RUN", paths,
+          "a run with a world model or a denoiser (an arm other than real)")  # fmt: skip
     length = length or max(_trained_length(run.config) for run in runs)
     multiple = 2 ** (max(run.config.denoiser.blocks for run in runs) - 1)
     check(length > 1 and length % multiple == 0, "--length", length, f"a multiple of {multiple}, as the denoisers need")
@@ -93,6 +97,7 @@ def compare_runs(
     if length > trained:
         print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)
     target = out or first.path / "comparison"
+    make_directory(target)
     opened: list[tuple[str, Config, Prepared, Models]] = []
     for index, run in enumerate(runs):
         prepared = prepare(run.config)

@@ -1,5 +1,6 @@
 """`jaxpgd synthesize`: trajectories of a trained denoiser as a dataset that other libraries load."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -7,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpgd.data.export import export_minari, export_npz
-from jaxpgd.errors import InputError, check
+from jaxpgd.errors import check
 from jaxpgd.pipeline.calibration import settled
 from jaxpgd.pipeline.memory import fitting
 from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import arm_synthesizer, prepare, stage_key
-from jaxpgd.pipeline.run_directory import RunDirectory, open_run
+from jaxpgd.pipeline.run_directory import RunDirectory, make_directory, open_run
 from jaxpgd.pipeline.stages import agent_number, chosen_policy
+from jaxpgd.ranges import check_seed
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Trajectory
@@ -38,6 +40,7 @@ def export_synthetic(
     """
     kind = kind or ("guided" if policy or actor else "unguided")
     check(trajectories > 0, "--trajectories", trajectories, "a number above 0")
+    check_seed(seed)
     check(not out.exists() or (out.is_dir() and not any(out.iterdir())), "--out", str(out), "a new or empty directory")
     run = open_run(run_path)
     kinds = sorted({*run.config.arms, *(("unguided", "guided") if needs(run.config, "denoiser") else ())} - {"real"})
@@ -45,15 +48,12 @@ def export_synthetic(
     check(kind == "unguided" or bool(policy or actor), "--policy", policy, f"ARM[:SEED], which {kind} trajectories follow")
     if coefficient is not None:
         check(kind == "guided", "--coefficient", coefficient, "no value without --policy")
-        check(coefficient >= 0, "--coefficient", coefficient, "a number not below 0")
+        check(0 <= coefficient < math.inf, "--coefficient", coefficient, "a finite number not below 0")
     require_models(run)
     prepared = prepare(run.config)
+    make_directory(out)
     models = models_stage(run, prepared)
     target = chosen_policy(run, prepared, models, policy, actor)[0] if policy or actor else None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
     key, key_start = jax.random.split(jax.random.fold_in(stage_key(run.config, "export"), seed))
     start = sample_real(key_start, prepared.dataset.transitions(), trajectories).obs
 

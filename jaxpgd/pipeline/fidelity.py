@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpgd.diffusion.samplers import SAMPLERS
 from jaxpgd.errors import check
+from jaxpgd.evaluation.simulators import has_simulator
 from jaxpgd.parallel import check_alike, is_writer, of_first, wait_for_all
 from jaxpgd.pipeline.parts import Prepared, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
@@ -80,6 +81,16 @@ def make_measure(config: Config, prepared: Prepared, policy: Policy | None, traj
         return {name: row[name] for name in SHOWN if name in row}
 
     return measure
+
+
+def check_measurable(field: str, value: object, config: Config, prepared: Prepared, *, guided: bool = False) -> None:
+    """Raise InputError, naming `field`, where no measure would tell one sampler's trajectories from another's."""
+    info, length = prepared.dataset.info, config.synthesis.length or config.data.window
+    check(
+        has_simulator(info) or (not guided and length == config.data.window), field, value,
+        f"an environment that a simulator replays, which {info.env_id!r} is not, or unguided trajectories as long as data.window",
+        "Nothing else tells samplers apart.",
+    )  # fmt: skip
 
 
 def suffices(row: Row, reference: Row, tolerance: float = TOLERANCE) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from jaxpgd.errors import check
 from jaxpgd.evaluation import plots
 from jaxpgd.evaluation.report import text_table
 from jaxpgd.evaluation.simulators import has_simulator
-from jaxpgd.pipeline.models import models_stage, require_models
+from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, build_synthesizer, known_target, prepare, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.pipeline.run_directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.pipeline.stages import chosen_policy
 from jaxpgd.pipeline.truth import known_truth
+from jaxpgd.ranges import check_seed
 from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.training.logs import plain
@@ -59,14 +61,17 @@ def frontier_runs(
     repetitions: rows are means over them, with the range. With `max_dynamics_error`, in multiples of the unguided error, the
     largest coefficient within it is named for every guidance. Raises InputError.
     """
+    check_seed(seed)
     check(max_dynamics_error >= 0, "--max-dynamics-error", max_dynamics_error, "a number above 0, or 0 for none")
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
-    check(bool(coefficients) and min(coefficients) > 0, "--coefficients", coefficients, "numbers above 0")
+    sound = bool(coefficients) and all(0 < c < math.inf for c in coefficients)
+    check(sound, "--coefficients", coefficients, "finite numbers above 0")
     unknown = [kind for kind in kinds if kind not in LADDER]
     check(not unknown, "--kinds", unknown, f"some of {', '.join(LADDER)}")
     began = time.monotonic()
     runs = [open_run(path) for path in paths]
-    for run in runs:
+    for path, run in zip(paths, runs, strict=True):
+        check(needs(run.config, "denoiser"), "RUN", path, "a run with a trajectory denoiser (an arm unguided or guided)")
         require_models(run)
         for section in ("data", "sampler", "guidance"):
             ours, first = getattr(run.config, section), getattr(runs[0].config, section)
@@ -90,7 +95,6 @@ def frontier_runs(
     found: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for path, run, (prepared, models) in zip(paths, runs, opened, strict=True):
-        check(models.denoiser is not None, "RUN", path, "a run with a trajectory denoiser (an arm unguided or guided)")
         for row in _cells(run.config, prepared, models, target, trajectories, coefficients, kinds, seed):
             found.append(row | {"run": path})
             print(_line(found[-1]), flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -21,16 +22,18 @@ from jaxpgd.pipeline.fidelity import (
     Row,
     build,
     candidates,
+    check_measurable,
     error_of,
     make_measure,
     measured,
     reference_of,
     suffices,
 )  # fmt: skip
-from jaxpgd.pipeline.models import models_stage, require_models
+from jaxpgd.pipeline.models import models_stage, needs, require_models
 from jaxpgd.pipeline.parts import Prepared, known_target, prepare
 from jaxpgd.pipeline.run_directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.pipeline.stages import chosen_policy
+from jaxpgd.ranges import check_seed
 from jaxpgd.settings import Config, GuidanceConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.training.logs import plain
@@ -60,6 +63,7 @@ def pareto_run(
     against its own denoiser, of all solvers and numbers, the choice is what `sampler.kind = "auto"` takes in this run, unless
     it has settled already. Raises InputError.
     """
+    check_seed(seed)
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check(bool(evaluations) and min(evaluations) > 1, "--evaluations", evaluations, "numbers above 1")
     unknown = [kind for kind in kinds if kind not in SAMPLERS]
@@ -74,6 +78,7 @@ def pareto_run(
     target = _target(run, prepared, policy, actor) if guided or policy or actor else None
     other = _opened(open_run(reference)) if reference else (config, prepared, denoiser)
     check(other[1].windows.dim == prepared.windows.dim, "--reference", reference, "a run on data of the same sizes")
+    check_measurable("RUN", path, config, prepared, guided=target is not None)
     directory = out or run.path / "pareto"
     make_directory(directory)
     measure = make_measure(config, prepared, target[0] if target else None, trajectories, seed)
@@ -104,16 +109,17 @@ def pareto_run(
 def _with_guidance(config: Config, kind: str, coefficient: float | None) -> Config:
     kinds = [name for name in get_args(get_type_hints(GuidanceConfig)["kind"]) if name != "smc"]
     check(kind in ("", *kinds), "--guidance", kind, f"one of {', '.join(kinds)}")
-    check(coefficient is None or coefficient > 0, "--coefficient", coefficient, "a number above 0")
+    check(coefficient is None or 0 < coefficient < math.inf, "--coefficient", coefficient, "a finite number above 0")
     chosen = {"kind": kind or config.guidance.kind, "coefficient": coefficient or config.guidance.coefficient}
     return dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, **chosen))  # type: ignore[arg-type]
 
 
 def _opened(run: RunDirectory) -> tuple[Config, Prepared, TrajectoryDenoiser]:
+    has = needs(run.config, "denoiser")
+    check(has, "RUN", str(run.path), "a run with a trajectory denoiser (an arm unguided or guided)")
     require_models(run)
     prepared = prepare(run.config)
     models = models_stage(run, prepared, settle=False)
-    check(models.denoiser is not None, "RUN", str(run.path), "a run with a trajectory denoiser (an arm unguided or guided)")
     assert models.denoiser is not None
     return run.config, prepared, models.denoiser
 

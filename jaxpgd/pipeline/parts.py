@@ -17,7 +17,7 @@ from jaxpgd.data.windows import Coverage, coverage, split_episodes
 from jaxpgd.dynamics.world_model import WorldModel
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
-from jaxpgd.evaluation.behaviour import behaviour_actor
+from jaxpgd.evaluation.behaviour import fitting_actor
 from jaxpgd.evaluation.environments import is_builtin, require_environment, with_environment
 from jaxpgd.evaluation.returns import steps_of
 from jaxpgd.precision import set_precision
@@ -138,7 +138,7 @@ def known_target(dataset: Dataset) -> Policy | None:
 def known_behaviour(config: Config, dataset: Dataset) -> Policy | None:
     """The policy that collected the data: the actor that the config names, or a built-in environment's; else None."""
     if config.evaluation.behaviour:
-        return behaviour_actor(config.evaluation.behaviour)
+        return fitting_actor(config.evaluation.behaviour, dataset.obs_dim, dataset.action_dim, "evaluation.behaviour")
     if not is_builtin(dataset.info):
         return None
     return behaviour_policy(builtin_environment(dataset.info.env_id))

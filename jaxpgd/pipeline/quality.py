@@ -43,6 +43,13 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
     return seed_policy(policies[row], 0), f"seed 0 of the {name} arm" + (f" ({setting})" if setting else "")
 
 
+def check_scoring(config: Config, prepared: Prepared) -> None:
+    """Raise, before compute, what making the simulator raises that scores synthetic trajectories at the end."""
+    info = prepared.dataset.info
+    if any(arm != "real" for arm in config.arms) and has_simulator(info):
+        make_simulator(info)
+
+
 def score_trajectories(
     trajectory: Trajectory,
     policy: Policy | None,

@@ -122,10 +122,15 @@ def verdicts(quality: Row) -> list[str]:
         if "dynamics_error" in row:
             lines.append(
                 f"{arm}: one-step dynamics error {row['dynamics_error']:.4f} "
-                f"({row['dynamics_error'] / row['persistence_error']:.2f} of persistence), action log-likelihood under "
+                f"({_share(row['dynamics_error'], row['persistence_error'])} of persistence), action log-likelihood under "
                 f"{quality['target']} {row['log_likelihood']:.3f}"
             )
     return lines
+
+
+def _share(value: float, whole: float) -> str:
+    """Where nothing moves in the data, and so nothing is made that does, there is none."""
+    return f"{value / whole:.2f}" if whole else "no share"
 
 
 def _guidance_verdicts(quality: Row) -> list[str]:
@@ -139,8 +144,8 @@ def _guidance_verdicts(quality: Row) -> list[str]:
     if "dynamics_error" in guided:
         lines.append(
             f"one-step dynamics error: unguided {unguided['dynamics_error']:.4f} "
-            f"({unguided['dynamics_error'] / unguided['persistence_error']:.2f} of persistence), "
-            f"guided {guided['dynamics_error']:.4f} ({guided['dynamics_error'] / unguided['dynamics_error']:.2f} of unguided)"
+            f"({_share(unguided['dynamics_error'], unguided['persistence_error'])} of persistence), guided "
+            f"{guided['dynamics_error']:.4f} ({_share(guided['dynamics_error'], unguided['dynamics_error'])} of unguided)"
         )
     if "distance_to_truth" in unguided:
         coefficient = quality["truth"]["coefficient"]

@@ -9,9 +9,10 @@ import jax
 from jaxpgd.errors import check
 from jaxpgd.parallel import is_writer, together
 from jaxpgd.pipeline.calibration import check_calibration
-from jaxpgd.pipeline.models import check_models, models_stage, require_models
+from jaxpgd.pipeline.fidelity import check_measurable
+from jaxpgd.pipeline.models import check_models, models_stage, needs, require_models
 from jaxpgd.pipeline.parts import Models, Prepared, prepare, require_steps, window_coverage
-from jaxpgd.pipeline.quality import quality_stage
+from jaxpgd.pipeline.quality import check_scoring, quality_stage
 from jaxpgd.pipeline.report import report_stage
 from jaxpgd.pipeline.run_directory import RunDirectory, claim, create_run, open_run, releasing
 from jaxpgd.pipeline.stages import agent_stage, by_setting, returns_stage
@@ -46,6 +47,9 @@ def _prepared(config: Config) -> Prepared:
     read_sweep(config)
     check_models(config, prepared)
     check_calibration(config, prepared)
+    if config.sampler.kind == "auto" and needs(config, "denoiser"):
+        check_measurable("sampler.kind", "auto", config, prepared)
+    check_scoring(config, prepared)
     return prepared
 
 

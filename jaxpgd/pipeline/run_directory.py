@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,9 +46,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def make_directory(out: Path) -> None:
-    """Make what `--out` names. Raises InputError where it cannot be."""
+    """Make what `--out` names. Raises InputError where it cannot be, or nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # a file system may refuse what the folder's permissions allow
+            pass
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
 

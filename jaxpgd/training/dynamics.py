@@ -55,14 +55,22 @@ def prepare_dynamics(transitions: Transition, config: DynamicsConfig, *, seed: i
 
 
 def informative(transitions: Transition, config: DynamicsConfig) -> np.ndarray:
-    """Which of M transitions [M] tell where they lead. Raises InputError where a classifier has no end to learn from."""
+    """Which of M transitions [M] tell where they lead.
+
+    Raises InputError where these are fewer than two, one to train on and one held out, or a classifier has no end to learn from.
+    """
     ends = np.asarray(transitions.discount) == 0
     moved = (np.asarray(transitions.next_obs) != np.asarray(transitions.obs)).any(-1)
     check(
         config.termination != "learned" or not ends.any() or bool((ends & moved).any()), "dynamics.termination",
         config.termination, "a known rule", "No transition that ends an episode has its next observation in this dataset.",
     )  # fmt: skip
-    return moved | ~ends
+    found = moved | ~ends
+    check(
+        int(found.sum()) > 1, "transitions that tell where they lead", int(found.sum()),
+        "at least 2, one that the world model is trained on and one held out",
+    )  # fmt: skip
+    return found
 
 
 @struct.dataclass

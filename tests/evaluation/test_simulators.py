@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gymnasium
 import h5py
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from jaxpgd.data.dataset import DatasetInfo, to_env_action
 from jaxpgd.envs import linear_gaussian, point2d
-from jaxpgd.errors import InputError
+from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.evaluation.environments import flatten_obs, make_environment
 from jaxpgd.evaluation.simulators import BuiltinSimulator, has_simulator, make_simulator, obs_slices
 from jaxpgd.evaluation.simulators import rollout as true_rollout
@@ -103,7 +104,8 @@ def test_point2d_is_its_noise_free_step():
 
 
 def test_known_and_unknown_environments():
-    assert has_simulator(info("point2d")) and has_simulator(info("Hopper-v4")) and has_simulator(info("PointMaze_Large-v3"))
+    assert has_simulator(info("point2d")) and has_simulator(info("Hopper-v4"))
+    assert has_simulator(info("PointMaze_Large-v3", **MAZE))
     for name in ("Hopper-v2", "CartPole-v1", "AntMaze_UMaze-v5", None):
         assert not has_simulator(info(name))
         with pytest.raises(InputError, match="no simulator replay"):
@@ -288,3 +290,54 @@ def test_starts_and_lengths_that_make_no_rollout_are_refused():
         true_rollout(jax.random.key(0), simulator, policy, np.zeros(2), 3)
     with pytest.raises(InputError, match="length"):
         true_rollout(jax.random.key(0), simulator, policy, np.zeros((1, 2)), 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (KeyError("joint\nof two lines"), "KeyError: 'joint"),
+        (SystemExit("licence"), "SystemExit: licence"),
+        (None, "TypeError: cannot unpack"),
+        ((None, 0.0, False, False, {}), r"ValueError: its observation has shape \(\) of \w+, not \(11,\) of numbers"),
+        ((np.zeros(3), 0.0, False, False, {}), r"ValueError: its observation has shape \(3,\) of \w+, not \(11,\)"),
+        ((np.full(11, np.nan), 0.0, False, False, {}), "ValueError: its observation is not finite"),
+        ((np.zeros(11), None, False, False, {}), "ValueError: its reward is None, not a finite number"),
+        ((np.zeros(11), np.nan, False, False, {}), "ValueError: its reward is nan, not a finite number"),
+    ],
+)
+def test_whatever_a_replayed_environment_does_is_one_line(outcome, words, monkeypatch):
+    pytest.importorskip("mujoco")
+    simulator = make_simulator(info("Hopper-v5", 3))
+
+    def step(control):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(simulator._env, "step", step)
+    start, policy = np.zeros((2, 11), np.float32), random_policy(simulator.info, 11, 0.0)
+    for use in (
+        lambda: simulator.step(start, np.zeros((2, 3))),
+        lambda: true_rollout(jax.random.key(0), simulator, policy, start, 2, deterministic=True),
+    ):
+        with pytest.raises(EnvironmentFailure, match=f"^An environment Hopper-v5 failed: {words}") as raised:
+            use()
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_states_beyond_what_a_simulator_takes_may_lead_anywhere(monkeypatch):
+    pytest.importorskip("mujoco")
+    simulator = make_simulator(info("Hopper-v5", 3))
+    monkeypatch.setattr(simulator._env, "step", lambda control: (np.full(11, np.nan), np.nan, False, False, {}))
+    assert np.isnan(simulator.step(np.full((1, 11), 1e12), np.zeros((1, 3)))[0]).all()
+
+
+def test_environments_of_the_same_name_and_data_without_the_goal_have_no_simulator():
+    gymnasium.register("mine/Hopper-v5", lambda: None)
+    assert not has_simulator(info("mine/Hopper-v5", 3))
+    with pytest.raises(InputError, match="no simulator replay"):
+        make_simulator(info("mine/Hopper-v5", 3))
+    del gymnasium.registry["mine/Hopper-v5"]
+    pytest.importorskip("gymnasium_robotics")
+    assert not has_simulator(info("PointMaze_UMaze-v3", 2, obs_keys=("observation",), obs_sizes=(4,)))
+    assert has_simulator(info("PointMaze_UMaze-v3", 2, **MAZE))

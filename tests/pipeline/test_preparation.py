@@ -1,9 +1,12 @@
 """What can be known before compute is refused before compute, and what can be drawn or trained is."""
 
+import dataclasses
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 
 from jaxpgd.cli import main
 from jaxpgd.config import load_config
-from jaxpgd.errors import InputError
+from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.pipeline.run import run_all, run_denoiser
+from jaxpgd.pipeline.run_directory import create_run
 from jaxpgd.settings import Config
 from jaxpgd.studies.plan import settings_of
 
@@ -52,7 +56,7 @@ def line(tmp_path: Path) -> str:
     return str(path)
 
 
-def real(out: Path, data: dict[str, Any], **evaluation: int) -> Config:
+def real(out: Path, data: dict[str, Any], **evaluation: Any) -> Config:
     """Seconds of training on real data alone."""
     return load_config(None, {
         "out": str(out), "seeds": 1, "arms": ["real"], "data": {"window": 4, **data},
@@ -135,3 +139,92 @@ def test_figures_need_no_backend(backend: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env=os.environ | {"MPLBACKEND": backend})  # fmt: skip
     assert done.returncode == 0 and done.stdout.strip() == backend, done.stderr
+
+
+def test_an_actor_of_other_sizes_is_refused_before_training(tmp_path: Path) -> None:
+    sizes = {"w0": (3, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 4), "b2": (4,)}
+    np.savez(tmp_path / "actor.npz", **{name: np.zeros(size, np.float32) for name, size in sizes.items()})
+    config = real(tmp_path / "run", {"episodes": 4})
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, behaviour=str(tmp_path / "actor.npz"))
+    )
+    with pytest.raises(InputError, match=r"evaluation.behaviour = .*actor.npz': expected 2 inputs and 4 outputs, not 3 and 4"):
+        run_all(config)
+    np.savez(tmp_path / "actor.npz", **{name: np.zeros(size, np.float32) for name, size in (sizes | {"b1": (3,)}).items()})
+    with pytest.raises(InputError, match=r"b1 of .*actor.npz = \(3,\): expected one for each column of w1"):
+        run_all(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sampler_that_nothing_could_choose_is_refused_before_training(line: str, tmp_path: Path) -> None:
+    data = {"name": line, "env_id": "jaxpgd/StraightFor9-v0"}
+    config = real(tmp_path / "run", data)
+    config = dataclasses.replace(
+        config, arms=("unguided",), sampler=dataclasses.replace(config.sampler, kind="auto"),
+        synthesis=dataclasses.replace(config.synthesis, length=8),
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"sampler.kind = 'auto': expected an environment that a simulator replays, which "):
+        run_all(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_simulator_that_cannot_be_made_shows_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(info: Any) -> None:
+        raise EnvironmentFailure("no licence")
+
+    monkeypatch.setattr("jaxpgd.pipeline.quality.make_simulator", failing)
+    config = dataclasses.replace(real(tmp_path / "run", {"episodes": 4}), arms=("world_model",))
+    with pytest.raises(EnvironmentFailure, match="no licence"):
+        run_all(config)
+    assert not (tmp_path / "run").exists()
+
+
+COMMANDS = ("synthesize", "compare-rollouts", "frontier", "pareto")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run directories of the arms real, and unguided, of which nothing may be computed or read."""
+    found = []
+    for arm in ("real", "unguided"):
+        found.append(str(tmp_path / arm))
+        create_run(dataclasses.replace(real(tmp_path / arm, {"episodes": 4}), arms=(arm,)), resume=False).lock.release()
+    for command in ("export", "compare", "frontier", "pareto"):
+        monkeypatch.setattr(f"jaxpgd.pipeline.{command}.models_stage", lambda *given, **more: pytest.fail("models were read"))
+        monkeypatch.setattr(f"jaxpgd.pipeline.{command}.require_models", lambda run: None)
+    return found
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and len(said.splitlines()) == 1
+    return said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_refuse_what_they_could_not_use_or_write(
+    command: str, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, runs[1], "--out", str(tmp_path / "out")]
+    for seed in ("-1", "4294967296"):
+        assert f"--seed = {seed}: expected a number from 0 to 2^31 - 1" in refusal([*words, "--seed", seed], capsys)
+    (tmp_path / "file").touch()
+    if command != "pareto":  # which reads the model first
+        said = refusal([*words[:3], str(tmp_path / "file" / "out")], capsys)
+        assert "expected a directory that can be written" in said or "expected a new or empty directory" in said
+
+        def refuse(**given: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+        assert "out': expected a directory that can be written (Read-only file system)" in refusal(words, capsys)
+
+
+def test_commands_refuse_runs_without_what_they_measure(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    denoiser = f"RUN = {runs[0]!r}: expected a run with a trajectory denoiser"
+    assert denoiser in refusal(["frontier", runs[1], runs[0]], capsys)
+    assert denoiser in refusal(["pareto", runs[0]], capsys)
+    assert "expected a run with a world model or a denoiser" in refusal(["compare-rollouts", runs[0]], capsys)
+    assert "--coefficients = (nan,): expected finite numbers" in refusal(["frontier", runs[1], "--coefficients", "nan"], capsys)
