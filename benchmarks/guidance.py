@@ -23,6 +23,7 @@ from benchmarks.sampling import synthesizer_of
 from benchmarks.timing import describe_device
 from benchmarks.timing import measure as measure_call
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.guidance import nudge_share
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.samplers import Churn, make_sampler
 from jaxpgd.diffusion.schedules import karras_sigmas
@@ -57,7 +58,7 @@ class Method:
     sampler: str
     steps: tuple[int, ...]
     churn: float = 0.0
-    step_size: float = 0.0  # published: its coefficient, which is not that of the target
+    step_size: float = 0.0  # published: its coefficient, of a step in 256, which is not that of the target
 
 
 def nudge(step_size: float) -> Method:
@@ -86,7 +87,7 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
     )
 
 
-NUDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # step sizes of the published guidance, normalised; the best is reported
+NUDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of a step in 256 of the published guidance, normalised; the best is reported
 
 
 def cases() -> dict[str, TiltedProblem]:
@@ -237,7 +238,8 @@ def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, 
         masses = tilted_masses(edges, behaviour, policy, coefficient)
         exact = np.random.default_rng(0).choice((edges[:-1] + edges[1:]) / 2, count, p=masses)
         yield {"guidance": "exact samples", "coefficient": coefficient, "kl": divergence(exact, edges, masses)}
-        for method in (nudge(coefficient), *methods(count)):
+        # the target's coefficient as the size of each of the 64 steps
+        for method in (nudge(coefficient / float(nudge_share(64, 0.3))), *methods(count)):
             x, row = sample((behaviour, MIXTURE_CODEC), policy, method, coefficient, 64, 1, count)
             yield row | {"kl": divergence(x, edges, masses)}
 

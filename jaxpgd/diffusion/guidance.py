@@ -5,12 +5,14 @@ pre-tanh actions u (PGD section 4): q is the density of the environment's action
 what is assumed of the posterior of the clean trajectory given the noised one, and by cost per evaluation in forward-equivalents
 (a forward pass of the denoiser is 1, the product of a vector with its Jacobian 1 more):
 
-- `published` (1, or 2 at the denoised point): none; action entries move along the policy's gradient. Not the stated target.
+- `published` (1, or 2 at the denoised point): none; action entries move along the policy's gradient. Not the stated target, and
+  the coefficient is that of a step where there are 256 of them, as published.
 - `reconstruction` (2): entries independent, of variance sigma^2 / (1 + sigma^2). Exact for unit Gaussian tokens.
 - `moment` (1 + 2 per iteration, module `moment`): covariance sigma^2 times the denoiser's Jacobian. Exact for Gaussians.
 - `smc` (that of its proposal, module `smc`): any of these corrected by weights; exact as steps and particles grow.
 """
 
+import math
 from typing import Literal, Protocol
 
 import jax
@@ -23,6 +25,7 @@ from jaxpgd.types import Denoise, Policy, Stage
 
 Normalise = Literal["none", "safe", "official"]
 LEAST_CURVATURE = 1e-3  # of log pi in the action, below which it counts as flat
+PUBLISHED_STEPS = 256  # of the sampler that the published guidance's coefficient belongs to
 
 
 @struct.dataclass
@@ -66,8 +69,11 @@ def log_likelihood(policy: Policy, obs: Array, action: Array, variance: Array | 
 class PolicyNudge:
     """The published guidance: before step i of n, action entries move along the policy's gradient (PGD algorithm 1).
 
-    The step is `coefficient * (1 - i/n + sine * sin(pi (i+1)/n))` times the gradient of the log-likelihood with respect to the
-    normalised pre-tanh actions, states held fixed, taken at the noised or the denoised trajectory; none on the last step.
+    The step is `share * coefficient * (1 - i/n + sine * sin(pi (i+1)/n))` times the gradient of the log-likelihood with respect
+    to the normalised pre-tanh actions, states held fixed, taken at the noised or the denoised trajectory; none on the last.
+
+    `share` is 1 for the published 256 steps and about 256/n for n, so that the weights of any number add up to those of 256 and
+    samples converge as n grows. Fewer steps are larger ones: where a single one passes the policy's mode, they overshoot it.
     """
 
     policy: Policy
@@ -94,12 +100,24 @@ class PolicyNudge:
         index, count = stage.index, stage.count
         ramp = 1.0 - index / count + self.sine * jnp.sin(jnp.pi * (index + 1) / count)
         active = (index < count - 1) & (stage.sigma >= self.sigma_min) & (stage.sigma <= self.sigma_max)
-        return jnp.where(active, self.coefficient * ramp, 0.0)
+        return jnp.where(active, self.coefficient * nudge_share(count, self.sine) * ramp, 0.0)
 
     def __call__(self, x: Array, stage: Stage) -> Array:
         """Nudged tokens [T, D]."""
         point = stage.denoise(x, stage.sigma) if self.at == "denoised" else x
         return x.at[:, self.codec.action].add(self.weight(stage) * self.gradient(point))
+
+
+def nudge_share(steps: int, sine: Array | float) -> Array | float:
+    """The weights of the published 256 steps, added up, over those of so many: what each of these is multiplied by."""
+    if steps == PUBLISHED_STEPS:
+        return 1.0
+    return _ramp_sum(PUBLISHED_STEPS, sine) / _ramp_sum(max(steps, 2), sine)  # a single step is the last, which has no nudge
+
+
+def _ramp_sum(n: int, sine: Array | float) -> Array | float:
+    """Sum over i < n - 1 of 1 - i/n + sine * sin(pi (i+1)/n)."""
+    return (n - 1) * (n + 2) / (2 * n) + sine / math.tan(math.pi / (2 * n))
 
 
 def _normalise(gradient: Array, how: Normalise) -> Array:

@@ -62,25 +62,43 @@ def test_gradient_by_hand() -> None:
     np.testing.assert_allclose(nudge(normalise="official").gradient(X), safe, atol=1e-6)
 
 
-def test_schedule_by_hand() -> None:
-    """coefficient * (1 - i/n + sine * sin(pi (i+1)/n)), none on the last step."""
-    weights = [float(nudge(coefficient=2.0).weight(stage(i))) for i in range(8)]
-    by_hand = {0: 2 * (1 + 0.3 * np.sin(np.pi / 8)), 3: 2 * (5 / 8 + 0.3), 6: 2 * (2 / 8 + 0.3 * np.sin(np.pi * 7 / 8)), 7: 0.0}
-    np.testing.assert_allclose([weights[i] for i in by_hand], list(by_hand.values()), rtol=1e-5)
-    np.testing.assert_allclose(nudge(sine=0.0).weight(stage(2)), 6 / 8)
+def ramp(index: Any, count: int, sine: float = 0.3) -> Any:
+    """The published weights: 1 - i/n + sine * sin(pi (i+1)/n), none on the last step."""
+    return np.where(index < count - 1, 1.0 - index / count + sine * np.sin(np.pi * (index + 1) / count), 0.0)
+
+
+@pytest.mark.parametrize("sine", [0.0, 0.3])
+@pytest.mark.parametrize("count", [2, 8, 24, 256])
+def test_schedule_by_hand(count: int, sine: float) -> None:
+    """As published, times what makes them add up to what 256 steps of that coefficient add."""
+    at = jax.vmap(lambda i: nudge(coefficient=2.0, sine=sine).weight(stage(i, count)))
+    by_hand = 2.0 * ramp(np.arange(count), count, sine)
+    wanted = by_hand * (ramp(np.arange(256), 256, sine).sum() / ramp(np.arange(count), count, sine).sum())
+    np.testing.assert_allclose(at(jnp.arange(count)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_published_number_of_steps_the_weights_are_the_published_ones_bit_for_bit() -> None:
+    index, count = jnp.arange(256), 256
+    published = 0.7 * (1.0 - index / count + 0.3 * jnp.sin(jnp.pi * (index + 1) / count))
+    found = jax.vmap(lambda i: nudge(coefficient=0.7).weight(stage(i, count)))(index)
+    np.testing.assert_array_equal(found, jnp.where(index < count - 1, published, 0.0))
+
+
+def test_a_single_step_has_no_nudge() -> None:
+    np.testing.assert_array_equal(nudge(coefficient=0.5)(X, stage(0, 1)), X)
 
 
 def test_nudge_moves_actions_alone() -> None:
-    moved = nudge(coefficient=0.5)(X, stage(0)) - X
-    weight = 0.5 * (1 + 0.3 * np.sin(np.pi / 8))
+    moved = nudge(coefficient=0.5)(X, stage(0, 256)) - X
+    weight = 0.5 * (1 + 0.3 * np.sin(np.pi / 256))
     np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(X), rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(moved[:, [0, 2, 3]], 0)
     np.testing.assert_array_equal(nudge(coefficient=0.5)(X, stage(7)), X)
 
 
 def test_nudge_at_the_denoised_trajectory() -> None:
-    moved = nudge(at="denoised")(X, stage(0, sigma=2.0)) - X
-    weight = 1 + 0.3 * np.sin(np.pi / 8)
+    moved = nudge(at="denoised")(X, stage(0, 256, sigma=2.0)) - X
+    weight = 1 + 0.3 * np.sin(np.pi / 256)
     np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(np.asarray(X) / 5.0), rtol=1e-3, atol=1e-6)
 
 
