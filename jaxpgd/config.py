@@ -42,7 +42,7 @@ _PAPER: dict[str, Any] = {
     },
 }  # fmt: skip
 
-# What PGD's released code does at its defaults, where that changes results; README lists the rest.
+# What PGD's released code does at its defaults, where that changes results; configs/README.md lists the rest.
 _OFFICIAL: dict[str, Any] = {
     **_PAPER,
     "denoiser": {**_PAPER["denoiser"], "norm": "step"},
@@ -64,7 +64,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arms": ["real"],
         "agent": {
             "kind": "diffusion_ql", "batch_size": 256, "updates_per_chunk": 10_000, "normalise_obs": False,
-            "diffusion_ql": {"critic_lr": 3e-4, "choice": "softmax", "candidates": 50, "hidden": [256, 256, 256]},
+            "diffusion_ql": {
+                "critic_lr": 3e-4, "ema_start": 1000.0, "choice": "softmax", "candidates": 50, "hidden": [256, 256, 256],
+            },
         },
         "evaluation": {"every": 50_000},
     },

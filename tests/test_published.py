@@ -30,6 +30,7 @@ def test_a_dataset_gets_the_settings_of_its_task(name, lr, eta, clip, backup, ep
     q, data = config.agent.diffusion_ql, config.data
     assert (q.lr, q.eta, q.gradient_clip, q.max_q_backup, q.critic_lr) == (lr, eta, clip, backup, 3e-4)
     assert (config.agent.updates, config.agent.batch_size, config.agent.normalise_obs) == (1000 * epochs, 256, False)
+    assert (q.ema_start, q.ema_every, q.ema, q.action_reconstruction) == (1000, 5, 0.995, "chain")
     assert (data.reward_scale, data.reward_shift, data.reward_normalisation) == rewards
     assert (config.agent.kind, config.arms) == ("diffusion_ql", ("real",))
     assert config.evaluation.episodes == config.evaluation.intermediate_episodes == (10 if eta == 1.0 else 100)
