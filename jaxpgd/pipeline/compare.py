@@ -91,8 +91,8 @@ def compare_runs(
     check(any(needs(run.config, stage) for run in runs for stage in NEEDS), "RUN", paths,
           "a run with a world model or a denoiser (an arm other than real)")  # fmt: skip
     length = length or max(_trained_length(run.config) for run in runs)
-    multiple = 2 ** (max(run.config.denoiser.blocks for run in runs) - 1)
-    check(length > 1 and length % multiple == 0, "--length", length, f"a multiple of {multiple}, as the denoisers need")
+    least = max(2, 2 ** (max(run.config.denoiser.blocks for run in runs) - 1))
+    check(length >= least, "--length", length, f"at least {least}, as the denoisers need")
     trained = min(_trained_length(run.config) for run in runs)
     if length > trained:
         print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)

@@ -111,7 +111,7 @@ def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "rollouts.png").stat().st_size > 5000 and read(folder / "rollouts.json")["length"] == 16
     printed = capsys.readouterr().out
     assert "DyDiff, 2 iterations" in printed and "distance below from" in printed and "None" not in printed
-    with pytest.raises(InputError, match=r"--length = 1: expected a multiple"):
+    with pytest.raises(InputError, match=r"--length = 1: expected at least"):
         compare_runs([str(done)], length=1)
 
 

@@ -250,7 +250,7 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\nvalue = 'x'\n[[figures]]"), r"comparison 1: value = 'x'"),
         (("seeds = 2", "seeds = 2\nsweep = ['agent.alpha', '1,2']"), r"sweep = .*: expected nothing: what a study varies"),
-        (("[base]", "[measure]\nkind = 'rollouts'\nlength = 6\n[base]"), r"measure.length = 6: expected a multiple of 4"),
+        (("[base]", "[measure]\nkind = 'rollouts'\nlength = 3\n[base]"), r"measure.length = 3: expected at least 4"),
         (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
         (
             ("[base]", "[measure]\nkind = 'trajectories'\n[base]\nsampler.kind = 'auto'"),

@@ -12,6 +12,7 @@ from jaxpgd.diffusion.ladder import make_guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
+from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize
@@ -98,6 +99,20 @@ def test_count_length_and_batches() -> None:
         jax.random.key(0), make_synthesizer(DENOISER, dataclasses.replace(config, batch_size=7), length=6), count=7
     )
     np.testing.assert_allclose(made.obs, whole.obs, rtol=1e-4)  # the batch size changes nothing but speed
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_a_network_samples_lengths_that_it_was_not_trained_on(block: Any) -> None:
+    """129 steps from windows of 32, as PGD's released code: by shape alone, which compiles nothing."""
+    network = TemporalUNet(8, 3, 2, norm="step", block=block)
+    tokens = jnp.zeros((32, CODEC.token_dim))
+    params = jax.eval_shape(network.init, jax.random.key(0), tokens, jnp.zeros(()))
+    params = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), params)
+    denoise = jax.tree_util.Partial(network.apply, params)
+    synthesizer = make_synthesizer(TrajectoryDenoiser(denoise, CODEC, 32), SAMPLER, GUIDANCE, length=129)
+    start = jax.ShapeDtypeStruct((3, 1), jnp.float32)
+    made = jax.eval_shape(lambda s: synthesizer(jax.random.key(0), POLICY, s), start).trajectory
+    assert made.obs.shape == (3, 129, 1) and made.mask.shape == (3, 129)
 
 
 @pytest.mark.parametrize("particles", [COUNT, pytest.param(600, marks=pytest.mark.slow)])
