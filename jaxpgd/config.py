@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from jaxpgd.errors import InputError, check
 from jaxpgd.nearest import unknown_key
 from jaxpgd.published import diffusion_ql_values
+from jaxpgd.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
 from jaxpgd.ranges import check_denoiser, check_ranges, get
 from jaxpgd.settings import Arm, Config, SamplerConfig
 
@@ -58,8 +59,9 @@ _OFFICIAL: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
-    "paper": _PAPER,
+    "paper": _PAPER,  # PGD's; of DyDiff's arms "dydiff"
     "official": _OFFICIAL,
+    "dydiff": DYDIFF,  # and what `published_dydiff.dydiff_values` says of the agent
     "diffusion_ql": {  # and what `published.diffusion_ql_values` says of the dataset
         "arms": ["real"],
         "agent": {
@@ -89,15 +91,50 @@ def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None =
     origin = str(path) if path is not None else "config"
     overrides = overrides or {}
     preset = overrides.get("preset", raw.get("preset", "none"))
-    named = apply_values(apply_values(Config(), raw, origin), overrides, "override").data.name
-    return apply_values(apply_values(with_preset(preset, named), raw, origin), overrides, "override")
-
-
-def with_preset(preset: str, dataset: str) -> Config:
-    """The defaults with a preset's values, of which those of "diffusion_ql" depend on the dataset. Raises InputError."""
     check(preset in PRESETS, "preset", preset, f"one of {sorted(PRESETS)}")
+    chosen = apply_values(apply_values(Config(), raw, origin), overrides, "override")
+    return apply_values(apply_values(with_preset(chosen), raw, origin), overrides, "override")
+
+
+def with_preset(chosen: Config) -> Config:
+    """The defaults with the values of the preset that a config names: "paper" means the method of its arms (`published`),
+    "dydiff" depends on its agent, "diffusion_ql" on its dataset. Raises InputError."""
+    preset = published(chosen)
     config = apply_values(Config(), PRESETS[preset], "preset")
-    return apply_values(config, diffusion_ql_values(dataset), "preset") if preset == "diffusion_ql" else config
+    if preset == "dydiff":
+        return apply_values(config, dydiff_values(chosen.agent.kind), "preset")
+    return apply_values(config, diffusion_ql_values(chosen.data.name), "preset") if preset == "diffusion_ql" else config
+
+
+_ARMS_OF: dict[str, tuple[Arm, ...]] = {"PGD": ("unguided", "guided"), "DyDiff": ("dydiff",)}
+
+
+def _methods(config: Config) -> list[str]:
+    """The methods whose arms a config has: of its own where synthesis.kind says which, else of those in `arms`."""
+    alone = resolve(config).arms
+    of = lambda arms: [method for method, own in _ARMS_OF.items() if set(own) & set(arms)]
+    return of(alone) or of(config.arms)
+
+
+def published(config: Config) -> str:
+    """The preset that a config's own name means: in place of "paper" that of the method that its arms are of.
+
+    Arms of neither (real data, a world model) count as DyDiff's with the agents that only DyDiff's paper has, else as PGD's.
+    """
+    if config.preset != "paper":
+        return config.preset
+    found = _methods(config) or ["DyDiff" if config.agent.kind in set(BASE_AGENTS) - {"td3_bc"} else "PGD"]
+    return "dydiff" if found == ["DyDiff"] else "paper"
+
+
+def check_published(config: Config) -> None:
+    """Check that no arm passes as published under another method's settings. Raises InputError."""
+    own = {"official": "PGD", "dydiff": "DyDiff"}.get(config.preset)
+    others = {"paper": ["PGD", "DyDiff"], "official": ["DyDiff"], "dydiff": ["PGD"]}.get(config.preset, [])
+    found = [method for method in _methods(config) if method in others]
+    expected = f"no arm of {found[0] if found else ''}: preset {config.preset!r} is {own}'s" if own else "arms of one method"
+    arms = "; ".join(f"{method}: {', '.join(names)}" for method, names in _ARMS_OF.items())
+    check(len(found) < (1 if own else 2), "arms", list(config.arms), f"{expected} ({arms})")
 
 
 KIND_ARMS: dict[str, Arm] = {"pgd": "guided"}  # where the name of a synthesizer and of its arm differ
@@ -162,6 +199,7 @@ def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:
 def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
     check_ranges(config)
+    check_published(config)
     length = config.synthesis.world_model.length
     check(length != 1, "synthesis.world_model.length", length, "0 or at least 2: a rollout of T states holds T - 1 transitions")
     check_denoiser(config.denoiser)

@@ -113,6 +113,93 @@ def test_official_changes_these_settings_of_paper_and_no_other() -> None:
     assert all(get(Config(), name) != value for name, value in OFFICIAL.items())
 
 
+# what DyDiff published, in its paper or its released code, for every base agent
+DYDIFF_PAPER = {
+    "data.window": 100, "data.stride": 1, "data.allow_timeout_end": True, "data.normalisation": "limits",
+    "denoiser.sigma_data": 0.5, "denoiser.p_mean": -1.2, "denoiser.p_std": 1.2, "denoiser.steps": 500_000,
+    "denoiser.batch_size": 8, "denoiser.peak_lr": 4e-4, "denoiser.warmup_fraction": 1.0, "denoiser.initial_lr_fraction": 0.0,
+    "sampler.kind": "heun", "sampler.steps": 34, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
+    "sampler.churn": 60.0, "sampler.churn_min": 0.37, "sampler.churn_max": 52.2, "sampler.churn_noise": 1.002,
+    "dynamics.members": 7, "dynamics.elites": 5, "dynamics.hidden": (200,) * 4, "dynamics.reward_hidden": (256, 256),
+    "dynamics.lr": 1e-4, "dynamics.patience": 7, "dynamics.holdout": 0.2, "dynamics.holdout_most": 5000,
+    "dynamics.batch_size": 256,
+    "synthesis.regime": "fifo", "synthesis.synthetic_ratio": 0.4, "synthesis.filter.kind": "softmax",
+    "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05, "synthesis.filter.steps": "all",
+    "synthesis.dydiff.iterations": 2, "synthesis.dydiff.mix": 0.5, "synthesis.dydiff.conditions": "churned",
+    "synthesis.dydiff.scaled_conditions": True, "synthesis.dydiff.sampled": False, "synthesis.dydiff.elite": "step",
+    "agent.batch_size": 256, "agent.normalise_obs": True,
+}  # fmt: skip
+BY_AGENT: dict[str, dict[str, Any]] = {
+    "td3_bc": {
+        "synthesis.dydiff.actions": "mode", "synthesis.interval": 500, "agent.updates": 1_000_000,
+        "agent.td3_bc.actor": "tanh_gaussian", "agent.td3_bc.policy_delay": 2, "agent.td3_bc.alpha": 2.5,
+        "agent.td3_bc.cloning": 0.5, "agent.td3_bc.policy_noise": 0.0, "agent.td3_bc.critic_updates": 1,
+        "agent.td3_bc.lr": 3e-4, "agent.td3_bc.adam_eps": 1e-8, "agent.td3_bc.hidden": (256, 256),
+    },
+    "cql": {
+        "synthesis.dydiff.actions": "mode", "synthesis.interval": 500, "agent.updates": 1_000_000,
+        "agent.cql.weight": 10.0, "agent.cql.actor_lr": 3e-5, "agent.cql.critic_lr": 3e-4, "agent.cql.alpha_lr": 3e-5,
+        "agent.cql.n_actions": 10, "agent.cql.hidden": (256, 256),
+    },
+    "diffusion_ql": {
+        "synthesis.dydiff.actions": "sampled", "synthesis.interval": 250, "agent.updates": 500_000,
+        "agent.diffusion_ql.lr": 3e-4, "agent.diffusion_ql.decay_updates": 0.0, "agent.diffusion_ql.ema_start": 1000.0,
+        "agent.diffusion_ql.ema_every": 5, "agent.diffusion_ql.ema": 0.995, "agent.diffusion_ql.eta": 1.0,
+        "agent.diffusion_ql.action_reconstruction": "one_step", "agent.diffusion_ql.critic_hidden": (256, 256),
+        "agent.diffusion_ql.critic_activation": "relu", "agent.diffusion_ql.gradient_clip": 5.0,
+        "agent.diffusion_ql.hidden": (256, 256, 256), "agent.diffusion_ql.steps": 5, "agent.diffusion_ql.max_q_backup": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("agent", sorted(BY_AGENT))
+@pytest.mark.parametrize("preset", ["paper", "dydiff"])
+def test_published_values_of_dydiff(preset: str, agent: str) -> None:
+    arms = {"arms": ["real", "world_model", "dydiff"]} if preset == "paper" else {}
+    config = load_config(None, {"preset": preset, "agent": {"kind": agent}} | arms)
+    assert config.arms == ("real", "world_model", "dydiff")
+    for name, value in (DYDIFF_PAPER | BY_AGENT[agent]).items():
+        assert get(config, name) == value, name
+    assert config.agent.updates_per_chunk == config.synthesis.interval
+
+
+@pytest.mark.parametrize(
+    ("values", "method"),
+    [
+        ({}, "PGD"),
+        ({"arms": ["real", "guided"]}, "PGD"),
+        ({"arms": ["real", "world_model", "unguided"]}, "PGD"),
+        ({"arms": ["real", "dydiff"]}, "DyDiff"),
+        ({"arms": ["real", "dydiff"], "synthesis": {"kind": "real"}}, "DyDiff"),  # the file's method stays
+        ({"arms": ["real", "dydiff"], "synthesis": {"kind": "pgd"}}, "PGD"),
+        ({"synthesis": {"kind": "dydiff"}}, "DyDiff"),
+        ({"arms": ["real"]}, "PGD"),
+        ({"arms": ["real"], "agent": {"kind": "cql"}}, "DyDiff"),  # which only DyDiff has results of
+        ({"arms": ["real"], "agent": {"kind": "iql"}}, "PGD"),
+    ],
+)
+def test_paper_is_that_of_the_method_of_the_arms(values: dict[str, Any], method: str) -> None:
+    config = load_config(None, {"preset": "paper"} | values)
+    assert (config.data.normalisation, config.sampler.steps) == {"PGD": ("standard", 256), "DyDiff": ("limits", 34)}[method]
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "message"),
+    [
+        ("paper", {"arms": ["guided", "dydiff"]}, r"arms = \['guided', 'dydiff'\]: expected arms of one method"),
+        ("official", {"arms": ["real", "dydiff"]}, "expected no arm of DyDiff: preset 'official' is PGD's"),
+        ("official", {"synthesis": {"kind": "dydiff"}}, "expected no arm of DyDiff"),
+        ("dydiff", {"arms": ["real", "unguided"]}, "expected no arm of PGD: preset 'dydiff' is DyDiff's"),
+        ("dydiff", {"agent": {"kind": "iql"}}, "agent.kind = 'iql': expected one of td3_bc, cql, diffusion_ql with DyDiff's"),
+        ("paper", {"arms": ["dydiff"], "agent": {"kind": "bc"}}, "agent.kind = 'bc': expected one of td3_bc, cql, diffusion_ql"),
+    ],
+)
+def test_no_arm_passes_as_published_under_another_methods_settings(preset: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(None, {"preset": preset} | values)
+    load_config(None, {"agent": {"kind": "td3_bc"}} | values | ({"sampler": {"kind": "heun"}}))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -12,14 +12,15 @@ from tiny import TINY
 
 import jaxpgd
 from jaxpgd.cli import COMMANDS
-from jaxpgd.config import PRESETS, apply_values, load_config, to_dict, validate
+from jaxpgd.config import PRESETS, apply_values, get, load_config, to_dict, validate
+from jaxpgd.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.training.agent import make_schedule
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 PUBLISHED = [p for p in CONFIGS if p.parent.name in ("paper", "official") and p.stem.startswith("pgd")]
-DYDIFF = [p for p in CONFIGS if p.parent.name == "paper" and p.stem.startswith("dydiff")]
+OF_DYDIFF = [p for p in CONFIGS if p.parent.name == "paper" and p.stem.startswith("dydiff")]
 PINNED = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+(; python_version [<>=]+ "3\.\d+")?')
 MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:work|root|home)/")
 
@@ -104,19 +105,41 @@ def test_published_configs_have_the_published_values(path):
     assert (config.agent.td3_bc.alpha, config.agent.iql.tau, config.agent.iql.beta) == (2.5, 0.7, 3.0)
 
 
-@pytest.mark.parametrize("path", DYDIFF, ids=lambda p: p.name)
-def test_published_settings_of_dydiff(path):
+@pytest.mark.parametrize("path", OF_DYDIFF, ids=lambda p: p.name)
+def test_published_configs_of_dydiff_have_the_published_values_alone(path):
     config = load_config(path)
-    y, s = config.synthesis, config.sampler
-    assert config.agent.kind in path.stem and config.arms == ("real", "world_model", "dydiff")
-    assert (s.kind, s.steps, s.churn, s.churn_min, s.churn_max, s.churn_noise) == ("heun", 34, 60.0, 0.37, 52.2, 1.002)
-    assert (config.data.window, y.dydiff.iterations, y.dydiff.mix, y.synthetic_ratio) == (100, 2, 0.5, 0.4)
-    assert (y.dydiff.conditions, config.denoiser.sigma_data) == ("churned", 0.5)
-    assert (y.filter.kind, y.filter.keep, y.filter.temperature) == ("softmax", 0.6, 0.05)
-    kept = make_schedule(config.agent, y).refresh_count
-    assert make_filter(y.filter).needed(kept) == 2048 and y.trajectories * config.data.window == 2_000_000
-    assert (config.dynamics.members, config.dynamics.elites, config.dynamics.hidden) == (7, 5, (200,) * 4)
-    assert config.agent.updates_per_chunk == y.interval == (250 if config.agent.kind == "diffusion_ql" else 500)
+    assert config.preset == "paper" and config.agent.kind in path.stem and config.arms == ("real", "world_model", "dydiff")
+    assert config.data.name == f"{path.stem.split('_')[1]}_medium_expert-v2.hdf5"
+    free = {"out", "seeds", "data.name", "agent.kind", "evaluation.episodes", "evaluation.every", "preset"}
+    preset = load_config(None, {"preset": "dydiff", "agent": {"kind": config.agent.kind}})
+    assert {name for name in leaves(to_dict(config)) if get(config, name) != get(preset, name)} <= free
+    kept = make_schedule(config.agent, config.synthesis).refresh_count
+    assert make_filter(config.synthesis.filter).needed(kept) == 2048
+    assert config.synthesis.trajectories * config.data.window == 2_000_000
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    found = [leaves(v, f"{prefix}{k}.") if isinstance(v, dict) else [prefix + k] for k, v in values.items()]
+    return [name for names in found for name in names]
+
+
+@pytest.mark.parametrize("agent", sorted(BASE_AGENTS))
+def test_the_table_of_dydiffs_published_settings_is_that_of_the_preset(agent):
+    """Each row of configs/README.md: settings, then the value of all agents, or those of TD3+BC, CQL and Diffusion-QL."""
+    text = (ROOT / "configs" / "README.md").read_text()
+    rows = [line.split("|")[1:3] for line in text[text.index("## DyDiff") :].splitlines() if line.startswith("| `")]
+    config, told = load_config(None, {"preset": "dydiff", "agent": {"kind": agent}}), set()
+    for names, cell in rows:
+        for name, value in zip(re.findall("`([^`]+)`", names), re.findall("`([^`]+)`", cell), strict=True):
+            if name.split(".")[1:2] and name.split(".")[1] in set(BASE_AGENTS) - {agent}:
+                continue
+            by_agent = tomllib.loads(f"x = {value}")["x"]
+            wanted = by_agent[agent] if isinstance(by_agent, dict) else by_agent
+            found = get(config, name)
+            assert (list(found) if isinstance(found, tuple) else found) == wanted, name
+            told.add(name)
+    preset = {*leaves(DYDIFF), *leaves(dydiff_values(agent))}
+    assert preset - told == set()  # every setting of the preset is in the table
 
 
 def test_published_configs_cover_every_environment_with_both_agents():

@@ -375,7 +375,7 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
         return Target(actor=actor)
     raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
     plain = apply_values(Config(), raw, where, "target.")
-    config = apply_values(with_preset(plain.preset, plain.data.name), raw, where, "target.")
+    config = apply_values(with_preset(plain), raw, where, "target.")
     config = resolve(dataclasses.replace(config, arms=("real",), out=""))
     validate(config)
     return Target(config=config)
