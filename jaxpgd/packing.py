@@ -18,6 +18,18 @@ Normalisation = Literal["standard", "limits"]
 
 
 @struct.dataclass
+class Ends:
+    """Where trajectories of T steps end: after `steps` of them, 1 ... T, in a terminal or cut. What follows is padding."""
+
+    steps: Array  # [...] int32
+    terminal: Array  # [...] bool; of one without padding it says nothing
+
+    def own(self, length: int) -> Array:
+        """Which of `length` steps [..., T] are the trajectory's own."""
+        return jnp.arange(length) < self.steps[..., None]
+
+
+@struct.dataclass
 class TokenCodec:
     """Maps one Trajectory to tokens [T, D], (raw - mean) / std per feature, and back. D = O + A + 2.
 
@@ -114,14 +126,33 @@ def usable_steps(discount: Array) -> Array:
     return (before > 0) & (~last | (discount == 0))
 
 
+def ended(trajectory: Trajectory, ends: Ends) -> Trajectory:
+    """A trajectory [T], without `last_obs`, that ends at `ends`; unchanged where that is its last step.
+
+    After the end the last own observation stands, with action and reward 0. The last own step is a terminal if the end is one;
+    else it is as unusable as the last step of a window.
+    """
+    length = trajectory.reward.shape[-1]
+    own, last = ends.own(length), jnp.arange(length) == ends.steps - 1
+    cut = ends.steps < length
+    discount = jnp.where(cut & last, jnp.where(ends.terminal, 0.0, 1.0), jnp.where(own, trajectory.discount, 1.0))
+    return Trajectory(
+        obs=trajectory.obs[jnp.minimum(jnp.arange(length), ends.steps - 1)],
+        action=jnp.where(own[:, None], trajectory.action, 0.0),
+        reward=jnp.where(own, trajectory.reward, 0.0),
+        discount=discount,
+        mask=usable_steps(discount) & own & (~last | (discount == 0)),
+    )
+
+
 def fit_codec(
     transitions: Transition,
     starts: np.ndarray,
-    length: int,
+    length: int | np.ndarray,
     done_scale: float = 0.0,
     normalisation: Normalisation = "standard",
 ) -> TokenCodec:
-    """Codec of M transitions for windows of `length` steps at `starts` [W].
+    """Codec of M transitions for windows of `length` steps, or of [W] own steps each, at `starts` [W].
 
     "standard": zero mean and unit variance over the windows: a transition counts as often as windows cover it. "limits":
     least and largest value among all transitions become -1 and 1, with actions as they are; what is decoded stays within.
@@ -144,7 +175,7 @@ def fit_codec(
     )
 
 
-def _moments(raw: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _moments(raw: np.ndarray, starts: np.ndarray, length: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [D] of raw tokens [M, D] in windows."""
     size = len(raw)
     steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
@@ -154,7 +185,7 @@ def _moments(raw: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarr
     return mean, np.sqrt(weight @ (raw - mean) ** 2)
 
 
-def _limits(raw: np.ndarray, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _limits(raw: np.ndarray, starts: np.ndarray, length: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Middle and half the width [D] of the limits of raw tokens [M, D]."""
     low, high = raw.min(axis=0), raw.max(axis=0)
     return (low + high) / 2, (high - low) / 2

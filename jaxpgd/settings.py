@@ -21,6 +21,7 @@ class DataConfig:
     add_episode_starts: bool = True  # add the window that starts each episode
     add_terminals: bool = True  # add the window that ends in each terminal
     allow_timeout_end: bool = True  # keep windows whose last step is a timeout
+    pad_short: bool = False  # episodes shorter than a window have one, padded at its end; false: they are in none
     terminal_repeats: int = 1  # times that a window ending in a terminal is listed (published: once)
     done_scale: float = 0.25  # least number that divides the terminal flag in tokens; 0: its standard deviation, as published
     normalisation: Literal["standard", "limits"] = "standard"  # of tokens: mean 0, variance 1; or limits at -1, 1, raw actions

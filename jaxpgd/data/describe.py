@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxpgd.data.dataset import Dataset, learned_reward
 from jaxpgd.data.scores import normalized_score, score_column
-from jaxpgd.data.windows import LOW_COVERAGE, choose_windows, coverage
+from jaxpgd.data.windows import choose_windows, coverage, low_coverage, own_steps
 from jaxpgd.errors import InputError
 from jaxpgd.settings import DataConfig
 
@@ -77,15 +77,17 @@ def _constant(values: np.ndarray) -> float | None:
 
 def _windows(dataset: Dataset, config: DataConfig, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {"length": config.window, "stride": config.stride, "count": 0, "validation": 0,
-                              "ending_in_terminal": 0}  # fmt: skip
+                              "ending_in_terminal": 0, "padded": 0}  # fmt: skip
     try:
         starts, validation, episodes = choose_windows(dataset, config, seed)
     except InputError as error:
         return {**result, "note": str(error)}
-    last = np.asarray(dataset.discount)[starts + config.window - 1]
+    steps = own_steps(dataset, starts, config.window)
+    last = np.asarray(dataset.discount)[starts + steps - 1]
     covered = coverage(dataset, starts, config.window, episodes)
-    warning = {"note": f"warning: {LOW_COVERAGE.format('data.window')}"} if covered.low else {}
-    counts = {"count": len(starts), "validation": len(validation), "ending_in_terminal": int((last == 0).sum())}
+    warning = {"note": f"warning: {low_coverage(dataset, config.window, config.pad_short)}"} if covered.low else {}
+    counts = {"count": len(starts), "validation": len(validation), "ending_in_terminal": int((last == 0).sum()),
+              "padded": int((steps < config.window).sum())}  # fmt: skip
     return {**result, **counts, "covered": covered._asdict(), "covered_text": str(covered), **warning}
 
 
@@ -115,7 +117,8 @@ def format_description(description: dict[str, Any]) -> str:
 
 def _window_rows(windows: dict[str, Any]) -> list[tuple[str, str]]:
     what = f"{windows['count']:,} of {windows['length']} steps at stride {windows['stride']}"
-    rows = [("windows", f"{what}, {windows['ending_in_terminal']:,} of them ending in a terminal")]
+    padded = f", {windows['padded']:,} padded" if windows["padded"] else ""
+    rows = [("windows", f"{what}, {windows['ending_in_terminal']:,} of them ending in a terminal{padded}")]
     if "covered" in windows:
         held_out = f"{windows['validation']:,} more of held-out episodes"
         rows.append(("", f"they cover {windows['covered_text']} of their episodes; {held_out}"))

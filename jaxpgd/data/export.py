@@ -96,11 +96,11 @@ def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
     # clipped once more in float32, where rounding may leave the bounds
     action = np.clip(to_env_action(info, np.asarray(trajectory.action)).astype(np.float32), low, high)
     reward = np.asarray(own_reward(info, np.asarray(trajectory.reward, np.float32)))  # type: ignore[arg-type]
-    ended = np.asarray(trajectory.discount) == 0
+    ended, usable = np.asarray(trajectory.discount) == 0, np.asarray(trajectory.mask, bool)
     episodes = []
     for n in range(len(obs)):
         terminal = bool(ended[n].any())
-        steps = int(ended[n].argmax()) + 1 if terminal else obs.shape[1] - 1
+        steps = int(ended[n].argmax()) + 1 if terminal else min(int(usable[n].sum()), obs.shape[1] - 1)
         if steps == 0:
             continue
         flags = np.arange(steps) == steps - 1

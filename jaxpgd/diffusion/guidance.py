@@ -51,17 +51,22 @@ class Guided(Protocol):
         ...
 
 
-def log_likelihood(policy: Policy, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
+def log_likelihood(
+    policy: Policy, obs: Array, action: Array, variance: Array | float = 0.0, counted: Array | None = None
+) -> Array:
     """Sum over T of log pi(a | s) []. obs [T, O], action [T, A], variance [T, A] of the action or a number.
 
+    Only the steps `counted` [T] are in it (None: all).
     Of a policy with a score of its own the gradient is that score, in the action alone; its value is 0 without a log_prob.
     """
     variance = jnp.broadcast_to(variance, action.shape)
+    total = lambda values: values.sum() if counted is None else jnp.where(counted, values, 0.0).sum()
     if policy.score_fn is None:
-        return jax.vmap(policy.log_prob)(obs, action, variance).sum()
+        return total(jax.vmap(policy.log_prob)(obs, action, variance))
     hold = jax.lax.stop_gradient
-    value = jax.vmap(policy.log_prob)(obs, action, variance).sum() if policy.log_prob_fn is not None else jnp.zeros(())
+    value = total(jax.vmap(policy.log_prob)(obs, action, variance)) if policy.log_prob_fn is not None else jnp.zeros(())
     score = hold(jax.vmap(policy.score)(obs, action, variance))
+    score = score if counted is None else jnp.where(counted[:, None], score, 0.0)
     return hold(value) + (score * (action - hold(action))).sum()
 
 
@@ -84,6 +89,7 @@ class PolicyNudge:
     sigma_max: Array | float
     at: Literal["noised", "denoised"] = struct.field(pytree_node=False, default="denoised")
     normalise: Normalise = struct.field(pytree_node=False, default="safe")
+    counted: Array | None = None  # [T] steps whose actions count; None: all
 
     def gradient(self, x: Array) -> Array:
         """Gradient [T, A] of the log-likelihood at tokens x [T, D], normalised as set."""
@@ -91,7 +97,7 @@ class PolicyNudge:
 
         def objective(actions: Array) -> Array:
             pre_tanh = self.codec.pre_tanh(x.at[:, self.codec.action].set(actions))
-            return log_likelihood(self.policy, obs, self.codec.action_of(pre_tanh))
+            return log_likelihood(self.policy, obs, self.codec.action_of(pre_tanh), counted=self.counted)
 
         return _normalise(jax.grad(objective)(x[:, self.codec.action]), self.normalise)
 
@@ -141,6 +147,7 @@ class Likelihood:
     limit: Array | float = jnp.inf
     hold_states: bool = struct.field(pytree_node=False, default=False)
     states: bool = struct.field(pytree_node=False, default=False)  # whether unknown states widen it
+    counted: Array | None = None  # [T] steps whose actions count; None: all
 
     def parts(self, x0: Array) -> tuple[Array, Array]:
         """Observations [T, O], without a gradient where states are held, and actions [T, A] of tokens x0 [T, D]."""
@@ -164,7 +171,7 @@ class Likelihood:
         if self.states:
             variance += jax.vmap(self.state_variance)(obs, action)
             factor = jnp.asarray(self.coefficient)
-        return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(factor * unknown * variance))
+        return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(factor * unknown * variance), self.counted)
 
     def state_variance(self, obs: Array, action: Array) -> Array:
         """Variance [A] that the policy's mean has where normalised states have unit variance: by its slope in obs [O].
@@ -181,7 +188,7 @@ class Likelihood:
 
     def exact(self, x0: Array) -> Array:
         """coefficient * log q [] of clean tokens x0 [T, D]."""
-        return self.coefficient * log_likelihood(self.policy, *self.parts(x0))
+        return self.coefficient * log_likelihood(self.policy, *self.parts(x0), counted=self.counted)
 
     def moved(self, x0: Array, change: Array, sigma: Array) -> Array:
         """x0 [T, D] plus the change [T, D], each entry of it within `limit` deviations sigma / sqrt(1 + sigma^2).

@@ -43,17 +43,19 @@ class Guidance:
     particles: int = struct.field(pytree_node=False, default=256)
     adaptive: bool = struct.field(pytree_node=False, default=False)  # whether `target_ess` chooses the coefficient
 
-    def guided(self, denoise: Denoise, policy: Policy, codec: TokenCodec) -> Guided:
+    def guided(self, denoise: Denoise, policy: Policy, codec: TokenCodec, counted: Array | None = None) -> Guided:
         """The guided Denoise: of "smc" its proposal. Raises ValueError for "published", which is none.
 
+        `counted` [T] are the steps whose actions count (None: all).
         Raises TypeError where weights need a log-density that the policy does not have.
         """
         if self.weighted and policy.log_prob_fn is None:
             raise TypeError('guidance.kind = "smc": expected a policy with log_prob_fn, which weights are made of')
         kind = self.proposal if self.kind == "smc" else self.kind
         likelihood = Likelihood(
-            policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.limit, self.hold_states, self.weighted
-        )
+            policy, codec, self.coefficient, self.sigma_min, self.sigma_max, self.limit, self.hold_states, self.weighted,
+            counted,
+        )  # fmt: skip
         if kind == "none":
             return Unguided(denoise, likelihood)
         if kind == "reconstruction":
@@ -62,12 +64,14 @@ class Guidance:
             return MomentGuidance(denoise, likelihood, self.damping, self.iterations)
         raise ValueError(f"guidance.kind = {kind!r}: a hook of the sampler, not a denoiser")
 
-    def attach(self, denoise: Denoise, policy: Policy, codec: TokenCodec) -> tuple[Denoise, Hook | None]:
+    def attach(
+        self, denoise: Denoise, policy: Policy, codec: TokenCodec, counted: Array | None = None
+    ) -> tuple[Denoise, Hook | None]:
         """The Denoise and the `before_step` hook to sample one trajectory with. "smc" samples populations: see `smc`."""
         if self.kind != "published":
-            return self.guided(denoise, policy, codec), None
-        nudge = PolicyNudge(policy, codec, self.coefficient, self.sine, self.sigma_min, self.sigma_max, self.at, self.normalise)
-        return denoise, nudge
+            return self.guided(denoise, policy, codec, counted), None
+        numbers = (self.coefficient, self.sine, self.sigma_min, self.sigma_max)
+        return denoise, PolicyNudge(policy, codec, *numbers, self.at, self.normalise, counted)
 
     @property
     def weighted(self) -> bool:

@@ -42,16 +42,22 @@ def edm_loss(
     *,
     p_high: Array | float = 0.0,
     known: Array | None = None,
+    padding: Condition | None = None,
 ) -> Array:
     """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level.
 
-    With `known` [T, D] the network sees those entries without noise, and only the others count.
+    With `known` [T, D] the network sees those entries without noise, and only the others count. With `padding` it sees that
+    without noise whatever x0 holds there, and it weighs nothing: a step that counts weighs as much as in a whole window.
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std, p_high)
     weight = loss_weight(sigma, denoise.sigma_data)
-    if known is None:
+    seen = known
+    if padding is not None:
+        x0 = padding.impose(x0)
+        seen = padding.known if known is None else padding.known | known
+    if seen is None:
         return weight * denoising_error(key_noise, denoise, x0, sigma)
     noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
-    error = jnp.square(denoise.given(noised, sigma, Condition(x0, known)) - x0)  # 0 at known entries
-    return weight * error.sum() / (~known).sum()
+    error = jnp.square(denoise.given(noised, sigma, Condition(x0, seen)) - x0)  # 0 at entries that are seen
+    return weight * error.sum() / (x0.size if known is None else (~known).sum())  # as many as count without padding

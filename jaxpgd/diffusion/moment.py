@@ -69,7 +69,9 @@ class MomentGuidance:
         plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), LEAST_CURVATURE))
         sign = jnp.where(second > 0, -1.0, 1.0)
         slope = jnp.where(jnp.abs(second) < LEAST_CURVATURE, LEAST_CURVATURE**0.5, 0.0)
-        return sign * plain + hold((1.0 - sign) * plain) + slope * (action - hold(action))
+        residual = sign * plain + hold((1.0 - sign) * plain) + slope * (action - hold(action))
+        counted = self.likelihood.counted
+        return residual if counted is None else jnp.where(counted[:, None], residual, 0.0)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""

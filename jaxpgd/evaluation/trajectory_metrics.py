@@ -31,8 +31,8 @@ def state_entries(info: DatasetInfo) -> np.ndarray | None:
 
 
 def steps_taken(trajectory: Trajectory) -> np.ndarray:
-    """Steps [..., T] up to and including the first terminal."""
-    alive = np.cumprod(np.asarray(trajectory.discount) > 0, axis=-1).astype(bool)
+    """Steps [..., T] up to and including the first terminal, or the last step of its own where a trajectory ends before T."""
+    alive = np.cumprod(np.asarray(trajectory.mask, bool) & (np.asarray(trajectory.discount) > 0), axis=-1).astype(bool)
     return np.concatenate([np.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
 
 

@@ -91,6 +91,8 @@ def frontier_runs(
     check(
         target.score_fn is None or "smc" not in kinds, "--kinds", kinds, "no smc for a policy that is followed by its own score"
     )
+    padded = opened[0][0].windows.left is not None
+    check(not padded or "smc" not in kinds, "--kinds", kinds, "no smc where data.pad_short pads windows")
     about = {"target": name, "dataset": runs[0].config.data.name, "trajectories": trajectories}
     found: list[dict[str, Any]] = []
     result: dict[str, Any] = {}

@@ -8,7 +8,7 @@ import jax
 
 from jaxpgd.data.dataset import DatasetInfo
 from jaxpgd.data.load import LOADED_BY
-from jaxpgd.data.windows import LOW_COVERAGE
+from jaxpgd.data.windows import low_coverage
 from jaxpgd.dynamics.termination import termination
 from jaxpgd.dynamics.world_model import Terminates, WorldModel
 from jaxpgd.errors import check
@@ -23,7 +23,7 @@ from jaxpgd.pipeline.run_directory import RunDirectory, open_run
 from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.sweep import read_sweep
-from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
@@ -59,6 +59,8 @@ def check_models(config: Config, prepared: Prepared) -> None:
     """Raise InputError for what is known to be wrong before anything is trained."""
     for stage in NEEDS:
         lender(config, stage)
+    if "guided" in config.arms:
+        check_ends(config.guidance, prepared.windows.left is not None)
     if needs(config, "dynamics"):
         termination_of(config, prepared.dataset.info)
         informative(prepared.dataset.transitions(), config.dynamics)
@@ -175,7 +177,8 @@ def _say_coverage(run: RunDirectory, stage: str, prepared: Prepared, windows: Wi
     covered = window_coverage(run.config, prepared, windows)
     if covered.low and is_writer() and not run.is_done(stage):
         print(f"warning: stage {stage!r} of {run.path}: training windows of {windows.length} steps cover {covered}; "
-              f"{LOW_COVERAGE.format(setting)}", file=sys.stderr, flush=True)  # fmt: skip
+              f"{low_coverage(prepared.dataset, windows.length, run.config.data.pad_short, setting)}",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _validation(row: dict[str, Any]) -> float:

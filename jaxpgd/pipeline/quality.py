@@ -13,7 +13,13 @@ from jaxpgd.diffusion.ladder import guidance_profile, make_guidance
 from jaxpgd.diffusion.schedules import karras_sigmas
 from jaxpgd.evaluation.distances import coverage, sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator
-from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, terminal_rate
+from jaxpgd.evaluation.trajectory_metrics import (
+    action_log_likelihood,
+    dynamics_error,
+    state_entries,
+    steps_taken,
+    terminal_rate,
+)
 from jaxpgd.files import new_file
 from jaxpgd.pipeline.calibration import scored
 from jaxpgd.pipeline.memory import fitting
@@ -60,7 +66,8 @@ def score_trajectories(
 ) -> dict[str, Any]:
     """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances).
 
-    Rewards of the trajectories are as learned, errors of rewards in the dataset's own units. Actions are scored under the target `policy` and under the `behaviour` policy where these are known.
+    Rewards of the trajectories are as learned, errors of rewards in the dataset's own units. Actions are scored under the target
+    `policy` and under the `behaviour` policy where these are known.
     """
     windows, info = prepared.windows, prepared.dataset.info
     tokens = flat_tokens(windows, trajectory)
@@ -69,7 +76,7 @@ def score_trajectories(
         row["log_likelihood"], row["log_likelihood_se"], _ = action_log_likelihood(policy, trajectory)
     row |= {
         "terminal_rate": terminal_rate(trajectory),
-        "saturated_actions": float((np.abs(np.asarray(trajectory.action)) > 0.999).mean()),
+        "saturated_actions": float((np.abs(np.asarray(trajectory.action))[steps_taken(trajectory)] > 0.999).mean()),
     }
     if real is not None and tokens.shape[1] == real.shape[1]:
         row |= _distances(key, tokens, real)
@@ -96,15 +103,14 @@ def score_trajectories(
 
 def real_windows(windows: Windows, starts: np.ndarray) -> Trajectory:
     """Windows [N, T] of the dataset as a host trajectory."""
-    from jaxpgd.data.windows import gather_window
-
-    gathered = jax.vmap(lambda s: gather_window(windows.transitions, s, windows.length))(jnp.asarray(starts))
-    return jax.tree.map(np.asarray, gathered)
+    return jax.tree.map(np.asarray, jax.vmap(windows.gather)(jnp.asarray(starts)))
 
 
 def window_terminal_rate(windows: Windows) -> float:
     """Share of training windows that end in a terminal."""
-    return float((windows.transitions.discount[windows.train + windows.length - 1] == 0).mean())
+    ends = windows.ends(windows.train)
+    steps = windows.length if ends is None else ends.steps
+    return float((windows.transitions.discount[windows.train + steps - 1] == 0).mean())
 
 
 def flat_tokens(windows: Windows, trajectory: Trajectory) -> np.ndarray:
@@ -195,7 +201,10 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
     if truth is not None:
         result["truth"] = truth.summary()
     if denoiser is not None and config.guidance.kind != "published":
-        result["profile"] = _profile(key_scores, config, denoiser, policy, windows, samples["unguided"])
+        whole = slice(None) if denoiser.ends is None else steps_taken(samples["unguided"])[:, -1]  # without padding
+        made = jax.tree.map(lambda x: x[whole], samples["unguided"])
+        if len(made.reward):
+            result["profile"] = _profile(key_scores, config, denoiser, policy, windows, made)
     run.write_json("quality.json", result)
     _save_samples(run, {name: in_own_units(prepared.dataset.info, t) for name, t in samples.items()})
     run.finish("quality", {"seconds": time.monotonic() - began})
@@ -233,7 +242,7 @@ def _imagine(key: Array, config: Config, prepared: Prepared, synthesizer: Synthe
 
 def _save_samples(run: RunDirectory, samples: dict[str, Trajectory]) -> None:
     arrays = {
-        f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in ("obs", "action", "reward", "discount")
+        f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in ("obs", "action", "reward", "discount", "mask")
     }
     with new_file(run.path / "samples.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -184,7 +184,8 @@ def load_samples(run: RunDirectory) -> dict[str, Trajectory]:
         return {
             n: Trajectory(
                 obs=stored[f"{n}_obs"], action=stored[f"{n}_action"], reward=stored[f"{n}_reward"],
-                discount=stored[f"{n}_discount"], mask=jnp.ones(stored[f"{n}_reward"].shape, bool),
+                discount=stored[f"{n}_discount"],
+                mask=stored[f"{n}_mask"] if f"{n}_mask" in stored else jnp.ones(stored[f"{n}_reward"].shape, bool),
             )
             for n in names
         }  # fmt: skip

@@ -8,12 +8,13 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.constraints import Chain, Clamp, Condition
+from jaxpgd.diffusion.constraints import Chain, Clamp, CleanConditions, Condition
 from jaxpgd.diffusion.guidance import Likelihood
 from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
+from jaxpgd.diffusion.padding import WindowEnds, padding
 from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.errors import check
-from jaxpgd.packing import TokenCodec
+from jaxpgd.packing import Ends, TokenCodec, ended
 from jaxpgd.ranges import check_ranges
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
@@ -31,6 +32,7 @@ class TrajectoryDenoiser:
     denoise: Denoise
     codec: TokenCodec
     length: int = struct.field(pytree_node=False)  # T of training
+    ends: WindowEnds | None = None  # of its training windows where some are padded: trajectories then end as those do
 
 
 @struct.dataclass
@@ -39,6 +41,7 @@ class DiffusionSynthesizer:
 
     Start observations only say how many: the model generates its own first states. With `from_start` the first state is
     in-painted instead: set to the start observation at the sampler's noise level at every stage, and exact at the end.
+    Of a denoiser of padded windows every trajectory gets an end, drawn as training windows have theirs; after it is padding.
     """
 
     denoiser: TrajectoryDenoiser
@@ -47,16 +50,27 @@ class DiffusionSynthesizer:
     length: int = struct.field(pytree_node=False)
     from_start: bool = struct.field(pytree_node=False, default=False)
 
-    def sample_tokens(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array]:
+    def sample_tokens(self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None) -> tuple[Array, Array]:
         """One trajectory's tokens [T, D] and the number of denoiser evaluations []; start [O] counts with `from_start`."""
-        codec, denoise, nudge = self.denoiser.codec, self.denoiser.denoise, None
+        codec, denoise, nudge = self.denoiser.codec, self.knowing(ends), None
         if self.guidance is not None and policy is not None:
-            denoise, nudge = self.guidance.attach(denoise, policy, codec)
+            denoise, nudge = self.guidance.attach(denoise, policy, codec, self.own(ends))
         clamp = self.clamp(start) if self.from_start else None
         before = Chain((nudge, clamp)) if nudge is not None and clamp is not None else nudge or clamp
         shape = (self.length, codec.token_dim)
         x, info = self.sampling.draw(key, denoise, shape, before_step=before, after_stage=clamp)
         return x, info["evaluations"]
+
+    def knowing(self, ends: Ends | None) -> Denoise:
+        """The denoiser, told where the trajectory ends."""
+        denoise = self.denoiser.denoise
+        if ends is None:
+            return denoise
+        return CleanConditions(denoise, padding(self.denoiser.codec, ends, self.length))  # type: ignore[arg-type]
+
+    def own(self, ends: Ends | None) -> Array | None:
+        """Which steps [..., T] are before the end; None: all."""
+        return None if ends is None else ends.own(self.length)
 
     def clamp(self, start: Array) -> Clamp:
         """The hook that holds the first state at start [O]."""
@@ -68,40 +82,54 @@ class DiffusionSynthesizer:
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
-        tokens, log_weight, info = self.sample(key, policy, start)
+        ends = None
+        if self.denoiser.ends is not None:
+            key, key_ends = jax.random.split(key)
+            ends = self.denoiser.ends.draw(key_ends, start.shape[0], self.length)
+        tokens, log_weight, info = self.sample(key, policy, start, ends)
         trajectory = self.denoiser.codec.decode(tokens)
+        if ends is not None:
+            trajectory = jax.vmap(ended)(trajectory, ends)
         if policy is not None and self.profiled:
             key_profile = jax.random.fold_in(key, 2**32 - 1)  # of no trajectory
             heaviest = jnp.argsort(-log_weight)[:_PROFILED]  # lost particles may be no numbers
-            info |= self.with_coefficient(info["coefficient"]).profile(key_profile, policy, tokens[heaviest])
-        return Synthesis(trajectory, log_weight, info | summary(trajectory))
+            those = jax.tree.map(lambda x: x[heaviest], ends)
+            info |= self.with_coefficient(info["coefficient"]).profile(key_profile, policy, tokens[heaviest], those)
+        return Synthesis(trajectory, log_weight, info | summary(trajectory, self.own(ends)))
 
     @property
     def profiled(self) -> bool:
         """Whether the strength of its guidance can be told: `published` moves samples, not the denoiser."""
         return self.guidance is not None and self.guidance.kind != "published"
 
-    def profile(self, key: Array, policy: Policy, tokens: Array) -> Metrics:
+    def profile(self, key: Array, policy: Policy, tokens: Array, ends: Ends | None = None) -> Metrics:
         """`guidance_profile` [K] around tokens [N, T, D] at noise levels of the sampler, "profile_sigma" [K]."""
         assert self.guidance is not None
         levels = self.sampling.sigmas[:-1]
         sigmas = levels[np.linspace(0, levels.shape[0] - 1, PROFILE_LEVELS).round().astype(int)]
-        guided = self.guidance.guided(self.denoiser.denoise, policy, self.denoiser.codec)
-        return {"profile_sigma": sigmas, **guidance_profile(key, guided, tokens, sigmas)}
+        guided = lambda ends: self.guidance.guided(self.knowing(ends), policy, self.denoiser.codec, self.own(ends))
+        if ends is None:
+            return {"profile_sigma": sigmas, **guidance_profile(key, guided(None), tokens, sigmas)}
+        one = lambda key, x, end: guidance_profile(key, guided(end), x[None], sigmas)
+        each = jax.vmap(one)(jax.random.split(key, tokens.shape[0]), tokens, ends)
+        return {"profile_sigma": sigmas, **{name: jnp.sqrt(jnp.square(x).mean(axis=0)) for name, x in each.items()}}
 
-    def sample(self, key: Array, policy: Policy | None, start: Array) -> tuple[Array, Array, Metrics]:
-        """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded."""
+    def sample(self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
+        """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded.
+
+        `ends` [N] of trajectories that end before T, which only a denoiser of padded windows knows.
+        """
         if policy is not None and self.guidance is not None:
             if self.guidance.adaptive:
-                return self.adapted(key, policy, start)
+                return self.adapted(key, policy, start, ends)
             if self.guidance.weighted:
                 return self.populations(key, policy, start)
         tokens, evaluations = map_starts(
-            lambda key, obs: self.sample_tokens(key, policy, obs), key, start, self.sampling.batch_size
+            lambda key, x: self.sample_tokens(key, policy, *x), key, (start, ends), self.sampling.batch_size
         )
         return tokens, jnp.zeros(start.shape[0]), self.account(evaluations[0], guided=policy is not None)
 
-    def adapted(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
+    def adapted(self, key: Array, policy: Policy, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
         """As `sample`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
 
         It is found on as many unguided trajectories as are asked for, which cost a forward pass an evaluation besides.
@@ -111,10 +139,11 @@ class DiffusionSynthesizer:
         if policy.log_prob_fn is None:
             raise TypeError("guidance.target_ess: expected a policy with log_prob_fn, which weights are made of")
         key, key_unguided = jax.random.split(key)
-        plain, _, spent = self.unguided().sample(key_unguided, None, start)
-        log_q = jax.vmap(Likelihood(policy, self.denoiser.codec, 1.0).exact)(plain)
+        plain, _, spent = self.unguided().sample(key_unguided, None, start, ends)
+        exact = lambda x, own: Likelihood(policy, self.denoiser.codec, 1.0, counted=own).exact(x)
+        log_q = jax.vmap(exact)(plain, self.own(ends))
         coefficient = largest_exponent(log_q, self.guidance.target_ess, self.guidance.coefficient)
-        tokens, log_weight, info = self.with_coefficient(coefficient).sample(key, policy, start)
+        tokens, log_weight, info = self.with_coefficient(coefficient).sample(key, policy, start, ends)
         cost = info["forward_equivalents"] + spent["evaluations"]
         return tokens, log_weight, info | {"coefficient": coefficient, "forward_equivalents": cost}
 
@@ -172,10 +201,11 @@ class DiffusionSynthesizer:
     def starting(self) -> "DiffusionSynthesizer":
         """The same synthesizer with trajectories that begin at the start observations.
 
-        Particles cannot be made to begin there: of "smc" its proposal is left, without weights.
+        Particles cannot be made to begin there: of "smc" its proposal is left, without weights. None ends before T.
         """
         guidance = None if self.guidance is None else self.guidance.unweighted()
-        return dataclasses.replace(self, from_start=True, guidance=guidance)
+        whole = dataclasses.replace(self.denoiser, ends=None)
+        return dataclasses.replace(self, denoiser=whole, from_start=True, guidance=guidance)
 
     def unguided(self) -> "DiffusionSynthesizer":
         """The same synthesizer without guidance."""
@@ -205,6 +235,7 @@ def make_synthesizer(
     made = getattr(jax.eval_shape(denoiser.denoise, x, sigma), "shape", None)
     check(made == shape, "denoiser", made, f"tokens {list(shape)} of tokens {list(shape)} and a sigma []")
     through = guidance is not None and guidance.kind != "published"
+    check_ends(guidance, denoiser.ends is not None)
     check(not (through and denoiser.codec.bounded), "data.normalisation", "limits",
           "'standard' with guidance of another kind than 'published', which takes tokens to have unit variance")  # fmt: skip
     return DiffusionSynthesizer(
@@ -213,6 +244,13 @@ def make_synthesizer(
         guidance=None if guidance is None else make_guidance(guidance),
         length=length,
     )
+
+
+def check_ends(guidance: GuidanceConfig | None, padded: bool) -> None:
+    """Raise InputError for a guidance that cannot end trajectories where windows are padded."""
+    check(guidance is None or guidance.kind != "smc" or not padded, "guidance.kind", "smc",
+          "another kind where data.pad_short pads windows: particles that are weighed against each other have one length",
+          )  # fmt: skip
 
 
 @jax.jit(static_argnames="count")

@@ -54,15 +54,16 @@ def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int
     )
 
 
-def map_starts(one: Callable[[Array, Array], PyTree], key: Array, start: Array, batch_size: int) -> PyTree:
-    """`one(key, start [O])` for each of the start observations [N, O], `batch_size` of them at once."""
-    count = start.shape[0]
+def map_starts(one: Callable[[Array, PyTree], PyTree], key: Array, start: PyTree, batch_size: int) -> PyTree:
+    """`one(key, start [O])` for each of the start observations [N, O], or trees [N] of more, `batch_size` of them at once."""
+    count = jax.tree.leaves(start)[0].shape[0]
     return map_batches(lambda x: one(*x), (jax.random.split(key, count), start), batch_size)
 
 
-def summary(trajectory: Trajectory) -> Metrics:
-    """What every synthesizer reports of its trajectories [N, T]: shares of terminals and of saturated actions."""
+def summary(trajectory: Trajectory, own: Array | None = None) -> Metrics:
+    """What every synthesizer reports of its trajectories [N, T]: shares of terminals, and of saturated actions in `own` steps."""
+    where = None if own is None else jnp.broadcast_to(own[..., None], trajectory.action.shape)
     return {
         "terminal_rate": (trajectory.discount == 0).any(-1).mean(),
-        "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(),
+        "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(where=where),
     }

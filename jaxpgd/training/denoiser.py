@@ -11,12 +11,13 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.data.dataset import Dataset
-from jaxpgd.data.windows import choose_windows, gather_window
-from jaxpgd.diffusion.constraints import Conditions
+from jaxpgd.data.windows import choose_windows, gather_padded, gather_window, own_steps
+from jaxpgd.diffusion.constraints import Condition, Conditions
 from jaxpgd.diffusion.loss import edm_loss
+from jaxpgd.diffusion.padding import padding, window_ends
 from jaxpgd.diffusion.precondition import EDMDenoise
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.packing import TokenCodec, fit_codec
+from jaxpgd.packing import Ends, TokenCodec, fit_codec
 from jaxpgd.parallel import DATA, SEEDS, divided
 from jaxpgd.ranges import check_denoiser
 from jaxpgd.settings import DataConfig, DenoiserConfig
@@ -24,7 +25,7 @@ from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
 from jaxpgd.training.health import firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.types import Metrics, PyTree, Transition
+from jaxpgd.types import Metrics, PyTree, Trajectory, Transition
 
 
 @struct.dataclass
@@ -32,8 +33,9 @@ class Windows:
     """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
 
     `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean,
-    `scaled` if it scales them as its input.
-    `standard` is the codec that distances and errors are measured in, of unit variance; None: `codec` itself.
+    `scaled` if it scales them as its input. `standard` is the codec that distances and errors are measured in, of unit
+    variance; None: `codec` itself. Where windows are padded (`diffusion.padding`), `left` [M] are the steps from each
+    transition to the end of its episode.
     """
 
     transitions: Transition  # [M]
@@ -44,6 +46,7 @@ class Windows:
     known: Array | None = None
     entries: int = struct.field(pytree_node=False, default=0)
     standard: TokenCodec | None = None
+    left: Array | None = None  # [M] int32; None: no window is padded
     scaled: bool = struct.field(pytree_node=False, default=False)
 
     @property
@@ -56,21 +59,42 @@ class Windows:
         """Entries per token that are modelled."""
         return self.entries or self.codec.token_dim
 
+    def ends(self, start: Array) -> Ends | None:
+        """Where the windows at `start` [...] end; None where none is padded."""
+        if self.left is None:
+            return None
+        steps = jnp.minimum(self.left[start], self.length)
+        return Ends(steps=steps, terminal=jnp.asarray(self.transitions.discount)[start + steps - 1] == 0)
+
+    def gather(self, start: Array) -> Trajectory:
+        """The window [T] at `start` []."""
+        ends = self.ends(start)
+        if ends is None:
+            return gather_window(self.transitions, start, self.length)
+        return gather_padded(self.transitions, start, self.length, ends)
+
     def tokens(self, start: Array) -> Array:
         """Normalised tokens [T, dim] of the window at `start` []."""
-        return self.codec.encode(gather_window(self.transitions, start, self.length))[:, : self.dim]
+        return self.codec.encode(self.gather(start))[:, : self.dim]
+
+    def padding(self, start: Array) -> Condition | None:
+        """What a denoiser sees of the window at `start` [] in place of padding; None where no window is padded."""
+        ends = self.ends(start)
+        return None if ends is None else padding(self.codec, ends, self.length, self.dim)
 
 
 def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
     """Choose windows, hold some episodes out, fit the codec to the training windows (host, once).
 
-    Where no held-out episode is as long as the window, validation uses the training windows.
-    Raises InputError where no episode is as long as the window.
+    Where held-out episodes have no window, validation uses the training windows. Raises InputError where no episode is as long
+    as the window.
     """
     train, validation, _ = choose_windows(dataset, config, seed)
     validation = validation if len(validation) else train
     transitions = dataset.transitions()
-    fit = functools.partial(fit_codec, transitions, np.asarray(train), config.window, config.done_scale)
+    steps = own_steps(dataset, np.concatenate([train, validation]), config.window)
+    left = np.repeat(dataset.offsets[1:], dataset.lengths()) - np.arange(dataset.size) if steps.min() < config.window else None
+    fit = functools.partial(fit_codec, transitions, np.asarray(train), steps[: len(train)], config.done_scale)
     return Windows(
         transitions=transitions,
         train=jnp.asarray(train, jnp.int32),
@@ -78,6 +102,7 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
         codec=fit(config.normalisation),
         length=config.window,
         standard=None if config.normalisation == "standard" else fit("standard"),
+        left=None if left is None else jnp.asarray(left, jnp.int32),
     )
 
 
@@ -161,13 +186,13 @@ def batch_loss(
     key_draw, key_loss = jax.random.split(key)
     drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
     drawn, keys = divided((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
-    x0 = jax.vmap(windows.tokens)(drawn)
+    x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
     denoise, h = _denoise(params, hypers, config, windows.scaled), hypers
 
-    def loss(key: Array, x0: Array) -> Array:
-        return edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known)
+    def loss(key: Array, x0: Array, padded: Condition | None) -> Array:
+        return edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known, padding=padded)
 
-    return jax.vmap(loss)(keys, x0).mean()
+    return jax.vmap(loss)(keys, x0, padded).mean()
 
 
 def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:
@@ -254,8 +279,10 @@ def denoiser_program(
 
 
 def trained_denoiser(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> TrajectoryDenoiser:
-    """The denoiser of the averaged weights."""
-    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length)
+    """The denoiser of the averaged weights, with the ends of its training windows where some are padded."""
+    found = windows.ends(windows.train)
+    ends = None if found is None else window_ends(found, windows.length)
+    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length, ends)
 
 
 def trained_state_denoiser(

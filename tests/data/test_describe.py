@@ -73,7 +73,28 @@ def test_the_share_that_windows_cover_is_told() -> None:
     json.dumps(d)
 
 
-@pytest.mark.parametrize("changes", [{}, {"allow_timeout_end": False, "stride": 3}, {"validation_fraction": 0.3, "window": 20}])
+def test_padding_covers_short_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = short_and_long()
+    plain = format_description(describe(dataset, window=100, validation_fraction=0.0))
+    assert "choose a shorter data.window, or set data.pad_short = true" in plain and "padded" not in plain
+    d = describe(dataset, window=100, validation_fraction=0.0, pad_short=True)
+    assert d["windows"]["covered"] == {"transitions": 1.0, "terminals": 1.0}
+    assert (d["windows"]["count"], d["windows"]["padded"]) == (400 + 5 * 21, 400) and d["windows"]["ending_in_terminal"] == 400
+    text = format_description(d)
+    assert "505 of 100 steps at stride 1, 400 of them ending in a terminal, 400 padded" in text and "warning" not in text
+    sparse = format_description(describe(dataset, window=20, stride=100, add_episode_starts=False, add_terminals=False))
+    assert "warning: most" in sparse and "pad_short" not in sparse  # it would not help
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"allow_timeout_end": False, "stride": 3},
+        {"validation_fraction": 0.3, "window": 20},
+        {"window": 100, "pad_short": True},
+    ],
+)
 def test_windows_are_counted_by_the_rules_of_a_run(changes: dict[str, object]) -> None:
     dataset, config = short_and_long(), DataConfig(**changes)  # type: ignore[arg-type]
     windows = prepare_windows(dataset, config)

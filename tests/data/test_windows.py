@@ -5,8 +5,18 @@ import pytest
 
 from jaxpgd.data.assemble import assemble
 from jaxpgd.data.dataset import Dataset, DatasetInfo, to_device
-from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.data.windows import (
+    choose_windows,
+    coverage,
+    gather_padded,
+    gather_window,
+    own_steps,
+    split_episodes,
+    window_starts,
+)
 from jaxpgd.errors import InputError
+from jaxpgd.packing import Ends
+from jaxpgd.settings import DataConfig
 
 
 def dataset(lengths: list[int], terminal: list[bool]) -> Dataset:
@@ -46,6 +56,45 @@ def test_windows_never_cross_an_episode() -> None:
     starts = window_starts(data, 4, 2, allow_timeout_end=True)
     episode = np.repeat(np.arange(40), lengths)
     assert (episode[starts] == episode[starts + 3]).all()
+
+
+def test_short_episodes_are_padded_on_request() -> None:
+    data = dataset([5, 2, 6, 1], [True, True, False, False])  # steps 0-4 | 5-6 | 7-12 | 13
+    assert window_starts(data, 5, 4).tolist() == [0, 7]
+    padded = window_starts(data, 5, 4, pad_short=True)
+    assert padded.tolist() == [0, 5, 7] and padded.dtype == np.int32  # the last episode ends in a timeout
+    assert window_starts(data, 5, 4, pad_short=True, allow_timeout_end=True).tolist() == [0, 5, 7, 8, 13]
+    assert own_steps(data, np.array([0, 5, 7, 8, 13]), 5).tolist() == [5, 2, 5, 5, 1]
+    assert window_starts(data, 5, 4, pad_short=True, terminal_repeats=2).tolist() == [0, 0, 5, 5, 7]
+    alone = {"add_episode_starts": False, "add_terminals": False}  # an episode that has no other window keeps its one
+    assert window_starts(data, 5, 3, pad_short=True, **alone).tolist() == [0, 5]
+    with pytest.raises(InputError, match=r"data.window = 7: expected at most 6"):
+        window_starts(data, 7, pad_short=True)
+
+
+def test_held_out_episodes_may_all_be_short() -> None:
+    data = dataset([3] * 20 + [8] * 2, [True] * 22)
+    for seed in range(5):
+        config = DataConfig(window=8, pad_short=True, validation_fraction=0.1)
+        train, validation, episodes = choose_windows(data, config, seed)
+        held_out = np.setdiff1d(np.arange(22), episodes)
+        assert validation.tolist() == data.offsets[held_out].tolist() and len(train) == 20
+        assert coverage(data, train, 8, episodes) == (1.0, 1.0)
+
+
+def test_a_padded_window_reads_nothing_after_its_end() -> None:
+    data = to_device(dataset([2, 6, 3], [True, False, False]))
+    transitions = data.transitions()
+    gather = jax.jit(jax.vmap(gather_padded, in_axes=(None, 0, None, 0)), static_argnums=2)
+    ends = Ends(steps=jnp.array([2, 6, 3]), terminal=jnp.array([True, False, False]))
+    found = gather(transitions, jnp.array([0, 2, 8]), 6, ends)  # the last one would run over the end of the data
+    assert found.obs[..., 0].tolist() == [[0, 1, 1, 1, 1, 1], [2, 3, 4, 5, 6, 7], [8, 9, 10, 10, 10, 10]]
+    assert found.reward.tolist() == [[0, 1, 0, 0, 0, 0], [2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0]]
+    assert found.discount.tolist() == [[1, 0, 1, 1, 1, 1], [1] * 6, [1] * 6]
+    assert found.mask.sum(-1).tolist() == [2, 5, 2]
+    whole = gather_window(transitions, jnp.asarray(2), 6)
+    for name in ("obs", "action", "reward", "discount", "mask"):
+        np.testing.assert_array_equal(getattr(found, name)[1], getattr(whole, name))
 
 
 def test_no_window_is_an_input_error() -> None:

@@ -6,12 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
+from jaxpgd.data import load
 from jaxpgd.data.assemble import assemble
-from jaxpgd.data.dataset import DatasetInfo
+from jaxpgd.data.dataset import Dataset, DatasetInfo
+from jaxpgd.data.windows import gather_window
+from jaxpgd.diffusion.loss import edm_loss
+from jaxpgd.diffusion.precondition import EDMDenoise
 from jaxpgd.errors import InputError
 from jaxpgd.packing import fit_codec
-from jaxpgd.pipeline.quality import flat_tokens, real_windows
+from jaxpgd.parallel import DATA, SEEDS, divided
+from jaxpgd.pipeline.quality import flat_tokens, real_windows, window_terminal_rate
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.training.checkpoints import load_tree, save_tree
 from jaxpgd.training.denoiser import (
@@ -22,14 +28,17 @@ from jaxpgd.training.denoiser import (
     denoiser_program,
     init_denoiser,
     learning_rate,
+    network,
     prepare_windows,
     state_windows,
     total_steps,
     train_denoiser,
+    train_step,
+    trained_denoiser,
     trained_state_denoiser,
     validation_loss,
 )
-from jaxpgd.types import Transition
+from jaxpgd.types import PyTree, Transition
 
 CONFIG = DenoiserConfig(
     features=8, blocks=1, groups=4, steps=300, batch_size=16, peak_lr=1e-2, ema=0.9, validate_every=100, validation_batches=2
@@ -48,6 +57,18 @@ def make_windows() -> Windows:
 
 
 WINDOWS = make_windows()
+
+
+def short_episodes(others: float = 0.0) -> Dataset:
+    """An episode of 2 steps that ends in a terminal, one of 3 that is cut, one of 6; `others` is added to all but the first."""
+    offsets = np.array([0, 2, 5, 11])
+    x = np.random.default_rng(1).normal(size=(11, 1)) + others * (np.arange(11) >= 2)[:, None]
+    info = DatasetInfo(name="hand", source="npz", action_low=(-1.0,), action_high=(1.0,))
+    steps = np.arange(11)
+    return assemble(info, x, np.tanh(x), x[:, 0], x, steps == 1, (steps == 4) | (steps == 10), offsets)
+
+
+PADDED = DataConfig(window=4, pad_short=True, validation_fraction=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +230,63 @@ def test_a_state_denoiser_scales_its_conditions_as_in_training(scaled: bool) -> 
     state = lambda: init_denoiser(jax.random.key(0), chosen, denoiser_hypers(CONFIG), CONFIG)
     made = jax.eval_shape(lambda: trained_state_denoiser(state(), chosen, CONFIG, "clean"))
     assert made.denoise.scaled is scaled and chosen.scaled is scaled and not WINDOWS.scaled
+
+
+def test_padding_is_nothing_where_no_episode_is_short() -> None:
+    """The compiled loss is that of windows without padding: the draw, the gather, the EDM loss of each, their mean."""
+    dataset, config = load("point2d", episodes=4), dataclasses.replace(CONFIG, batch_size=2)
+    windows = prepare_windows(dataset, DataConfig(window=8, pad_short=True))
+    assert windows.left is None
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+
+    def plain(key: Array, params: PyTree, h: DenoiserHypers, windows: Windows) -> Array:
+        key_draw, key_loss = jax.random.split(key)
+        drawn = windows.train[jax.random.randint(key_draw, (2,), 0, windows.train.shape[0])]
+        drawn, keys = divided((drawn, jax.random.split(key_loss, 2)), SEEDS, DATA)
+        x0 = jax.vmap(lambda s: windows.codec.encode(gather_window(windows.transitions, s, 8))[:, : windows.dim])(drawn)
+        denoise = EDMDenoise(params, h.sigma_data, network(config))
+        loss = lambda key, x0: edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known)
+        return jax.vmap(loss)(keys, x0).mean()
+
+    for chosen in (windows, state_windows(windows, "clean")):
+        params = init_denoiser(jax.random.key(0), chosen, state.hypers, config).params
+        given = (jax.random.key(1), params, state.hypers, chosen)
+        ours = lambda key, params, h, w: batch_loss(key, params, h, w, w.train, 2, config)
+        programs = [jax.jit(f).lower(*given).as_text().partition("\n")[2] for f in (ours, plain)]  # without their names
+        assert programs[0] == programs[1]
+    assert trained_denoiser(state, windows, config).ends is None
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_nothing_after_a_short_episode_counts(states: bool) -> None:
+    """Whatever stands there in the data: the same loss, bit for bit, and the same gradient; in validation as well."""
+    config, losses = dataclasses.replace(CONFIG, batch_size=4), []
+    codec = prepare_windows(short_episodes(), PADDED).codec
+    for others in (0.0, 100.0):
+        windows = dataclasses.replace(prepare_windows(short_episodes(others), PADDED), codec=codec)
+        windows = dataclasses.replace(windows, train=jnp.array([0]), validation=jnp.array([0]))
+        chosen = state_windows(windows, "clean") if states else windows
+        state = init_denoiser(jax.random.key(0), chosen, denoiser_hypers(config), config)
+        new, metrics = jax.jit(lambda s, w: train_step(s, w, config))(state, chosen)
+        losses.append((metrics, new.params, jax.jit(lambda s, w: validation_loss(s, w, config))(state, chosen)))
+    assert losses[0][0]["loss"] > 0
+    jax.tree.map(np.testing.assert_array_equal, *losses)
+
+
+def test_statistics_are_those_of_own_steps() -> None:
+    dataset = short_episodes()
+    windows = prepare_windows(dataset, PADDED)
+    assert windows.train.tolist() == [0, 2, 5, 6, 7]
+    own = np.concatenate([np.asarray(dataset.obs)[s:e] for s, e in ((0, 2), (2, 5), (5, 9), (6, 10), (7, 11))])
+    np.testing.assert_allclose(windows.codec.mean[0], own.mean(), rtol=1e-5)
+    np.testing.assert_allclose(windows.codec.std[0], own.std(), rtol=1e-5)
+    ends = windows.ends(windows.train)
+    assert ends is not None and ends.steps.tolist() == [2, 3, 4, 4, 4]
+    assert ends.terminal.tolist() == [True, False, False, False, False]
+    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(CONFIG), CONFIG)
+    denoiser = trained_denoiser(state, windows, CONFIG)
+    assert denoiser.ends is not None
+    np.testing.assert_allclose(denoiser.ends.share, np.array([[0, 0], [0, 1], [1, 0], [3, 0]]) / 5, rtol=1e-6)
+    assert window_terminal_rate(windows) == pytest.approx(1 / 5)
+    found = real_windows(windows, windows.train)
+    assert found.mask.sum(-1).tolist() == [2, 2, 3, 3, 3]
