@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "diffusion_ql": {  # and what `published.diffusion_ql_values` says of the dataset
         "arms": ["real"],
         "agent": {
-            "kind": "diffusion_ql", "batch_size": 256, "updates_per_chunk": 10_000, "normalise_obs": False,
+            "kind": "diffusion_ql", "batch_size": 256, "updates_per_chunk": 1000, "normalise_obs": False,
             "diffusion_ql": {
                 "critic_lr": 3e-4, "ema_start": 1000.0, "choice": "softmax", "candidates": 50, "hidden": [256, 256, 256],
             },
