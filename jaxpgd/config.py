@@ -200,8 +200,6 @@ def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
     check_ranges(config)
     check_published(config)
-    length = config.synthesis.world_model.length
-    check(length != 1, "synthesis.world_model.length", length, "0 or at least 2: a rollout of T states holds T - 1 transitions")
     check_denoiser(config.denoiser)
     d, s, a = config.denoiser, config.sampler, config.agent
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")
@@ -264,6 +262,9 @@ def validate(config: Config) -> None:
     check(m.elites <= m.members, "dynamics.elites", m.elites, f"at most dynamics.members = {m.members}")
     check(m.holdout < 1, "dynamics.holdout", m.holdout, "a number below 1")
     check(0 < y.fraction, "synthesis.fraction", y.fraction, "a number above 0")
+    drops = y.drop_last and "world_model" in config.arms
+    check(not drops or y.world_model.length != 1, "synthesis.world_model.length", y.world_model.length,
+          "0 or at least 2 where synthesis.drop_last leaves the last step out")  # fmt: skip
     length = y.length or config.data.window
     window = dydiff.window or config.data.window
     lengths = (("data.window", config.data.window), ("synthesis.length", length), ("synthesis.dydiff.window", window))

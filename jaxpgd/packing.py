@@ -118,10 +118,15 @@ def squash_inverse(action: Array) -> Array:
     return jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
 
 
-def usable_steps(discount: Array) -> Array:
-    """Mask [..., T] of usable transitions of trajectories with these discounts (contract of `types.Trajectory`)."""
+def usable_steps(discount: Array, *, end_known: bool = False) -> Array:
+    """Mask [..., T] of usable transitions of trajectories with these discounts (contract of `types.Trajectory`).
+
+    `end_known`: it is known where the last step leads.
+    """
     alive = jnp.cumprod(discount, axis=-1)
     before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
+    if end_known:
+        return before > 0
     last = jnp.arange(discount.shape[-1]) == discount.shape[-1] - 1
     return (before > 0) & (~last | (discount == 0))
 

@@ -38,10 +38,12 @@ class Transition:
 
 @struct.dataclass
 class Trajectory:
-    """T consecutive steps of one episode; step t leads to `obs[t + 1]`.
+    """T consecutive steps of one episode; step t leads to `obs[t + 1]`, the last one to `last_obs` where that is known.
 
-    `mask[t]` marks a usable transition: its next observation is `obs[t + 1]`, or nothing is bootstrapped because
-    `discount[t]` is 0. The last step is therefore usable only at a terminal, and everything after a terminal is masked.
+    It is known of rollouts, whose steps all have their own next observation, terminals included. It is None, by structure, of
+    windows and of what a denoiser of whole trajectories makes: what they hold after a terminal is not where it led.
+    `mask[t]` marks a usable transition: its next observation is known, or nothing is bootstrapped because `discount[t]` is 0.
+    The last step without `last_obs` is therefore usable only at a terminal, and everything after a terminal is masked.
     """
 
     obs: Array  # [..., T, O]
@@ -49,6 +51,7 @@ class Trajectory:
     reward: Array  # [..., T]
     discount: Array  # [..., T]
     mask: Array  # [..., T], bool
+    last_obs: Array | None = None  # [..., O]
 
 
 class Denoise(Protocol):

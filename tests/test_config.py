@@ -239,7 +239,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("seeds", 0, "a number above 0"),
         ("data.window", 0, "a number above 0"),
         ("sampler.churn", -1.0, "not below 0"),
-        ("synthesis.world_model.length", 1, "0 or at least 2"),
+        ("synthesis.world_model.length", -1, "not below 0"),
         ("guidance.coefficient", -0.1, "not below 0"),
         ("synthesis.synthetic_ratio", 1.5, "from 0 to 1"),
         ("evaluation.confidence", 1.0, "between 0 and 1"),
@@ -273,6 +273,14 @@ def test_ranges_and_combinations(name: str, value: Any, message: str) -> None:
     config = apply_values(Config(), nested, "test")
     with pytest.raises(InputError, match=f"{name} = .*{message}"):
         validate(config)
+
+
+def test_rollouts_of_one_step_are_allowed_unless_their_only_step_is_dropped() -> None:
+    values: dict[str, Any] = {"arms": ["world_model"], "synthesis": {"world_model": {"length": 1}}}
+    assert load_config(None, values).synthesis.world_model.length == 1
+    values["synthesis"]["drop_last"] = True
+    with pytest.raises(InputError, match=r"synthesis.world_model.length = 1: expected 0 or at least 2"):
+        load_config(None, values)
 
 
 @pytest.mark.parametrize(

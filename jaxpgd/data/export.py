@@ -1,8 +1,9 @@
 """Synthetic trajectories as datasets for other libraries: Minari folders and flat files in D4RL layout.
 
-What is exported, by either function: of every trajectory, the steps up to and including its first terminal. A trajectory
-without one is truncated at its last step but one, because the next observation of its last step is unknown: T steps give T
-observations and T - 1 transitions. The observation after a terminal is unknown as well; the last one is repeated there.
+What is exported, by either function: of every trajectory, the steps up to and including its first terminal. A rollout, of which
+`Trajectory.last_obs` says where its last step leads, gives T + 1 observations and T transitions where it has none. Of any other
+trajectory the last next observation is unknown: without a terminal it is truncated at its last step but one, T observations and
+T - 1 transitions. The observation after a terminal is unknown of these as well; the last one is repeated there.
 """
 
 from pathlib import Path
@@ -97,6 +98,9 @@ def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
     action = np.clip(to_env_action(info, np.asarray(trajectory.action)).astype(np.float32), low, high)
     reward = np.asarray(own_reward(info, np.asarray(trajectory.reward, np.float32)))  # type: ignore[arg-type]
     ended, usable = np.asarray(trajectory.discount) == 0, np.asarray(trajectory.mask, bool)
+    known = trajectory.last_obs is not None
+    if known:
+        obs = np.append(obs, np.asarray(trajectory.last_obs, np.float32)[:, None], axis=1)
     episodes = []
     for n in range(len(obs)):
         terminal = bool(ended[n].any())
@@ -104,7 +108,8 @@ def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
         if steps == 0:
             continue
         flags = np.arange(steps) == steps - 1
-        seen = np.concatenate([obs[n, :steps], obs[n, steps - 1 : steps]]) if terminal else obs[n, : steps + 1]
+        repeated = terminal and not known
+        seen = np.concatenate([obs[n, :steps], obs[n, steps - 1 : steps]]) if repeated else obs[n, : steps + 1]
         episodes.append({
             "observations": seen, "actions": action[n, :steps], "rewards": reward[n, :steps],
             "terminations": flags & terminal, "truncations": flags & (not terminal),

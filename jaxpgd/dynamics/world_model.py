@@ -141,9 +141,9 @@ class Imagination:
     def rollout(
         self, key: Array, model: WorldModel, policy: Policy, start: Array, action_keys: Array | None = None
     ) -> Trajectory:
-        """One trajectory [T] from start [O], the policy acting at every state. After a terminal everything is masked.
+        """One trajectory [T] from start [O], the policy acting at every state, and where its last step leads.
 
-        `action_keys` [T] are the policy's keys (default: drawn from `key`).
+        All T transitions are usable, up to a terminal. `action_keys` [T] are the policy's keys (default: drawn from `key`).
         """
         key_member, key = jax.random.split(key)
         fixed = jax.random.randint(key_member, (), 0, model.members)
@@ -159,5 +159,6 @@ class Imagination:
             reward = model.reward(obs, action) - self.penalty * penalty(stds)
             return next_obs, (obs, action, reward, model.discount(obs, action, next_obs))
 
-        _, (obs, action, reward, discount) = jax.lax.scan(advance, start, (jax.random.split(key, self.length), action_keys))
-        return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+        last, steps = jax.lax.scan(advance, start, (jax.random.split(key, self.length), action_keys))
+        obs, action, reward, discount = steps
+        return Trajectory(obs, action, reward, discount, usable_steps(discount, end_known=True), last)

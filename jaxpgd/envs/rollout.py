@@ -33,8 +33,9 @@ def rollout(
     _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
         advance, first, jax.random.split(key, env.horizon if length is None else length)
     )
-    mask = usable_steps(discount)
-    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask), next_obs
+    mask = usable_steps(discount, end_known=True)
+    made = Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask, last_obs=next_obs[-1])
+    return made, next_obs
 
 
 @jax.jit(static_argnames="episodes")

@@ -143,6 +143,10 @@ def trajectories_figure(
 
 def _paths(trajectory: Trajectory, limit: int) -> list[np.ndarray]:
     obs, taken = np.asarray(trajectory.obs)[:limit], steps_taken(trajectory)[:limit]
+    if trajectory.last_obs is not None:  # alive up to there
+        end = np.asarray(trajectory.last_obs)[:limit, None]
+        alive = taken[:, -1:] & (np.asarray(trajectory.discount)[:limit, -1:] > 0)
+        obs, taken = np.concatenate([obs, end], axis=1), np.concatenate([taken, alive], axis=1)
     return [o[t] for o, t in zip(obs, taken, strict=True)]
 
 
@@ -251,7 +255,7 @@ def sweep_figure(
 
 
 def dynamics_by_step_figure(curves: Mapping[str, np.ndarray], persistence: np.ndarray | None = None) -> Figure:
-    """Dynamics error [T - 1] of each group by step of the window, in standardised units, with persistence as reference."""
+    """Dynamics error [steps] of each group by step of the window, in standardised units, with persistence as reference."""
     figure, (axis,) = _axes(1, 7, 4.2)
     for name, error in curves.items():
         axis.plot(np.arange(1, len(error) + 1), error, color=_colour(name, list(curves)), label=name, linewidth=1.8)

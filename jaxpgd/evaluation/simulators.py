@@ -349,6 +349,7 @@ def _stepped_rollouts(
         alive = alive & (discount > 0)
         rows.append((obs, action, reward, discount))
         obs = next_obs
-    columns: list[Any] = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
-    mask: Any = np.asarray(usable_steps(jnp.asarray(columns[3])))
-    return Trajectory(obs=columns[0], action=columns[1], reward=columns[2], discount=columns[3], mask=mask), obs
+    made: list[Any] = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
+    mask: Any = np.asarray(usable_steps(jnp.asarray(made[3]), end_known=True))
+    end: Any = obs
+    return Trajectory(made[0], made[1], made[2], made[3], mask, end), obs

@@ -48,8 +48,9 @@ def dynamics_error(
 
     Every usable step is replayed alone, from the trajectory's own observation and action, so errors do not add up.
     `obs_std` [O] is the data's standard deviation (constant entries: 1), `entries` the entries that count (default all).
-    Keys: `rms`; `standard_error` of it over trajectories; `by_step` [T - 1] and `per_trajectory` [N] (NaN where no step
-    counts); the same two with `persistence` for the error of s' = s on the same steps, and `persistence` itself;
+    Keys: `rms`; `standard_error` of it over trajectories; `by_step` [T - 1], or [T] where `last_obs` is known,
+    and `per_trajectory` [N] (NaN where no step counts); the same two with `persistence` for the error of s' = s on the same
+    steps, and `persistence` itself;
     `reward_rms` in reward units over all usable steps, `surviving_reward_rms` over those of trajectories without a terminal
     (falls, whose rewards are the hardest, count for nothing there: it compares models that make them more or less often);
     `steps` counted; `terminal_agreement`, the share of usable steps at
@@ -63,10 +64,12 @@ def dynamics_error(
     predicted, reward, ends = _replay(trajectory, simulator, mask)
     chosen = slice(None) if entries is None else entries
     discount = np.asarray(trajectory.discount)
-    counted = mask[:, :-1] & (discount[:, :-1] > 0)  # what follows a terminal is not its next state
-    scaled = (obs / std)[..., chosen]
-    error = _squares((predicted / std)[:, :-1, chosen], scaled[:, 1:], counted)
-    stay = _squares(scaled[:, :-1], scaled[:, 1:], counted)
+    states = obs if trajectory.last_obs is None else np.append(obs, np.asarray(trajectory.last_obs)[:, None], axis=1)
+    scaled = (states / std)[..., chosen]
+    steps = states.shape[1] - 1  # those that lead to a state
+    counted = mask[:, :steps] & (discount[:, :steps] > 0)  # what follows a terminal need not be its next state
+    error = _squares((predicted / std)[:, :steps, chosen], scaled[:, 1:], counted)
+    stay = _squares(scaled[:, :steps], scaled[:, 1:], counted)
     return {
         **_summary(error, counted, ""),
         **_summary(stay, counted, "persistence"),
@@ -92,7 +95,7 @@ def _rms(error: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _squares(a: np.ndarray, b: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mean square over entries [N, T - 1], zero where not counted."""
+    """Mean square over entries [N, steps], zero where not counted."""
     return np.where(counted, np.mean((a - b) ** 2, axis=-1), 0.0)
 
 

@@ -70,8 +70,9 @@ def export_synthetic(
     export_minari(trajectory, prepared.dataset.info, name, out, description=text)
     export_npz(trajectory, prepared.dataset.info, out / "transitions.npz")
     steps = trajectory.reward.shape[1]
+    unknown = " Where a last state leads is not known: its action and reward are left out unless it ends in a terminal."
     print(
-        f"wrote {trajectories} trajectories of {steps} states: {out / 'transitions.npz'} and {name}. Where a last state leads "
-        "is not known: its action and reward are left out unless it ends in a terminal."
+        f"wrote {trajectories} trajectories of {steps} {'states' if trajectory.last_obs is None else 'steps'}: "
+        f"{out / 'transitions.npz'} and {name}.{unknown if trajectory.last_obs is None else ''}"
     )
     print(f"load with: MINARI_DATASETS_PATH={out} python -c \"import minari; minari.load_dataset('{name}')\"")

@@ -241,8 +241,8 @@ def _imagine(key: Array, config: Config, prepared: Prepared, synthesizer: Synthe
 
 
 def _save_samples(run: RunDirectory, samples: dict[str, Trajectory]) -> None:
-    arrays = {
-        f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in ("obs", "action", "reward", "discount", "mask")
-    }
+    fields = ("obs", "action", "reward", "discount", "mask", "last_obs")
+    arrays = {f"{name}_{field}": getattr(t, field) for name, t in samples.items() for field in fields}
+    arrays = {name: values for name, values in arrays.items() if values is not None}
     with new_file(run.path / "samples.npz") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -180,12 +180,13 @@ def load_samples(run: RunDirectory) -> dict[str, Trajectory]:
     if not path.exists():
         return {}
     with np.load(path, allow_pickle=False) as stored:
-        names = [k.removesuffix("_obs") for k in stored.files if k.endswith("_obs")]
+        names = [k.removesuffix("_action") for k in stored.files if k.endswith("_action")]
         return {
             n: Trajectory(
                 obs=stored[f"{n}_obs"], action=stored[f"{n}_action"], reward=stored[f"{n}_reward"],
                 discount=stored[f"{n}_discount"],
                 mask=stored[f"{n}_mask"] if f"{n}_mask" in stored else jnp.ones(stored[f"{n}_reward"].shape, bool),
+                last_obs=stored[f"{n}_last_obs"] if f"{n}_last_obs" in stored else None,
             )
             for n in names
         }  # fmt: skip

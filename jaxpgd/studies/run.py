@@ -213,8 +213,9 @@ def _failure(error: Exception, folder: Path) -> str:
 
 
 def _save_samples(samples: Trajectory, folder: Path) -> None:
+    arrays = {name: np.asarray(value) for name, value in vars(samples).items() if value is not None}
     with new_file(folder / "samples.npz") as file:
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in vars(samples).items()})  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load_samples(folder: Path) -> Trajectory | None:

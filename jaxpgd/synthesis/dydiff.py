@@ -75,7 +75,7 @@ class DyDiffSynthesizer:
         """The trajectory of states [T, O] and actions [T, A], with the world model's rewards and terminals."""
         reward = jax.vmap(self.model.reward)(obs, action)
         discount = jax.vmap(self.model.discount)(obs[:-1], action[:-1], obs[1:])
-        discount = jnp.append(discount, 1.0)  # where the last step leads is not known: it is masked
+        discount = jnp.append(discount, 1.0)  # where the last step leads is no state of the diffusion model: it is masked
         return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
 
     def one(self, key: Array, policy: Policy, start: Array) -> Trajectory:

@@ -16,7 +16,7 @@ class Replay:
     Inserting C trajectories replaces everything (PGD); inserting fewer keeps the newest C (FIFO, DyDiff).
     """
 
-    trajectory: Trajectory  # [C, T, ...]
+    trajectory: Trajectory  # [C, T, ...]; with `last_obs` where the first insertion has it
     usable: Array  # [C * T] flat indices of usable steps, the first `count` of them valid
     count: Array  # [] number of usable steps
     position: Array  # [] row that the next insertion overwrites; -1: none ever will (`no_replay`)
@@ -54,9 +54,24 @@ def insert(replay: Replay, trajectory: Trajectory) -> Replay:
     if count > capacity:
         raise ValueError(f"insert: {count} trajectories do not fit into a replay of {capacity}")
     rows = (replay.position + jnp.arange(count)) % capacity
-    stored = jax.tree.map(lambda old, new: old.at[rows].set(new), replay.trajectory, trajectory)
+    known = replay.trajectory.last_obs is not None
+    stored = jax.tree.map(lambda old, new: old.at[rows].set(new), replay.trajectory, alike(trajectory, last_obs=known))
     usable, size = _usable(stored.mask)
     return Replay(trajectory=stored, usable=usable, count=size, position=(replay.position + count) % capacity)
+
+
+def alike(trajectory: Trajectory, *, last_obs: bool) -> Trajectory:
+    """The same trajectories with `last_obs` or without, so that those of several makers can be kept together.
+
+    Where it was not known, the last observation stands there, and the last step stays as unusable as it was.
+    """
+    if last_obs == (trajectory.last_obs is not None):
+        return trajectory
+    if last_obs:
+        return trajectory.replace(last_obs=trajectory.obs[..., -1, :])  # type: ignore[attr-defined, no-any-return]
+    last = jnp.arange(trajectory.mask.shape[-1]) == trajectory.mask.shape[-1] - 1
+    mask = trajectory.mask & (~last | (trajectory.discount == 0))
+    return trajectory.replace(mask=mask, last_obs=None)  # type: ignore[attr-defined, no-any-return]
 
 
 def terminal_share(replay: Replay) -> Array:
@@ -76,14 +91,16 @@ def _synthetic(replay: Replay, drawn: Array) -> Transition:
     length = replay.trajectory.reward.shape[1]
     row, step = jnp.divmod(replay.usable[drawn], length)
     steps = replay.trajectory
-    # The last step is usable only at a terminal, where no target depends on its next observation.
-    following = jnp.minimum(step + 1, length - 1)
+    # Where `last_obs` is not known, the last step is usable only at a terminal: no target depends on its next observation.
+    following = steps.obs[row, jnp.minimum(step + 1, length - 1)]
+    if steps.last_obs is not None:
+        following = jnp.where((step == length - 1)[:, None], steps.last_obs[row], following)
     return Transition(
         obs=steps.obs[row, step],
         action=steps.action[row, step],
         reward=steps.reward[row, step],
         discount=steps.discount[row, step],
-        next_obs=steps.obs[row, following],
+        next_obs=following,
     )
 
 

@@ -15,7 +15,7 @@ from jaxpgd.errors import check
 from jaxpgd.parallel import SEEDS, map_seeds
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.filters import Filter
-from jaxpgd.synthesis.replay import Replay, no_replay
+from jaxpgd.synthesis.replay import Replay, alike, no_replay
 from jaxpgd.training.agent import AgentState, Experience, init_agent, learn, make_schedule, quantities, refresh
 from jaxpgd.training.program import Program
 from jaxpgd.types import Agent, Metrics, PyTree, Synthesizer, Transition
@@ -101,15 +101,17 @@ def sources_program(
 
 def _joined(states: list[AgentState]) -> AgentState:
     """States [S] of every source as one [K * S]: those without a replay get an empty one, and metrics they lack are 0."""
-    replay = next(state.replay for state in states if state.replay is not None)
-    lengths = {state.replay.trajectory.reward.shape[-1] for state in states if state.replay is not None}
+    replays = [state.replay for state in states if state.replay is not None]
+    lengths = {replay.trajectory.reward.shape[-1] for replay in replays}
+    known = any(replay.trajectory.last_obs is not None for replay in replays)  # rollouts beside whole trajectories
+    same = lambda r: r.replace(trajectory=alike(r.trajectory, last_obs=known))
     check(len(lengths) == 1, "synthesis.length", sorted(lengths), "trajectories of one length from all sources of one program")
     made: dict[str, Array] = {name: value for state in states for name, value in (state.made or {}).items()}
     blank = lambda like: jax.tree.map(jnp.zeros_like, like)
 
     def whole(state: AgentState) -> AgentState:
         account = {name: (state.made or {}).get(name, blank(like)) for name, like in made.items()}
-        kept: Replay | PyTree = no_replay(replay) if state.replay is None else state.replay
+        kept: Replay | PyTree = no_replay(same(replays[0])) if state.replay is None else same(state.replay)
         return state.replace(replay=kept, made=account)  # type: ignore[attr-defined, no-any-return]
 
     joined: AgentState = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(whole, states))

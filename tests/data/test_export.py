@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import gymnasium
+import jax
 import minari
 import numpy as np
 import pytest
@@ -81,6 +82,31 @@ def test_minari_itself_reads_the_episodes(tmp_path: Path, monkeypatch: pytest.Mo
         assert all(dataset.observation_space.contains(row) for row in rows)
 
 
+def rollouts(length: int = 4) -> Trajectory:
+    """The same as rollouts, whose every step is known to lead to the next observation."""
+    made = jax.tree.map(lambda x: x[:, :length], trajectories())
+    last = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    return dataclasses.replace(made, last_obs=last)
+
+
+@pytest.mark.parametrize("length", [4, 1])
+def test_rollouts_keep_all_their_transitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    made = rollouts(length)
+    steps = [4, 2, 4] if length == 4 else [1, 1, 1]
+    following = np.append(made.obs, np.asarray(made.last_obs)[:, None], axis=1)
+    export_minari(made, INFO, "pgd/rollouts-v0", tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    for n, episode in enumerate(minari.load_dataset("pgd/rollouts-v0").iterate_episodes()):
+        assert len(episode.actions) == steps[n]
+        np.testing.assert_array_equal(episode.observations, following[n, : steps[n] + 1])  # after a terminal, too
+        assert bool(episode.terminations[-1]) == bool((made.discount[n] == 0).any()) != bool(episode.truncations[-1])
+    for name in ("pgd/rollouts-v0", str(export_npz(made, INFO, tmp_path / "rollouts.npz"))):
+        loaded = load(name)
+        np.testing.assert_array_equal(loaded.lengths(), steps)
+        np.testing.assert_array_equal(loaded.next_obs, np.concatenate([following[n, 1 : k + 1] for n, k in enumerate(steps)]))
+        np.testing.assert_array_equal(loaded.discount, np.concatenate([made.discount[n, :k] for n, k in enumerate(steps)]))
+
+
 def test_npz_round_trip(tmp_path: Path) -> None:
     path = export_npz(trajectories(), INFO, tmp_path / "new" / "guided.npz")
     check_same(load(str(path)), trajectories())
@@ -99,6 +125,6 @@ def test_existing_targets_and_bad_ids_are_refused(tmp_path: Path) -> None:
     export_npz(trajectories(), INFO, tmp_path / "a.npz")
     with pytest.raises(InputError, match="no existing file"):
         export_npz(trajectories(), INFO, tmp_path / "a.npz")
-    short = Trajectory(*(x[:, :1] for x in (v for v in dataclasses.astuple(trajectories()))))
+    short = jax.tree.map(lambda x: x[:, :1], trajectories())
     with pytest.raises(InputError, match="at least one trajectory"):
         export_npz(dataclasses.replace(short, discount=np.ones((3, 1))), INFO, tmp_path / "b.npz")

@@ -43,11 +43,19 @@ def rollout(model, key=0, start=0.0, action=0.5, **options):
     )
 
 
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_a_rollout_of_h_steps_is_h_transitions(length):
+    made = rollout(Exact(members=1), length=length)
+    assert made.obs.shape == (length, 1) and made.mask.tolist() == [True] * length
+    np.testing.assert_allclose(made.last_obs, [1.5 * length])
+
+
 def test_steps_rewards_and_the_last_mask_by_hand():
     made = rollout(Exact(members=1))
     np.testing.assert_allclose(made.obs[:, 0], 1.5 * np.arange(6))
     np.testing.assert_allclose(made.reward, 1.5 * np.arange(6) + 50.0)
-    np.testing.assert_array_equal(made.mask, [True] * 5 + [False])
+    np.testing.assert_array_equal(made.mask, [True] * 6)  # where the last step leads is known as well
+    np.testing.assert_allclose(made.last_obs, [9.0])
     np.testing.assert_array_equal(made.discount, np.ones(6))
 
 

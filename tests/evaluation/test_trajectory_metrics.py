@@ -1,5 +1,8 @@
 """Trajectory metrics against errors put in by hand."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,6 +65,17 @@ def test_nothing_after_a_terminal_counts_and_its_next_state_is_not_one():
     assert result["reward_rms"] == pytest.approx(np.sqrt(0.25 / 2))
     assert result["terminal_agreement"] == 1.0
     assert np.isnan(result["by_step"][1:]).all()
+
+
+def test_the_last_step_counts_where_it_is_known_to_lead():
+    made = trajectory([[[0.0], [1.0]], [[0.0], [1.0]]], np.ones((2, 2)))
+    known = dataclasses.replace(made, mask=np.ones((2, 2), bool), last_obs=np.array([[2.0], [2.5]]))
+    result = dynamics_error(known, Shift(), np.ones(1))
+    np.testing.assert_allclose(result["by_step"], [0, np.sqrt(0.25 / 2)])
+    assert result["steps"] == 4 and dynamics_error(made, Shift(), np.ones(1))["steps"] == 2
+    one = jax.tree.map(lambda x: x[:, -1:] if x.ndim > 1 and x.shape[1] == 2 else x, known)
+    one = dataclasses.replace(one, last_obs=known.last_obs)
+    assert dynamics_error(one, Shift(), np.ones(1))["rms"] == pytest.approx(np.sqrt(0.25 / 2))
 
 
 def test_a_terminal_that_the_simulator_does_not_see_is_disagreement():

@@ -30,7 +30,7 @@ SMALL = {
 }  # fmt: skip
 SYNTHESIS = {
     "trajectories": 8, "interval": 4, "synthetic_ratio": 0.5, "regime": "fifo", "fraction": 0.5,
-    "filter": {"kind": "softmax", "keep": 0.5},
+    "filter": {"kind": "softmax", "keep": 0.5}, "world_model": {"length": 1},
 }  # fmt: skip
 
 
@@ -66,6 +66,15 @@ def test_fifo_fills_the_replay(done: Path) -> None:
     rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     sizes = [r["synthetic_transitions"][0] for r in rows if r["stage"] == "agent-dydiff"]
     assert sizes == [4 * 15, 4 * 15, 8 * 15, 8 * 15]  # 16 steps, the last of which nobody knows the outcome of
+
+
+def test_rollouts_of_one_step_are_one_transition(done: Path) -> None:
+    rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    assert [r["synthetic_transitions"][0] for r in rows if r["stage"] == "agent-world_model"] == [4, 4, 8, 8]
+    assert len(read(done / "results.json")["quality"]["arms"]["world_model"]["dynamics_error_by_step"]) == 1
+    with np.load(done / "samples.npz") as stored:
+        assert stored["world_model_obs"].shape[1] == 1 and stored["world_model_last_obs"].shape == (32, 2)
+        assert "dydiff_last_obs" not in stored
 
 
 class Interruption(Exception):

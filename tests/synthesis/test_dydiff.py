@@ -23,6 +23,7 @@ from jaxpgd.settings import (
 )
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries, make_dydiff
+from jaxpgd.synthesis.replay import init_replay, sample_synthetic
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
@@ -232,12 +233,13 @@ def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent
 
 
 @pytest.mark.parametrize("agent_kind", AGENT_KINDS)
-def test_every_agent_learns_from_a_synthetic_batch(synthesizers, agent_kind):
+def test_every_agent_learns_from_rollouts_of_one_step(synthesizers, agent_kind):
     agent, data = small_agent(agent_kind), transitions()
-    made = synthesizers["world_model"](jax.random.key(0), small_policy(), data.obs[:8]).trajectory
-    flat = jax.tree.map(lambda x: x[:, : T - 1].reshape(-1, *x.shape[2:]), made)
-    after = made.obs[:, 1:].reshape(-1, OBS)
-    batch = Transition(flat.obs, flat.action, flat.reward, flat.discount, after)
+    short = make_world_model_synthesizer(synthesizers["world_model"].model, WorldModelConfig(length=1), length=T)
+    replay = init_replay(short(jax.random.key(0), small_policy(), data.obs[:8]).trajectory)
+    assert replay.trajectory.reward.shape == (8, 1) and int(replay.count) == 8
+    batch = sample_synthetic(jax.random.key(3), replay, 24)
+    assert (np.asarray(batch.next_obs) != np.asarray(batch.obs)).all()
     stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (agent.batches, *x.shape)), batch)
     state = agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], data))
     changed, metrics = jax.jit(agent.update)(jax.random.key(2), state, stacked)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,36 @@ def test_only_usable_steps_are_drawn_with_their_own_successors() -> None:
     np.testing.assert_array_equal(drawn.action[:, 0], -obs)
     counts = np.unique(obs, return_counts=True)[1]
     assert (np.abs(counts - 1000) < 5 * np.sqrt(1000 * 5 / 6)).all()  # uniform over steps
+
+
+def rollouts(*names: int, terminal: dict[int, int] | None = None, length: int = 3) -> Trajectory:
+    """The same, known to lead to 10 * name + `length` after their last step."""
+    made = rows(*names, terminal=terminal, length=length)
+    mask = usable_steps(made.discount, end_known=True)
+    return dataclasses.replace(made, mask=mask, last_obs=made.obs[:, -1] + 1.0)
+
+
+@pytest.mark.parametrize("length", [3, 1])
+def test_every_step_of_a_rollout_is_drawn_as_often_with_its_own_successor(length: int) -> None:
+    replay = init_replay(rollouts(1, 2, 3, terminal={2: length - 1, 3: 0}, length=length), capacity=4)
+    places = [10.0 + i for i in range(length)] + [20.0 + i for i in range(length)] + [30.0]
+    assert int(replay.count) == len(places)
+    drawn = jax.jit(sample_synthetic, static_argnums=2)(jax.random.key(0), replay, 1000 * len(places))
+    obs, counts = np.unique(drawn.obs, return_counts=True)
+    np.testing.assert_array_equal(obs, places)
+    assert (np.abs(counts - 1000) < 5 * np.sqrt(1000)).all()
+    np.testing.assert_array_equal(drawn.next_obs, drawn.obs + 1)  # of the last step and after terminals, too
+    np.testing.assert_array_equal(drawn.discount == 0, np.isin(drawn.obs[:, 0], [20.0 + length - 1, 30.0]))
+    np.testing.assert_array_equal(drawn.reward, drawn.obs[:, 0] + 0.5)
+
+
+def test_rollouts_and_whole_trajectories_share_a_replay() -> None:
+    """Each keeps what was usable of it, as far as there is room for where its last step leads."""
+    replay = add(init_replay(rollouts(1, 2), capacity=3), rows(3))
+    assert int(replay.count) == 3 + 3 + 2
+    replay = add(init_replay(rows(1, 2, terminal={1: 2}), capacity=3), rollouts(3, terminal={3: 1}))
+    assert int(replay.count) == 3 + 2 + 2 and replay.trajectory.last_obs is None
+    assert int(add(replay, rollouts(4)).count) == 2 + 2 + 2
 
 
 def test_insertion_replaces_the_oldest() -> None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
+from jax import Array
 from training.counting import COUNTING, REAL, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
@@ -14,7 +16,7 @@ from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.program import fit
 from jaxpgd.training.sources import join_sources, sources_program
-from jaxpgd.types import Transition
+from jaxpgd.types import Policy, Synthesis, Transition
 
 CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
 SYNTHESIS = SynthesisConfig(trajectories=8, interval=10, fraction=0.25, synthetic_ratio=0.75)
@@ -59,6 +61,23 @@ def test_every_source_trains_as_it_does_alone(regime: str) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.agent, part.agent)
         np.testing.assert_allclose(own["critic_loss"], metrics["critic_loss"][:, 2 * i : 2 * i + 2], rtol=1e-5)
         assert jax.random.key_data(state.key).tolist() == jax.random.key_data(part.key).tolist()
+
+
+@struct.dataclass
+class Rollouts:
+    """`Stamp`, known to lead somewhere after its last step."""
+
+    def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
+        made = Stamp()(key, policy, start)
+        whole = dataclasses.replace(made.trajectory, mask=jnp.ones((len(start), 3), bool), last_obs=jnp.ones((len(start), 1)))
+        return dataclasses.replace(made, trajectory=whole)
+
+
+def test_rollouts_beside_whole_trajectories_keep_their_last_step() -> None:
+    sources = join_sources([Experience(REAL), Experience(REAL, Stamp()), Experience(REAL, Rollouts())])
+    program = sources_program(COUNTING, CONFIG, SYNTHESIS, NAMES, 1)
+    _, metrics = fit(jax.random.key(0), program, sources)
+    np.testing.assert_array_equal(metrics["synthetic_transitions"], [[0, 8 * 2, 8 * 3]] * 6)
 
 
 @pytest.mark.parametrize("regime", ["periodic", "oneoff"])
