@@ -217,6 +217,8 @@ def validate(config: Config) -> None:
               f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
         check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
               "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
+    check(not (config.data.pad_short and y.after_terminal), "synthesis.after_terminal", True,
+          "false with data.pad_short: what follows the end of a padded window is no step")  # fmt: skip
     check(g.target_ess == 0 or g.kind != "published", "guidance.target_ess", g.target_ess,
           "0 where guidance.kind is 'published', whose coefficient is a step size and no exponent")  # fmt: skip
     check(g.max_dynamics_error == 0 or g.target_ess == 0, "guidance.max_dynamics_error", g.max_dynamics_error,
