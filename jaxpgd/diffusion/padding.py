@@ -10,7 +10,6 @@ have them, which together is the distribution of the windows.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
@@ -48,6 +47,5 @@ class WindowEnds:
 
 def window_ends(ends: Ends, length: int) -> WindowEnds:
     """The shares of the ends [W] of windows of `length` steps."""
-    place = 2 * (np.asarray(ends.steps) - 1) + np.asarray(ends.terminal)
-    counts = np.bincount(place, minlength=2 * length).reshape(length, 2)
-    return WindowEnds(jnp.asarray(counts / counts.sum(), jnp.float32))
+    counts = jnp.zeros((length, 2), jnp.int32).at[ends.steps - 1, ends.terminal.astype(jnp.int32)].add(1)
+    return WindowEnds(counts.astype(jnp.float32) / ends.steps.shape[0])

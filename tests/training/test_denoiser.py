@@ -284,7 +284,7 @@ def test_statistics_are_those_of_own_steps() -> None:
     assert ends is not None and ends.steps.tolist() == [2, 3, 4, 4, 4]
     assert ends.terminal.tolist() == [True, False, False, False, False]
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(CONFIG), CONFIG)
-    denoiser = trained_denoiser(state, windows, CONFIG)
+    denoiser = jax.jit(lambda s, w: trained_denoiser(s, w, CONFIG))(state, windows)  # as inside a jitted training
     assert denoiser.ends is not None
     np.testing.assert_allclose(denoiser.ends.share, np.array([[0, 0], [0, 1], [1, 0], [3, 0]]) / 5, rtol=1e-6)
     assert window_terminal_rate(windows) == pytest.approx(1 / 5)
