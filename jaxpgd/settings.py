@@ -317,7 +317,7 @@ class HealthConfig:
 class Config:
     """One run: dataset -> denoiser -> one agent per arm and seed -> evaluation -> report."""
 
-    preset: Literal["none", "paper", "official", "dydiff", "diffusion_ql"] = "none"  # published values that apply before the file's own
+    preset: Literal["none", "paper", "official", "dydiff", "diffusion_ql"] = "none"  # published values, before the file's own
     out: str = "runs/point2d"  # run directory
     seed: int = 0
     seeds: int = 4  # agents per arm and setting, trained as one vmapped program

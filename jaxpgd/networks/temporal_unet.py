@@ -215,7 +215,8 @@ def _pairs(x: Array) -> Array:
 def _larger(pairs: Array) -> Array:
     """[S, C] of pairs [S, 2, C]: the larger entry.
 
-    Not their `max`, whose gradient counts entries that equal it: none, where a compiler computes them twice and rounds otherwise.
+    Not their `max`, whose gradient divides by the number of entries that equal it: none of them does where a compiler computes
+    entries twice and rounds otherwise.
     """
     return jnp.maximum(pairs[:, 0], pairs[:, 1])
 

@@ -110,7 +110,7 @@ def learned_from(trajectory: Trajectory, *, drop_last: bool, after_terminal: boo
     """
     mask, last = trajectory.mask, jnp.arange(trajectory.mask.shape[-1]) == trajectory.mask.shape[-1] - 1
     if after_terminal:
-        known = ~last if getattr(trajectory, "last_obs", None) is None else jnp.ones_like(last)
+        known = ~last if trajectory.last_obs is None else jnp.ones_like(last)
         mask = known | (trajectory.discount == 0)
     return dataclasses.replace(trajectory, mask=mask & ~last if drop_last else mask)
 

@@ -19,6 +19,7 @@ from jaxpgd.training.agent import (
     Experience,
     _account,
     agent_program,
+    learned_from,
     make_schedule,
     refresh,
     train_agent,
@@ -109,6 +110,12 @@ def test_steps_that_agents_learn_from(drop_last: bool, after_terminal: bool) -> 
     for state in (first, again):
         np.testing.assert_array_equal(state.replay.trajectory.mask, expected)
         assert int(state.replay.count) == expected.sum()
+
+
+def test_the_known_end_of_a_rollout_is_learned_from_unless_dropped() -> None:
+    rollout = Ending()(None, None, jnp.zeros((3, 1))).trajectory.replace(last_obs=jnp.ones((3, 1)))
+    assert learned_from(rollout, drop_last=False, after_terminal=True).mask.all()
+    np.testing.assert_array_equal(learned_from(rollout, drop_last=True, after_terminal=True).mask, LEARNED[True, True])
 
 
 @pytest.mark.parametrize(("ratio", "real"), [(0.75, 4), (1.0, 0)])
