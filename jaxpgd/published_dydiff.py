@@ -1,4 +1,4 @@
-"""DyDiff (Zhao et al., arXiv 2405.19189) as published: its table of hyperparameters, and its released code where that says more.
+"""DyDiff (Zhao et al., arXiv 2405.19189) as published: its hyperparameters, and its released code where that says more.
 
 The code scales observations and actions to [-1, 1] by their limits; sigma_data and the noise levels with churn are in those
 units. Filters and rollouts are those of the released specifications of its three base agents. configs/README.md has the table,
@@ -11,7 +11,10 @@ from jaxpgd.errors import check
 
 DYDIFF: dict[str, Any] = {
     "arms": ["real", "world_model", "dydiff"],
-    "data": {"window": 100, "stride": 1, "allow_timeout_end": True, "terminal_repeats": 1, "normalisation": "limits"},
+    "data": {
+        "window": 100, "stride": 1, "allow_timeout_end": True, "pad_short": True, "terminal_repeats": 1,
+        "normalisation": "limits",
+    },
     "denoiser": {
         "features": 256, "blocks": 3, "block": "residual",  # ours
         "sigma_data": 0.5, "p_mean": -1.2, "p_std": 1.2, "p_high": 0.0, "epochs": 0, "steps": 500_000, "batch_size": 8,

@@ -115,7 +115,8 @@ def test_official_changes_these_settings_of_paper_and_no_other() -> None:
 
 # what DyDiff published, in its paper or its released code, for every base agent
 DYDIFF_PAPER = {
-    "data.window": 100, "data.stride": 1, "data.allow_timeout_end": True, "data.normalisation": "limits",
+    "data.window": 100, "data.stride": 1, "data.allow_timeout_end": True, "data.pad_short": True,
+    "data.normalisation": "limits",
     "denoiser.sigma_data": 0.5, "denoiser.p_mean": -1.2, "denoiser.p_std": 1.2, "denoiser.steps": 500_000,
     "denoiser.batch_size": 8, "denoiser.peak_lr": 4e-4, "denoiser.warmup_fraction": 1.0, "denoiser.initial_lr_fraction": 0.0,
     "sampler.kind": "heun", "sampler.steps": 34, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
@@ -191,7 +192,11 @@ def test_paper_is_that_of_the_method_of_the_arms(values: dict[str, Any], method:
         ("official", {"synthesis": {"kind": "dydiff"}}, "expected no arm of DyDiff"),
         ("dydiff", {"arms": ["real", "unguided"]}, "expected no arm of PGD: preset 'dydiff' is DyDiff's"),
         ("dydiff", {"agent": {"kind": "iql"}}, "agent.kind = 'iql': expected one of td3_bc, cql, diffusion_ql with DyDiff's"),
-        ("paper", {"arms": ["dydiff"], "agent": {"kind": "bc"}}, "agent.kind = 'bc': expected one of td3_bc, cql, diffusion_ql"),
+        (
+            "paper",
+            {"arms": ["dydiff"], "agent": {"kind": "bc"}},
+            "agent.kind = 'bc': expected one of td3_bc, cql, diffusion_ql",
+        ),
     ],
 )
 def test_no_arm_passes_as_published_under_another_methods_settings(preset: str, values: dict[str, Any], message: str) -> None:
