@@ -15,8 +15,9 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.nearest import unknown_key
 from jaxpgd.published import diffusion_ql_values
 from jaxpgd.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
-from jaxpgd.ranges import check_denoiser, check_ranges, get
-from jaxpgd.settings import Arm, Config, SamplerConfig
+from jaxpgd.ranges import check_denoiser, check_guided, check_ranges, check_share, ends, get
+from jaxpgd.settings import Arm, Config
+from jaxpgd.used_settings import AGENTS, check_used
 
 Config_ = Any  # any dataclass of jaxpgd.settings
 
@@ -75,14 +76,66 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None, overrides: dict[str, Any] | None = None, *, unused: Literal["refused", "kept"] = "refused"
+) -> Config:
     """Read a TOML file (or the defaults, for None), then nested `overrides`; check everything.
 
-    Raises InputError naming the file, the key and, for unknown keys, the nearest valid one.
+    Raises InputError naming the file, the key and, for unknown keys, the nearest valid one; and, unless they are "kept", for
+    settings without effect: those that differ from their default (a preset's value is one) although the choices made leave
+    them `used_settings.unused`. A file answers for its own choices: what it sets for others than `overrides` choose, and
+    sections of other agents, are left alone, and so is all that a run wrote into its directory.
     """
     config = resolve(config_of(path, overrides))
     validate(config)
+    if unused == "refused":
+        if path is not None and not _written_by_a_run(Path(path)):
+            _check_used(config_of(path), _read_toml(Path(path)), other_agents=True)
+        _check_used(config_of(path, overrides), overrides or {})
     return config
+
+
+def _written_by_a_run(path: Path) -> bool:
+    return path.name == "config.toml" and path.with_name("versions.json").is_file()
+
+
+def _check_used(config: Config, values: dict[str, Any], *, other_agents: bool = False) -> None:
+    """Check that `values`, the last that went into a config, have an effect in it."""
+    given = names_in(values)
+    chosen = config.arms == resolve(config).arms
+    check(chosen or "arms" not in given, "arms", list(config.arms), "none beside synthesis.kind, which is the only arm")
+    if other_agents:
+        spared = tuple(f"agent.{kind}." for kind in AGENTS if kind != config.agent.kind)
+        given = [name for name in given if not name.startswith(spared)]
+    check_used([resolve(config)], given, preset_of)
+
+
+def preset_of(config: Config) -> list[Config]:
+    """The values of a config's preset: what its settings are where nobody sets them."""
+    return [with_preset(config)]
+
+
+def names_in(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all settings in nested values."""
+    found = []
+    for key, value in values.items():
+        found += names_in(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return found
+
+
+def check_sections(**sections: Any) -> None:
+    """Check ranges of sections by name (`sampler`, `guidance`, `denoiser`), and that every setting in them counts.
+
+    Values of a preset count as defaults. Raises InputError.
+    """
+    arms: tuple[Arm, ...] = ("guided",) if "guidance" in sections else ("unguided",)
+    config, given = dataclasses.replace(Config(), arms=arms, **sections), list[str]()
+    for name, section in sections.items():
+        check_ranges(section, name + ".")
+        given += [f"{name}.{field.name}" for field in dataclasses.fields(section)]
+    if "guidance" in sections:
+        check_guided(config.sampler, config.guidance)
+    check_used([config], given, lambda _: [apply_values(Config(), values, "preset") for values in PRESETS.values()])
 
 
 def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -206,6 +259,8 @@ def validate(config: Config) -> None:
     check(0 < config.evaluation.confidence < 1, "evaluation.confidence", config.evaluation.confidence, "between 0 and 1")
     for i, coefficient in enumerate(config.evaluation.coefficients):
         check(coefficient > 0, f"evaluation.coefficients[{i}]", coefficient, "a number above 0 (0 is always included)")
+        most = ends("guidance.coefficient")[1]
+        check(coefficient <= most, f"evaluation.coefficients[{i}]", coefficient, f"a number up to {most:g}")
     g, y = config.guidance, config.synthesis
     if "guided" in config.arms:
         check(g.coefficient > 0, "guidance.coefficient", g.coefficient, "a number above 0 where arms has guided")
@@ -229,15 +284,11 @@ def validate(config: Config) -> None:
     own = a.kind == "diffusion_ql" and a.diffusion_ql.own_score
     check(not (weighted and own), "agent.diffusion_ql.own_score", True, "false with guidance.kind 'smc' or guidance.target_ess",
           "Their weights are of the log-density, not of the score.")  # fmt: skip
-    check(s.kind in ("euler", "heun") or s.predictor == "churned", "sampler.predictor", s.predictor,
-          f"'churned' where sampler.kind is {s.kind!r}")  # fmt: skip
-    check("guided" not in config.arms or g.sigma_min < s.sigma_max, "guidance.sigma_min", g.sigma_min,
-          f"less than sampler.sigma_max = {s.sigma_max}, or no step is guided")  # fmt: skip
+    if "guided" in config.arms:
+        check_guided(s, g)
     check(s.kind != "auto" or not {"dydiff"} & set(config.arms), "sampler.kind", s.kind,
           "a solver by name with the arm 'dydiff', whose denoiser is not what is measured")  # fmt: skip
     multistep = s.kind.startswith("dpmpp_")
-    check(not multistep or s.churn in (0.0, SamplerConfig.churn), "sampler.churn", s.churn,
-          f"its default, which has no effect, where sampler.kind is {s.kind!r}", "Name a sampler.kind with churn.")  # fmt: skip
     check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
     check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
@@ -275,7 +326,11 @@ def validate(config: Config) -> None:
         step, trained = 2 ** (d.blocks - 1), name != "synthesis.length"  # what is trained lies even on every level
         fits, expected = (value % step == 0, "a multiple of") if trained else (value >= step, "at least")
         check(fits, name, value, f"{expected} 2^(denoiser.blocks - 1) = {step}")
-    for name, value in (("agent.updates", a.updates), ("synthesis.interval", config.synthesis.interval)):
+    synthetic = set(config.arms) != {"real"}
+    if synthetic:
+        check_share(y, a.batch_size)
+    chunked = {"agent.updates": a.updates} | ({"synthesis.interval": y.interval} if synthetic and y.regime != "oneoff" else {})
+    for name, value in chunked.items():
         check(value % a.updates_per_chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")
     check(config.evaluation.every % a.updates_per_chunk == 0, "evaluation.every", config.evaluation.every,
           f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")  # fmt: skip

@@ -125,21 +125,26 @@ class _Step:
 def extrapolation(x0: Array, before: tuple[Array, Array], index: Array, sigmas: tuple[Array, ...]) -> tuple[Array, Array]:
     """First and second derivative of the denoised point in -log sigma at sigmas[2], by the two before it at sigmas[1], [0].
 
-    Step 0 has neither, step 1 only the first.
+    Step 0 has neither, step 1 only the first. Levels that are equal tell nothing of a slope: 0.
     """
     last, earlier = jnp.log(sigmas[1] / sigmas[2]), jnp.log(sigmas[0] / sigmas[1])
-    slope, slope_before = (x0 - before[0]) / last, (before[0] - before[1]) / earlier
-    bend = jnp.where(index > 1, (slope - slope_before) / (last + earlier), 0.0)
+    slope, slope_before = _per(x0 - before[0], last), _per(before[0] - before[1], earlier)
+    bend = jnp.where((index > 1) & (earlier > 0), _per(slope - slope_before, last + earlier), 0.0)
     return jnp.where(index > 0, slope + bend * last, 0.0), 2.0 * bend
 
 
 def carry_weight(sigma_before: Array, sigma: Array, sigma_next: Array) -> Array:
     """Share [] of its last change by which a denoised point at sigma is carried on to the middle of the next step in log sigma.
 
-    None at the step to sigma 0, which is infinitely far.
+    None at the step to sigma 0, which is infinitely far, and none where the level has not changed.
     """
-    ratio = jnp.log(sigma / jnp.maximum(sigma_next, 1e-10)) / jnp.log(sigma_before / sigma)
+    ratio = _per(jnp.log(sigma / jnp.maximum(sigma_next, 1e-10)), jnp.log(sigma_before / sigma))
     return jnp.where(sigma_next > 0, 0.5 * ratio, 0.0)
+
+
+def _per(change: Array, distance: Array) -> Array:
+    """change / distance, 0 where the distance [] is not above 0."""
+    return jnp.where(distance > 0, change / jnp.where(distance > 0, distance, 1.0), 0.0)
 
 
 def _march(step: Callable[..., Array], x: Array, keys: Array, sigmas: Array) -> Array:

@@ -5,10 +5,16 @@ from jax import Array
 
 
 def karras_sigmas(steps: int, sigma_min: Array | float, sigma_max: Array | float, rho: Array | float) -> Array:
-    """Noise levels [steps + 1] from sigma_max to sigma_min, then 0 (EDM equation 5). One step goes straight to 0."""
-    ramp = jnp.linspace(0.0, 1.0, steps)
-    low, high = sigma_min ** (1.0 / rho), sigma_max ** (1.0 / rho)
-    return jnp.append((high + ramp * (low - high)) ** rho, 0.0)
+    """Noise levels [steps + 1] from sigma_max to sigma_min, then 0 (EDM equation 5). One step goes straight to 0.
+
+    Both ends are exact, so that bounds of churn and guidance at a level include it. The powers are taken relative to sigma_max
+    and in logarithms: sigma^(1 / rho) leaves the numbers where rho is small, and all digits are lost in it where rho is large.
+    """
+    low, high, rho = (jnp.asarray(x, jnp.result_type(float)) for x in (sigma_min, sigma_max, rho))
+    ramp = jnp.linspace(0.0, 1.0, steps)[1:-1]
+    inner = high * jnp.exp(rho * jnp.log1p(ramp * jnp.expm1((jnp.log(low) - jnp.log(high)) / rho)))
+    ends = [high[None], jnp.clip(inner, low, high), low[None]] if steps > 1 else [high[None]]
+    return jnp.concatenate([*ends, jnp.zeros(1, high.dtype)])
 
 
 def vp_sigma(time: Array, beta_min: Array | float, beta_max: Array | float) -> Array:

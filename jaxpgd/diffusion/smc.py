@@ -149,6 +149,7 @@ def _propose(key: Array, population: Population, sigma: Array, sigma_next: Array
     noise = jax.random.normal(key, population.x.shape)
     guided = population.ahead.guided
     x = guided + ratio * (population.x - guided) + spread * noise
-    shift = (1.0 - ratio) * (guided - population.ahead.denoised) / spread
+    moves = spread > 0  # between equal levels nothing does
+    shift = jnp.where(moves, (1.0 - ratio) * (guided - population.ahead.denoised) / jnp.where(moves, spread, 1.0), 0.0)
     entries = tuple(range(1, noise.ndim))
     return x, -(shift * noise + 0.5 * jnp.square(shift)).sum(entries)

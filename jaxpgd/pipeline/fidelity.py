@@ -1,6 +1,7 @@
 """How faithful a sampler's trajectories are, and `sampler.kind = "auto"`: the cheapest sampler that suffices."""
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -134,7 +135,7 @@ def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, 
     guidance = config.guidance if guided else None
     if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
 
 
 def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> None:
@@ -171,8 +172,10 @@ def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) ->
     sampler = dataclasses.replace(config.sampler, kind="heun")
     measure = make_measure(config, prepared, None, config.evaluation.trajectories, 0)
     (reference,) = measured(config, denoiser, measure, [reference_of(sampler)], False)
-    guided_down_to = config.guidance.sigma_min if "guided" in config.arms else 0.0
-    looked = [s for s in candidates(sampler, EVALUATIONS, tuple(SAMPLERS)) if s.sigma_max > guided_down_to]
+    guided = "guided" in config.arms
+    guided_down_to, guided_up_to = (config.guidance.sigma_min, config.guidance.sigma_max) if guided else (0.0, math.inf)
+    every = candidates(sampler, EVALUATIONS, tuple(SAMPLERS))
+    looked = [s for s in every if s.sigma_max > guided_down_to and s.sigma_min <= guided_up_to]
     costs = sorted({described(s)["evaluations"] for s in looked})
     facts = {"trajectories": config.evaluation.trajectories, "tolerance": TOLERANCE, "reference": reference}
     with StageProgress(STAGE, len(costs), "numbers of evaluations") as progress:

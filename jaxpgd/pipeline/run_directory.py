@@ -275,7 +275,7 @@ def _begin(run: RunDirectory, resume: bool) -> None:
         write_atomic(path / "versions.json", json.dumps(found, indent=1))
         write_atomic(stored, to_toml(config))
         return
-    _check_same(load_config(stored), config, path)
+    _check_same(load_config(stored, unused="kept"), config, path)
     if not resume and not (path / "stages" / "report.json").exists():
         raise InputError(
             f"out = {config.out!r}: holds an unfinished run of this config. Add --resume to continue it, "
@@ -319,7 +319,7 @@ def open_run(path: str | os.PathLike[str]) -> RunDirectory:
     directory = Path(path)
     if not (directory / "config.toml").exists():
         raise InputError(f"run = {str(path)!r}: expected a run directory made by `jaxpgd run` (it holds config.toml).")
-    return RunDirectory(directory, load_config(directory / "config.toml"))
+    return RunDirectory(directory, load_config(directory / "config.toml", unused="kept"))
 
 
 def _check_same(stored: Config, config: Config, path: Path) -> None:

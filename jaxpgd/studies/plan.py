@@ -8,18 +8,19 @@ import json
 import operator
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxpgd.config import apply_values, load_config, resolve, validate, with_preset
+from jaxpgd.config import apply_values, load_config, preset_of, resolve, validate, with_preset
 from jaxpgd.errors import InputError, check
 from jaxpgd.precision import STATED
 from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
+from jaxpgd.used_settings import check_used, names_of
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
@@ -77,6 +78,13 @@ class MeasureConfig:
     stds: tuple[float, ...] = (0.3, 0.3)
     policy_mean: float = 0.5  # tilt: of the policy
     policy_std: float = 0.5
+
+
+# which kinds use what of a measure
+MEASURED: dict[str, tuple[str, ...]] = {
+    "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
+    "length": ("trajectories", "rollouts"), "samples": ("trajectories",),
+} | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +236,9 @@ def load_study(
     for axis in only or {}:
         check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
     cells = tuple(_cells(raw, axes, name, overrides or {}))
+    if not only:
+        _check_used(cells, [raw, *(each for label in axes.values() for each in label.values())], f"{name}: ")
+    _check_used(cells, [{"base": overrides or {}}], "--")
     labels = {axis: tuple(values) for axis, values in axes.items()}
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
@@ -240,6 +251,18 @@ def load_study(
         comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, whole, values, name),
         joint=raw.get("joint", False), budget=_budget(raw, name),
     )  # fmt: skip
+
+
+def _check_used(cells: Sequence[Cell], tables: Iterable[Mapping[str, Any]], before: str) -> None:
+    """Check that all that tables of a study set, but for its targets, has an effect in one of its cells. Raises InputError."""
+    given = {setting for table in tables for setting in dotted({**table, **table.get("base", {})})}
+    known = sorted(given & set(names_of(Config())))
+    check_used([cell.config for cell in cells], known, preset_of, before)
+    for key, kinds in MEASURED.items():
+        changed = [cell.measure for cell in cells if getattr(cell.measure, key) != getattr(MeasureConfig(), key)]
+        check(f"measure.{key}" not in given or not changed or any(measure.kind in kinds for measure in changed),
+              f"{before}measure.{key}", getattr(changed[0], key) if changed else None,
+              f"its default, as it counts only where measure.kind is {' or '.join(map(repr, kinds))}")  # fmt: skip
 
 
 def _budget(raw: Mapping[str, Any], name: str) -> Budget | None:
@@ -343,7 +366,7 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
         values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]
     values = merge({"health": {"lost_seeds": "keep"}}, values)  # a seed that diverges does not stop the others
     try:
-        config = load_config(None, values)
+        config = load_config(None, values, unused="kept")  # `_check_used` looks at all cells together
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     check(

@@ -1,6 +1,7 @@
 """Trajectories from a denoiser, unguided (SynthER-style) or guided towards a policy (PGD): one Synthesizer."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from jaxpgd.config import check_sections
 from jaxpgd.diffusion.constraints import Chain, Clamp, CleanConditions, Condition
 from jaxpgd.diffusion.guidance import Likelihood
 from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
@@ -218,15 +220,18 @@ def make_synthesizer(
     guidance: GuidanceConfig | None = None,
     *,
     length: int = 0,
+    unused: Literal["refused", "kept"] = "refused",
 ) -> DiffusionSynthesizer:
     """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
 
     `length` is the number of steps per trajectory (0: as in training). A denoiser of your own is a pytree callable (a struct
     dataclass, or `jax.tree_util.Partial` of a function and its parameters) in `TrajectoryDenoiser(denoise, windows.codec,
-    windows.length)`. Raises InputError.
+    windows.length)`. Raises InputError, unless they are "kept" also for settings that the kinds leave `unused`.
     """
     own = "a TrajectoryDenoiser: TrajectoryDenoiser(denoise, windows.codec, windows.length)"
     check(isinstance(denoiser, TrajectoryDenoiser), "denoiser", denoiser, own)
+    if unused == "refused":
+        check_sections(sampler=sampler or SamplerConfig(), **({} if guidance is None else {"guidance": guidance}))
     check_ranges(sampler or SamplerConfig(), "sampler.")
     check_ranges(guidance or GuidanceConfig(), "guidance.")
     length = length or denoiser.length

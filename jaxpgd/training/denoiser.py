@@ -10,6 +10,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from jaxpgd.config import check_sections
 from jaxpgd.data.dataset import Dataset
 from jaxpgd.data.windows import choose_windows, gather_padded, gather_window, own_steps
 from jaxpgd.diffusion.constraints import Condition, Conditions
@@ -317,5 +318,6 @@ def train_denoiser(
     and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
     check_denoiser(config)
+    check_sections(denoiser=config)
     state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
     return trained_denoiser(state, windows, config), metrics

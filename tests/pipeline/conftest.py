@@ -27,7 +27,7 @@ TINY = {
 
 
 def tiny(out: Path, **changes: object) -> Config:
-    return load_config(None, TINY | {"out": str(out)} | changes)
+    return load_config(None, TINY | {"out": str(out)} | changes, unused="kept")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,177 @@
+"""Which settings count under which choices: the one table by which settings without effect are refused.
+
+A rule says of some settings that they count only where something holds of the config. A setting that no rule names always
+counts; one that several rules name counts where all of them hold.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from jaxpgd.errors import check
+from jaxpgd.ranges import get, noise_levels
+from jaxpgd.settings import AgentConfig, Config
+
+AGENTS = tuple(field.name for field in dataclasses.fields(AgentConfig) if dataclasses.is_dataclass(field.default))
+
+_DIFFUSION = ("unguided", "guided")
+_SAMPLED = (*_DIFFUSION, "dydiff")
+_MODELS = ("dydiff", "world_model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Settings, or whole sections of them, that count only where `holds`; `where` says that in words."""
+
+    names: tuple[str, ...]
+    holds: Callable[[Config], bool]
+    where: str
+
+
+def _rule(names: str, holds: Callable[[Config], bool], where: str) -> Rule:
+    return Rule(tuple(names.split()), holds, where)
+
+
+def _of_arms(names: str, *arms: str) -> Rule:
+    return _rule(names, lambda c: bool(set(arms) & set(c.arms)), f"arms has {' or '.join(arms)}")
+
+
+def _of_agent(kind: str) -> Rule:
+    return _rule(f"agent.{kind}", lambda c: c.agent.kind == kind, f"agent.kind is {kind!r}")
+
+
+def _guide(config: Config) -> str:
+    """The kind of guidance that moves samples: of "smc" its proposal."""
+    guidance = config.guidance
+    return guidance.proposal if guidance.kind == "smc" else guidance.kind
+
+
+def _steps(config: Config) -> float:
+    """The largest number of sampler steps that a run takes; "auto" looks at many."""
+    sampler = config.sampler
+    return float("inf") if sampler.kind == "auto" else max(sampler.steps, config.evaluation.sampler_steps)
+
+
+def _has_churn(config: Config) -> bool:
+    return not config.sampler.kind.startswith("dpmpp_")
+
+
+def _churns(config: Config) -> bool:
+    """Whether noise is put back at some noise level."""
+    s = config.sampler
+    within = s.kind == "auto" or any(s.churn_min <= level <= s.churn_max for level in noise_levels(s))
+    return _has_churn(config) and s.churn > 0 and within
+
+
+def _refreshes(config: Config) -> bool:
+    return config.synthesis.regime != "oneoff" and config.synthesis.interval < config.agent.updates
+
+
+def _swept(config: Config) -> set[str]:
+    """The settings of the agent that the run sweeps over."""
+    return {f"agent.{config.agent.kind}.{name.removeprefix('agent.')}" for name in config.sweep[::2]}
+
+
+RULES: tuple[Rule, ...] = (
+    # which arms need what
+    _of_arms(
+        "models_from data.stride data.add_episode_starts data.add_terminals data.allow_timeout_end data.pad_short "
+        "data.terminal_repeats data.done_scale data.normalisation data.validation_fraction "
+        "synthesis evaluation.trajectories evaluation.behaviour",
+        *_SAMPLED, "world_model",
+    ),
+    _of_arms("denoiser sampler", *_SAMPLED),
+    _of_arms("guidance evaluation.coefficients evaluation.sampler_steps", *_DIFFUSION),
+    _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
+    _of_arms("dynamics", *_MODELS),
+    _of_arms("synthesis.dydiff", "dydiff"),
+    _of_arms("synthesis.world_model", "world_model"),
+    # data and denoiser
+    _rule("data.episodes", lambda c: c.data.name.split("-")[0] == "point2d", "data.name is a built-in environment"),
+    _rule("denoiser.steps", lambda c: c.denoiser.epochs == 0, "denoiser.epochs is 0"),
+    # sampler
+    _rule("sampler.steps", lambda c: c.sampler.kind != "auto", "sampler.kind names a solver"),
+    _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
+    _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),
+    _rule("sampler.predictor", lambda c: c.sampler.kind in ("euler", "heun"), "sampler.kind is 'euler' or 'heun'"),
+    _rule(
+        "sampler.churn sampler.churn_min sampler.churn_max sampler.churn_noise sampler.predictor",
+        lambda c: _has_churn(c) or c.sampler.churn == 0.0,
+        "sampler.kind is one with churn (none of dpmpp_*)",
+    ),
+    _rule(
+        "sampler.churn_min sampler.churn_max sampler.churn_noise sampler.predictor",
+        _churns, "sampler.churn is above 0 and some noise level is within [churn_min, churn_max]",
+    ),
+    _rule(
+        "sampler.churn", lambda c: c.sampler.churn == 0.0 or _churns(c), "some noise level is within [churn_min, churn_max]"
+    ),
+    # guidance
+    _rule("guidance.at guidance.normalise guidance.sine", lambda c: c.guidance.kind == "published",
+          "guidance.kind is 'published'"),
+    _rule("guidance.hold_states", lambda c: c.guidance.kind in ("reconstruction", "moment"),
+          "guidance.kind is 'reconstruction' or 'moment'"),
+    _rule("guidance.limit", lambda c: _guide(c) in ("reconstruction", "moment"),
+          "guidance.kind, or the proposal of 'smc', is 'reconstruction' or 'moment'"),
+    _rule("guidance.sigma_min guidance.sigma_max", lambda c: _guide(c) != "none", "guidance.proposal is not 'none'"),
+    _rule("guidance.iterations guidance.damping", lambda c: _guide(c) == "moment",
+          "guidance.kind, or the proposal of 'smc', is 'moment'"),
+    _rule("guidance.proposal guidance.order guidance.particles guidance.threshold", lambda c: c.guidance.kind == "smc",
+          "guidance.kind is 'smc'"),
+    # synthesis
+    _rule("synthesis.interval", lambda c: c.synthesis.regime != "oneoff", "synthesis.regime is not 'oneoff'"),
+    _rule("synthesis.fraction", lambda c: c.synthesis.regime in ("continuous", "fifo"),
+          "synthesis.regime is 'continuous' or 'fifo'"),
+    _rule("synthesis.fraction", lambda c: c.synthesis.regime == "fifo" or _refreshes(c),
+          "a refresh is due (synthesis.interval below agent.updates)"),
+    _rule("synthesis.filter.keep synthesis.filter.steps", lambda c: c.synthesis.filter.kind != "none",
+          "synthesis.filter.kind is not 'none'"),
+    _rule("synthesis.filter.temperature", lambda c: c.synthesis.filter.kind == "softmax",
+          "synthesis.filter.kind is 'softmax'"),
+    _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions",
+          lambda c: c.synthesis.dydiff.iterations > 0, "synthesis.dydiff.iterations is above 0"),
+    _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.dynamics.elites > 1, "dynamics.elites is above 1"),
+    # agents
+    *map(_of_agent, AGENTS),
+    _rule("agent.diffusion_ql.candidates", lambda c: c.agent.diffusion_ql.choice != "centre",
+          "agent.diffusion_ql.choice is not 'centre'"),
+    # evaluation
+    _rule("evaluation.intermediate_episodes", lambda c: c.evaluation.every > 0, "evaluation.every is above 0"),
+)  # fmt: skip
+
+
+def names_of(section: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings of a config, or of a section of it."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from names_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def unused(config: Config) -> dict[str, str]:
+    """The settings that a config's own choices leave without effect, each with where it would count, in words."""
+    found = dict.fromkeys(sorted(_swept(config)), "sweep does not vary it")
+    broken = [rule for rule in RULES if not rule.holds(config)]
+    for name in set(names_of(config)) - {"synthesis.kind"}:  # which chooses the arm
+        for rule in broken:
+            if any(name == part or name.startswith(part + ".") for part in rule.names):
+                found.setdefault(name, rule.where)
+    return found
+
+
+def check_used(
+    configs: Sequence[Config], given: Iterable[str], defaults: Callable[[Config], Sequence[Config]], before: str = ""
+) -> None:
+    """Check that the settings `given` by name, where they are at none of their defaults, have an effect in one of the configs.
+
+    Raises InputError, which names the setting, with `before` in front of it, and where it would count.
+    """
+    idle, plain = [unused(config) for config in configs], [defaults(config) for config in configs]
+    for name in given:
+        changed = [i for i, c in enumerate(configs) if get(c, name) not in [get(default, name) for default in plain[i]]]
+        if changed and all(name in idle[i] for i in changed):
+            first = changed[0]
+            check(False, before + name, get(configs[first], name),
+                  f"its default {get(plain[first][0], name)!r}, as it counts only where {idle[first][name]}")  # fmt: skip
