@@ -83,7 +83,7 @@ class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
     kind: Literal["published", "reconstruction", "moment", "smc"] = "moment"  # smc steps in its own way
-    coefficient: float = 1.0  # lambda; with target_ess or max_dynamics_error the largest that may be chosen
+    coefficient: float = 1.0  # lambda (published: per 256 steps); with target_ess or max_dynamics_error the largest
     target_ess: float = 0.0  # above 0: largest lambda at which weighted unguided samples keep this share of effective size
     max_dynamics_error: float = 0.0  # of runs; above 0: largest lambda whose dynamics error is within this times the unguided
     at: Literal["noised", "denoised"] = "denoised"  # published: where the policy's gradient is taken

@@ -1,4 +1,7 @@
-"""Guidance with the posterior covariance that the denoiser itself implies: exact where trajectories and policy are Gaussian.
+"""Guidance with the posterior covariance that the denoiser itself implies.
+
+Exact where trajectories and policy are Gaussian and tokens hold actions as they are. Of tokens that hold pre-tanh actions tanh
+is replaced by its tangent at D(x), which moves them less far than the target asks for: see `guidance`.
 
 Given x, the clean trajectory has mean D(x) and covariance C = sigma^2 dD/dx (Miyasawa 1961; Boys et al., arXiv 2310.06721).
 With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) = -|r|^2 / 2 near D(x), so that the target's
@@ -27,7 +30,7 @@ class MomentGuidance:
     `damping` is added to the system's diagonal, and the iterations stop where the system turns out not to be positive.
 
     Cost: 1 + 2 * `iterations` forward-equivalents. Any policy with a log_prob or a score; exact for Gaussian ones whose mean is
-    linear and whose standard deviation is constant.
+    linear and whose standard deviation is constant, where tokens hold actions as they are.
     """
 
     denoise: Denoise
