@@ -10,12 +10,12 @@ import numpy as np
 
 from jaxpgd.data.dataset import in_learned_units, in_own_units
 from jaxpgd.errors import check
-from jaxpgd.evaluation.behaviour import behaviour_actor
+from jaxpgd.evaluation.behaviour import fitting_actor
 from jaxpgd.evaluation.distances import sliced_wasserstein
 from jaxpgd.evaluation.simulators import has_simulator, make_simulator, rollout
 from jaxpgd.evaluation.trajectory_metrics import action_log_likelihood, dynamics_error, state_entries, steps_taken
 from jaxpgd.pipeline.compare import compare_models
-from jaxpgd.pipeline.models import models_stage
+from jaxpgd.pipeline.models import check_models, models_stage
 from jaxpgd.pipeline.parts import Models, Prepared, arm_synthesizer, known_target, require_steps, stage_key
 from jaxpgd.pipeline.quality import flat_tokens, real_windows
 from jaxpgd.pipeline.run_directory import create_run
@@ -50,11 +50,28 @@ class Found:
 def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
     """Everything that the cells of a group say (`together.groups`); models that they need are trained where they are missing.
 
-    `folder` is the group's own.
+    `folder` is the group's own. Raises InputError before anything of it is trained, where that is known.
     """
+    for cell in cells:
+        check_cell(cell, store)
     if cells[0].measure.kind == "returns":
         return measure_returns(cells, store, folder)
     return [MEASURES[cell.measure.kind](cell, store) for cell in cells]
+
+
+def check_cell(cell: Cell, store: Store) -> None:
+    """Raise InputError for what is known to be wrong with a cell before any of its models, or its target, is trained."""
+    kind, config = cell.measure.kind, cell.config
+    if kind == "tilt":
+        return
+    prepared = store.prepared(config)
+    check_models(config, prepared)
+    if kind == "returns":
+        require_steps(config, prepared.dataset)
+    elif cell.target.config is None:
+        _given_target(cell, prepared)
+    if kind == "rollouts" or (kind == "trajectories" and cell.measure.source == "rollouts"):
+        make_simulator(prepared.dataset.info)
 
 
 def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
@@ -114,7 +131,13 @@ def target_of(cell: Cell, store: Store, prepared: Prepared) -> Policy:
         policy = store.policy(cell.target.config)
         set_precision(cell.config.matmul_precision)  # the target's own may be another
         return policy
-    known = behaviour_actor(cell.target.actor) if cell.target.actor else known_target(prepared.dataset)
+    return _given_target(cell, prepared)
+
+
+def _given_target(cell: Cell, prepared: Prepared) -> Policy:
+    """The actor of a file, or the policy that an environment comes with."""
+    data, actor = prepared.dataset, cell.target.actor
+    known = fitting_actor(actor, data.obs_dim, data.action_dim, "target.actor") if actor else known_target(data)
     check(known is not None, "target", None, f"a target policy, as {cell.config.data.name!r} comes with none")
     assert known is not None
     return known

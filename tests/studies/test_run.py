@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.errors import InputError
 from jaxpgd.studies import run as study_run
 from jaxpgd.studies.measures import Found
 from jaxpgd.studies.plan import COLUMNS, STEP_COLUMNS, load_study
 from jaxpgd.studies.run import run_study
+from jaxpgd.studies.store import Store
 
 SIZES = """
 [base]
@@ -345,3 +348,52 @@ rows = ["source"]
     assert len(results.samples) == 4 and all(t.reward.shape[0] == 3 for _, t in results.samples)
     assert (tmp_path / "out" / "study" / "trajectories.png").exists()
     assert all(row["log_likelihood"] == row["log_likelihood"] for row in results.rows)
+
+
+UNFIT = """
+title = "unfit"
+[base]
+arms = ["unguided"]
+data = {{ name = "{data}", env_id = "{env}", window = 4 }}
+[measure]
+kind = "{kind}"
+source = "{source}"
+{target}
+[axes.a]
+one = {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "kind", "source", "target", "message"),
+    [
+        ("jaxpgd/Unending-v0", "returns", "guided", "", "evaluation.max_steps = 0: expected a number of steps"),
+        (
+            "point2d",
+            "trajectories",
+            "unguided",
+            "[target]\nactor = '{actor}'",
+            "target.actor = .*: expected 2 inputs and 4",
+        ),
+        ("jaxpgd/Unending-v0", "trajectories", "unguided", "", "target = None: expected a target policy"),
+        ("jaxpgd/Unending-v0", "rollouts", "guided", "[target.agent]\nupdates = 500", "no simulator replay"),
+    ],
+)
+def test_what_is_known_of_a_cell_fails_it_before_its_models_are_trained(
+    env: str, kind: str, source: str, target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unending(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    monkeypatch.setitem(gymnasium.registry, "jaxpgd/Unending-v0", EnvSpec("jaxpgd/Unending-v0", lambda: Unending()))
+    sizes = {"w0": (3, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 4), "b2": (4,)}
+    np.savez(tmp_path / "actor.npz", **{name: np.zeros(size, np.float32) for name, size in sizes.items()})
+    np.savez(tmp_path / "line.npz", observations=np.zeros((16, 1)), actions=np.zeros((16, 1)), rewards=np.ones(16),
+             terminals=np.zeros(16), timeouts=np.arange(16) % 8 == 7)  # fmt: skip
+    data = "point2d" if env == "point2d" else tmp_path / "line.npz"
+    text = UNFIT.format(data=data, env=env, kind=kind, source=source, target=target.format(actor=tmp_path / "actor.npz"))
+    monkeypatch.setattr(Store, "_trained", lambda *given: pytest.fail("a model was trained"))
+    monkeypatch.setattr(Store, "policy", lambda *given: pytest.fail("a target was trained"))
+    with pytest.raises(InputError, match=message):
+        run_study(load_study(write(tmp_path, text)), tmp_path / "out")
