@@ -18,10 +18,12 @@ ALLOWED = {
     "compilation": set(),
     "precision": set(),
     "ranges": {"errors", "settings"},
+    "nearest": set(),
     "published": {"errors", "data"},
+    "published_dydiff": {"errors"},
     "used_settings": {"errors", "settings", "ranges"},
-    "config": {"errors", "settings", "ranges", "published", "used_settings"},
-    "overrides": {"errors", "settings"},
+    "config": {"errors", "settings", "ranges", "nearest", "published", "published_dydiff", "used_settings"},
+    "overrides": {"errors", "settings", "nearest"},
     "packing": {*BASE, "settings"},
     "networks": {"types", "errors"},
     "diffusion": {"types", "weights", "packing", "parallel", "networks", "settings"},
@@ -38,7 +40,8 @@ ALLOWED = {
                  "training", "evaluation", "settings", "ranges", "config", "parallel", "precision", "sweep"},
     "studies": {*BASE, "files", "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings",
                 "ranges", "config", "used_settings", "parallel", "precision", "sweep"},
-    "cli": {"overrides", "config", "settings", "errors", "data", "pipeline", "studies", "parallel", "compilation"},
+    "cli": {"overrides", "config", "settings", "ranges", "errors", "data", "evaluation", "pipeline", "studies", "parallel",
+            "compilation"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
