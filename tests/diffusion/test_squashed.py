@@ -13,6 +13,7 @@ import pytest
 from jax import Array
 from scipy import stats
 
+from jaxpgd.diffusion import guidance
 from jaxpgd.diffusion.ladder import Guidance
 from jaxpgd.diffusion.samplers import heun
 from jaxpgd.diffusion.schedules import karras_sigmas
@@ -82,6 +83,12 @@ def test_the_mean_action_falls_short_of_the_targets_by_what_is_stated(kind: str)
         if kind == "moment" or case.c >= 1.0:  # below 1 `reconstruction` is wrong in another way
             found = float(mean_action(case.codec, case.policy, jnp.asarray(case.c), kind))
             np.testing.assert_allclose(abs(found - case.exact), error, atol=0.01)
+
+
+def test_what_the_module_states_of_squashed_actions_is_measured() -> None:
+    case = CASES[0][0]
+    found = float(mean_action(case.codec, case.policy, jnp.asarray(case.c), "moment"))
+    assert f"mean action is {case.exact:.3f} and that of both {found:.3f}" in " ".join((guidance.__doc__ or "").split())
 
 
 def test_where_actions_are_not_squashed_the_mean_is_exact() -> None:
