@@ -133,6 +133,8 @@ RULES: tuple[Rule, ...] = (
     _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.dynamics.elites > 1, "dynamics.elites is above 1"),
     # agents
     *map(_of_agent, AGENTS),
+    _rule("agent.td3_bc.policy_std", lambda c: c.agent.td3_bc.actor == "deterministic",
+          "agent.td3_bc.actor is 'deterministic', which has no density of its own"),
     _rule("agent.diffusion_ql.candidates", lambda c: c.agent.diffusion_ql.choice != "centre",
           "agent.diffusion_ql.choice is not 'centre'"),
     # evaluation

@@ -157,9 +157,10 @@ def agent(config: Config) -> tuple[Any, ...]:
 
     def trained(hypers: Any, key: Array, batch: Transition) -> Any:
         state, metrics = own.update(key, own.init(key, example, hypers), batch)
+        learned = getattr(state, "inner", state).replace(hypers=None)  # which are handed on whether they count or not
         policy, obs = own.policy(state), batch.obs[0, 0]
         acts = policy.sample(key, obs), policy.mode(obs), policy.score(obs, example.action, 0.1)
-        return state, metrics, acts, policy.log_prob_fn and policy.log_prob(obs, example.action, 0.1)
+        return learned, metrics, acts, policy.log_prob_fn and policy.log_prob(obs, example.action, 0.1)
 
     return program(trained, own.hypers, KEY, batch)
 
@@ -193,6 +194,7 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     ("synthesis.world_model", replay, DYDIFF),
     *((f"agent.{kind}", agent, {"agent": {"kind": kind}}) for kind in AGENTS),
     ("agent.td3_bc", agent, {"agent": {"kind": "bc"}}),
+    ("agent.td3_bc", agent, {"agent": {"td3_bc": {"actor": "tanh_gaussian", "policy_delay": 2}}}),
     ("agent.diffusion_ql", agent, {"agent": {"kind": "diffusion_ql", "diffusion_ql": {"choice": "centre"}}}),
 ]  # fmt: skip
 
