@@ -1,5 +1,6 @@
 """Every agent on the least data that there can be, from every source: a run to its report, or one line before any compute."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxpgd.config import load_config
+from jaxpgd.config import config_of, load_config
 from jaxpgd.errors import InputError
 from jaxpgd.pipeline.run import run_all
 from jaxpgd.settings import Config
 from jaxpgd.studies.plan import merge
+from jaxpgd.used_settings import unused
 
 WIDTH = {"hidden": [4]}
 LEAST: dict[str, Any] = {
@@ -50,8 +52,13 @@ def flat(
 
 
 def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes: dict[str, Any] | None = None) -> Config:
+    """The least of everything that has an effect under these choices."""
     own = {"out": str(path / "run"), "arms": arms, "data": data, "agent": {"kind": kind}}
-    return load_config(None, merge(merge(LEAST, own), changes or {}))
+    values = merge(json.loads(json.dumps(LEAST)), own)
+    for name in unused(config_of(None, merge(values, changes or {}))):
+        *sections, key = name.split(".")
+        functools.reduce(lambda table, section: table.get(section, {}), sections, values).pop(key, None)
+    return load_config(None, merge(values, changes or {}))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
         ),
         ("td3_bc", ["guided"], ONE_WINDOW, {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}}),
         ("iql", ["world_model"], TWO_WINDOWS, {"synthesis": {"filter": {"kind": "softmax", "keep": 0.9}}}),
-        ("cql", ["dydiff"], ONE_WINDOW, {"synthesis": {"dydiff": {"conditions": "noised", "iterations": 0}}}),
+        ("cql", ["dydiff"], ONE_WINDOW, {"synthesis": {"dydiff": {"conditions": "noised"}}}),
         ("diffusion_ql", ["guided"], TWO_WINDOWS, {"guidance": {"kind": "published"}, "synthesis": {"regime": "fifo"}}),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -80,8 +87,8 @@ def test_every_agent_and_source(
 @pytest.mark.parametrize("terminal", [True, False])
 def test_windows_of_two_steps_in_which_nothing_happens(terminal: bool, tmp_path: Path) -> None:
     data = flat(tmp_path, (2, 2), terminal=terminal, still=True)
-    arms = ["unguided", "dydiff"] if not terminal else ["guided", "world_model"]
-    path = run_all(least(tmp_path, "bc", arms, data))
+    arms = ["guided", "world_model"] if terminal else ["unguided", "dydiff"]
+    path = run_all(least(tmp_path, "bc", arms, data, {} if terminal else {"synthesis": {"dydiff": {"iterations": 0}}}))
     quality = (path / "quality.json").read_text(encoding="utf-8")
     assert (path / "report.html").is_file() and "NaN" not in quality
 
