@@ -130,10 +130,12 @@ def _main(argv: list[str] | None) -> None:
 
 
 def _ready(command: str) -> None:
-    """Devices that are there, and compiled programs kept on disk. Raises InputError."""
+    """Devices that are there, single precision, and compiled programs kept on disk. Raises InputError."""
     from jaxpgd.parallel import require_devices
+    from jaxpgd.precision import single_precision
 
     require_devices()
+    single_precision()
     if command != "data":
         from jaxpgd.compilation import keep_compiled_programs
 

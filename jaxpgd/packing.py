@@ -94,7 +94,7 @@ class TokenCodec:
     def decode(self, tokens: Array) -> Trajectory:
         """Trajectory of tokens [..., T, D]. A done entry above one half is a terminal; what follows it is masked."""
         raw = self._within(tokens) * self.std + self.mean
-        discount = jnp.where(raw[..., self.done] > 0.5, 0.0, 1.0)
+        discount = 1.0 - (raw[..., self.done] > 0.5).astype(raw.dtype)
         return Trajectory(
             obs=raw[..., self.obs],
             action=self.action_of(raw[..., self.action]),

@@ -13,6 +13,6 @@ def effective_sample_size(log_weight: Array) -> Array:
 def systematic(key: Array, log_weight: Array) -> Array:
     """Indices [N] in which sample i occurs N w_i times, rounded up or down (Kitagawa 1996); with equal weights, each once."""
     count = log_weight.shape[0]
-    positions = (jnp.arange(count) + jax.random.uniform(key, minval=0.01, maxval=0.99)) / count
+    positions = (jnp.arange(count) + jax.random.uniform(key, (), jnp.float32, minval=0.01, maxval=0.99)) / count
     index = jnp.searchsorted(jnp.cumsum(jax.nn.softmax(log_weight)), positions)
     return jnp.minimum(index, count - 1)  # the last sum may round to less than 1

@@ -41,7 +41,7 @@ ALLOWED = {
     "studies": {*BASE, "files", "diffusion", "envs", "data", "synthesis", "training", "evaluation", "pipeline", "settings",
                 "ranges", "config", "used_settings", "parallel", "precision", "sweep"},
     "cli": {"overrides", "config", "settings", "ranges", "errors", "data", "evaluation", "pipeline", "studies", "parallel",
-            "compilation"},
+            "compilation", "precision"},
 }  # fmt: skip
 MODULES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 

@@ -126,8 +126,8 @@ class _CQL(TanhGaussian):
     def proposals(self, key: Array, actor: PyTree, batch: Transition) -> tuple[Array, Array]:
         """K = 3 * n_actions actions [K, B, A] with their log-densities [K, B]: uniform ones, from pi(s), from pi(s')."""
         key_uniform, key_policy = jax.random.split(key)
-        uniform = jax.random.uniform(key_uniform, (self.n_actions, *batch.action.shape), minval=-1.0)
-        uniform_density = jnp.full(uniform.shape[:-1], -self.action_dim * jnp.log(2.0))
+        uniform = jax.random.uniform(key_uniform, (self.n_actions, *batch.action.shape), jnp.float32, minval=-1.0)
+        uniform_density = jnp.full(uniform.shape[:-1], -self.action_dim * jnp.log(2.0), jnp.float32)
         both = jnp.stack([batch.obs, batch.next_obs])
         keys = jax.random.split(key_policy, self.n_actions)
         action, log_prob = jax.vmap(lambda k: self.draw(k, actor, both), out_axes=1)(keys)  # [2, n, B, ...]

@@ -129,7 +129,7 @@ class _DiffusionQL:
     def init(self, key: Array, hypers: DiffusionQLHypers, example: Transition) -> DiffusionQLState:
         common.check_example(example, self.action_dim)
         actor_key, critic_key = jax.random.split(key)
-        actor = self.actor.init(actor_key, example.action, jnp.zeros(()), example.obs)
+        actor = self.actor.init(actor_key, example.action, jnp.zeros((), jnp.float32), example.obs)
         critic = self.critics.init(critic_key, example.obs, example.action)
         return DiffusionQLState(
             actor=actor,
@@ -211,7 +211,7 @@ class _DiffusionQL:
         sigma = jax.random.choice(key_step, self.sigmas(h)[:-1], batch.reward.shape)
 
         def one(key: Array, obs: Array, action: Array, sigma: Array) -> Array:
-            noised = action + sigma * jax.random.normal(key, action.shape)
+            noised = action + sigma * jax.random.normal(key, action.shape, action.dtype)
             return self.denoise(params, h, obs, clip=False)(noised, sigma)
 
         return jax.vmap(one)(jax.random.split(key_noise, sigma.shape[0]), batch.obs, batch.action, sigma), sigma
@@ -234,7 +234,7 @@ class _DiffusionQL:
         """
         key_start, key_chain = jax.random.split(key)
         sigmas = self.sigmas(h)
-        start = noise * jnp.sqrt(1.0 + jnp.square(sigmas[0])) * jax.random.normal(key_start, (self.action_dim,))
+        start = noise * jnp.sqrt(1.0 + jnp.square(sigmas[0])) * jax.random.normal(key_start, (self.action_dim,), sigmas.dtype)
         return ancestral(key_chain, self.denoise(actor, h, obs, clip=True), start, sigmas, noise=noise)[0]
 
     def draw(self, key: Array, actor: PyTree, h: DiffusionQLHypers, obs: Array) -> Array:

@@ -131,7 +131,7 @@ class _IQL:
 
     def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
         mean, std = self.actor.apply(params, obs)
-        return jnp.clip(mean + std * jax.random.normal(key, mean.shape), -1.0, 1.0)
+        return jnp.clip(mean + std * jax.random.normal(key, mean.shape, mean.dtype), -1.0, 1.0)
 
     def mode(self, params: PyTree, obs: Array) -> Array:
         return self.actor.apply(params, obs)[0]

@@ -147,7 +147,7 @@ class _TD3BC:
     def targets(self, key: Array, state: TD3BCState, batch: Transition) -> Array:
         """r + gamma * discount * min Q'(s', clip(a' + noise)) with a' of the target actor, same shape as `batch.reward`."""
         h = state.hypers
-        noise = h.policy_noise * jax.random.normal(key, batch.action.shape)
+        noise = h.policy_noise * jax.random.normal(key, batch.action.shape, batch.action.dtype)
         action = self.behaviour.act(jax.random.fold_in(key, 2), state.target_actor, batch.next_obs)
         action += jnp.clip(noise, -h.noise_clip, h.noise_clip)
         q = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))

@@ -65,7 +65,7 @@ class Consistency:
         """1 for steps [T] of x0 [T, D] before the first terminal, else 0. Tokens without a terminal flag have none."""
         done = self.codec.done
         if self.codec.token_dim <= done:
-            return jnp.ones(x0.shape[0])
+            return jnp.ones(x0.shape[0], x0.dtype)
         return jnp.cumprod((x0[:, done] * self.codec.std[done] + self.codec.mean[done] <= 0.5).astype(x0.dtype))
 
     def correct(self, x0: Array, sigma: Array) -> Array:

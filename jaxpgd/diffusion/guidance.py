@@ -70,7 +70,11 @@ def log_likelihood(
     if policy.score_fn is None:
         return total(jax.vmap(policy.log_prob)(obs, action, variance))
     hold = jax.lax.stop_gradient
-    value = total(jax.vmap(policy.log_prob)(obs, action, variance)) if policy.log_prob_fn is not None else jnp.zeros(())
+    value = (
+        total(jax.vmap(policy.log_prob)(obs, action, variance))
+        if policy.log_prob_fn is not None
+        else jnp.zeros((), jnp.float32)
+    )
     score = hold(jax.vmap(policy.score)(obs, action, variance))
     score = score if counted is None else jnp.where(counted[:, None], score, 0.0)
     return hold(value) + (score * (action - hold(action))).sum()
@@ -117,7 +121,7 @@ class PolicyNudge:
     def __call__(self, x: Array, stage: Stage) -> Array:
         """Nudged tokens [T, D]."""
         point = stage.denoise(x, stage.sigma) if self.at == "denoised" else x
-        return x.at[:, self.codec.action].add(self.weight(stage) * self.gradient(point))
+        return x.at[:, self.codec.action].add(self.weight(stage).astype(x.dtype) * self.gradient(point))
 
 
 def nudge_share(steps: int, sine: Array | float) -> Array | float:
@@ -176,7 +180,7 @@ class Likelihood:
         factor = jnp.maximum(self.coefficient, 1.0)
         if self.states:
             variance += jax.vmap(self.state_variance)(obs, action)
-            factor = jnp.asarray(self.coefficient)
+            factor = jnp.asarray(self.coefficient, jnp.float32)
         return log_likelihood(self.policy, obs, action, jax.lax.stop_gradient(factor * unknown * variance), self.counted)
 
     def state_variance(self, obs: Array, action: Array) -> Array:

@@ -104,7 +104,7 @@ def guidance_profile(key: Array, guided: Guided, tokens: Array, sigmas: Array) -
     """
 
     def at(key: Array, sigma: Array) -> tuple[Array, Array]:
-        x = tokens + sigma * jax.random.normal(key, tokens.shape)
+        x = tokens + sigma * jax.random.normal(key, tokens.shape, tokens.dtype)
         look = jax.vmap(guided.look, in_axes=(0, None))(x, sigma)
         size = lambda change: jnp.sqrt(jnp.square(change).mean()) / jnp.square(sigma)
         return size(look.guided - look.denoised), size(look.denoised - x)

@@ -17,8 +17,8 @@ def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float, p_high
     The published distribution (p_high = 0) hardly visits high noise, where samplers decide about rare events (terminals).
     """
     key_normal, key_high, key_choice = jax.random.split(key, 3)
-    normal = p_mean + p_std * jax.random.normal(key_normal)
-    high = jax.random.uniform(key_high, minval=jnp.log(_HIGH[0]), maxval=jnp.log(_HIGH[1]))
+    normal = p_mean + p_std * jax.random.normal(key_normal, (), jnp.float32)
+    high = jax.random.uniform(key_high, (), jnp.float32, minval=jnp.log(_HIGH[0]), maxval=jnp.log(_HIGH[1]))
     return jnp.exp(jnp.where(jax.random.bernoulli(key_choice, p_high), high, normal))
 
 
@@ -29,7 +29,7 @@ def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
 
 def denoising_error(key: Array, denoise: Denoise, x0: Array, sigma: Array) -> Array:
     """Mean squared error [] of denoising one example x0 (any shape) after fresh noise of level sigma []."""
-    noised = x0 + sigma * jax.random.normal(key, x0.shape)
+    noised = x0 + sigma * jax.random.normal(key, x0.shape, x0.dtype)
     return jnp.square(denoise(noised, sigma) - x0).mean()
 
 
@@ -58,6 +58,6 @@ def edm_loss(
         seen = padding.known if known is None else padding.known | known
     if seen is None:
         return weight * denoising_error(key_noise, denoise, x0, sigma)
-    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape)
+    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape, x0.dtype)
     error = jnp.square(denoise.given(noised, sigma, Condition(x0, seen)) - x0)  # 0 at entries that are seen
     return weight * error.sum() / (x0.size if known is None else (~known).sum())  # as many as count without padding

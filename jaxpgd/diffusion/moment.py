@@ -44,7 +44,7 @@ class MomentGuidance:
 
     def solve(self, x: Array, sigma: Array) -> tuple[Look, Array]:
         """The look and the relative residual [] that conjugate gradients left."""
-        coefficient = jnp.asarray(self.likelihood.coefficient)
+        coefficient = jnp.asarray(self.likelihood.coefficient, jnp.float32)
         x0, times = jax.linearize(lambda y: self.denoise(y, sigma), x)
         transposed = jax.linear_transpose(times, x)
         residual, forward = jax.linearize(self.residual, x0)

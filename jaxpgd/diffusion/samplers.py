@@ -36,7 +36,7 @@ class Churn:
 
 def make_churn(config: SamplerConfig) -> Churn:
     """Churn with the numbers of a config section as leaves."""
-    return Churn(*(jnp.asarray(x) for x in (config.churn, config.churn_min, config.churn_max, config.churn_noise)))
+    return Churn(*(jnp.asarray(x, jnp.float32) for x in (config.churn, config.churn_min, config.churn_max, config.churn_noise)))
 
 
 @struct.dataclass
@@ -63,7 +63,7 @@ class _Step:
         gamma = self.churn.gamma(sigma, self.steps)
         # sqrt(sigma_hat^2 - sigma^2) without the difference, whose rounding alone would add noise of 3e-4 sigma without churn
         added = self.churn.noise * sigma * jnp.sqrt(gamma * (2.0 + gamma))
-        return x, x + added * jax.random.normal(key_churn, x.shape), sigma * (1.0 + gamma)
+        return x, x + added * jax.random.normal(key_churn, x.shape, x.dtype), sigma * (1.0 + gamma)
 
     def deterministic(self, key: Array, x: Array, index: Array, sigma: Array, sigma_next: Array, second_order: bool) -> Array:
         """A step along the probability flow after churn (EDM algorithm 2)."""
@@ -84,7 +84,7 @@ class _Step:
         _, x_hat, sigma_hat = self.begin(key_before, key_churn, x, index, sigma)
         x0, ratio = self.denoise(x_hat, sigma_hat), jnp.square(sigma_next / sigma_hat)
         spread = noise * sigma_next * jnp.sqrt(1.0 - ratio)
-        x_next = x0 + ratio * (x_hat - x0) + spread * jax.random.normal(key_noise, x.shape)
+        x_next = x0 + ratio * (x_hat - x0) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
         return self.finish(key_after, x_next, index, sigma_next)
 
     def multistep(
@@ -99,7 +99,7 @@ class _Step:
         point = x0 + jnp.where(index > 0, carry_weight(*sigmas), 0.0) * (x0 - before)
         shrink = (sigma_next / sigma) ** (1.0 + noise)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * noise))
-        x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape)
+        x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
         return self.finish(key_after, x, index, sigma_next), x0
 
     def multistep_third(
@@ -118,7 +118,13 @@ class _Step:
         linear = jnp.where(sigma_next > 0, h - (1.0 - shrink) / rate, 0.0)
         quadratic = jnp.where(sigma_next > 0, 0.5 * h * h - linear / rate, 0.0)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * noise))
-        x = x0 + shrink * (x - x0) + linear * first + quadratic * second + spread * jax.random.normal(key_noise, x.shape)
+        x = (
+            x0
+            + shrink * (x - x0)
+            + linear * first
+            + quadratic * second
+            + spread * jax.random.normal(key_noise, x.shape, x.dtype)
+        )
         return self.finish(key_after, x, index, sigma_next), (x0, before[0])
 
 

@@ -10,8 +10,8 @@ def karras_sigmas(steps: int, sigma_min: Array | float, sigma_max: Array | float
     Both ends are exact, so that bounds of churn and guidance at a level include it. The powers are taken relative to sigma_max
     and in logarithms: sigma^(1 / rho) leaves the numbers where rho is small, and all digits are lost in it where rho is large.
     """
-    low, high, rho = (jnp.asarray(x, jnp.result_type(float)) for x in (sigma_min, sigma_max, rho))
-    ramp = jnp.linspace(0.0, 1.0, steps)[1:-1]
+    low, high, rho = (jnp.asarray(x, jnp.float32) for x in (sigma_min, sigma_max, rho))
+    ramp = jnp.linspace(0.0, 1.0, steps, dtype=jnp.float32)[1:-1]
     inner = high * jnp.exp(rho * jnp.log1p(ramp * jnp.expm1((jnp.log(low) - jnp.log(high)) / rho)))
     ends = [high[None], jnp.clip(inner, low, high), low[None]] if steps > 1 else [high[None]]
     return jnp.concatenate([*ends, jnp.zeros(1, high.dtype)])
@@ -39,4 +39,4 @@ def vp_sigmas(steps: int, beta_min: Array | float, beta_max: Array | float) -> A
 
     With 0.1 and 10 the schedule of Diffusion-QL (arXiv 2208.06193, section 3): beta_i = 1 - abar_i / abar_(i-1).
     """
-    return jnp.append(vp_sigma(jnp.arange(steps, 0, -1) / steps, beta_min, beta_max), 0.0)
+    return jnp.append(vp_sigma(jnp.arange(steps, 0, -1, dtype=jnp.float32) / steps, beta_min, beta_max), 0.0)

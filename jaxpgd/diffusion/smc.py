@@ -73,9 +73,9 @@ def smc(
     """
     key_start, key_march = jax.random.split(key)
     see = _looker(guided, batch_size)
-    x = sigmas[0] * jax.random.normal(key_start, (particles, *shape))
+    x = sigmas[0] * jax.random.normal(key_start, (particles, *shape), sigmas.dtype)
     look = see(x, sigmas[0])
-    start = Population(x, look, look, _usable(look.log_twist), jnp.zeros(()))
+    start = Population(x, look, look, _usable(look.log_twist), jnp.zeros((), jnp.float32))
 
     def step(population: Population, at: tuple[Array, Array, Array, Array]) -> tuple[Population, tuple[Array, Array]]:
         key, sigma, sigma_next, after = at
@@ -146,7 +146,7 @@ def _propose(key: Array, population: Population, sigma: Array, sigma_next: Array
     """
     ratio = jnp.square(sigma_next / sigma)
     spread = sigma_next * jnp.sqrt(1.0 - ratio)
-    noise = jax.random.normal(key, population.x.shape)
+    noise = jax.random.normal(key, population.x.shape, population.x.dtype)
     guided = population.ahead.guided
     x = guided + ratio * (population.x - guided) + spread * noise
     moves = spread > 0  # between equal levels nothing does

@@ -154,7 +154,7 @@ class Imagination:
             action = policy.sample(key_action, obs)
             means, stds = model.next_states(obs, action)
             member = fixed if self.elite == "trajectory" else jax.random.randint(key_member, (), 0, model.members)
-            noise = stds[member] * jax.random.normal(key_noise, obs.shape) if self.sampled else 0.0
+            noise = stds[member] * jax.random.normal(key_noise, obs.shape, obs.dtype) if self.sampled else 0.0
             next_obs = model.within_reach(means[member] + noise)
             reward = model.reward(obs, action) - self.penalty * penalty(stds)
             return next_obs, (obs, action, reward, model.discount(obs, action, next_obs))

@@ -48,7 +48,7 @@ class LinearGaussian:
     def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
         """obs [O], action [A] -> next_obs [O], reward [], discount [] (always 1)."""
         reward = -(jnp.sum(obs**2) + 0.1 * jnp.sum(action**2))
-        return self.A @ obs + self.B @ action + _gaussian(key, self.Q), reward, jnp.ones(())
+        return self.A @ obs + self.B @ action + _gaussian(key, self.Q), reward, jnp.ones((), jnp.float32)
 
     def without_noise(self) -> "LinearGaussian":
         """The same dynamics with exact steps."""
@@ -93,7 +93,7 @@ def _mode(params: LinearParams, obs: Array) -> Array:
 
 def _sample(params: LinearParams, key: Array, obs: Array) -> Array:
     mode = _mode(params, obs)
-    return mode + params.std * jax.random.normal(key, mode.shape)
+    return mode + params.std * jax.random.normal(key, mode.shape, mode.dtype)
 
 
 def _log_prob(params: LinearParams, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
@@ -104,7 +104,7 @@ def _log_prob(params: LinearParams, obs: Array, action: Array, variance: Array |
 def _gaussian(key: Array, cov: Array) -> Array:
     # a square root by eigenvectors also serves singular covariances, where Cholesky gives NaN
     values, vectors = jnp.linalg.eigh(cov)
-    return vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape))
+    return vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape, values.dtype))
 
 
 def trajectory_moments(env: LinearGaussian, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,7 @@ class GaussianDenoise:
 
     def sample(self, key: Array) -> Array:
         """An exact sample x0 [T, D]."""
-        noise = jnp.sqrt(self.values) * jax.random.normal(key, self.values.shape)
+        noise = jnp.sqrt(self.values) * jax.random.normal(key, self.values.shape, self.values.dtype)
         return self.mean + (self.vectors @ noise).reshape(self.mean.shape)
 
 

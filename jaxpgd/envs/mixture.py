@@ -16,7 +16,7 @@ from jaxpgd.packing import TokenCodec
 from jaxpgd.types import Policy
 
 # tokens without observations, whose one entry is the action itself
-CODEC = TokenCodec(jnp.zeros(1), jnp.ones(1), obs_dim=0, action_dim=1, squashed=False)
+CODEC = TokenCodec(jnp.zeros(1, jnp.float32), jnp.ones(1, jnp.float32), obs_dim=0, action_dim=1, squashed=False)
 
 
 @struct.dataclass
@@ -38,7 +38,7 @@ class Mixture:
         """An exact sample [1, 1]."""
         key_which, key_noise = jax.random.split(key)
         k = jax.random.categorical(key_which, jnp.log(self.weight))
-        return (self.mean[k] + self.std[k] * jax.random.normal(key_noise)).reshape(1, 1)
+        return (self.mean[k] + self.std[k] * jax.random.normal(key_noise, (), self.std.dtype)).reshape(1, 1)
 
     def density(self, grid: np.ndarray) -> np.ndarray:
         """Density [G] at grid points [G]."""
@@ -51,7 +51,8 @@ def mixture(weight: list[float], mean: list[float], std: list[float]) -> Mixture
     """The mixture of K Gaussians. Raises InputError where lengths differ or weights and deviations are not above 0."""
     check(len(weight) == len(mean) == len(std) > 0, "weight, mean, std", (weight, mean, std), "as many of each")
     check(min(weight) > 0 and min(std) > 0, "weight, std", (weight, std), "numbers above 0")
-    return Mixture(jnp.asarray(weight) / sum(weight), jnp.asarray(mean), jnp.asarray(std))
+    weight_, mean_, std_ = (jnp.asarray(x, jnp.float32) for x in (weight, mean, std))
+    return Mixture(weight_ / sum(weight), mean_, std_)
 
 
 def gaussian_policy(mean: float, std: float) -> Policy:

@@ -40,7 +40,7 @@ class Point2D:
 
     def reset(self, key: Array) -> Array:
         """First position [2]."""
-        return self.start_std * jax.random.normal(key, (2,))
+        return self.start_std * jax.random.normal(key, (2,), jnp.float32)
 
     def mean_step(self, obs: Array, action: Array) -> Array:
         """The next position [2] without noise."""
@@ -48,12 +48,12 @@ class Point2D:
 
     def reward(self, next_obs: Array) -> Array:
         """Reward [] of arriving at next_obs [2]."""
-        return -jnp.linalg.norm(next_obs - jnp.asarray(self.goal))
+        return -jnp.linalg.norm(next_obs - jnp.asarray(self.goal, next_obs.dtype))
 
     def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
         """obs [2], action [2] -> next_obs [2], reward [], discount [] (always 1)."""
-        next_obs = self.mean_step(obs, action) + self.noise_std * jax.random.normal(key, (2,))
-        return next_obs, self.reward(next_obs), jnp.ones(())
+        next_obs = self.mean_step(obs, action) + self.noise_std * jax.random.normal(key, (2,), jnp.float32)
+        return next_obs, self.reward(next_obs), jnp.ones((), jnp.float32)
 
     def without_noise(self) -> "Point2D":
         """The same task with exact steps."""
@@ -81,7 +81,7 @@ def goal_sample(params: GoalParams, key: Array, obs: Array) -> Array:
     Truncation, unlike clipping, leaves no atoms at the bounds for a denoiser to reproduce.
     """
     mode = goal_mode(params, obs)
-    noise = jax.random.truncated_normal(key, (-1.0 - mode) / params.std, (1.0 - mode) / params.std)
+    noise = jax.random.truncated_normal(key, (-1.0 - mode) / params.std, (1.0 - mode) / params.std, dtype=mode.dtype)
     return jnp.clip(mode + params.std * noise, -1.0, 1.0)
 
 
@@ -107,7 +107,7 @@ def behaviour_policy(env: Point2D) -> Policy:
 
 def target_policy(env: Point2D) -> Policy:
     """The policy to guide towards: it heads for the goal that `env` rewards."""
-    return goal_policy(jnp.asarray(env.goal), TARGET_STD)
+    return goal_policy(jnp.asarray(env.goal, jnp.float32), TARGET_STD)
 
 
 def importance_truth(

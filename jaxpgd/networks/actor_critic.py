@@ -42,7 +42,7 @@ class GaussianActor(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
         mean = jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind)(obs))
-        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,))
+        log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,), jnp.float32)
         return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
 
 

@@ -1,6 +1,7 @@
 """The dense layer of every network."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -20,8 +21,10 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", lambda key, *shape: self.kernel_init(key, shape).T, x.shape[-1], self.features)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param(
+            "kernel", lambda key, *shape: self.kernel_init(key, shape, jnp.float32).T, x.shape[-1], self.features
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.dtype is not None:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         # Rows in two halves: the weights' gradient then sums over two axes, which sends it to XLA's fast path on CPU.

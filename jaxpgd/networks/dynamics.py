@@ -28,7 +28,7 @@ class GaussianRegressor(nn.Module):
         return mean, low + nn.softplus(log_variance - low)
 
     def _bound(self, name: str, start: float) -> Array:
-        bound: Array = self.param(name, nn.initializers.constant(start), (self.outputs,))
+        bound: Array = self.param(name, nn.initializers.constant(start), (self.outputs,), jnp.float32)
         return bound
 
 

@@ -32,7 +32,7 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
 def sinusoidal(position: Array, features: int) -> Array:
     """Sines, then cosines, of position [...] at features / 2 frequencies from 1 down to 1e-4. -> [..., features]."""
     half = features // 2
-    angles = position[..., None] * 10_000.0 ** (-jnp.arange(half) / (half - 1))
+    angles = position[..., None] * 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / (half - 1))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -54,8 +54,10 @@ class Primitive(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.lecun_normal()
-        kernel = self.param("kernel", lambda key, *shape: init(key, shape).T, self.kernel * x.shape[-1], self.features)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param(
+            "kernel", lambda key, *shape: init(key, shape, jnp.float32).T, self.kernel * x.shape[-1], self.features
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.dtype is not None:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         taps = kernel.reshape(self.features, self.kernel, x.shape[-1])
@@ -94,8 +96,8 @@ class GroupNorm(nn.Module):
         grouped = x.reshape(x.shape[0], self.groups, -1)
         grouped = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))  # whatever the products' precision
         normal = standardise(grouped, (0, 2) if self.over == "sequence" else (2,)).reshape(x.shape)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return (normal * scale + bias).astype(x.dtype)
 
 

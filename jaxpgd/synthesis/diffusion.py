@@ -77,7 +77,7 @@ class DiffusionSynthesizer:
     def clamp(self, start: Array) -> Clamp:
         """The hook that holds the first state at start [O]."""
         codec = self.denoiser.codec
-        value = jnp.zeros((self.length, codec.token_dim))
+        value = jnp.zeros((self.length, codec.token_dim), jnp.float32)
         value = value.at[0, codec.obs].set((start - codec.mean[codec.obs]) / codec.std[codec.obs])
         known = jnp.zeros(value.shape, bool).at[0, codec.obs].set(True)
         return Clamp(Condition(value, known), noised=True)
@@ -129,7 +129,7 @@ class DiffusionSynthesizer:
         tokens, evaluations = map_starts(
             lambda key, x: self.sample_tokens(key, policy, *x), key, (start, ends), self.sampling.batch_size
         )
-        return tokens, jnp.zeros(start.shape[0]), self.account(evaluations[0], guided=policy is not None)
+        return tokens, jnp.zeros(start.shape[0], jnp.float32), self.account(evaluations[0], guided=policy is not None)
 
     def adapted(self, key: Array, policy: Policy, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
         """As `sample`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
@@ -160,7 +160,7 @@ class DiffusionSynthesizer:
         if self.guidance is not None and guided:
             cost = self.guidance.forward_equivalents(evaluations, self.sampling.sigmas.shape[0] - 1)
         coefficient = self.guidance.coefficient if self.guidance is not None and guided else 0.0
-        return {"evaluations": evaluations, "forward_equivalents": cost, "coefficient": jnp.asarray(coefficient)}
+        return {"evaluations": evaluations, "forward_equivalents": cost, "coefficient": jnp.asarray(coefficient, jnp.float32)}
 
     def populations(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
         """As `sample`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
@@ -264,7 +264,7 @@ def synthesize(key: Array, synthesizer: Synthesizer, policy: Policy | None = Non
 
     Weighted trajectories are resampled.
     """
-    return _unweighted(key, synthesizer, synthesizer(key, policy, jnp.zeros((count, 1))))  # type: ignore[arg-type]
+    return _unweighted(key, synthesizer, synthesizer(key, policy, jnp.zeros((count, 1), jnp.float32)))  # type: ignore[arg-type]
 
 
 @jax.jit

@@ -97,7 +97,7 @@ class DyDiffSynthesizer:
         """start [N, O] -> N trajectories that begin there, weights zero."""
         policy = acting(policy, self.actions)
         trajectory = map_starts(lambda key, obs: self.one(key, policy, obs), key, start, self.sampling.batch_size)
-        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=summary(trajectory))
+        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0], jnp.float32), info=summary(trajectory))
 
 
 def make_dydiff(
@@ -123,7 +123,7 @@ def make_dydiff(
         denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
         imagination=Imagination(elite=config.elite, sampled=config.sampled, length=length),
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
-        mix=jnp.asarray(config.mix),
+        mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,
         actions=config.actions,
     )

@@ -47,7 +47,9 @@ class Filter:
         if self.kind == "hardmax":
             return jnp.where(usable, values, -jnp.inf)
         mean, std = jnp.mean(values, where=usable), jnp.std(values, where=usable)
-        scores = (values - mean) / jnp.maximum(std, 1e-8) / self.temperature + jax.random.gumbel(key, values.shape)
+        scores = (values - mean) / jnp.maximum(std, 1e-8) / self.temperature + jax.random.gumbel(
+            key, values.shape, values.dtype
+        )
         return jnp.where(usable, scores, -jnp.inf)
 
     def __call__(self, key: Array, trajectory: Trajectory, count: int) -> Trajectory:
@@ -63,4 +65,6 @@ class Filter:
 
 def make_filter(config: FilterConfig) -> Filter:
     """The filter of a config section, its temperature a leaf."""
-    return Filter(temperature=jnp.asarray(config.temperature), kind=config.kind, keep=config.keep, steps=config.steps)
+    return Filter(
+        temperature=jnp.asarray(config.temperature, jnp.float32), kind=config.kind, keep=config.keep, steps=config.steps
+    )

@@ -19,7 +19,7 @@ def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool
     """
 
     def look(denoise: Denoise, x: Any) -> Any:
-        one = lambda x: denoise(x, jnp.ones(()))
+        one = lambda x: denoise(x, jnp.ones((), jnp.float32))
         if not guided:
             return jax.vmap(one)(x)
         return jax.vmap(lambda x: jax.vjp(one, x)[1](x)[0])(x)

@@ -39,7 +39,7 @@ def no_replay(like: Replay) -> Replay:
 
 def _usable(mask: Array) -> tuple[Array, Array]:
     flat = mask.reshape(-1)
-    return jnp.nonzero(flat, size=flat.size, fill_value=0)[0], flat.sum()
+    return jnp.nonzero(flat, size=flat.size, fill_value=0)[0].astype(jnp.int32), flat.sum(dtype=jnp.int32)
 
 
 def resample(key: Array, trajectory: Trajectory, log_weight: Array) -> Trajectory:
@@ -78,7 +78,7 @@ def terminal_share(replay: Replay) -> Array:
     """Share [] of the stored trajectories that end in a terminal; rows not yet filled do not count."""
     made = replay.trajectory
     filled = made.mask.any(-1)
-    return ((made.discount == 0).any(-1) & filled).sum() / jnp.maximum(filled.sum(), 1)
+    return ((made.discount == 0).any(-1) & filled).sum(dtype=jnp.float32) / jnp.maximum(filled.sum(dtype=jnp.int32), 1)
 
 
 def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:

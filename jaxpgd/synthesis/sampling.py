@@ -36,7 +36,7 @@ class Sampling:
     ) -> tuple[Array, Metrics]:
         """One sample of `shape` [T, D] from noise, and what the sampler says of it ("evaluations" [])."""
         key_noise, key_sampler = jax.random.split(key)
-        x = self.sigmas[0] * jax.random.normal(key_noise, shape)
+        x = self.sigmas[0] * jax.random.normal(key_noise, shape, self.sigmas.dtype)
         return self.sampler(
             key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=before_step, after_stage=after_stage
         )
@@ -64,6 +64,6 @@ def summary(trajectory: Trajectory, own: Array | None = None) -> Metrics:
     """What every synthesizer reports of its trajectories [N, T]: shares of terminals, and of saturated actions in `own` steps."""
     where = None if own is None else jnp.broadcast_to(own[..., None], trajectory.action.shape)
     return {
-        "terminal_rate": (trajectory.discount == 0).any(-1).mean(),
-        "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(where=where),
+        "terminal_rate": (trajectory.discount == 0).any(-1).mean(dtype=jnp.float32),
+        "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(dtype=jnp.float32, where=where),
     }

@@ -26,13 +26,16 @@ class WorldModelSynthesizer:
         trajectory = map_starts(
             lambda key, obs: self.imagination.rollout(key, self.model, policy, obs), key, start, self.batch_size
         )
-        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0]), info=summary(trajectory))
+        return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0], jnp.float32), info=summary(trajectory))
 
 
 def make_imagination(config: WorldModelConfig, length: int) -> Imagination:
     """Rollouts of `length` steps as a config section says."""
     return Imagination(
-        penalty=jnp.asarray(config.penalty), elite=config.elite, sampled=config.sampled, length=config.length or length
+        penalty=jnp.asarray(config.penalty, jnp.float32),
+        elite=config.elite,
+        sampled=config.sampled,
+        length=config.length or length,
     )
 
 

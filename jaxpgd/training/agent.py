@@ -127,7 +127,7 @@ def _synthesize(
     account = _account(policy, start, trajectory, made.log_weight)
     account["coefficient"] = jnp.asarray(made.info.get("coefficient", 0.0), jnp.float32)
     if getattr(data.synthesizer, "profiled", False):  # an unguided first generation has no strength
-        account |= {name: made.info.get(name, jnp.zeros(PROFILE_LEVELS)) for name in _PROFILE}
+        account |= {name: made.info.get(name, jnp.zeros(PROFILE_LEVELS, jnp.float32)) for name in _PROFILE}
     return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
 
 
@@ -138,7 +138,7 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
     real, scored = jax.tree.map(lambda x: x[:_SCORED], (real, made))
     account = {
         "ess": effective_sample_size(log_weight) / log_weight.shape[0],
-        "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(),
+        "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(dtype=jnp.float32),
     }
     if policy.log_prob_fn is None:
         return account
@@ -260,7 +260,7 @@ def learn(
         made = state.replay.trajectory
         metrics |= {
             "synthetic_transitions": state.replay.count,
-            "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(), 1),
+            "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(dtype=jnp.int32), 1),
             "synthetic_terminal_rate": terminal_share(state.replay),
         }
         metrics |= {f"synthetic_{name}": value for name, value in (state.made or {}).items()}

@@ -148,7 +148,7 @@ class DenoiserState:
 def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
     """The numeric settings of a config section."""
     names = [f.name for f in dataclasses.fields(DenoiserHypers)]
-    return DenoiserHypers(**{name: jnp.asarray(getattr(config, name)) for name in names})
+    return DenoiserHypers(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names})
 
 
 def network(config: DenoiserConfig) -> TemporalUNet:
@@ -199,8 +199,8 @@ def batch_loss(
 def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:
     """Fresh state. The averaged weights are a copy: they must not share buffers that a jitted step donates."""
     key, key_init = jax.random.split(key)
-    example = jnp.zeros((windows.length, windows.dim))
-    params = network(config).init(key_init, example, jnp.zeros(()))
+    example = jnp.zeros((windows.length, windows.dim), jnp.float32)
+    params = network(config).init(key_init, example, jnp.zeros((), jnp.float32))
     return DenoiserState(
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),

@@ -144,7 +144,7 @@ class _Learner:
             params=params,
             optimiser=jax.vmap(_optimiser(config).init)(params),
             best=jax.tree.map(jnp.copy, params),
-            best_loss=jnp.full(self.members, jnp.inf),
+            best_loss=jnp.full(self.members, jnp.inf, jnp.float32),
             stale=jnp.zeros(self.members, jnp.int32),
         )
 
@@ -176,7 +176,7 @@ class _Learner:
         """An epoch in which nothing is left to train."""
         none = {FIRST + self._training(name): jnp.asarray(steps, jnp.int32) for name in ("loss", "gradient_norm")}
         metrics = {**self._metrics(state), **none}
-        return state, {**metrics, SKIPPED: jnp.zeros(())} if skip else metrics
+        return state, {**metrics, SKIPPED: jnp.zeros((), jnp.float32)} if skip else metrics
 
     def _training(self, name: str) -> str:
         """The name of a metric of gradient steps, apart from the held-out loss."""
@@ -247,7 +247,7 @@ def dynamics_program(
 
     def chunk(state: DynamicsState, data: DynamicsData, index: Array) -> tuple[DynamicsState, Metrics]:
         key, *keys = jax.random.split(state.key, 1 + len(learners))
-        metrics, skipped = dict[str, Array](), jnp.zeros(())
+        metrics, skipped = dict[str, Array](), jnp.zeros((), jnp.float32)
         for each, part_key in zip(learners, keys, strict=True):
             part = getattr(state, each.part)
             part, found = jax.lax.cond(

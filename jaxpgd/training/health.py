@@ -62,7 +62,7 @@ def skipping(update: Update) -> Update:
         fine = jnp.stack([jnp.isfinite(value).all() for name, value in metrics.items() if watched(name)]).all()
         keep = lambda a, b: jax.tree.map(lambda p, q: jnp.where(fine, p, q), a, b)
         zeros = jax.tree.map(jnp.zeros_like, metrics)
-        return keep(new, state), {**keep(metrics, zeros), SKIPPED: 1.0 - fine}
+        return keep(new, state), {**keep(metrics, zeros), SKIPPED: (~fine).astype(jnp.float32)}
 
     return guarded
 
