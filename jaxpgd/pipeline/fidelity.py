@@ -89,7 +89,7 @@ def check_measurable(field: str, value: object, config: Config, prepared: Prepar
     info, length = prepared.dataset.info, config.synthesis.length or config.data.window
     check(
         has_simulator(info) or (not guided and length == config.data.window), field, value,
-        f"an environment that a simulator replays, which {info.env_id!r} is not, or unguided trajectories as long as data.window",
+        f"an environment that a simulator replays, which {info.env_id!r} is not, or unguided trajectories of data.window steps",
         "Nothing else tells samplers apart.",
     )  # fmt: skip
 

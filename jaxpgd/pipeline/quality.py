@@ -66,8 +66,8 @@ def score_trajectories(
 ) -> dict[str, Any]:
     """Quality of N trajectories; `real` [M, T * D] are held-out windows as flat normalised tokens (None: no distances).
 
-    Rewards of the trajectories are as learned, errors of rewards in the dataset's own units. Actions are scored under the target
-    `policy` and under the `behaviour` policy where these are known.
+    Rewards of the trajectories are as learned, errors of rewards in the dataset's own units. Actions are scored under the
+    target `policy` and under the `behaviour` policy where these are known.
     """
     windows, info = prepared.windows, prepared.dataset.info
     tokens = flat_tokens(windows, trajectory)

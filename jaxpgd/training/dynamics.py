@@ -57,7 +57,8 @@ def prepare_dynamics(transitions: Transition, config: DynamicsConfig, *, seed: i
 def informative(transitions: Transition, config: DynamicsConfig) -> np.ndarray:
     """Which of M transitions [M] tell where they lead.
 
-    Raises InputError where these are fewer than two, one to train on and one held out, or a classifier has no end to learn from.
+    Raises InputError where these are fewer than two, one to train on and one held out, or where a classifier has no end to
+    learn from.
     """
     ends = np.asarray(transitions.discount) == 0
     moved = (np.asarray(transitions.next_obs) != np.asarray(transitions.obs)).any(-1)
