@@ -61,7 +61,7 @@ def map_starts(one: Callable[[Array, PyTree], PyTree], key: Array, start: PyTree
 
 
 def summary(trajectory: Trajectory, own: Array | None = None) -> Metrics:
-    """What every synthesizer reports of its trajectories [N, T]: shares of terminals, and of saturated actions in `own` steps."""
+    """What all synthesizers report of trajectories [N, T]: shares of terminals, and of saturated actions in `own` steps."""
     where = None if own is None else jnp.broadcast_to(own[..., None], trajectory.action.shape)
     return {
         "terminal_rate": (trajectory.discount == 0).any(-1).mean(dtype=jnp.float32),
