@@ -27,10 +27,17 @@ SMALL = {
     "dynamics": {
         "members": 3, "elites": 2, "hidden": [8], "reward_hidden": [8], "epochs": 4, "steps_per_epoch": 2, "batch_size": 16,
     },
+    # what DyDiff published where the defaults are others
+    "data": {"episodes": 40, "validation_fraction": 0.25, "normalisation": "limits"},
+    "agent": {
+        "updates": 8, "updates_per_chunk": 2, "batch_size": 16,
+        "td3_bc": {"hidden": [8], "actor": "tanh_gaussian", "policy_delay": 2, "cloning": 0.5},
+    },
 }  # fmt: skip
 SYNTHESIS = {
     "trajectories": 8, "interval": 4, "synthetic_ratio": 0.5, "regime": "fifo", "fraction": 0.5,
-    "filter": {"kind": "softmax", "keep": 0.5}, "world_model": {"length": 1},
+    "filter": {"kind": "softmax", "keep": 0.5, "steps": "all"}, "world_model": {"length": 1, "actions": "mode"},
+    "dydiff": {"scaled_conditions": True, "actions": "mode"},
 }  # fmt: skip
 
 
