@@ -126,8 +126,9 @@ def names_in(values: dict[str, Any], prefix: str = "") -> list[str]:
 def check_sections(**sections: Any) -> None:
     """Check ranges of sections by name (`sampler`, `guidance`, `denoiser`), and that every setting in them counts.
 
-    Values of a preset count as defaults. Raises InputError.
+    Values of a preset count as defaults, and values that are traced are left alone. Raises InputError.
     """
+    sections = {name: _known(section) for name, section in sections.items()}
     arms: tuple[Arm, ...] = ("guided",) if "guidance" in sections else ("unguided",)
     config, given = dataclasses.replace(Config(), arms=arms, **sections), list[str]()
     for name, section in sections.items():
@@ -136,6 +137,12 @@ def check_sections(**sections: Any) -> None:
     if "guidance" in sections:
         check_guided(config.sampler, config.guidance)
     check_used([config], given, lambda _: [apply_values(Config(), values, "preset") for values in PRESETS.values()])
+
+
+def _known(section: Config_) -> Config_:
+    """The section with the default in place of every value that is traced, or an array."""
+    plain = {name: getattr(type(section)(), name) for name, value in vars(section).items() if hasattr(value, "dtype")}
+    return dataclasses.replace(section, **plain)
 
 
 def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shlex
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from jax import Array
 from jax.interpreters import partial_eval
 
 from jaxpgd.agents import make_agent
+from jaxpgd.cli import read_run_arguments
 from jaxpgd.config import PRESETS, load_config, names_in
 from jaxpgd.errors import InputError
 from jaxpgd.packing import TokenCodec
@@ -337,7 +339,7 @@ def test_a_file_answers_for_its_own_choices_but_not_for_those_of_a_run(tmp_path:
     path = tmp_path / "config.toml"
     path.write_text('[guidance]\nkind = "moment"\nsine = 0.5\n[agent.iql]\nbeta = 1.0\n')
     with pytest.raises(
-        InputError, match="guidance.sine = 0.5: expected its default 0.3, as it counts only where guidance.kind"
+        InputError, match=r"guidance.sine = 0.5: expected its default 0.3, as it counts only where guidance.kind"
     ):
         load_config(path)
     assert load_config(path, {"seeds": 2}, unused="kept").guidance.sine == 0.5
@@ -367,24 +369,35 @@ def test_a_setting_of_a_study_counts_in_one_cell_at_least(tmp_path: Path) -> Non
         with pytest.raises(InputError, match=message):
             load_study(str(path), only=only, overrides=options)
     path.write_text(STUDY.format(kind="published"))
-    with pytest.raises(InputError, match="study.toml: guidance.iterations = 1: expected its default 2"):
+    with pytest.raises(InputError, match=r"study.toml: guidance.iterations = 1: expected its default 2"):
         load_study(str(path))
     path.write_text(STUDY.format(kind="moment") + "[measure]\nsamples = 3\n")
-    with pytest.raises(InputError, match="measure.samples = 3: expected its default, as it counts only where measure.kind is"):
+    with pytest.raises(InputError, match=r"measure.samples = 3: expected its default, as it counts only where measure.kind is"):
         load_study(str(path))
 
 
 def test_sections_in_python() -> None:
     denoiser = TrajectoryDenoiser(Gaussian(), CODEC, 4)
-    with pytest.raises(InputError, match="guidance.iterations = 5: expected its default 2, as it counts only where"):
+    with pytest.raises(InputError, match=r"guidance.iterations = 5: expected its default 2, as it counts only where"):
         make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(kind="published", iterations=5))
     with pytest.raises(
-        InputError, match="sampler.churn = 3.0: expected its default 80.0, as it counts only where sampler.kind"
+        InputError, match=r"sampler.churn = 3.0: expected its default 80.0, as it counts only where sampler.kind"
     ):
         make_synthesizer(denoiser, SamplerConfig(batch_size=2, churn=3.0))
-    with pytest.raises(InputError, match="guidance.sigma_max = 0.001: expected at least"):
+    with pytest.raises(InputError, match=r"guidance.sigma_max = 0.001: expected at least"):
         make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
+    of = lambda rho: make_synthesizer(denoiser, SamplerConfig(rho=rho, batch_size=2)).sampling.sigmas
+    scales = jax.vmap(of)(jnp.array([3.0, 7.0]))
+    assert scales.shape == (2, 33)
     official = load_config(None, {"preset": "official", "data": {"name": "hopper_medium-v2.hdf5"}})
     make_synthesizer(denoiser, official.sampler, dataclasses.replace(official.guidance, kind="moment"))
-    with pytest.raises(InputError, match="denoiser.steps = 5: expected its default 3000"):
+    with pytest.raises(InputError, match=r"denoiser.steps = 5: expected its default 3000"):
         jax.eval_shape(lambda key: train_denoiser(key, None, config=DenoiserConfig(steps=5, validate_every=5, epochs=1)), KEY)
+
+
+def test_run_commands_of_the_readme_are_accepted() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = [line for line in text.splitlines() if line.startswith("jaxpgd run ")]
+    assert len(commands) > 5
+    for command in commands:
+        read_run_arguments(shlex.split(command, comments=True)[2:], "run")

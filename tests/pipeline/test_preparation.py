@@ -94,7 +94,7 @@ class Breaks(Straight):
 
 def test_an_environment_that_breaks_is_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gymnasium.register("jaxpgd/Breaks-v0", lambda **given: Breaks(), max_episode_steps=9)
-    small = ["--data.window", "4", "--agent.updates", "2", "--agent.updates-per-chunk", "2", "--synthesis.interval", "2"]
+    small = ["--data.window", "4", "--agent.updates", "2", "--agent.updates-per-chunk", "2"]
     with pytest.raises(SystemExit) as ended:
         main(["run", *small, "--data.name", line, "--data.env-id", "jaxpgd/Breaks-v0", "--synthesis.kind", "real",
               "--agent.td3-bc.hidden", "8", "--seeds", "1", "--out", str(tmp_path / "run")])  # fmt: skip

@@ -200,14 +200,14 @@ def test_the_coefficient_that_keeps_an_effective_size() -> None:
 
 def test_settings_reach_the_sampler() -> None:
     config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, churn=7.0, churn_noise=1.1)
-    made = make_synthesizer(DENOISER, config, GuidanceConfig(coefficient=0.7, sine=0.2, sigma_max=9.0, hold_states=True))
+    made = make_synthesizer(DENOISER, config, GuidanceConfig(coefficient=0.7, sigma_max=9.0, hold_states=True))
     np.testing.assert_allclose(made.sampling.sigmas, karras_sigmas(5, 0.1, 20.0, 3.0), rtol=1e-6)
     assert (float(made.sampling.churn.total), float(made.sampling.churn.low), float(made.sampling.churn.high)) == pytest.approx(
         (7.0, 0.05, 50.0)
     )
     assert float(made.sampling.churn.noise) == pytest.approx(1.1) and made.length == 2
     assert made.guidance is not None and made.guidance.hold_states
-    assert (float(made.guidance.coefficient), float(made.guidance.sine)) == pytest.approx((0.7, 0.2))
+    assert (float(made.guidance.coefficient), float(made.guidance.sigma_max)) == pytest.approx((0.7, 9.0))
     assert make_guidance(GuidanceConfig(kind="published", at="noised", normalise="official")).at == "noised"
     assert int(call(jax.random.key(0), made, POLICY).info["evaluations"]) == 5
 
