@@ -2,8 +2,8 @@
 
 import dataclasses
 import io
-import os
 import math
+import os
 import signal
 import sys
 import time
