@@ -21,7 +21,7 @@ from jaxpgd.settings import Arm
 from jaxpgd.training.logs import MetricsLog
 from jaxpgd.types import Policy
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "arms": ["world_model", "dydiff"],
     "seeds": 1,
     "dynamics": {
@@ -180,7 +180,8 @@ def test_an_environment_without_a_known_rule_is_refused_before_training(dydiff_c
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(AGENTS))
 def test_every_agent_with_every_source(kind: str, make_config: Any, tmp_path: Path) -> None:
-    config = make_config(tmp_path / kind, **(SMALL | {"arms": list(get_args(Arm))}))
+    data = SMALL["data"] | {"normalisation": "standard"}  # as guidance takes tokens to be
+    config = make_config(tmp_path / kind, **(SMALL | {"arms": list(get_args(Arm)), "data": data}))
     section = dataclasses.replace(getattr(config.agent, kind), hidden=(8, 8))
     agent = dataclasses.replace(config.agent, kind=kind, **{kind: section})
     path = run.run_all(dataclasses.replace(config, agent=agent))
