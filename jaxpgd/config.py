@@ -86,16 +86,19 @@ def load_config(
     them `used_settings.unused`. A file answers for its own choices: what it sets for others than `overrides` choose, and
     sections of other agents, are left alone, and so is all that a run wrote into its directory.
     """
-    config = resolve(config_of(path, overrides))
+    config, by_a_run = resolve(config_of(path, overrides)), path is not None and _written_by_a_run(Path(path))
+    if not by_a_run:
+        check_published(config)
     validate(config)
     if unused == "refused":
-        if path is not None and not _written_by_a_run(Path(path)):
+        if path is not None and not by_a_run:
             _check_used(config_of(path), _read_toml(Path(path)), other_agents=True)
         _check_used(config_of(path, overrides), overrides or {})
     return config
 
 
 def _written_by_a_run(path: Path) -> bool:
+    """Whether a file holds all settings that there were when its run began."""
     return path.name == "config.toml" and path.with_name("versions.json").is_file()
 
 
@@ -146,14 +149,19 @@ def _known(section: Config_) -> Config_:
 
 
 def config_of(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
-    """As `load_config`, without a check of ranges and combinations."""
+    """As `load_config`, without a check of ranges and combinations.
+
+    What a run wrote has its preset's values. Settings that came later are at their defaults there, which change nothing,
+    whatever the preset has come to mean.
+    """
     raw = _read_toml(Path(path)) if path is not None else {}
     origin = str(path) if path is not None else "config"
     overrides = overrides or {}
     preset = overrides.get("preset", raw.get("preset", "none"))
     check(preset in PRESETS, "preset", preset, f"one of {sorted(PRESETS)}")
     chosen = apply_values(apply_values(Config(), raw, origin), overrides, "override")
-    return apply_values(apply_values(with_preset(chosen), raw, origin), overrides, "override")
+    base = Config() if path is not None and _written_by_a_run(Path(path)) else with_preset(chosen)
+    return apply_values(apply_values(base, raw, origin), overrides, "override")
 
 
 def with_preset(chosen: Config) -> Config:
@@ -259,7 +267,6 @@ def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:
 def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
     check_ranges(config)
-    check_published(config)
     check_denoiser(config.denoiser)
     d, s, a = config.denoiser, config.sampler, config.agent
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")

@@ -51,6 +51,21 @@ def test_toml_round_trip(preset: str, tmp_path: Path) -> None:
     assert to_dict(config)["agent"]["td3_bc"]["hidden"] == (256, 256)
 
 
+def test_what_a_run_wrote_means_what_it_meant_when_its_preset_meant_less(tmp_path: Path) -> None:
+    """Settings that came after a run are at their defaults, not at what its preset says of them now."""
+    config = load_config(None, {"preset": "official"})
+    assert config.synthesis.drop_last and config.agent.td3_bc.actor_first
+    later = ("drop_last = ", "after_terminal = ", "actor_first = ")
+    lines = [line for line in to_toml(config).splitlines() if not line.startswith(later)]
+    path = write(tmp_path, "\n".join(lines))
+    (tmp_path / "versions.json").write_text("{}")
+    found = load_config(path, {"seeds": 2})
+    assert not (found.synthesis.drop_last or found.synthesis.after_terminal or found.agent.td3_bc.actor_first)
+    assert found.agent.td3_bc.lr == config.agent.td3_bc.lr and found.seeds == 2
+    both = to_toml(dataclasses.replace(config, preset="paper", arms=("unguided", "guided", "dydiff")))  # once one preset
+    assert load_config(write(tmp_path, both)).arms == ("unguided", "guided", "dydiff")
+
+
 # (dotted name, published value), DESIGN section 4
 PAPER = {
     "data.window": 32, "data.stride": 8, "data.allow_timeout_end": False, "data.terminal_repeats": 1,
