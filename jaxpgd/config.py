@@ -332,14 +332,17 @@ def validate(config: Config) -> None:
     drops = y.drop_last and "world_model" in config.arms
     check(not drops or y.world_model.length != 1, "synthesis.world_model.length", y.world_model.length,
           "0 or at least 2 where synthesis.drop_last leaves the last step out")  # fmt: skip
-    length = y.length or config.data.window
-    window = dydiff.window or config.data.window
-    lengths = (("data.window", config.data.window), ("synthesis.length", length), ("synthesis.dydiff.window", window))
-    for name, value in lengths:
+    arms, step = set(config.arms), 2 ** (d.blocks - 1)
+    own_window = ("synthesis.dydiff.window", dydiff.window) if dydiff.window else ("data.window", config.data.window)
+    lengths = (  # what is trained lies even on every level of a denoiser
+        ("data.window", config.data.window, arms & {"unguided", "guided"}, "a multiple of"),
+        ("synthesis.length", y.length or config.data.window, arms & {"unguided", "guided"}, "at least"),
+        (*own_window, arms & {"dydiff"}, "a multiple of"),
+    )  # fmt: skip
+    for name, value, denoised, expected in lengths:
         check(value > 1, name, value, "at least 2 steps, for one usable transition")
-        step, trained = 2 ** (d.blocks - 1), name != "synthesis.length"  # what is trained lies even on every level
-        fits, expected = (value % step == 0, "a multiple of") if trained else (value >= step, "at least")
-        check(fits, name, value, f"{expected} 2^(denoiser.blocks - 1) = {step}")
+        fits = value % step == 0 if expected == "a multiple of" else value >= step
+        check(fits or not denoised, name, value, f"{expected} 2^(denoiser.blocks - 1) = {step}")
     synthetic = set(config.arms) != {"real"}
     if synthetic:
         check_share(y, a.batch_size)

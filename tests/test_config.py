@@ -66,6 +66,18 @@ def test_what_a_run_wrote_means_what_it_meant_when_its_preset_meant_less(tmp_pat
     assert load_config(write(tmp_path, both)).arms == ("unguided", "guided", "dydiff")
 
 
+@pytest.mark.parametrize("arm", ["real", "world_model", "dydiff", "unguided"])
+def test_windows_fit_the_denoisers_that_the_arms_have(arm: str) -> None:
+    """Elsewhere denoiser.blocks is refused as without effect, so that no window could be made to fit it."""
+    if arm in ("real", "world_model"):
+        load_config(None, {"arms": [arm], "data": {"window": 6}})
+        return
+    with pytest.raises(InputError, match=r"data.window = 6: expected a multiple of 2\^\(denoiser.blocks - 1\) = 4"):
+        load_config(None, {"arms": [arm], "data": {"window": 6}})
+    window = {"synthesis": {"dydiff": {"window": 8}}} if arm == "dydiff" else {"denoiser": {"blocks": 2}}
+    load_config(None, {"arms": [arm], "data": {"window": 6}} | window)
+
+
 # (dotted name, published value), DESIGN section 4
 PAPER = {
     "data.window": 32, "data.stride": 8, "data.allow_timeout_end": False, "data.terminal_repeats": 1,
