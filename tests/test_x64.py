@@ -143,6 +143,15 @@ def test_every_source_makes_single_precision(models: dict[str, Any], source: str
     traced(agent_program(small_agent("td3_bc"), AGENT, SYNTHESIS), data)
 
 
+def test_padded_windows() -> None:
+    data, starts = transitions(), jnp.arange(0, 64 - T, T)
+    left = jnp.asarray(T - 1 - np.arange(64) % T, jnp.int32).at[starts].set(2)  # steps to an episode's end
+    windows = Windows(data, starts, starts, fit_codec(data, np.asarray(starts), T), T, left=left)
+    denoiser = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows, DENOISER)
+    guided = make_synthesizer(denoiser, SAMPLER, GuidanceConfig("moment", coefficient=0.1))
+    traced(agent_program(small_agent("td3_bc"), AGENT, SYNTHESIS), Experience(data, guided))
+
+
 def test_sources_together(models: dict[str, Any]) -> None:
     made = [None, synthesizer(models, "unguided"), synthesizer(models, "world_model world")]
     sources = join_sources([Experience(transitions(), each) for each in made])

@@ -25,7 +25,7 @@ def padding(codec: TokenCodec, ends: Ends, length: int, entries: int = 0) -> Con
     `entries`: of tokens without the last ones, such as a state denoiser's, the number that is left.
     """
     flag = (jnp.where(ends.terminal, _AFTER_TERMINAL, _AFTER_CUT) - codec.mean[codec.done]) / codec.std[codec.done]
-    value = jnp.zeros((length, codec.token_dim)).at[:, codec.done].set(flag)[:, : entries or codec.token_dim]
+    value = jnp.zeros((length, codec.token_dim), codec.mean.dtype).at[:, codec.done].set(flag)[:, : entries or codec.token_dim]
     return Condition(value, jnp.broadcast_to(~ends.own(length)[:, None], value.shape))
 
 
