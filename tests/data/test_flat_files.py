@@ -161,7 +161,7 @@ def test_actions_that_leave_their_bounds_are_clipped_on_request(tmp_path: Path, 
     np.testing.assert_array_equal(load(name, clip_actions=True).action[:, 0], [-1.0, -1.0, 0.5, 1.0])
     with pytest.raises(InputError, match=r"action of .*expected finite numbers"):
         load(save(tmp_path, raw(actions=np.where(action > 1, np.nan, action)), "nan.npz"), clip_actions=True)
-    main(["data", "info", name, "--window", "1", "--data.clip-actions", "true"])
+    main(["data", "info", name, "--window", "2", "--data.clip-actions", "true"])
     assert "action         mean" in capsys.readouterr().out
 
 

@@ -193,10 +193,11 @@ def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: p
         run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
 
 
+NO_DYNAMICS = "\n".join(line for line in SIZES.splitlines() if not line.startswith("dynamics"))  # of arms without a world model
 RETURNS = f"""
 title = "Returns"
 text = "Of agents."
-{SIZES}
+{NO_DYNAMICS}
 [axes.source]
 real = {{ arms = ["real"] }}
 unguided = {{ arms = ["unguided"] }}
