@@ -152,6 +152,14 @@ def test_padded_windows() -> None:
     traced(agent_program(small_agent("td3_bc"), AGENT, SYNTHESIS), Experience(data, guided))
 
 
+def test_given_starts_and_noised_conditions(models: dict[str, Any]) -> None:
+    start, policy = jnp.zeros((2, OBS), jnp.float32), linear_policy(np.zeros((ACT, OBS)), np.zeros(ACT), 1.0)
+    states = dataclasses.replace(models["states"], conditions="noised")
+    noised = make_dydiff(models["world"], states, DyDiffConfig(conditions="noised"), SAMPLER)
+    for each in (synthesizer(models, "guided moment").starting(), noised):
+        check_single(jax.eval_shape(each, jax.random.key(0), policy, start).trajectory)
+
+
 def test_sources_together(models: dict[str, Any]) -> None:
     made = [None, synthesizer(models, "unguided"), synthesizer(models, "world_model world")]
     sources = join_sources([Experience(transitions(), each) for each in made])

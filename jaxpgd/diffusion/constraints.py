@@ -70,7 +70,7 @@ class Clamp:
         """Clamped sample [T, D]."""
         value = self.condition.value
         if self.noised:
-            value = value + stage.sigma * jax.random.normal(stage.key, value.shape)
+            value = value + stage.sigma * jax.random.normal(stage.key, value.shape, value.dtype)
         return Condition(value, self.condition.known).impose(x)
 
 

@@ -55,7 +55,7 @@ def _gaussian(params: PyTree, obs: Array) -> tuple[Array, Array]:
 
 def _sample(params: PyTree, key: Array, obs: Array) -> Array:
     mean, std = _gaussian(params, obs)
-    return jnp.tanh(mean + std * random.normal(key, mean.shape))
+    return jnp.tanh(mean + std * random.normal(key, mean.shape, mean.dtype))
 
 
 def _mode(params: PyTree, obs: Array) -> Array:
