@@ -203,6 +203,8 @@ def check_published(config: Config) -> None:
     expected = f"no arm of {found[0] if found else ''}: preset {config.preset!r} is {own}'s" if own else "arms of one method"
     arms = "; ".join(f"{method}: {', '.join(names)}" for method, names in _ARMS_OF.items())
     check(len(found) < (1 if own else 2), "arms", list(config.arms), f"{expected} ({arms})")
+    other = config.preset == "diffusion_ql" and config.agent.kind != "diffusion_ql"
+    check(not other, "agent.kind", config.agent.kind, "'diffusion_ql' with the preset of that name")
 
 
 KIND_ARMS: dict[str, Arm] = {"pgd": "guided"}  # where the name of a synthesizer and of its arm differ
@@ -277,11 +279,13 @@ def validate(config: Config) -> None:
         check(coefficient <= most, f"evaluation.coefficients[{i}]", coefficient, f"a number up to {most:g}")
     g, y = config.guidance, config.synthesis
     if "guided" in config.arms:
-        check(g.coefficient > 0, "guidance.coefficient", g.coefficient, "a number above 0 where arms has guided")
+        check(g.coefficient > 0, "guidance.coefficient", g.coefficient,
+              "a number above 0 where arms has guided (0 is the arm unguided)")  # fmt: skip
         never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
         want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
         check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
-              "Set it to false, shorten synthesis.interval, or choose another synthesis.regime.")  # fmt: skip
+              "Set it to false or " + ("choose another regime." if y.regime == "oneoff" else "shorten synthesis.interval."),
+              )  # fmt: skip
         check(g.kind == "published" or config.data.normalisation == "standard", "data.normalisation", config.data.normalisation,
               f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
         check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,

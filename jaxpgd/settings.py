@@ -48,7 +48,7 @@ class DenoiserConfig:
     p_mean: float = -1.2  # log sigma ~ Normal(p_mean, p_std) in training
     p_std: float = 1.2
     p_high: float = 0.0  # share of training noise levels drawn from [1, 80] instead, uniformly in log sigma
-    steps: int = 3000  # gradient steps; ignored where epochs > 0
+    steps: int = 3000  # gradient steps, where epochs is 0
     epochs: int = 0  # passes over the windows
     batch_size: int = 64
     peak_lr: float = 2e-3

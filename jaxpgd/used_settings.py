@@ -5,6 +5,7 @@ counts; one that several rules name counts where all of them hold.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,11 +22,19 @@ _MODELS = ("dydiff", "world_model")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Settings, or whole sections of them, that count only where `holds`; `where` says that in words."""
+    """Settings, or whole sections of them, that count only where `holds`; `where` says that in words.
+
+    `of_arms`: it is the arms that decide. One set of options then serves runs of different arms, and is told, not refused.
+    """
 
     names: tuple[str, ...]
     holds: Callable[[Config], bool]
     where: str
+    of_arms: bool = False
+
+    def names_setting(self, name: str) -> bool:
+        """Whether the setting of a dotted name is one of these."""
+        return any(name == part or name.startswith(part + ".") for part in self.names)
 
 
 def _rule(names: str, holds: Callable[[Config], bool], where: str) -> Rule:
@@ -33,7 +42,7 @@ def _rule(names: str, holds: Callable[[Config], bool], where: str) -> Rule:
 
 
 def _of_arms(names: str, *arms: str) -> Rule:
-    return _rule(names, lambda c: bool(set(arms) & set(c.arms)), f"arms has {' or '.join(arms)}")
+    return Rule(tuple(names.split()), lambda c: bool(set(arms) & set(c.arms)), f"arms has {' or '.join(arms)}", of_arms=True)
 
 
 def _of_agent(kind: str) -> Rule:
@@ -158,9 +167,14 @@ def unused(config: Config) -> dict[str, str]:
     broken = [rule for rule in RULES if not rule.holds(config)]
     for name in set(names_of(config)) - {"synthesis.kind"}:  # which chooses the arm
         for rule in broken:
-            if any(name == part or name.startswith(part + ".") for part in rule.names):
+            if rule.names_setting(name):
                 found.setdefault(name, rule.where)
     return found
+
+
+def of_other_arms(config: Config, name: str) -> bool:
+    """Whether a setting is without effect because of the config's arms."""
+    return any(rule.of_arms and rule.names_setting(name) and not rule.holds(config) for rule in RULES)
 
 
 def check_used(
@@ -168,12 +182,17 @@ def check_used(
 ) -> None:
     """Check that the settings `given` by name, where they are at none of their defaults, have an effect in one of the configs.
 
-    Raises InputError, which names the setting, with `before` in front of it, and where it would count.
+    Raises InputError, which names the setting, with `before` in front of it, and where it would count. Those that other arms
+    would need are told on stderr instead.
     """
     idle, plain = [unused(config) for config in configs], [defaults(config) for config in configs]
     for name in given:
         changed = [i for i, c in enumerate(configs) if get(c, name) not in [get(default, name) for default in plain[i]]]
         if changed and all(name in idle[i] for i in changed):
             first = changed[0]
-            check(False, before + name, get(configs[first], name),
-                  f"its default {get(plain[first][0], name)!r}, as it counts only where {idle[first][name]}")  # fmt: skip
+            value, where = get(configs[first], name), idle[first][name]
+            if all(of_other_arms(configs[i], name) for i in changed):
+                note = f"note: {before}{name} = {value!r} has no effect: it counts only where {where}"
+                print(note, file=sys.stderr, flush=True)
+                continue
+            check(False, before + name, value, f"its default {get(plain[first][0], name)!r}, as it counts only where {where}")

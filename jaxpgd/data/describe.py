@@ -132,7 +132,8 @@ def _cut(count: int) -> list[tuple[str, str]]:
 def _learned_reward(found: dict[str, float] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
-    text = f"learned from as {found['scale']:g} * (reward {found['shift']:+g}): {_line(found)}"
+    sign = "-" if found["shift"] < 0 else "+"
+    text = f"learned from as {found['scale']:g} * (reward {sign} {abs(found['shift']):g}): {_line(found)}"
     return [("", f"{text}. All reports are in the units above")]
 
 

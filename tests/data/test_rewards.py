@@ -87,7 +87,7 @@ def test_data_info_tells_both(capsys: pytest.CaptureFixture[str]) -> None:
     assert learned["min"] == pytest.approx(4 * (plain["ranges"]["reward"]["min"] - 0.5), rel=1e-6)
     assert "learned from as" not in format_description(describe(PLAIN))
     main(["data", "info", "point2d", "--episodes", "6", "--data.reward-scale", "4", "--data.reward-shift", "-0.5"])
-    assert "learned from as 4 * (reward -0.5): mean" in capsys.readouterr().out
+    assert "learned from as 4 * (reward - 0.5): mean" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
