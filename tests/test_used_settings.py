@@ -1,5 +1,6 @@
 """No setting is accepted without effect: every field of every kind changes what is computed, or is refused."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -33,7 +34,7 @@ from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.training.agent import make_schedule
 from jaxpgd.training.denoiser import train_denoiser
 from jaxpgd.types import Policy, Trajectory, Transition
-from jaxpgd.used_settings import RULES, check_used, names_of, unused
+from jaxpgd.used_settings import RULES, check_used, names_of, of_other_arms, unused
 
 CODEC = TokenCodec(mean=jnp.zeros(5), std=jnp.ones(5), obs_dim=2, action_dim=1)
 SMALL: dict[str, Any] = {
@@ -257,8 +258,10 @@ def get_in(values: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize(("section", "part", "choices"), WALKS, ids=map(ids, WALKS))
-def test_a_setting_has_an_effect_or_is_refused(section: str, part: Any, choices: dict[str, Any]) -> None:
-    """And one that is refused has none: the table is neither too short nor too long."""
+def test_a_setting_has_an_effect_or_is_refused(
+    section: str, part: Any, choices: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And one that is refused, or told as one of other arms, has none: the table is neither too short nor too long."""
     base = merged(SMALL, choices)
     config = load_config(None, base, unused="kept")
     made, idle = part(config), unused(config)
@@ -278,8 +281,12 @@ def test_a_setting_has_an_effect_or_is_refused(section: str, part: Any, choices:
                 refused = True  # no value of it, or none beside the choices
                 continue
             if name in idle and name in unused(changed):
-                with pytest.raises(InputError, match=f"{name} = .*: expected its default .*, as it counts only where"):
+                told = f"note: {name} = " if of_other_arms(changed, name) else ""
+                refusal = pytest.raises(InputError, match=f"{name} = .*: expected its default .*, as it counts only where")
+                with contextlib.nullcontext() if told else refusal:
                     check_used([changed], [name], lambda _: [Config()])
+                said = capsys.readouterr().err
+                assert said.startswith(told) and bool(said) == bool(told)
                 assert part(changed) == made, f"{name} = {other!r} is refused, but changes something"
             else:
                 assert part(changed) != made, f"{name} = {other!r} instead of {value!r} changes nothing"
