@@ -266,17 +266,21 @@ def _convert(value: Any, hint: Any, name: str, origin: str) -> Any:
     return value
 
 
+def _check_evaluation(config: Config) -> None:
+    check(0 < config.evaluation.confidence < 1, "evaluation.confidence", config.evaluation.confidence, "between 0 and 1")
+    for i, coefficient in enumerate(config.evaluation.coefficients):
+        check(coefficient > 0, f"evaluation.coefficients[{i}]", coefficient, "a number above 0 (0 is always included)")
+        most = ends("guidance.coefficient")[1]
+        check(coefficient <= most, f"evaluation.coefficients[{i}]", coefficient, f"a number up to {most:g}")
+
+
 def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
     check_ranges(config)
     check_denoiser(config.denoiser)
     d, s, a = config.denoiser, config.sampler, config.agent
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")
-    check(0 < config.evaluation.confidence < 1, "evaluation.confidence", config.evaluation.confidence, "between 0 and 1")
-    for i, coefficient in enumerate(config.evaluation.coefficients):
-        check(coefficient > 0, f"evaluation.coefficients[{i}]", coefficient, "a number above 0 (0 is always included)")
-        most = ends("guidance.coefficient")[1]
-        check(coefficient <= most, f"evaluation.coefficients[{i}]", coefficient, f"a number up to {most:g}")
+    _check_evaluation(config)
     g, y = config.guidance, config.synthesis
     if "guided" in config.arms:
         check(g.coefficient > 0, "guidance.coefficient", g.coefficient,
