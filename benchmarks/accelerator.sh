@@ -170,7 +170,7 @@ for part in $parts; do
         --minutes "$speed" --out "$work/speed/speed.json" "${toy[@]}" ;;
     study)
       # Products by cuBLAS alone: Triton's are up to an eighth faster, and tuning them takes longer than a short study can give.
-      run_part study "$study" env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" "$python" -m jaxpgd.cli study pgd-accelerator \
+      run_part study "$study" env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" "$python" -m jaxpgd.experiment.cli study pgd-accelerator \
         "${scale[@]}" --minutes "$study" --data.name "$dataset" --out "$work/studies" ;;
   esac
 done

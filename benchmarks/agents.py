@@ -17,10 +17,10 @@ from jax import Array
 
 from benchmarks.timing import header, matmul_peak, measure, row, time_calls
 from jaxpgd.agents import iql, td3_bc
+from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.parallel import map_seeds
 from jaxpgd.synthesis.replay import Replay, init_replay
 from jaxpgd.training.agent import AgentState, Experience, update_many
-from jaxpgd.training.memory import peak_memory
 from jaxpgd.types import Agent, Trajectory, Transition
 
 

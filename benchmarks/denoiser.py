@@ -17,10 +17,10 @@ from jax import Array
 from benchmarks.agents import Size as DataSize
 from benchmarks.agents import make_data
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row, time_calls
-from jaxpgd.packing import fit_codec
+from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.settings import DenoiserConfig
+from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
-from jaxpgd.training.memory import peak_memory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,10 @@ from benchmarks.denoiser import make_windows
 from benchmarks.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
+from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.settings import AgentConfig, DenoiserConfig, SynthesisConfig
 from jaxpgd.training.agent import AgentState, agent_program
 from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
-from jaxpgd.training.memory import peak_memory
 from jaxpgd.types import Agent
 
 UPDATES, REFRESHES, TRAJECTORIES = 1_000_000, 100, 8192  # of the published protocol

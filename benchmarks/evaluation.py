@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import header, matmul_peak
-from jaxpgd.data.dataset import DatasetInfo
-from jaxpgd.evaluation.returns import Returns, evaluate
-from jaxpgd.evaluation.vector import usable_cores
-from jaxpgd.evaluation.workers import stop_workers
+from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.simulators.returns import Returns, evaluate
+from jaxpgd.simulators.vector import usable_cores
+from jaxpgd.simulators.workers import stop_workers
 from jaxpgd.types import Policy, PyTree
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import describe_device
-from jaxpgd.pipeline.reproduce import compare_runs
-from jaxpgd.pipeline.run_directory import open_run
-from jaxpgd.training.checkpoints import CheckpointStore
+from jaxpgd.experiment.commands.reproduce import compare_runs
+from jaxpgd.experiment.run.checkpoints import CheckpointStore
+from jaxpgd.experiment.run.directory import open_run
 
 CONFIG = """
 arms = ["guided", "dydiff"]

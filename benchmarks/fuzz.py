@@ -156,27 +156,27 @@ def _change_toml(rng: random.Random, folder: Path) -> None:
 
 
 def _make_config(folder: Path) -> None:
-    from jaxpgd.config import to_toml
+    from jaxpgd.experiment.config import to_toml
     from jaxpgd.settings import Config
 
     (folder / "config.toml").write_text(to_toml(Config()))
 
 
 def _read_config(folder: Path) -> None:
-    from jaxpgd.config import load_config
-    from jaxpgd.sweep import read_sweep
+    from jaxpgd.experiment.config import load_config
+    from jaxpgd.experiment.sweep import read_sweep
 
     read_sweep(load_config(folder / "config.toml"))
 
 
 def _make_study(folder: Path) -> None:
-    from jaxpgd.studies.plan import study_text
+    from jaxpgd.experiment.studies.plan import study_text
 
     (folder / "study.toml").write_text(study_text("pgd-regimes"))
 
 
 def _read_study(folder: Path) -> None:
-    from jaxpgd.studies.plan import load_study
+    from jaxpgd.experiment.studies.plan import load_study
 
     load_study(str(folder / "study.toml"), "laptop")
 
@@ -306,7 +306,7 @@ def _make_flat(folder: Path) -> None:
 
 
 def _read_flat(folder: Path) -> None:
-    from jaxpgd.data import load
+    from jaxpgd.datasets import load
 
     for file in (*folder.glob("*.npz"), *folder.glob("*.hdf5")):
         load(str(file))
@@ -364,8 +364,8 @@ def _change_minari(rng: random.Random, folder: Path) -> None:
 
 
 def _read_minari(folder: Path) -> None:
-    from jaxpgd.data import load
-    from jaxpgd.evaluation.environments import require_environment
+    from jaxpgd.datasets import load
+    from jaxpgd.simulators.environments import require_environment
 
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
     dataset = load(_ID)
@@ -388,7 +388,7 @@ def _state(chunks: int) -> dict[str, Any]:
 
 
 def _make_checkpoint(folder: Path) -> None:
-    from jaxpgd.training.checkpoints import CheckpointStore
+    from jaxpgd.experiment.run.checkpoints import CheckpointStore
 
     store = CheckpointStore(folder / "stage")
     store.save(1, _state(1))
@@ -411,7 +411,7 @@ def _change_checkpoint(rng: random.Random, folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from jaxpgd.training.checkpoints import CheckpointStore, flatten
+    from jaxpgd.experiment.run.checkpoints import CheckpointStore, flatten
 
     found = CheckpointStore(folder / "stage").restore(_state(2))
     assert found is not None
@@ -427,13 +427,13 @@ def _make_actor(folder: Path) -> None:
 
 
 def _read_actor(folder: Path) -> None:
-    from jaxpgd.evaluation.behaviour import fitting_actor
+    from jaxpgd.simulators.behaviour import fitting_actor
 
     fitting_actor(folder / "actor.npz", 3, 2)
 
 
 def _make_log(folder: Path) -> None:
-    from jaxpgd.training.logs import MetricsLog
+    from jaxpgd.experiment.run.logs import MetricsLog
 
     log = MetricsLog(folder / "metrics.jsonl")
     for chunk in range(20):
@@ -449,7 +449,7 @@ def _change_log(rng: random.Random, folder: Path) -> None:
 
 
 def _read_log(folder: Path) -> None:
-    from jaxpgd.training.logs import MetricsLog
+    from jaxpgd.experiment.run.logs import MetricsLog
 
     log = MetricsLog(folder / "metrics.jsonl")
     log.rewind("denoiser", 5)

@@ -23,10 +23,8 @@ from benchmarks.sampling import synthesizer_of
 from benchmarks.timing import describe_device
 from benchmarks.timing import measure as measure_call
 from jaxpgd.agents import td3_bc
-from jaxpgd.diffusion.guidance import nudge_share
-from jaxpgd.diffusion.ladder import Guidance
-from jaxpgd.diffusion.samplers import Churn, make_sampler
-from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.solvers import Churn, make_sampler
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -38,11 +36,13 @@ from jaxpgd.envs.gaussian_tilt import (
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
-from jaxpgd.packing import TokenCodec
+from jaxpgd.guidance.base import nudge_share
+from jaxpgd.guidance.kinds import Guidance
 from jaxpgd.settings import SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling
+from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Metrics, Policy
 
 COUNT, COEFFICIENTS = 4096, (0.25, 1.0)

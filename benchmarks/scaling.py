@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from benchmarks import denoiser, refresh
 from benchmarks.timing import header, matmul_peak, time_calls
 from jaxpgd.agents import td3_bc
+from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.driver import over_seeds
 from jaxpgd.parallel import Placement
-from jaxpgd.pipeline.drive import over_seeds
 from jaxpgd.settings import AgentConfig, DenoiserConfig, SamplerConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.denoiser import Windows, denoiser_program
-from jaxpgd.training.memory import peak_memory
 from jaxpgd.training.program import Program
 
 MARK = "RESULT"

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 
 from benchmarks.timing import describe_device
-from jaxpgd.config import load_config
-from jaxpgd.pipeline.models import models_stage
-from jaxpgd.pipeline.parts import prepare
-from jaxpgd.pipeline.run_directory import create_run
-from jaxpgd.pipeline.stages import agent_stage
+from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.run.directory import create_run
+from jaxpgd.experiment.stages.agents import agent_stage
+from jaxpgd.experiment.stages.models import models_stage
+from jaxpgd.experiment.stages.parts import prepare
 
 _SETTLED = 300.0  # seconds after which memory counts
 SETTINGS: dict[str, Any] = {

@@ -6,12 +6,11 @@ The stages as functions: `load`, `prepare_windows`, `train_denoiser`, `make_synt
 """
 
 from jaxpgd.agents import make_agent
-from jaxpgd.config import load_config
-from jaxpgd.data import load
-from jaxpgd.dynamics.termination import termination
+from jaxpgd.datasets import load
 from jaxpgd.errors import InputError
-from jaxpgd.evaluation.returns import evaluate
+from jaxpgd.experiment.config import load_config
 from jaxpgd.settings import Config
+from jaxpgd.simulators.returns import evaluate
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize, synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
@@ -19,6 +18,7 @@ from jaxpgd.training.agent import Experience, train_agent
 from jaxpgd.training.denoiser import prepare_windows, train_denoiser, train_state_denoiser
 from jaxpgd.training.dynamics import prepare_dynamics, train_dynamics
 from jaxpgd.types import Agent, Policy, Trajectory, Transition
+from jaxpgd.world_model.termination import termination
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
 """`python -m jaxpgd`: the command line."""
 
-from jaxpgd.cli import main
+from jaxpgd.experiment.cli import main
 
 if __name__ == "__main__":
     main()

@@ -145,7 +145,7 @@ def check_seed(seed: int) -> None:
 
 
 def noise_levels(sampler: SamplerConfig) -> list[float]:
-    """The noise levels of a sampler's steps, the largest first (EDM equation 5), as `diffusion.schedules.karras_sigmas`."""
+    """The noise levels of a sampler's steps, the largest first (EDM equation 5), as `diffusion.edm.karras_sigmas`."""
     low, high, last = sampler.sigma_min, sampler.sigma_max, sampler.steps - 1
     shrink = math.expm1((math.log(low) - math.log(high)) / sampler.rho)
     inner = [high * math.exp(sampler.rho * math.log1p(i / last * shrink)) for i in range(1, last)]

@@ -1,6 +1,6 @@
 """Every hyperparameter, as nested frozen dataclasses. They know no component: any module may take its section.
 
-`jaxpgd.config` reads them from TOML files, knows the presets and checks values.
+`jaxpgd.experiment.config` reads them from TOML files, knows the presets and checks values.
 """
 
 import dataclasses

@@ -73,7 +73,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_the_reader_sees_every_form_of_import() -> None:
-    source = "import jaxpgd.data.load, os\ndef f():\n    from jaxpgd import agents\n    from jaxpgd.envs.x import y"
+    source = "import jaxpgd.datasets.load, os\ndef f():\n    from jaxpgd import agents\n    from jaxpgd.envs.x import y"
     assert imported_rooms(source) == {"data", "agents", "envs"}
 
 

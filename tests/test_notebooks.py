@@ -16,7 +16,7 @@ import pytest
 from tiny import TINY
 
 import jaxpgd
-from jaxpgd.config import apply_values, validate
+from jaxpgd.experiment.config import apply_values, validate
 from jaxpgd.settings import Config
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ import pytest
 from tiny import TINY
 
 import jaxpgd
-from jaxpgd.cli import COMMANDS
-from jaxpgd.config import PRESETS, apply_values, get, load_config, to_dict, validate
-from jaxpgd.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
+from jaxpgd.experiment.cli import COMMANDS
+from jaxpgd.experiment.config import PRESETS, apply_values, get, load_config, to_dict, validate
+from jaxpgd.experiment.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.training.agent import make_schedule
 

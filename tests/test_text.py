@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxpgd.config import load_config
-from jaxpgd.data.untrusted import read_json
+from jaxpgd.datasets.untrusted import read_json
 from jaxpgd.errors import InputError
-from jaxpgd.studies.plan import load_study, study_text
+from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.studies.plan import load_study, study_text
 
 PACKAGE = Path(__file__).parents[1] / "jaxpgd"
 # a locale whose text is ASCII, and a Python that believes it
@@ -82,8 +82,9 @@ def test_the_locale_says_nothing(tmp_path: Path) -> None:
              terminals=flags, timeouts=0 * flags)  # fmt: skip
     (tmp_path / "läufe.npz").symlink_to(tmp_path / "daten.npz")
     script = (
-        "import locale, sys; from pathlib import Path; from jaxpgd.cli import main; from jaxpgd.config import *\n"
-        "from jaxpgd.files import write_text; from jaxpgd.studies.plan import shipped, study_text\n"
+        "import locale, sys; from pathlib import Path\n"
+        "from jaxpgd.experiment.cli import main; from jaxpgd.experiment.config import *\n"
+        "from jaxpgd.files import write_text; from jaxpgd.experiment.studies.plan import shipped, study_text\n"
         "assert locale.getpreferredencoding(False).lower() in ('ansi_x3.4-1968', 'us-ascii', 'ascii')\n"
         "config = load_config('config.toml'); write_text('again.toml', to_toml(config))\n"
         "for name in shipped(): study_text(name)\n"

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from jaxpgd.agents import AGENTS, make_agent
-from jaxpgd.dynamics.termination import make_rule
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.envs.point2d import Point2D, goal_policy, importance_truth
-from jaxpgd.packing import fit_codec
-from jaxpgd.pipeline.drive import over_seeds
+from jaxpgd.experiment.run.driver import over_seeds
 from jaxpgd.settings import (
     AgentConfig,
     DenoiserConfig,
@@ -33,12 +31,14 @@ from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Transition
+from jaxpgd.world_model.termination import make_rule
 
 T, OBS, ACT = 4, 3, 2
 DENOISER = DenoiserConfig(features=8, blocks=1, groups=4, steps=2, validate_every=1, validation_batches=1, batch_size=4)
@@ -177,7 +177,7 @@ def test_built_in_environments() -> None:
 
 def test_commands_compute_in_single_precision_whatever_the_environment_says() -> None:
     """Their results are then those of any other machine, bit for bit, and runs go on under either setting."""
-    code = "import sys; from jaxpgd.cli import main; main(['data', 'info', 'point2d', '--data.episodes', '2']); import jax;" \
+    code = "from jaxpgd.experiment.cli import main; main(['data', 'info', 'point2d', '--data.episodes', '2']); import jax;" \
            "import jax.numpy as jnp; print(jnp.zeros(()).dtype)"  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True

@@ -14,7 +14,7 @@ import jax
 from benchmarks.bounds import Peaks, count_launches
 from benchmarks.rows.base import Program, Row
 from benchmarks.timing import program_memory
-from jaxpgd.training.memory import peak_memory
+from jaxpgd.experiment.run.device_memory import peak_memory
 
 ENOUGH, REPEATS = 3.0, 7  # seconds that a row is repeated for, and times
 

@@ -19,9 +19,8 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.agents import common
-from jaxpgd.diffusion.precondition import coefficients
-from jaxpgd.diffusion.samplers import ancestral
-from jaxpgd.diffusion.schedules import vp_sigmas, vp_time
+from jaxpgd.diffusion.edm import coefficients, vp_sigmas, vp_time
+from jaxpgd.diffusion.solvers import ancestral
 from jaxpgd.errors import check
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.guidance import Guided, Look
-from jaxpgd.packing import TokenCodec
+from jaxpgd.guidance.base import Guided, Look
+from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise
 
 

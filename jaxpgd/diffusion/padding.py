@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.constraints import Condition
-from jaxpgd.packing import Ends, TokenCodec
+from jaxpgd.diffusion.conditioning import Condition
+from jaxpgd.tokens import Ends, TokenCodec
 
 _AFTER_TERMINAL, _AFTER_CUT = 1.0, -1.0  # terminal flag of padding, before it is normalised
 

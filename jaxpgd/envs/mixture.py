@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import check
-from jaxpgd.packing import TokenCodec
+from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
 # tokens without observations, whose one entry is the action itself

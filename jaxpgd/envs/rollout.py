@@ -3,7 +3,7 @@
 import jax
 from jax import Array
 
-from jaxpgd.packing import usable_steps
+from jaxpgd.tokens import usable_steps
 from jaxpgd.types import Environment, Policy, Trajectory
 
 

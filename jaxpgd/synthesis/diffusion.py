@@ -9,18 +9,18 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxpgd.config import check_sections
-from jaxpgd.diffusion.constraints import Chain, Clamp, CleanConditions, Condition
-from jaxpgd.diffusion.guidance import Likelihood
-from jaxpgd.diffusion.ladder import Guidance, guidance_profile, make_guidance
+from jaxpgd.diffusion.conditioning import Chain, Clamp, CleanConditions, Condition
 from jaxpgd.diffusion.padding import WindowEnds, padding
-from jaxpgd.diffusion.smc import largest_exponent, smc
 from jaxpgd.errors import check
-from jaxpgd.packing import Ends, TokenCodec, ended
+from jaxpgd.experiment.config import check_sections
+from jaxpgd.guidance.base import Likelihood
+from jaxpgd.guidance.kinds import Guidance, guidance_profile, make_guidance
+from jaxpgd.guidance.smc import largest_exponent, smc
 from jaxpgd.ranges import check_ranges
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
+from jaxpgd.tokens import Ends, TokenCodec, ended
 from jaxpgd.types import Denoise, Metrics, Policy, Synthesis, Synthesizer, Trajectory
 
 PROFILE_LEVELS = 8  # noise levels at which a generation tells the strength of its guidance

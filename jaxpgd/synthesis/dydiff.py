@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.constraints import Condition, Conditions, attach
-from jaxpgd.dynamics.world_model import Imagination, WorldModel
+from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
 from jaxpgd.errors import check
-from jaxpgd.packing import TokenCodec, usable_steps
 from jaxpgd.settings import DyDiffConfig, SamplerConfig
 from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
+from jaxpgd.tokens import TokenCodec, usable_steps
 from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory
+from jaxpgd.world_model.model import Imagination, WorldModel
 
 
 @struct.dataclass

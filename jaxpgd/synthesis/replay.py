@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.resampling import systematic
 from jaxpgd.types import Trajectory, Transition
-from jaxpgd.weights import systematic
 
 
 @struct.dataclass

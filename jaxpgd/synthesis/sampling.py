@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.samplers import Churn, make_churn, make_sampler
-from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.solvers import Churn, make_churn, make_sampler
 from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.settings import SamplerConfig

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.dynamics.world_model import Imagination, WorldModel
 from jaxpgd.settings import WorldModelConfig
 from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import map_starts, summary
 from jaxpgd.types import Policy, Synthesis
+from jaxpgd.world_model.model import Imagination, WorldModel
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.ranges import check_training
+from jaxpgd.resampling import effective_sample_size
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
@@ -28,7 +29,6 @@ from jaxpgd.synthesis.replay import (
 from jaxpgd.training.health import first_of_blocks, firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
-from jaxpgd.weights import effective_sample_size
 
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most

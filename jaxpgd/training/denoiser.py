@@ -10,23 +10,22 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.config import check_sections
-from jaxpgd.data.dataset import Dataset
-from jaxpgd.data.windows import choose_windows, gather_padded, gather_window, own_steps
-from jaxpgd.diffusion.constraints import Condition, Conditions
-from jaxpgd.diffusion.loss import edm_loss
+from jaxpgd.datasets.dataset import Dataset
+from jaxpgd.diffusion.conditioning import Condition, Conditions
+from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.diffusion.padding import padding, window_ends
-from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.experiment.config import check_sections
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.packing import Ends, TokenCodec, fit_codec
 from jaxpgd.parallel import DATA, SEEDS, divided
 from jaxpgd.ranges import check_denoiser
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
+from jaxpgd.tokens import Ends, TokenCodec, fit_codec
 from jaxpgd.training.health import firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Metrics, PyTree, Trajectory, Transition
+from jaxpgd.windows import choose_windows, gather_padded, gather_window, own_steps
 
 
 @struct.dataclass

@@ -15,13 +15,13 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.dynamics.world_model import Scales, Terminates, WorldModel, fit_scales
 from jaxpgd.errors import check
-from jaxpgd.networks.dynamics import GaussianRegressor, ScalarRegressor
+from jaxpgd.networks.ensemble import GaussianRegressor, ScalarRegressor
 from jaxpgd.settings import DynamicsConfig
 from jaxpgd.training.health import FIRST, SKIPPED, firsts, skipping
 from jaxpgd.training.program import Program, fit
 from jaxpgd.types import Metrics, PyTree, Transition
+from jaxpgd.world_model.model import Scales, Terminates, WorldModel, fit_scales
 
 _IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
 _BOUND_WEIGHT = 0.01  # pulls the bounds of the log-variance together (PETS, appendix A.1)

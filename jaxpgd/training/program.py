@@ -1,6 +1,6 @@
 """A training program: a state, and a compiled chunk of steps that advances it. Everything that trains has this form.
 
-`fit` runs a program inside one trace (jit and vmap it as you like); `jaxpgd.pipeline` runs the same chunks from Python, where
+`fit` runs a program inside one trace (jit and vmap it as you like); `jaxpgd.experiment` runs the same chunks from Python, where
 it reports progress and writes checkpoints in between.
 """
 

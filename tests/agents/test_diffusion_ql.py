@@ -11,9 +11,9 @@ from scipy.stats import norm
 
 from jaxpgd.agents import common, diffusion_ql, replace_hypers
 from jaxpgd.agents.diffusion_ql import _structure, key_of
-from jaxpgd.diffusion.guidance import log_likelihood
-from jaxpgd.diffusion.schedules import vp_sigmas
+from jaxpgd.diffusion.edm import vp_sigmas
 from jaxpgd.errors import InputError
+from jaxpgd.guidance.base import log_likelihood
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
 

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from jaxpgd.agents.distributions import distribution_policy
-from jaxpgd.diffusion.guidance import Likelihood
-from jaxpgd.packing import TokenCodec
+from jaxpgd.guidance.base import Likelihood
+from jaxpgd.tokens import TokenCodec
 
 OBS = jnp.array([0.3, -0.8])
 PARAMS = {"K": jnp.array([[0.5, 0.2], [-0.3, 0.4]]), "scale": jnp.array([0.3, 0.6])}

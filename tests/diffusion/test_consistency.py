@@ -10,9 +10,8 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.consistency import Consistency, ConsistentDenoise, ConsistentGuided, conjugate_gradients
-from jaxpgd.diffusion.guidance import Look
-from jaxpgd.diffusion.samplers import make_sampler
-from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.solvers import make_sampler
 from jaxpgd.envs.linear_gaussian import (
     feature_statistics,
     gaussian_denoise,
@@ -20,7 +19,8 @@ from jaxpgd.envs.linear_gaussian import (
     standardise_moments,
     trajectory_moments,
 )
-from jaxpgd.packing import TokenCodec
+from jaxpgd.guidance.base import Look
+from jaxpgd.tokens import TokenCodec
 
 ENV, BEHAVIOUR, _ = reference_case()
 STEPS, OBS, ACTION = ENV.horizon, ENV.obs_dim, ENV.action_dim

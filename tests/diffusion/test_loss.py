@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxpgd.diffusion.loss import edm_loss, loss_weight, sample_sigma
-from jaxpgd.diffusion.precondition import EDMDenoise, coefficients
+from jaxpgd.diffusion.edm import EDMDenoise, coefficients, edm_loss, loss_weight, sample_sigma
 
 SIGMAS = [0.002, 0.3, 1.0, 7.0, 80.0]
 

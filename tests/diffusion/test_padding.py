@@ -9,13 +9,13 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.constraints import Condition
-from jaxpgd.diffusion.guidance import Likelihood, PolicyNudge
-from jaxpgd.diffusion.loss import edm_loss
-from jaxpgd.diffusion.moment import MomentGuidance
+from jaxpgd.diffusion.conditioning import Condition
+from jaxpgd.diffusion.edm import edm_loss
 from jaxpgd.diffusion.padding import WindowEnds, padding, window_ends
 from jaxpgd.envs.linear_gaussian import linear_policy
-from jaxpgd.packing import Ends, TokenCodec, ended
+from jaxpgd.guidance.base import Likelihood, PolicyNudge
+from jaxpgd.guidance.moment import MomentGuidance
+from jaxpgd.tokens import Ends, TokenCodec, ended
 from jaxpgd.types import Trajectory
 
 CODEC = TokenCodec(mean=jnp.array([5.0, 0.1, -1.0, 0.25]), std=jnp.array([2.0, 0.5, 3.0, 0.25]), obs_dim=1, action_dim=1)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigma, vp_sigmas, vp_time
+from jaxpgd.diffusion.edm import karras_sigmas, vp_sigma, vp_sigmas, vp_time
 
 
 def test_end_points_and_closed_form() -> None:

@@ -3,9 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.data import load
-from jaxpgd.data.point2d import REF_MAX, REF_MIN
-from jaxpgd.dynamics.termination import known_rule
+from jaxpgd.datasets import load
+from jaxpgd.datasets.point2d import REF_MAX, REF_MIN
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.envs.point2d import (
     TARGET_STD,
@@ -16,7 +15,8 @@ from jaxpgd.envs.point2d import (
     target_policy,
 )
 from jaxpgd.errors import InputError
-from jaxpgd.weights import effective_sample_size
+from jaxpgd.resampling import effective_sample_size
+from jaxpgd.world_model.termination import known_rule
 
 ENV = Point2D()
 

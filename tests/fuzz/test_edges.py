@@ -18,18 +18,16 @@ from jax import Array
 
 from jaxpgd.agents import AGENTS, make_agent
 from jaxpgd.agents.common import gaussian_log_prob
-from jaxpgd.config import PRESETS, apply_values, load_config
-from jaxpgd.diffusion.loss import edm_loss
-from jaxpgd.diffusion.precondition import EDMDenoise
-from jaxpgd.diffusion.schedules import karras_sigmas, vp_sigmas, vp_time
+from jaxpgd.diffusion.edm import EDMDenoise, edm_loss, karras_sigmas, vp_sigmas, vp_time
 from jaxpgd.errors import InputError
-from jaxpgd.packing import TokenCodec
+from jaxpgd.experiment.config import PRESETS, apply_values, load_config
+from jaxpgd.experiment.used_settings import names_of
 from jaxpgd.ranges import check_ranges, ends, get, noise_levels
 from jaxpgd.settings import Config, GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.filters import make_filter
+from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy, Trajectory, Transition
-from jaxpgd.used_settings import names_of
 
 NUMBERS = [name for name in names_of(Config()) if isinstance(get(Config(), name), float)]
 

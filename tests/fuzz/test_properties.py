@@ -10,16 +10,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpgd.data.assemble import assemble
-from jaxpgd.data.dataset import Dataset, DatasetInfo, from_env_action, to_env_action
-from jaxpgd.data.export import export_npz
-from jaxpgd.data.flat_files import load_flat
-from jaxpgd.data.windows import gather_window, split_episodes, window_starts
+from jaxpgd.datasets.assemble import assemble
+from jaxpgd.datasets.dataset import Dataset, DatasetInfo, from_env_action, to_env_action
+from jaxpgd.datasets.export import export_npz
+from jaxpgd.datasets.flat_files import load_flat
 from jaxpgd.errors import InputError
-from jaxpgd.packing import fit_codec, usable_steps
 from jaxpgd.settings import FilterConfig
 from jaxpgd.synthesis.filters import make_filter, returns
+from jaxpgd.tokens import fit_codec, usable_steps
 from jaxpgd.types import Trajectory
+from jaxpgd.windows import gather_window, split_episodes, window_starts
 
 episodes = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8)  # steps, ends in a terminal
 INFO = DatasetInfo(name="hand", source="npz", action_low=(-2.0, 0.0), action_high=(2.0, 1.0))

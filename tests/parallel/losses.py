@@ -19,8 +19,8 @@ if HOSTS:
     jax.distributed.initialize(f"localhost:{port}", count, index)
 
 import jaxpgd  # noqa: E402
+from jaxpgd.experiment.run.driver import over_seeds  # noqa: E402
 from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, divided, map_batches  # noqa: E402
-from jaxpgd.pipeline.drive import over_seeds  # noqa: E402
 from jaxpgd.settings import (  # noqa: E402
     AgentConfig,
     DataConfig,

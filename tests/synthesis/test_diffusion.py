@@ -8,14 +8,14 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.ladder import make_guidance
-from jaxpgd.diffusion.schedules import karras_sigmas
+from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
+from jaxpgd.guidance.kinds import make_guidance
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.packing import TokenCodec
 from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize
+from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
 # pre-tanh actions are so small that tanh is linear; the done entry is 1 with a probability of one half: 0.5 + 0.001 z > 0.5

@@ -9,9 +9,7 @@ import pytest
 from flax import struct
 
 from jaxpgd.agents import AGENTS, make_agent
-from jaxpgd.dynamics.termination import make_rule
 from jaxpgd.errors import InputError
-from jaxpgd.packing import TokenCodec, fit_codec
 from jaxpgd.settings import (
     AgentConfig,
     DenoiserConfig,
@@ -25,9 +23,11 @@ from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries, make_dydiff
 from jaxpgd.synthesis.replay import init_replay, sample_synthetic
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.tokens import TokenCodec, fit_codec
 from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.types import Policy, Transition
+from jaxpgd.world_model.termination import make_rule
 
 T = 4
 CODEC = TokenCodec(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0, 1.0]), 1, 1)

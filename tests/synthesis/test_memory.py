@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.data import load
+from jaxpgd.datasets import load
 from jaxpgd.settings import DataConfig, DenoiserConfig, SamplerConfig
 from jaxpgd.synthesis import memory
 from jaxpgd.synthesis.diffusion import make_synthesizer, synthesize

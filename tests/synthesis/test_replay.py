@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.packing import usable_steps
 from jaxpgd.synthesis.replay import (
     draw_mixed,
     init_replay,
@@ -16,6 +15,7 @@ from jaxpgd.synthesis.replay import (
     sample_synthetic,
     take,
 )  # fmt: skip
+from jaxpgd.tokens import usable_steps
 from jaxpgd.types import Trajectory, Transition
 
 add = jax.jit(insert)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.packing import usable_steps
+from jaxpgd.tokens import usable_steps
 from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition
 
 REAL_REWARD = 100.0

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jaxpgd.agents import make_agent
-from jaxpgd.packing import fit_codec
+from jaxpgd.experiment.precision import precision_of, set_precision
+from jaxpgd.experiment.run.driver import over_seeds
+from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.studies.store import Store
 from jaxpgd.parallel import Placement
-from jaxpgd.pipeline.drive import over_seeds
-from jaxpgd.pipeline.parts import prepare
-from jaxpgd.precision import precision_of, set_precision
 from jaxpgd.settings import (
     AgentConfig,
     BCConfig,
@@ -33,8 +33,8 @@ from jaxpgd.settings import (
     SynthesisConfig,
     TD3BCConfig,
 )
-from jaxpgd.studies.store import Store
 from jaxpgd.synthesis.diffusion import make_synthesizer
+from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.denoiser import Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics

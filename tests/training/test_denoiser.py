@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxpgd.data import load
-from jaxpgd.data.assemble import assemble
-from jaxpgd.data.dataset import Dataset, DatasetInfo
-from jaxpgd.data.windows import gather_window
-from jaxpgd.diffusion.loss import edm_loss
-from jaxpgd.diffusion.precondition import EDMDenoise
+from jaxpgd.datasets import load
+from jaxpgd.datasets.assemble import assemble
+from jaxpgd.datasets.dataset import Dataset, DatasetInfo
+from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.errors import InputError
-from jaxpgd.packing import fit_codec
+from jaxpgd.experiment.run.checkpoints import load_tree, save_tree
+from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, window_terminal_rate
 from jaxpgd.parallel import DATA, SEEDS, divided
-from jaxpgd.pipeline.quality import flat_tokens, real_windows, window_terminal_rate
 from jaxpgd.settings import DataConfig, DenoiserConfig
-from jaxpgd.training.checkpoints import load_tree, save_tree
+from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import (
     DenoiserHypers,
     Windows,
@@ -39,6 +37,7 @@ from jaxpgd.training.denoiser import (
     validation_loss,
 )
 from jaxpgd.types import PyTree, Transition
+from jaxpgd.windows import gather_window
 
 CONFIG = DenoiserConfig(
     features=8, blocks=1, groups=4, steps=300, batch_size=16, peak_lr=1e-2, ema=0.9, validate_every=100, validation_batches=2

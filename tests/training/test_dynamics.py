@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.dynamics.termination import make_rule
 from jaxpgd.errors import InputError
 from jaxpgd.settings import DynamicsConfig
 from jaxpgd.training.dynamics import (
@@ -21,6 +20,7 @@ from jaxpgd.training.dynamics import (
 )
 from jaxpgd.training.program import fit
 from jaxpgd.types import Transition
+from jaxpgd.world_model.termination import make_rule
 
 A = np.array([[0.9, 0.2], [-0.1, 0.8]], np.float32)
 B = np.array([[0.5], [1.0]], np.float32)

@@ -11,7 +11,7 @@ from jax import Array
 from training.counting import COUNTING, REAL, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
-from jaxpgd.pipeline.drive import over_seeds
+from jaxpgd.experiment.run.driver import over_seeds
 from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.training.agent import Experience, agent_program
 from jaxpgd.training.program import fit

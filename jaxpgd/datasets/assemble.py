@@ -1,0 +1,54 @@
+"""From raw arrays, in episode order, to a checked Dataset: rescaled actions, discounts, episode offsets."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxpgd.datasets.checks import check_actions, check_bounds, check_finite, check_shapes, flags
+from jaxpgd.datasets.dataset import Dataset, DatasetInfo, from_env_action
+
+
+def assemble(
+    info: DatasetInfo,
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    next_obs: np.ndarray,
+    terminal: np.ndarray,
+    timeout: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    clip_actions: bool = False,
+) -> Dataset:
+    """A Dataset on the host, float32, from M steps in episode order.
+
+    obs, next_obs [M, O]; action [M, A] in `info`'s bounds (at most 0.1 % of their range outside, which is clipped); reward,
+    terminal, timeout [M]; offsets [E + 1]. A terminal in the middle of an episode ends it there. A step that is both counts as
+    a terminal. Raises InputError for empty or disagreeing arrays, NaN and infinities, flags other than 0 and 1, and
+    actions outside the bounds unless `clip_actions`.
+    """
+    arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
+    check_shapes(info.name, arrays)
+    check_bounds(info.name, np.asarray(info.action_low), np.asarray(info.action_high), action.shape[1])
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+        numbers = {k: np.ascontiguousarray(arrays[k], np.float32) for k in ("obs", "reward", "next_obs")}
+    check_finite(info.name, {**numbers, "action": np.asarray(action)})
+    scaled = from_env_action(info, np.asarray(action, np.float64))
+    if not clip_actions:
+        check_actions(info.name, scaled)
+    terminal, timeout = flags(info.name, "terminal", terminal), flags(info.name, "timeout", timeout)
+    fields: dict[str, Any] = {
+        **numbers,
+        "action": np.clip(scaled, -1.0, 1.0).astype(np.float32),
+        "discount": 1.0 - terminal.astype(np.float32),
+    }
+    return Dataset(
+        **fields,
+        timeout=timeout & ~terminal,
+        offsets=_split_at_terminals(np.asarray(offsets, np.int64), terminal),
+        info=info,
+    )
+
+
+def _split_at_terminals(offsets: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+    return np.union1d(offsets, np.flatnonzero(terminal) + 1).astype(np.int64)

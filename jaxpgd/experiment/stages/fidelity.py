@@ -1,0 +1,194 @@
+"""How faithful a sampler's trajectories are, and `sampler.kind = "auto"`: the cheapest sampler that suffices."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpgd.diffusion.solvers import SAMPLERS
+from jaxpgd.errors import check
+from jaxpgd.experiment.run.directory import RunDirectory
+from jaxpgd.experiment.run.progress import StageProgress
+from jaxpgd.experiment.stages.parts import Prepared, stage_key
+from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
+from jaxpgd.parallel import check_alike, is_writer, of_first, wait_for_all
+from jaxpgd.settings import Config, SamplerConfig
+from jaxpgd.simulators.resimulation import has_simulator
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
+from jaxpgd.types import Policy
+
+EVALUATIONS = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # of a trajectory
+REFERENCE_STEPS = 256  # of Heun's method with churn (PGD, table of hyperparameters)
+TOLERANCE = 0.05  # a sampler suffices where no measure exceeds the reference's by more than this share
+# Noise levels for few evaluations: above 20 a token of unit variance is noise alone, below 0.01 nothing is left to correct.
+SHORT_RANGE, SHORT_MOST = (0.01, 20.0), 32
+STAGE = "sampler"
+# Less is better. Rewards of trajectories that end in a terminal are left out: they are the hardest and decide by their number.
+MEASURES = ("dynamics_error", "surviving_reward_error", "sliced_wasserstein_1")
+GUIDED_MEASURES = MEASURES[:2]  # guidance is meant to leave the data
+SHOWN = (*MEASURES, "dynamics_error_se", "log_likelihood", "log_likelihood_se", "terminal_rate")
+_POOR = (
+    "warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to "
+    "choose a sampler by."
+)
+_HELD_OUT = 2000  # windows that trajectories are compared with, at most
+
+Row = dict[str, Any]
+Measure = Callable[[DiffusionSynthesizer], Row]
+
+
+def steps_for(kind: str, evaluations: int) -> int:
+    """Noise levels with which a solver looks at a denoiser at most so many times, at least 2."""
+    return max(2, evaluations // 2 if kind == "heun" else evaluations)
+
+
+def candidates(sampler: SamplerConfig, evaluations: tuple[int, ...], kinds: tuple[str, ...]) -> list[SamplerConfig]:
+    """Samplers to look at, the cheapest first: every solver over the config's noise levels, for few evaluations also fewer.
+
+    Churn stays the config's; those of few steps have its most, sqrt(2) - 1 a step.
+    """
+    found = []
+    for count in sorted(evaluations):
+        ranges = [(sampler.sigma_min, sampler.sigma_max)]
+        if count <= SHORT_MOST and SHORT_RANGE not in ranges:
+            ranges.append(SHORT_RANGE)
+        for kind in kinds:
+            for low, high in ranges:
+                changes = {"kind": kind, "steps": steps_for(kind, count), "sigma_min": low, "sigma_max": high}
+                found.append(dataclasses.replace(sampler, predictor="churned", **changes))  # type: ignore[arg-type]
+    return found
+
+
+def reference_of(sampler: SamplerConfig) -> SamplerConfig:
+    """The published sampler: 256 Heun steps with churn over EDM's noise levels."""
+    return dataclasses.replace(SamplerConfig(), kind="heun", steps=REFERENCE_STEPS, batch_size=sampler.batch_size)
+
+
+def make_measure(config: Config, prepared: Prepared, policy: Policy | None, trajectories: int, seed: int) -> Measure:
+    """Scores a synthesizer by trajectories from the same noise every time, guided where there is a policy."""
+    key = jax.random.fold_in(stage_key(config, "pareto"), seed)
+    held_out = np.random.default_rng(0).permutation(np.asarray(prepared.windows.validation))[:_HELD_OUT]
+    real = flat_tokens(prepared.windows, real_windows(prepared.windows, held_out))
+
+    def measure(synthesizer: DiffusionSynthesizer) -> Row:
+        made = synthesize(key, synthesizer, policy, count=trajectories)
+        row = score_trajectories(jax.tree.map(np.asarray, made), policy, prepared, real, key)
+        return {name: row[name] for name in SHOWN if name in row}
+
+    return measure
+
+
+def check_measurable(field: str, value: object, config: Config, prepared: Prepared, *, guided: bool = False) -> None:
+    """Raise InputError, naming `field`, where no measure would tell one sampler's trajectories from another's."""
+    info, length = prepared.dataset.info, config.synthesis.length or config.data.window
+    check(
+        has_simulator(info) or (not guided and length == config.data.window), field, value,
+        f"an environment that a simulator replays, which {info.env_id!r} is not, or unguided trajectories of data.window steps",
+        "Nothing else tells samplers apart.",
+    )  # fmt: skip
+
+
+def suffices(row: Row, reference: Row, tolerance: float = TOLERANCE) -> bool:
+    """Whether no measure is worse than the reference's by more than the tolerance; one that is not a number is worse.
+
+    Guided, the log-likelihood may fall short by that share of what guidance gained in the reference.
+    """
+    guided = "unguided_log_likelihood" in reference
+    names = [name for name in (GUIDED_MEASURES if guided else MEASURES) if np.isfinite(reference.get(name, np.nan))]
+    check(bool(names), "measures", reference, "at least one that is a number for 256 Heun steps")
+    if not all(row[name] <= (1 + tolerance) * reference[name] for name in names):
+        return False
+    if not guided:
+        return True
+    gain = reference["log_likelihood"] - reference["unguided_log_likelihood"]
+    return bool(row["log_likelihood"] >= reference["log_likelihood"] - tolerance * abs(gain))
+
+
+def described(sampler: SamplerConfig) -> Row:
+    """What a row says of its sampler."""
+    evaluations = 2 * sampler.steps - 1 if sampler.kind == "heun" else sampler.steps
+    return {
+        "solver": sampler.kind, "evaluations": evaluations, "sigma_min": sampler.sigma_min, "sigma_max": sampler.sigma_max,
+    }  # fmt: skip
+
+
+def measured(
+    config: Config, denoiser: TrajectoryDenoiser, measure: Measure, samplers: list[SamplerConfig], guided: bool
+) -> Iterator[Row]:
+    """A row for each sampler, as they come."""
+    for sampler in samplers:
+        synthesizer = build(config, denoiser, sampler, guided)
+        row = described(sampler)
+        account = synthesizer.account(jnp.asarray(row["evaluations"]), guided=guided)
+        row["settings"] = dataclasses.asdict(sampler)
+        yield row | {"forward_equivalents": float(account["forward_equivalents"])} | measure(synthesizer)
+
+
+def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
+    """The synthesizer of a config with another sampler, at the coefficient that the config states."""
+    guidance = config.guidance if guided else None
+    if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
+        guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
+
+
+def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> None:
+    """Put a sampler in place of "auto" in the config of an open run.
+
+    It is the one that `jaxpgd pareto` chose in this run; where that has not been used, the cheapest of the candidates that
+    suffices is looked for now, and kept. Where none does, the reference itself. Trajectories are measured unguided, as there is
+    no policy yet: guidance may need more evaluations.
+    """
+    if run.config.sampler.kind != "auto" or denoiser is None:
+        return
+    done = run.is_done(STAGE)
+    check_alike(int(done), "stages/sampler.json")
+    if not done:
+        began = time.monotonic()
+        row = _search(run.config, prepared, denoiser)
+        run.finish(STAGE, row | {"seconds": time.monotonic() - began})
+        wait_for_all("sampler settled")
+    run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
+    s = run.config.sampler
+    if is_writer():
+        print(f"sampler: {s.kind}, {s.steps} noise levels from {s.sigma_max:g} to {s.sigma_min:g}", flush=True)
+    if is_writer() and not done and run.facts(STAGE).get("reference", {}).get("terminal_rate", 0.0) > 0.5:
+        print(_POOR, file=sys.stderr, flush=True)
+
+
+def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
+    """The config section of a row, all of it but the batch size."""
+    return dataclasses.replace(SamplerConfig(**row["settings"]), batch_size=sampler.batch_size)
+
+
+def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) -> Row:
+    """The best row of the cheapest number of evaluations at which one suffices, else the reference's."""
+    sampler = dataclasses.replace(config.sampler, kind="heun")
+    measure = make_measure(config, prepared, None, config.evaluation.trajectories, 0)
+    (reference,) = measured(config, denoiser, measure, [reference_of(sampler)], False)
+    guided = "guided" in config.arms
+    guided_down_to, guided_up_to = (config.guidance.sigma_min, config.guidance.sigma_max) if guided else (0.0, math.inf)
+    every = candidates(sampler, EVALUATIONS, tuple(SAMPLERS))
+    looked = [s for s in every if s.sigma_max > guided_down_to and s.sigma_min <= guided_up_to]
+    costs = sorted({described(s)["evaluations"] for s in looked})
+    facts = {"trajectories": config.evaluation.trajectories, "tolerance": TOLERANCE, "reference": reference}
+    with StageProgress(STAGE, len(costs), "numbers of evaluations") as progress:
+        for cost in costs:
+            level = [s for s in looked if described(s)["evaluations"] == cost]
+            rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
+            best = min(rows, key=error_of, default=None)
+            progress.advance(1)
+            if of_first(float(best is not None)):
+                return (best or reference) | facts
+    return reference | facts
+
+
+def error_of(row: Row) -> float:
+    """What of two rows of the same cost the better has less of."""
+    return float(row["dynamics_error"] if "dynamics_error" in row else row.get("sliced_wasserstein_1", 0.0))

@@ -1,0 +1,403 @@
+"""A study as its TOML file says it: axes, the product of which are cells, each a config with what is measured of it."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxpgd.errors import InputError, check
+from jaxpgd.experiment.config import apply_values, load_config, preset_of, resolve, validate, with_preset
+from jaxpgd.experiment.precision import STATED
+from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
+from jaxpgd.experiment.used_settings import check_used, names_of
+from jaxpgd.ranges import get
+from jaxpgd.settings import Config
+
+Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
+RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
+# of a config: they change no result (but for what `settings_of` takes of `health`)
+IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
+# settings that came when studies had been measured: at their defaults they are in no key, and keys stay
+LATER = (STATED,
+         "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
+         "synthesis.dydiff.scaled_conditions",
+         "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
+         "agent.diffusion_ql.critic_activation",
+         "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
+         "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
+         "data.reward_normalisation", "data.pad_short", "evaluation.max_steps",
+         "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
+         "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
+         "synthesis.drop_last", "synthesis.after_terminal")  # fmt: skip
+
+
+# columns of results.csv by what is measured; a score stands there under the name of its family
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return", "length", "score"),
+    "trajectories": ("synthetic_return", "synthetic_length", "log_likelihood", "dynamics_error", "persistence",
+                     "sliced_wasserstein"),
+    "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
+                 "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
+    "tilt": ("coefficient", "divergence", "log_likelihood"),
+}  # fmt: skip
+# and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
+STEP_COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return",),
+    "trajectories": ("dynamics_error", "persistence"),
+    "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
+    "tilt": ("samples", "target", "behaviour", "policy"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured of a cell: `[measure]` of a study, which axes may change.
+
+    - `returns`: agents are trained and evaluated (`config` as in `jaxpgd run`);
+    - `trajectories`: trajectories of `source` for the target policy are scored;
+    - `rollouts`: the target policy rolled out by every model, against the real environment, step by step;
+    - `tilt`: one action of a known mixture, guided towards a Gaussian policy, against the exact density.
+    """
+
+    kind: Literal["returns", "trajectories", "rollouts", "tilt"] = "returns"
+    source: Source = "guided"  # trajectories
+    trajectories: int = 256  # trajectories, rollouts, tilt: how many
+    length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
+    samples: int = 0  # trajectories: so many are kept, to be drawn
+    weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
+    means: tuple[float, ...] = (-1.0, 1.0)
+    stds: tuple[float, ...] = (0.3, 0.3)
+    policy_mean: float = 0.5  # tilt: of the policy
+    policy_std: float = 0.5
+
+
+# which kinds use what of a measure
+MEASURED: dict[str, tuple[str, ...]] = {
+    "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
+    "length": ("trajectories", "rollouts"), "samples": ("trajectories",),
+} | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
+
+    The config is that of a run of one agent on the cell's own data and at its `matmul_precision`, but for what `[target]` says.
+    Neither: the environment's own target policy, which built-in ones have.
+    """
+
+    actor: str = ""
+    config: Config | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of a study's grid."""
+
+    labels: Mapping[str, str]  # value of each axis, by name
+    measure: MeasureConfig
+    config: Config
+    target: Target
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
+        target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
+        return digest({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
+
+    @property
+    def label(self) -> str:
+        """What tells it apart in its study."""
+        return ", ".join(self.labels.values())
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.measure.kind}-{slug(self.config.data.name)}-{self.key}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """`[budget]`: how `--minutes` is divided. Lengths of training follow from it and from rates measured before the study.
+
+    They stay at or below `agent.updates` and `denoiser.steps` of the study.
+    """
+
+    denoiser: float = 0.4  # least share of the training time that the denoiser gets
+    reserve: float = 0.25  # share of all time for the rest: world model, target policies, evaluation, scores, report
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study that is ready to run: every cell's settings have been checked."""
+
+    name: str
+    toml: str  # the file's text
+    scale: str
+    title: str
+    text: str  # what it asks, and what it differs in from the figure or table it follows
+    axes: Mapping[str, tuple[str, ...]]  # labels of each axis
+    cells: tuple[Cell, ...]
+    part: str  # of its folder's name, where it is less or other than the whole study: digits that tell it apart
+    figures: tuple[Drawing, ...]
+    tables: tuple[Table, ...]
+    comparisons: tuple[Comparison, ...]
+    joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
+    budget: Budget | None = None
+    plan: str = ""  # what `--minutes` made of it, in words
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """All settings of a config that can change its results, those of `health` where they differ from a study's own."""
+    found = {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
+    del found["evaluation"]["processes"]  # changes no result either
+    for name in left_out(config):
+        *sections, last = name.split(".")
+        functools.reduce(operator.getitem, sections, found).pop(last)
+    health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
+    return found | ({"health": health} if health else {})
+
+
+def left_out(config: Config) -> list[str]:
+    """The settings of `LATER` that a config leaves as they were before there were such settings."""
+    return [name for name in LATER if get(config, name) == get(Config(), name)]
+
+
+def digest(values: Any) -> str:
+    """Ten hexadecimal digits that tell plain values apart."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def slug(name: str) -> str:
+    """A dataset's name as part of a folder's."""
+    stem = Path(name).stem if Path(name).suffix in (".hdf5", ".h5", ".npz") else name
+    return re.sub("[^A-Za-z0-9]+", "-", stem).strip("-")
+
+
+def shipped() -> dict[str, Traversable]:
+    """The studies that come with the package, by name."""
+    found = (p for p in resources.files("jaxpgd.experiment.studies").iterdir() if p.name.endswith(".toml"))
+    return {p.name.removesuffix(".toml"): p for p in sorted(found, key=lambda p: p.name)}
+
+
+def study_text(name: str) -> str:
+    """The TOML text of a shipped study, or of the file of that path. Raises InputError."""
+    if name in shipped():
+        return shipped()[name].read_text(encoding="utf-8-sig")
+    check(name.endswith(".toml"), "study", name, f"one of {', '.join(shipped())}, or the path of a .toml file")
+    try:
+        return Path(name).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"study = {name!r}: expected a readable TOML file ({error}).") from error
+
+
+def load_study(
+    name: str, scale: str = "", *, only: Mapping[str, tuple[str, ...]] | None = None, overrides: dict[str, Any] | None = None
+) -> Study:
+    """Read a study, at one of its scales (default: its first), with all cells checked.
+
+    `only` keeps some labels of axes, `overrides` are settings that apply to every cell on top. Raises InputError.
+    """
+    raw = _parse(name, toml := study_text(name))
+    scales = raw.pop("scale", {})
+    for label, values in {"": scales, **(scales if isinstance(scales, Mapping) else {})}.items():
+        check(isinstance(values, Mapping), f"{name}: scale{label and '.'}{label}", values, "a table")
+    chosen = scale or next(iter(scales), "")
+    expected = f"one of {', '.join(scales)}" if scales else "not to be given: this study has no scales"
+    check(chosen in scales or not chosen, "--scale", chosen, expected)
+    raw = merge(raw, scales.get(chosen, {}))
+    known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons", "joint", "budget")
+    for key in raw:
+        check(key in known, f"{name}: key", key, f"one of {', '.join((*known, 'scale'))}")
+    for key in ("title", "axes"):
+        check(key in raw, f"{name}: {key}", None, "to be given")
+    _check_form(raw, name)
+    values = _columns(raw)
+    reserved = (*RESERVED, *sorted({*values["rows"], *values["steps"]}))
+    for axis in raw["axes"]:
+        check(axis not in reserved, f"{name}: axes", axis, f"another name than {', '.join(reserved)}, which rows have")
+    varied = {setting for values in raw["axes"].values() for label in values.values() for setting in dotted(label)}
+    remedy = "Use --only to choose among an axis' labels, or change the study's file."
+    for setting in dotted(overrides or {}):
+        value = get_nested(overrides or {}, setting)
+        check(setting not in varied, f"--{setting}", value, "a setting that no axis of the study varies", remedy)
+    sweep = (overrides or {}).get("sweep")
+    check(not sweep, "--sweep", sweep, "no sweep: what a study varies are its axes", remedy)
+    axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
+    for axis in only or {}:
+        check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
+    cells = tuple(_cells(raw, axes, name, overrides or {}))
+    if not only:
+        _check_used(cells, [raw, *(each for label in axes.values() for each in label.values())], f"{name}: ")
+    _check_used(cells, [{"base": overrides or {}}], "--")
+    labels = {axis: tuple(values) for axis, values in axes.items()}
+    stem = Path(name).stem
+    check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
+    part = digest([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
+    whole = raw["axes"] | ({METHOD: {}} if "state_error" in values["steps"] else {})
+    return Study(
+        stem, toml, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
+        figures=read_specs(Drawing, raw.get("figures", []), labels, whole, values, name),
+        tables=read_specs(Table, raw.get("tables", []), labels, whole, values, name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, whole, values, name),
+        joint=raw.get("joint", False), budget=_budget(raw, name),
+    )  # fmt: skip
+
+
+def _check_used(cells: Sequence[Cell], tables: Iterable[Mapping[str, Any]], before: str) -> None:
+    """Check that all that tables of a study set, but for its targets, has an effect in one of its cells. Raises InputError."""
+    given = {setting for table in tables for setting in dotted({**table, **table.get("base", {})})}
+    known = sorted(given & set(names_of(Config())))
+    check_used([cell.config for cell in cells], known, preset_of, before)
+    for key, kinds in MEASURED.items():
+        changed = [cell.measure for cell in cells if getattr(cell.measure, key) != getattr(MeasureConfig(), key)]
+        check(f"measure.{key}" not in given or not changed or any(measure.kind in kinds for measure in changed),
+              f"{before}measure.{key}", getattr(changed[0], key) if changed else None,
+              f"its default, as it counts only where measure.kind is {' or '.join(map(repr, kinds))}")  # fmt: skip
+
+
+def _budget(raw: Mapping[str, Any], name: str) -> Budget | None:
+    if "budget" not in raw:
+        return None
+    budget = apply_values(Budget(), raw["budget"], name, "budget.")
+    for field, value in vars(budget).items():
+        check(0 < value < 1, f"{name}: budget.{field}", value, "a share between 0 and 1")
+    return budget
+
+
+def _columns(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The columns of "rows" and "steps" that cells of the study measure, also those that `--only` leaves out."""
+    first = {"measure": {"kind": MeasureConfig().kind} | raw.get("measure", {})}
+    tables = [first, raw.get("base", {}), *(label for values in raw["axes"].values() for label in values.values())]
+    kinds = {str(measure.get("kind", "")) for table in tables if isinstance(measure := table.get("measure", {}), Mapping)}
+    kinds &= set(COLUMNS)
+    every = {"rows": COLUMNS, "steps": STEP_COLUMNS}
+    return {name: tuple({column for kind in kinds for column in of[kind]}) for name, of in every.items()}
+
+
+def _check_form(raw: dict[str, Any], name: str) -> None:
+    """Raise InputError where a part of a study is not of the kind of TOML value that it has to be."""
+    kinds: dict[str, tuple[type, str]] = dict.fromkeys(("measure", "target", "base", "axes", "budget"), (Mapping, "a table"))
+    kinds |= dict.fromkeys(("title", "text"), (str, "text")) | {"joint": (bool, "true or false")}
+    kinds |= dict.fromkeys(("figures", "tables", "comparisons"), (list, "a list of tables"))
+    for key, (kind, expected) in kinds.items():
+        value = raw.get(key, kind() if kind is not Mapping else {})
+        check(isinstance(value, kind), f"{name}: {key}", value, expected)
+        for entry in value if kind is list else ():
+            check(isinstance(entry, Mapping), f"{name}: {key}", entry, "a table in each entry")
+    for axis, values in raw["axes"].items():
+        check(isinstance(values, Mapping), f"axes.{axis}", values, "a table of labels with their settings")
+        for label, settings in values.items():
+            check(isinstance(settings, Mapping), f"axes.{axis}.{label}", settings, "a table of settings")
+
+
+def _parse(name: str, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"study = {name!r}: expected valid TOML ({error}).") from error
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, those `above` on top. A key that ends in "!" replaces the whole table of its name."""
+    found = dict(below)
+    for key, value in above.items():
+        if key.endswith("!"):
+            found[key[:-1]] = value
+        elif isinstance(value, Mapping) and isinstance(found.get(key), Mapping):
+            found[key] = merge(found[key], value)
+        else:
+            found[key] = value
+    return found
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of all settings in nested tables."""
+    found = []
+    for key, value in values.items():
+        name = prefix + key.removesuffix("!")
+        found += dotted(value, name + ".") if isinstance(value, Mapping) else [name]
+    return found
+
+
+def get_nested(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name."""
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    check(isinstance(values, Mapping) and len(values) > 0, f"axes.{axis}", values, "a table of labels with their settings")
+    if only is None:
+        return dict(values)
+    for label in only:
+        check(label in values, f"--only {axis}", label, f"one of {', '.join(values)}")
+    return {label: values[label] for label in only}
+
+
+def _cells(raw: dict[str, Any], axes: dict[str, dict[str, Any]], name: str, overrides: dict[str, Any]) -> Iterator[Cell]:
+    common = {key: raw.get(key, {}) for key in ("measure", "target")} | raw.get("base", {})
+    for labels in itertools.product(*axes.values()):
+        values: dict[str, Any] = common
+        for axis, label in zip(axes, labels, strict=True):
+            values = merge(values, axes[axis][label])
+        where = f"{name}: {', '.join(labels)}"
+        yield _cell(dict(zip(axes, labels, strict=True)), merge(values, overrides), where)
+
+
+def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
+    values = dict(values)
+    measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
+    check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
+    target = _target(values, dict(values.pop("target", {})), where)
+    if measure.kind != "returns":  # no agent learns from what is made
+        values = merge(values, {"synthesis": {"first_unguided": False}})
+    if measure.kind == "trajectories":  # what no model makes needs none
+        values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]
+    values = merge({"health": {"lost_seeds": "keep"}}, values)  # a seed that diverges does not stop the others
+    try:
+        config = load_config(None, values, unused="kept")  # `_check_used` looks at all cells together
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    check(
+        not config.models_from, f"{where}: models_from", list(config.models_from), "nothing: cells share models by themselves"
+    )
+    check(not config.sweep, f"{where}: sweep", list(config.sweep), "nothing: what a study varies are its axes")
+    least = 2 ** (config.denoiser.blocks - 1)
+    steps = measure.length or max(config.data.window, config.synthesis.dydiff.window)
+    fits = measure.kind != "rollouts" or steps >= least
+    check(fits, f"{where}: measure.length", steps, f"at least {least}, as the denoisers need")
+    repeated = measure.kind == "returns" and UNIT in labels and config.seeds > 1
+    check(not repeated, f"{where}: seeds", config.seeds, f"1, as the axis {UNIT!r} repeats the cell")
+    confidence = config.evaluation.confidence
+    check(confidence == 0.95, f"{where}: evaluation.confidence", confidence, "0.95, which a study's intervals always have")
+    one = measure.kind != "returns" or len(config.arms) == 1
+    check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
+    settled = measure.kind == "returns" or config.sampler.kind != "auto"
+    check(settled, f"{where}: sampler.kind", "auto", f"a solver, as cells of kind {measure.kind} choose none")
+    return Cell(labels, measure, config, target)
+
+
+def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
+    """What `[target]` says: settings of a run on the cell's data, or an actor's file."""
+    if not raw or "actor" in raw:
+        check(set(raw) <= {"actor"}, f"{where}: target", sorted(raw), "either actor or settings of a run")
+        actor = raw.get("actor", "")
+        check(isinstance(actor, str), f"{where}: target.actor", actor, "the path of an .npz file")
+        return Target(actor=actor)
+    raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
+    plain = apply_values(Config(), raw, where, "target.")
+    config = apply_values(with_preset(plain), raw, where, "target.")
+    config = resolve(dataclasses.replace(config, arms=("real",), out=""))
+    validate(config)
+    return Target(config=config)

@@ -1,0 +1,135 @@
+"""What a study shows of its rows: figures, tables and comparisons, as its TOML file says them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from jaxpgd.errors import check
+from jaxpgd.experiment.config import apply_values
+
+METHOD = "method"  # an axis within cells of kind rollouts, whose labels are known once they are measured
+UNIT = "seed"  # an axis of this name repeats a cell: its labels are never told apart in figures or tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """`[[figures]]`: one figure, with a panel for every combination of labels of the axes `panels`.
+
+    - `lines`: `value` over the axis `x`, whose labels are numbers, a line for each label of the axis `hue`;
+    - `intervals`: `value` of each label of `hue`, with its interval and its seeds;
+    - `steps`: `values` of the rows by step, a line for each label of `hue`;
+    - `trajectories`: the samples that cells kept;
+    - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
+    - `aggregates`: mean, median and interquartile mean over the tasks, a row for each label of `hue` and `panels`;
+      `improvement`: the chance that one label of `hue` is above another, over the tasks. These three name every axis;
+    - `regret`: of choosing among all agents (seeds, labels of other axes) of a label of `hue`, over online evaluations;
+    - `densities`: the curves of cells of kind tilt.
+    """
+
+    kind: Literal[
+        "lines", "intervals", "steps", "trajectories", "profile", "aggregates", "improvement", "regret", "densities"
+    ] = "intervals"
+    name: str = ""  # of the file
+    title: str = ""
+    value: str = "return"  # column of results.csv or by_step.csv
+    label: str = ""  # of its axis; empty: the column's name
+    x: str = ""
+    hue: str = ""
+    panels: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()  # labels of `hue` that do not depend on `x`: drawn as level lines
+    log: bool = False  # logarithmic axis of the value
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over."""
+
+    title: str = ""
+    value: str = "return"
+    rows: tuple[str, ...] = ()
+    columns: str = ""
+    statistic: Literal["mean", "iqm"] = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`[[comparisons]]`: whether `value` differs between two labels of an axis, for every combination of the other axes.
+
+    `pairs` are labels in turn: first, second, first, second. A sentence is written where the difference is significant after
+    Holm's correction for all comparisons of the study.
+    """
+
+    axis: str = ""
+    pairs: tuple[str, ...] = ()
+    value: str = "return"
+    label: str = ""  # of the value in sentences
+    better: Literal["higher", "lower"] = "higher"
+    paired: bool = False  # seeds of both sides share what varies most between them, such as their denoiser
+
+
+POOLED = ("profile", "aggregates", "improvement")  # kinds of figures that take seeds of several tasks together
+_WITHOUT_VALUE = ("trajectories", "densities")  # kinds of figures that show what there is
+
+_NAMES = {Drawing: "figure", Table: "table", Comparison: "comparison"}
+
+Spec = TypeVar("Spec", Drawing, Table, Comparison)
+
+
+def is_number(text: str) -> bool:
+    """Whether a label is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def read_specs(
+    kind: type[Spec],
+    raw: Sequence[Mapping[str, Any]],
+    axes: Mapping[str, Sequence[str]],
+    whole: Mapping[str, Sequence[str]],
+    values: Mapping[str, Sequence[str]],
+    name: str,
+) -> tuple[Spec, ...]:
+    """The specifications of one kind; `whole` are the axes with all labels, also those that are left out now.
+
+    `values`: the columns that cells measure, of "rows" by episode and of "steps". Raises InputError for unknown keys, for
+    axes, labels and values that the study does not have, and for lines over no numbers.
+    """
+    found = []
+    for i, given in enumerate(raw):
+        where = f"{name}: {_NAMES[kind]} {i + 1}"
+        spec: Any = apply_values(kind(), dict(given), where)
+        named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
+        for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
+            check(axis in whole and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in whole if a != UNIT)}")
+        drawn = spec.kind if isinstance(spec, Drawing) else ""
+        columns = values["steps" if drawn == "steps" else "rows"]
+        check(
+            drawn in _WITHOUT_VALUE or spec.value in columns,
+            f"{where}: value",
+            spec.value,
+            f"one of {', '.join(sorted(columns))}",
+        )
+        if isinstance(spec, Table):
+            check(spec.columns not in spec.rows, f"{where}: columns", spec.columns, "another axis than those of rows")
+        if isinstance(spec, Comparison):
+            check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
+        if isinstance(spec, Drawing) and spec.kind == "lines":
+            check(all(map(is_number, axes.get(spec.x, ("",)))), f"{where}: x", spec.x, "an axis whose labels are numbers")
+        if isinstance(spec, Drawing) and spec.kind in POOLED:
+            _check_named(spec, axes, where)
+        for axis, field in (("axis", "pairs"), ("hue", "flat")):
+            of = getattr(spec, axis, "")
+            unknown = [label for label in getattr(spec, field, ()) if of != METHOD and label not in whole.get(of, ())]
+            check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")
+        found.append(spec)
+    return tuple(found)
+
+
+def _check_named(drawing: Drawing, axes: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise InputError where a figure of the seeds of several tasks would average them over an axis, which no seed is."""
+    named = (drawing.x, drawing.hue, *drawing.panels, UNIT)
+    left = [axis for axis, labels in axes.items() if axis not in named and len(labels) > 1]
+    check(not left, f"{where}: panels", list(drawing.panels), f"every axis named in x, hue or panels: {', '.join(left)} too")

@@ -1,0 +1,140 @@
+"""What cells share: models and target agents, trained once under one folder and found again by their settings."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jaxpgd.datasets.load import LOADED_BY
+from jaxpgd.experiment.config import validate
+from jaxpgd.experiment.precision import set_precision
+from jaxpgd.experiment.run.directory import RunDirectory, create_run
+from jaxpgd.experiment.stages.agents import agent_stage, seed_policy
+from jaxpgd.experiment.stages.models import (
+    DECIDED_BY,
+    NEEDS,
+    decided,
+    denoiser_stage,
+    dynamics_stage,
+    models_stage,
+    needs,
+    state_denoiser_stage,
+)
+from jaxpgd.experiment.stages.parts import Models, Prepared, prepare
+from jaxpgd.experiment.studies.plan import digest, get_nested, left_out, settings_of, slug
+from jaxpgd.settings import Arm, Config, DataConfig, DenoiserConfig, DyDiffConfig, SynthesisConfig
+from jaxpgd.types import Policy
+
+T = TypeVar("T")
+STAGES: dict[str, Callable[[RunDirectory, Prepared], object]] = {
+    "denoiser": denoiser_stage,
+    "dynamics": dynamics_stage,
+    "state-denoiser": state_denoiser_stage,
+}
+LENDING: dict[str, Arm] = {"denoiser": "unguided", "dynamics": "world_model", "state-denoiser": "dydiff"}
+
+
+class Store:
+    """A folder of runs that train one model, or one target agent, each."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._failed: dict[Path, Exception] = {}
+        self._used: list[Path] = []
+        self._prepared: Recent[Prepared] = Recent(4)
+        self._models: Recent[Models] = Recent(4)
+
+    @contextmanager
+    def noting(self) -> Iterator[list[Path]]:
+        """The runs that are used from here on, each once."""
+        self._used = []
+        yield self._used
+
+    def models(self, config: Config) -> tuple[str, ...]:
+        """Directories of runs that hold every model that a config's arms need; what is missing is trained, or continued."""
+        return tuple(self._trained(self.lender(config, stage), stage) for stage in NEEDS if needs(config, stage))
+
+    def lender(self, config: Config, stage: str) -> Config:
+        """The run that trains the model of one stage for a config, and depends on nothing else of it."""
+        data = config.data
+        if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
+            loaded = {name: getattr(data, name) for name in ("name", "env_id", "episodes", *LOADED_BY)}
+            data = DataConfig(**loaded, window=2)
+        found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
+                       health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
+        if stage == "dynamics":
+            flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
+            return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics, denoiser=flat))
+        found = dataclasses.replace(found, denoiser=config.denoiser)
+        if stage == "state-denoiser":
+            conditions = decided(config, "synthesis.dydiff.conditions")
+            scaled = config.synthesis.dydiff.scaled_conditions
+            dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions, scaled_conditions=scaled)
+            found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
+        return self._named(stage, found)
+
+    def policy(self, config: Config) -> Policy:
+        """The first agent that a config trains on real data, trained or continued where it is missing."""
+        named = self._named("agent", config)
+        with self._once(named), create_run(named, resume=True) as run:
+            prepared = self.prepared(run.config)
+            return seed_policy(agent_stage(run, prepared, models_stage(run, prepared), "real"), 0)
+
+    def prepared(self, config: Config) -> Prepared:
+        """The dataset and windows of a config; those used last are kept."""
+        set_precision(config.matmul_precision)  # that of a dataset which is kept may be another's
+        key = digest(settings_of(dataclasses.replace(Config(), seed=config.seed, data=config.data)))
+        return self._prepared.get(key, lambda: prepare(config))
+
+    def opened(self, config: Config) -> tuple[Prepared, Models]:
+        """The same, with the models of the config's arms, which `models_from` lends."""
+        prepared = self.prepared(config)
+        key = digest([config.models_from, config.arms])
+        return prepared, self._models.get(key, lambda: models_stage(RunDirectory(Path(config.out), config), prepared))
+
+    @contextmanager
+    def _once(self, config: Config) -> Iterator[None]:
+        """What failed is not tried again by other cells: they meet the same error."""
+        path = Path(config.out)
+        if path not in self._used:
+            self._used.append(path)
+        if path in self._failed:
+            raise self._failed[path]
+        try:
+            yield
+        except Exception as error:
+            self._failed[path] = error
+            raise
+
+    def _named(self, what: str, config: Config) -> Config:
+        validate(config)
+        names, skipped = DECIDED_BY.get(what), config.health.skip_updates
+        values = settings_of(config)
+        if names is not None:
+            values = {name: get_nested(values, name) for name in names if name not in left_out(config)}
+        values |= {"health.skip_updates": skipped} if skipped else {}
+        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(values)}"))
+
+    def _trained(self, config: Config, stage: str) -> str:
+        with self._once(config), create_run(config, resume=True) as run:
+            STAGES[stage](run, self.prepared(run.config))
+        return config.out
+
+
+class Recent(Generic[T]):
+    """The values that were asked for last, by key: as many as `size`."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._values = size, dict[str, T]()
+        self._lock = threading.RLock()  # a study's budget compiles in threads
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        """The value of a key, made where it is not among them."""
+        with self._lock:
+            value = self._values.pop(key) if key in self._values else make()
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.pop(next(iter(self._values)))
+            return value

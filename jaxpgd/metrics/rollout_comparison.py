@@ -1,0 +1,155 @@
+"""Synthetic trajectories against what their policy truly does from the same observations, step by step."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpgd.errors import check
+from jaxpgd.metrics.distances import sliced_wasserstein
+from jaxpgd.metrics.dynamics_error import action_log_likelihood, ratio_standard_error, steps_taken, terminal_rate
+from jaxpgd.types import Policy, Trajectory
+
+Comparison = dict[str, Any]
+
+
+def compare_rollouts(
+    key: jax.Array,
+    truth: Trajectory,
+    synthetic: Trajectory,
+    policy: Policy,
+    obs_std: np.ndarray,
+    *,
+    entries: np.ndarray | None = None,
+    samples: Trajectory | None = None,
+    projections: int = 256,
+) -> Comparison:
+    """How far synthetic trajectories [N, T] are from the true ones [N, T], row by row from the same start observation.
+
+    States are divided by `obs_std` [O], the data's standard deviation (constant entries: 1), and only `entries` of them count
+    (default all). A trajectory is alive at step t unless it ended before it; its terminal step is its last.
+    Rows that drew different actions part for that alone: to judge a model by its errors, let the policy's mode act in both.
+    Where the environment is random, `truth` may be its noise-free rollout and `samples` [M, T] true rollouts with noise: they
+    stand for the truth in `state_distance`. Keys, of synthetic trajectories where nothing else is said:
+
+    - `state_error` [T] and `state_error_se`: root mean square difference of the states at step t, over the trajectories that
+      are alive in both, and its standard error; `alive` and `true_alive` [T]: the share alive in each; `squares` [N, T]: the
+      mean square differences themselves, NaN where one has ended (for `paired_crossing`);
+    - `state_distance` [T]: sliced Wasserstein-1 distance between the states alive at step t, in standard deviations, along the
+      same random directions at every step. Two samples of one distribution do not give 0 (see `sliced_wasserstein`);
+    - `return_error` and `return_error_se`: mean absolute difference of the undiscounted returns over the steps alive;
+      `return_bias` and `return_bias_se`: mean difference, above 0 where synthetic returns are too high;
+    - `policy_log_likelihood` and `policy_log_likelihood_se`: of the actions, in nats per action (NaN where the policy has no
+      density); `terminal_rate` and `true_terminal_rate`: share of trajectories that end in a terminal.
+
+    Steps at which fewer than 2 trajectories count are NaN. Raises InputError where shapes do not fit.
+    """
+    _check_shapes(truth, synthetic, samples, obs_std)
+    scaled = [_states(t, obs_std, entries) for t in (truth, synthetic)]
+    alive = [steps_taken(t) for t in (truth, synthetic)]
+    squares = np.where(alive[0] & alive[1], np.mean((scaled[0] - scaled[1]) ** 2, axis=-1), np.nan)
+    error, error_se = _state_error(squares)
+    reference = truth if samples is None else samples
+    distance = _state_distance(
+        key, _states(reference, obs_std, entries), steps_taken(reference), scaled[1], alive[1], projections
+    )
+    likelihood, likelihood_se = np.nan, np.nan
+    if policy.log_prob_fn is not None:
+        likelihood, likelihood_se, _ = action_log_likelihood(policy, synthetic)
+    return {
+        "state_error": error,
+        "state_error_se": error_se,
+        "squares": squares,
+        "alive": alive[1].mean(axis=0),
+        "true_alive": alive[0].mean(axis=0),
+        "state_distance": distance,
+        **_return_errors(truth, synthetic),
+        "policy_log_likelihood": likelihood,
+        "policy_log_likelihood_se": likelihood_se,
+        "terminal_rate": terminal_rate(synthetic),
+        "true_terminal_rate": terminal_rate(truth),
+    }
+
+
+def _check_shapes(truth: Trajectory, synthetic: Trajectory, samples: Trajectory | None, obs_std: np.ndarray) -> None:
+    shape, std = np.shape(truth.obs), np.asarray(obs_std)
+    check(len(shape) == 3 and shape == np.shape(synthetic.obs), "truth.obs, synthetic.obs", (shape, np.shape(synthetic.obs)),
+          "the same shape [N, T, O]", "Compare trajectories of one length, from the same start observations.")  # fmt: skip
+    check(std.shape == shape[-1:] and bool((std > 0).all()), "obs_std", std.tolist(), f"{shape[-1]} numbers above 0")
+    if samples is not None:
+        check(
+            np.shape(samples.obs)[1:] == shape[1:], "samples.obs", np.shape(samples.obs), f"shape [M, {shape[1]}, {shape[2]}]"
+        )
+
+
+def _states(trajectory: Trajectory, obs_std: np.ndarray, entries: np.ndarray | None) -> np.ndarray:
+    """Standardised states [N, T, entries]."""
+    scaled = np.asarray(trajectory.obs, np.float64) / np.asarray(obs_std, np.float64)
+    return scaled if entries is None else scaled[..., entries]
+
+
+def _state_error(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Root mean [T] of squares [N, T], NaN left out, and its standard error."""
+    error, error_se = np.full((2, squares.shape[1]), np.nan)
+    for t in np.flatnonzero((~np.isnan(squares)).sum(axis=0) >= 2):
+        values = squares[~np.isnan(squares[:, t]), t]
+        error[t] = np.sqrt(values.mean())
+        # the standard error of a mean, its square root taken: the delta method
+        error_se[t] = ratio_standard_error(values, np.ones(len(values))) / (2 * error[t]) if error[t] > 0 else 0.0
+    return error, error_se
+
+
+def _state_distance(
+    key: jax.Array, x: np.ndarray, alive_x: np.ndarray, y: np.ndarray, alive_y: np.ndarray, projections: int
+) -> np.ndarray:
+    """Distance [T] between states x [M, T, F] and y [N, T, F], each where alive."""
+    distance = np.full(x.shape[1], np.nan)
+    for t in np.flatnonzero((alive_x.sum(axis=0) >= 2) & (alive_y.sum(axis=0) >= 2)):
+        distance[t] = sliced_wasserstein(key, x[alive_x[:, t], t], y[alive_y[:, t], t], projections=projections)
+    return distance
+
+
+def _return_errors(truth: Trajectory, synthetic: Trajectory) -> dict[str, float]:
+    difference = _returns(synthetic) - _returns(truth)
+    errors = {}
+    for name, values in (("return_error", np.abs(difference)), ("return_bias", difference)):
+        errors[name] = float(values.mean())
+        errors[name + "_se"] = ratio_standard_error(values, np.ones(len(values)))
+    return errors
+
+
+def _returns(trajectory: Trajectory) -> np.ndarray:
+    """Undiscounted returns [N] of the steps up to and including the first terminal."""
+    return np.where(steps_taken(trajectory), np.asarray(trajectory.reward, np.float64), 0.0).sum(axis=1)
+
+
+def paired_crossing(a: np.ndarray, b: np.ndarray, errors: float = 0.0) -> int | None:
+    """The first step from which squares a [N, T] stay below b [N, T] in the mean, by more than `errors` standard errors.
+
+    Only trajectories that are known (not NaN) in both count, so that a method gains nothing by ending its bad rollouts early,
+    and the standard error is that of the mean of their differences. Steps with fewer than 2 of them are left out.
+    None where the curve does not end below.
+    """
+    difference = np.asarray(a) - np.asarray(b)
+    mean, error = np.full((2, difference.shape[1]), np.nan)
+    for t in np.flatnonzero((~np.isnan(difference)).sum(axis=0) >= 2):
+        values = difference[~np.isnan(difference[:, t]), t]
+        mean[t], error[t] = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
+    step = crossing(np.arange(difference.shape[1]), mean + errors * error, np.zeros(difference.shape[1]))
+    return None if step is None else int(step)
+
+
+def crossing(steps: np.ndarray, a: np.ndarray, b: np.ndarray) -> int | float | None:
+    """The first of `steps` [K] from which curve a [K] stays below curve b [K] to the end; None where it does not end below.
+
+    Steps at which either curve is NaN say nothing and are left out. Raises InputError where lengths differ.
+    """
+    steps, a, b = (np.asarray(x) for x in (steps, a, b))
+    check(
+        steps.shape == a.shape == b.shape and steps.ndim == 1, "steps, a, b", (steps.shape, a.shape, b.shape), "one length [K]"
+    )
+    known = ~(np.isnan(a) | np.isnan(b))
+    steps, below = steps[known], (a < b)[known]
+    first = len(below) - int(np.cumprod(below[::-1]).sum())  # the trailing run of steps below starts here
+    step: int | float | None = steps[first].item() if first < len(steps) else None
+    return step

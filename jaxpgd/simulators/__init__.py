@@ -1,0 +1,1 @@
+"""Simulators: Gymnasium and built-in environments, in which policies are evaluated and transitions computed again."""

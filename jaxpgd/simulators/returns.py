@@ -1,0 +1,120 @@
+"""Returns of policies in the environment that a dataset comes from."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxpgd.datasets.dataset import DatasetInfo, to_env_action
+from jaxpgd.envs.builtin import builtin_environment
+from jaxpgd.errors import check
+from jaxpgd.simulators.environments import (
+    environment_spec,
+    evaluated_in,
+    is_builtin,
+    require_environment,
+    seeded_numpy,
+)
+from jaxpgd.simulators.rollout import Returns, check_modes, rollout_returns, seeds_of
+from jaxpgd.simulators.vector import DrawsInSteps, Environments, processes_for
+from jaxpgd.types import Policy
+
+__all__ = ["Returns", "evaluate", "require_environment"]
+
+Watch = Callable[[int, int, int, int], None]  # step, the most there are, episodes that have ended, and all
+
+
+def evaluate(
+    key: Array,
+    policy: Policy,
+    info: DatasetInfo,
+    *,
+    episodes: int,
+    horizon: int | None = None,
+    processes: int = 0,
+    watch: Watch | None = None,
+) -> Returns:
+    """Undiscounted returns [S, episodes], lengths and successes of S policies, all episodes stepped together.
+
+    `policy` has a leading seed axis S on its parameters (of one policy: `jax.tree.map(lambda x: x[None], policy)`); its mode
+    acts, in the environment that the dataset's references belong to. `horizon` cuts episodes earlier than the environment's
+    own limit. An episode is a success where the environment says so (`info["success"]` or `info["is_success"]`) at any of
+    its steps. So many `processes` step Gymnasium environments (0: as many as there are usable cores, one for a short
+    evaluation), which changes no result. `watch` is told of each of their steps: its number, the most that there are, how many
+    episodes of all seeds have ended, and how many there are. Raises InputError where the dataset names no environment or it
+    cannot be made, and where `policy` has no such axis; EnvironmentFailure where an environment raises an exception.
+    """
+    check(episodes > 0, "episodes", episodes, "a number above 0")
+    check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
+    check(processes >= 0, "processes", processes, "a number not below 0")
+    require_environment(info)
+    info = evaluated_in(info)
+    if is_builtin(info):
+        own = builtin_environment(info.env_id)
+        result = rollout_returns(key, own, policy, episodes, None if horizon is None else min(horizon, own.horizon))
+        return Returns(returns=np.asarray(result.returns), lengths=np.asarray(result.lengths))
+    steps = steps_of(info, horizon, "horizon")
+    processes = processes_for(seeds_of(policy) * episodes, steps, processes)
+    try:
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, processes, watch)
+    except DrawsInSteps:
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, 1, watch)
+
+
+def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
+    """Most steps of an evaluation's episodes: the environment's own limit, or `horizon` where that is below it or it has none.
+    A `horizon` of 0 or None is none.
+
+    Raises InputError, naming `field`, where there is neither.
+    """
+    info = evaluated_in(info)
+    limit = builtin_environment(info.env_id).horizon if is_builtin(info) else environment_spec(info).max_episode_steps
+    check(bool(horizon) or limit is not None, field, horizon, "a number of steps",
+          f"{info.env_id} has no step limit of its own.")  # fmt: skip
+    return min(n for n in (horizon, limit) if n)
+
+
+@jax.jit
+def act(policy: Policy, obs: Array) -> Array:
+    """Mode actions [S, E, A] of S policies (leading axis on the leaves) at obs [S, E, O]."""
+    return jax.vmap(lambda p, o: jax.vmap(p.mode)(o))(policy, obs)
+
+
+def _on_host(policy: Policy) -> Policy:
+    """The policy where acting takes no launch and no transfers at each step: on the host's CPU, if JAX may use that."""
+    if jax.default_backend() == "cpu":
+        return policy
+    try:
+        return jax.device_put(policy, jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return policy
+
+
+def _evaluate_gymnasium(
+    key: Array, policy: Policy, info: DatasetInfo, episodes: int, horizon: int, processes: int, watch: Watch | None
+) -> Returns:
+    seeds = seeds_of(policy)
+    count = seeds * episodes
+    start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
+    returns, lengths, alive = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
+    reached, reported = np.zeros(count, bool), False
+    with Environments(info, count, processes) as envs, seeded_numpy(start_seeds[0]):
+        obs = envs.reset(start_seeds)
+        check_modes(policy, obs.shape[-1], len(info.action_low))
+        host_policy = _on_host(policy)
+        for step in range(1, horizon + 1):
+            action = np.asarray(act(host_policy, obs.reshape(seeds, episodes, -1))).reshape(count, -1)
+            scaled = to_env_action(info, action).astype(envs.action_type)
+            obs, reward, ended, success, said = envs.step(scaled, alive)
+            returns += np.where(alive, reward, 0.0)
+            lengths += alive
+            reported |= said
+            reached |= success
+            alive &= ~ended
+            if watch is not None:
+                watch(step, horizon, int(count - alive.sum()), count)
+            if not alive.any():
+                break
+    table = lambda values: values.reshape(seeds, episodes)
+    return Returns(returns=table(returns), lengths=table(lengths), successes=table(reached) if reported else None)

@@ -1,0 +1,167 @@
+"""Training windows as start indices into the flat dataset: never crossing an episode, never materialised."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxpgd.datasets.dataset import Dataset
+from jaxpgd.errors import check
+from jaxpgd.settings import DataConfig
+from jaxpgd.tokens import Ends, ended, usable_steps
+from jaxpgd.types import Trajectory, Transition
+
+# settings of `DataConfig` that choose windows: arguments of `window_starts`
+RULES = ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end", "terminal_repeats", "pad_short")
+
+
+def window_starts(
+    dataset: Dataset,
+    window: int,
+    stride: int = 1,
+    add_episode_starts: bool = True,
+    add_terminals: bool = True,
+    allow_timeout_end: bool = False,
+    terminal_repeats: int = 1,
+    pad_short: bool = False,
+    episodes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Start indices [W] int32, sorted, of windows of `window` steps inside one episode each (on the host).
+
+    A window is taken where its start is a multiple of `stride` in the flat dataset, where it starts an episode
+    (`add_episode_starts`), and where its last step is a terminal (`add_terminals`). Windows whose last step is a timeout are
+    left out unless `allow_timeout_end`. `episodes` [K] restricts the choice to those episodes. PGD selects windows like this,
+    because with a plain stride almost none end in a terminal. Even so terminals can be many times rarer per step than in the
+    dataset (a window holds at most one): windows that end in one are listed `terminal_repeats` times.
+    With `pad_short` each episode that is shorter than a window has one too, with fewer steps of its own (`own_steps`), by the
+    same rules of the last of them. Raises InputError when no window is left, or no episode is as long as one.
+    """
+    check(window > 0, "data.window", window, "a number above 0")
+    check(stride > 0, "data.stride", stride, "a number above 0")
+    check(terminal_repeats > 0, "data.terminal_repeats", terminal_repeats, "a number above 0")
+    lengths = dataset.lengths()
+    chosen = np.ones(len(lengths), bool) if episodes is None else np.isin(np.arange(len(lengths)), episodes)
+    longest = int(lengths[chosen].max(initial=0))
+    shorter = f"Choose a window of at most {longest} steps, or a dataset of longer episodes."
+    check(window <= longest, "data.window", window, f"at most {longest}, the longest episode of {dataset.info.name!r}", shorter)
+    rules = (stride, add_episode_starts, add_terminals, allow_timeout_end, terminal_repeats, pad_short)
+    starts = _starts(dataset, chosen, window, *rules)
+    fewer = "All windows of this length end in a timeout, or the stride skips them: shorten it or allow data.allow_timeout_end."
+    check(len(starts) > 0, "data.window", window, "a length that leaves at least one window", fewer)
+    return starts
+
+
+def _starts(
+    dataset: Dataset,
+    chosen: np.ndarray,
+    window: int,
+    stride: int,
+    add_episode_starts: bool,
+    add_terminals: bool,
+    allow_timeout_end: bool,
+    terminal_repeats: int,
+    pad_short: bool,
+) -> np.ndarray:
+    """`window_starts` of the chosen episodes [E] bool; there may be none."""
+    start, lengths = np.arange(dataset.size), dataset.lengths()
+    last = np.minimum(start + window, np.repeat(dataset.offsets[1:], lengths)) - 1
+    first = np.isin(start, dataset.offsets[:-1])
+    short = first & (last - start + 1 < window)  # all of an episode that is shorter than a window
+    terminal = np.asarray(dataset.discount)[last] == 0
+    take = start % stride == 0
+    if add_episode_starts:
+        take |= first
+    if add_terminals:
+        take |= terminal
+    taken = np.repeat(chosen, lengths) & (take & (last - start + 1 == window) | (short & pad_short))
+    if not allow_timeout_end:
+        taken &= ~dataset.timeout[last]
+    return np.repeat(start[taken], np.where(terminal[taken], terminal_repeats, 1)).astype(np.int32)
+
+
+def own_steps(dataset: Dataset, starts: np.ndarray, window: int) -> np.ndarray:
+    """Steps [W] of the windows at `starts` that are of their episode: fewer than `window` where it ends before."""
+    ends = dataset.offsets[np.searchsorted(dataset.offsets, starts, side="right")]
+    return np.minimum(ends - np.asarray(starts, np.int64), window)
+
+
+def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts [W] of the windows that a run trains on, starts [V] of those of held-out episodes, and the training episodes [K].
+
+    V is 0 where held-out episodes have no window. Raises InputError where there is no window to train on.
+    """
+    selection = dataclasses.asdict(config)
+    rules = {name: selection[name] for name in RULES}
+    episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
+    train = window_starts(dataset, episodes=episodes, **rules)
+    return train, _starts(dataset, np.isin(np.arange(dataset.episodes), held_out), **rules), episodes
+
+
+class Coverage(NamedTuple):
+    """The share of the training episodes that is inside a training window."""
+
+    transitions: float
+    terminals: float | None  # None: there are none
+
+    @property
+    def low(self) -> bool:
+        """Whether most of something is never seen."""
+        return self.transitions < 0.5 or (self.terminals is not None and self.terminals < 0.5)
+
+    def __str__(self) -> str:
+        terminals = "" if self.terminals is None else f" and {100 * self.terminals:.3g} % of terminals"
+        return f"{100 * self.transitions:.3g} % of transitions{terminals}"
+
+
+def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.ndarray) -> Coverage:
+    """What windows [W] of `window` steps hold of `episodes` [K]: shorter ones are in none unless they are padded."""
+    edges = np.zeros(dataset.size + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, np.asarray(starts) + own_steps(dataset, starts, window), -1)
+    inside = np.cumsum(edges[:-1]) > 0
+    counted = np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
+    terminal = counted & (np.asarray(dataset.discount) == 0)
+    return Coverage(float(inside[counted].mean()), float(inside[terminal].mean()) if terminal.any() else None)
+
+
+def low_coverage(dataset: Dataset, window: int, pad_short: bool, setting: str = "data.window") -> str:
+    """What to do where most of a dataset is in no window; `setting` is that of the window."""
+    pad = "" if pad_short or dataset.lengths().min() >= window else ", or set data.pad_short = true: it pads short episodes"
+    return f"most transitions or terminals are in no training window: choose a shorter {setting}{pad}"
+
+
+def gather_window(transitions: Transition, start: Array, length: int) -> Trajectory:
+    """`length` (static) steps from `start` [] of flat transitions [M]; vmap over start for a batch.
+
+    The mask follows `types.Trajectory`: the last step is usable only at a terminal, nothing is after one.
+    """
+    obs, action, reward, discount = (
+        jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length)
+        for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
+    )
+    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+
+
+def gather_padded(transitions: Transition, start: Array, length: int, ends: Ends) -> Trajectory:
+    """As `gather_window`, of a window that ends at `ends`: nothing of the flat transitions after that is read."""
+    index = start + jnp.minimum(jnp.arange(length), ends.steps - 1)
+    obs, action, reward, discount = (
+        jnp.asarray(x)[index] for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
+    )
+    return ended(Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount)), ends)
+
+
+def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random training and validation episodes, sorted [K] and [E - K]; validation holds about `fraction` of them.
+
+    At least one in each where there are two episodes and fraction > 0; none in validation otherwise. Raises InputError unless
+    fraction is in [0, 1].
+    """
+    check(0 <= fraction <= 1, "data.validation_fraction", fraction, "a number from 0 to 1")
+    count = dataset.episodes
+    held = 0 if fraction == 0 or count < 2 else min(max(round(fraction * count), 1), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -1,0 +1,81 @@
+"""A device without memory: half the batch, once; then an error that names what to lower."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpgd.errors import DeviceMemoryError
+from jaxpgd.experiment.run.directory import RunDirectory, create_run
+from jaxpgd.experiment.run.driver import drive
+from jaxpgd.experiment.run.memory import fitting, is_out_of_memory, remembered
+from jaxpgd.settings import Config, SamplerConfig
+from jaxpgd.training.program import Program
+
+
+def new_run(tmp_path: Path, batch: int = 64) -> RunDirectory:
+    return create_run(Config(out=str(tmp_path / "run"), sampler=SamplerConfig(batch_size=batch)), resume=False)
+
+
+def short_of(most: int, tried: list[int]) -> Any:
+    """A stage whose device has memory for `most` trajectories at once."""
+
+    @fitting
+    def stage(run: RunDirectory) -> int:
+        tried.append(run.config.sampler.batch_size)
+        if tried[-1] > most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
+        return tried[-1]
+
+    return stage
+
+
+def test_the_batch_is_halved_once_and_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, tried = new_run(tmp_path), list[int]()
+    assert short_of(32, tried)(run) == 32 and tried == [64, 32]
+    assert "no memory for 64 trajectories at once (stage); going on with sampler.batch_size = 32" in capsys.readouterr().err
+    assert run.read_json("memory.json") == {"sampler.batch_size": 32}
+    assert remembered(run, 64) == 32 and remembered(run, 16) == 16
+    assert short_of(32, tried)(run) == 32 and tried == [64, 32, 32]
+
+
+def test_twice_is_an_error_that_names_settings(tmp_path: Path) -> None:
+    tried = list[int]()
+    with pytest.raises(DeviceMemoryError, match=r"sampler.batch_size = 32, seeds = 4, .*denoiser.batch_size"):
+        short_of(8, tried)(new_run(tmp_path))
+    assert tried == [64, 32]
+    with pytest.raises(DeviceMemoryError, match=r"sampler\.batch_size = 1"):
+        short_of(0, tried)(new_run(tmp_path / "one", batch=1))
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    @fitting
+    def stage(run: RunDirectory) -> None:
+        raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        stage(new_run(tmp_path))
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(ValueError("x"))
+
+
+def test_a_stage_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    run, chunks = new_run(tmp_path), list[int]()
+    program = Program(
+        init=lambda key, data: jnp.zeros(()), chunk=lambda x, data, index: (x + 1, {"loss": x}), chunks=4, steps_per_chunk=1
+    )
+
+    @fitting
+    def stage(run: RunDirectory) -> Any:
+        def after(done: int, state: Any) -> dict[str, Any]:
+            chunks.append(done)
+            if len(chunks) == 3:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            return {}
+
+        return drive(run, "stage", jax.random.key(0), program, None, after_chunk=after)
+
+    assert float(stage(run)) == 4.0
+    assert chunks == [1, 2, 3, 1, 2, 3, 4]  # nothing was saved between the start and the failure
+    assert [row["chunk"] for row in run.log.read()] == [1, 2, 3, 4]

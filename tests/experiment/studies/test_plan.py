@@ -1,0 +1,409 @@
+"""Studies as TOML files: cells, scales, what is refused, and names that tell results apart."""
+
+import dataclasses
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from jaxpgd.errors import InputError
+from jaxpgd.experiment.cli import main
+from jaxpgd.experiment.config import load_config, validate
+from jaxpgd.experiment.precision import STATED
+from jaxpgd.experiment.stages.models import NEEDS, needs
+from jaxpgd.experiment.studies import plan
+from jaxpgd.experiment.studies.plan import LATER, Budget, digest, load_study, merge, settings_of, shipped
+from jaxpgd.experiment.studies.results import Results
+from jaxpgd.experiment.studies.store import Store
+from jaxpgd.experiment.studies.together import groups, joined, swept
+from jaxpgd.experiment.sweep import read_sweep
+
+SMALL = """
+title = "Small"
+[base]
+seeds = 2
+[axes.source]
+real = { arms = ["real"], "synthesis!" = {} }
+guided = { arms = ["guided"] }
+[axes.regime]
+periodic = { synthesis.regime = "periodic" }
+fifo = { synthesis.regime = "fifo" }
+[scale.first.base]
+agent.updates = 4000
+[scale.second.axes.regime]
+fifo = { synthesis.fraction = 0.5 }
+[[figures]]
+kind = "intervals"
+hue = "source"
+panels = ["regime"]
+"""
+
+
+SCALES = [(name, scale) for name in shipped() for scale in tomllib.loads(shipped()[name].read_text())["scale"]]
+
+
+@pytest.fixture
+def study_file(tmp_path: Path):
+    def write(text: str) -> str:
+        (tmp_path / "mine.toml").write_text(text)
+        return str(tmp_path / "mine.toml")
+
+    return write
+
+
+def test_cells_are_the_product_of_axes_and_the_first_scale_is_the_default(study_file) -> None:
+    study = load_study(study_file(SMALL))
+    assert (study.name, study.scale, study.title) == ("mine", "first", "Small")
+    assert [tuple(cell.labels.values()) for cell in study.cells] == [
+        ("real", "periodic"), ("real", "fifo"), ("guided", "periodic"), ("guided", "fifo"),
+    ]  # fmt: skip
+    assert all(cell.config.seeds == 2 and cell.config.agent.updates == 4000 for cell in study.cells)
+    assert study.cells[3].config.synthesis.regime == "fifo" and study.cells[3].config.arms == ("guided",)
+
+
+def test_a_scale_adds_to_axes_and_overrides_come_last(study_file) -> None:
+    study = load_study(study_file(SMALL), "second", only={"source": ("guided",)}, overrides={"seeds": 5})
+    assert [cell.labels["source"] for cell in study.cells] == ["guided", "guided"]
+    assert [cell.config.synthesis.fraction for cell in study.cells] == [0.1, 0.5]
+    assert [cell.config.synthesis.regime for cell in study.cells] == ["periodic", "fifo"]
+    assert all(cell.config.seeds == 5 and cell.config.agent.updates == 2000 for cell in study.cells)
+
+
+def test_later_axes_win_so_that_cells_without_a_meaning_are_one(study_file) -> None:
+    text = SMALL.replace("[axes.source]", "[axes.late]").replace("[scale.second.axes.regime]", "[scale.second.axes.late]")
+    order = text.index("[axes.late]"), text.index("[axes.regime]"), text.index("[scale.first.base]")
+    turned = text[: order[0]] + text[order[1] : order[2]] + text[order[0] : order[1]] + text[order[2] :]
+    study = load_study(study_file(turned.split("[scale.first.base]")[0]))
+    keys = {(cell.labels["late"], cell.labels["regime"]): cell.key for cell in study.cells}
+    assert keys["real", "periodic"] == keys["real", "fifo"]
+    assert keys["guided", "periodic"] != keys["guided", "fifo"]
+
+
+def test_the_key_is_of_what_changes_results_alone(study_file) -> None:
+    cell = load_study(study_file(SMALL)).cells[0]
+    moved = dataclasses.replace(
+        cell, config=dataclasses.replace(cell.config, out="elsewhere", checkpoint_seconds=1.0), labels={}
+    )
+    divided = dataclasses.replace(
+        cell, config=dataclasses.replace(cell.config, evaluation=dataclasses.replace(cell.config.evaluation, processes=3))
+    )
+    other = dataclasses.replace(cell, config=dataclasses.replace(cell.config, seed=1))
+    measured = dataclasses.replace(cell, measure=dataclasses.replace(cell.measure, trajectories=7))
+    assert moved.key == divided.key == cell.key and len({cell.key, other.key, measured.key}) == 3
+    assert cell.name == f"returns-point2d-{cell.key}"
+
+
+def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_path: Path) -> None:
+    path, store = study_file(SMALL), Store(tmp_path)
+    usual, again, skipping = (
+        load_study(path, overrides={"health": health}).cells[-1] for health in ({}, {"value_excess": 9.0}, {"skip_updates": 5})
+    )
+    assert usual.key == again.key != skipping.key
+    models = [store.lender(cell.config, "denoiser").out for cell in (usual, again, skipping)]
+    assert models[0] == models[1] != models[2]
+
+
+def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_file, tmp_path: Path) -> None:
+    """Cells, models and target agents that were measured before there were these settings keep their names."""
+    path, store = study_file(SMALL), Store(tmp_path)
+    usual, exact = (load_study(path, overrides=own).cells[-1] for own in ({}, {"matmul_precision": "float32"}))
+    assert STATED not in settings_of(usual.config) and settings_of(exact.config)[STATED] == "float32"
+    assert usual.key != exact.key
+    for stage in ("denoiser", "dynamics", "state-denoiser"):
+        lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
+        assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
+    config = usual.config
+    kept = lambda section: {n: v for n, v in asdict(getattr(config, section)).items() if f"{section}.{n}" not in LATER}
+    network, data = kept("denoiser"), kept("data")
+    names = {"seed": config.seed, "data": data, "denoiser": network}
+    assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
+    other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]
+    assert other.key != usual.key and settings_of(other.config)["denoiser"]["convolution"] == "primitive"
+    assert store.lender(other.config, "denoiser").out.endswith(digest(names | {"denoiser": asdict(other.config.denoiser)}))
+    clipped = load_study(path, overrides={"data": {"clip_actions": True}}).cells[-1]
+    assert clipped.key != usual.key and settings_of(clipped.config)["data"]["clip_actions"] is True
+    for stage in ("denoiser", "dynamics", "state-denoiser"):
+        lent = store.lender(clipped.config, stage)
+        assert lent.data.clip_actions and lent.out != store.lender(usual.config, stage).out
+
+
+ROLLOUTS = """
+title = "Rollouts"
+[axes.what]
+agents = { measure.kind = "returns", arms = ["real"] }
+rollouts = { measure.kind = "rollouts", arms = ["world_model"] }
+[[figures]]
+kind = "steps"
+value = "state_error"
+hue = "method"
+[[tables]]
+value = "return"
+rows = ["what"]
+[[comparisons]]
+axis = "method"
+pairs = ["ensemble, mean", "ensemble, sampled"]
+value = "return_error"
+"""
+
+
+def test_methods_of_rollouts_are_an_axis_and_parts_keep_the_values_of_the_whole(study_file) -> None:
+    path = study_file(ROLLOUTS.replace('measure.kind = "returns", ', ""))  # which is the default
+    for only in (None, {"what": ("agents",)}, {"what": ("rollouts",)}):
+        study = load_study(path, only=only)
+        assert study.comparisons[0].axis == study.figures[0].hue == "method" and study.tables[0].value == "return"
+
+
+def test_settings_that_axes_vary_are_not_overridden(study_file) -> None:
+    with pytest.raises(InputError, match=r"--synthesis.regime = 'oneoff': expected a setting that no axis"):
+        load_study(study_file(SMALL), overrides={"synthesis": {"regime": "oneoff"}})
+    with pytest.raises(InputError, match="--seed = 5: expected a setting that no axis"):
+        load_study("pgd-likelihood", overrides={"seed": 5})
+
+
+def test_a_part_of_a_study_has_a_folder_of_its_own(study_file) -> None:
+    path = study_file(SMALL)
+    whole, part, other = (
+        load_study(path),
+        load_study(path, only={"source": ("real",)}),
+        load_study(path, overrides={"seeds": 3}),
+    )
+    assert whole.part == "" and len({part.part, other.part, ""}) == 3
+
+
+def test_a_target_is_trained_on_the_cells_data_once(study_file) -> None:
+    text = SMALL.replace("[base]", "[measure]\nkind = 'trajectories'\n[target]\nagent.kind = 'bc'\n[base]\ndata.episodes = 7")
+    text = text.replace('hue = "source"', 'hue = "source"\nvalue = "log_likelihood"')
+    target = load_study(study_file(text)).cells[0].target.config
+    assert target is not None and (target.data.episodes, target.seeds, target.agent.kind) == (7, 1, "bc")
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALES)
+def test_every_model_of_every_cell_can_be_lent(name: str, scale: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for cell in load_study(name, scale).cells:
+        lenders = {stage: store.lender(cell.config, stage) for stage in NEEDS if needs(cell.config, stage)}
+        for stage, lent in lenders.items():
+            validate(lent)
+            assert needs(lent, stage) and lent.models_from == () and lent.data.name == cell.config.data.name
+
+
+def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
+    store, config = Store(tmp_path), load_config(None, {"arms": ["dydiff"], "sampler": {"kind": "heun"}})
+    replace = dataclasses.replace
+    churned = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="churned"))
+    noised = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="noised"))
+    faster = replace(config.dynamics, lr=1.0)
+    same = [config, replace(config, synthesis=churned), replace(config, dynamics=faster), replace(config, preset="paper")]
+    assert len({store.lender(c, "state-denoiser").out for c in same}) == 1
+    scaled = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, scaled_conditions=True))
+    for changed in (noised, scaled):
+        assert (
+            store.lender(replace(config, synthesis=changed), "state-denoiser").out != store.lender(config, "state-denoiser").out
+        )
+    assert store.lender(replace(config, synthesis=scaled), "state-denoiser").synthesis.dydiff.scaled_conditions
+    assert store.lender(same[2], "dynamics").out != store.lender(config, "dynamics").out
+    wide = replace(config, data=replace(config.data, window=8))
+    assert store.lender(wide, "dynamics") == store.lender(config, "dynamics")
+    assert store.lender(wide, "state-denoiser").out != store.lender(config, "state-denoiser").out
+
+
+def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
+    below = {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
+    assert merge(below, {"a": {"y": {"w": 4}}}) == {"a": {"x": 1, "y": {"z": 2, "w": 4}}, "b": 3}
+    assert merge(below, {"a!": {"w": 5}}) == {"a": {"w": 5}, "b": 3}
+    assert below == {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seed = 'x'"), r"real, periodic: .*seed = 'x': expected an integer"),
+        (("seeds = 2", "sedes = 2"), r"unknown key 'sedes'. Did you mean 'seeds'"),
+        (('hue = "source"', 'hue = "colour"'), r"figure 1 = 'colour': expected an axis: source, regime"),
+        (('kind = "intervals"', 'kind = "pie"'), r"kind = 'pie': expected one of"),
+        (('title = "Small"', ""), r"title = None: expected to be given"),
+        (("[base]", "[basis]"), r"key = 'basis': expected one of title"),
+        (("[base]", "[measure]\ntrajectories = 1\n[base]"), r"measure.trajectories = 1: expected at least 2"),
+        (("[base]", "[target]\nactor = 'a.npz'\nseed = 1\n[base]"), r"target = .*: expected either actor or settings"),
+        (("[base]", "[target]\nsede = 1\n[base]"), r"unknown key 'target.sede'"),
+        (("[axes.source]", "[axes.source\n"), r"expected valid TOML"),
+        (("[axes.source]", "[axes.return]"), r"axes = 'return': expected another name"),
+        (("[axes.source]", "[axes.score]"), r"axes = 'score': expected another name"),
+        (("[axes.source]", "[measure]\nkind = 'tilt'\n[axes.policy]"), r"axes = 'policy': expected another name"),
+        (
+            ("[axes.source]", "[axes.seed]\n0 = { seed = 0 }\n[axes.source]"),
+            r"seeds = 2: expected 1, as the axis 'seed' repeats",
+        ),
+        (("seeds = 2", "evaluation.confidence = 0.9"), r"evaluation.confidence = 0.9: expected 0.95"),
+        (("[base]", "[target]\nactor = 3\n[base]"), r"target.actor = 3: expected the path"),
+        (('hue = "source"', 'hue = "method"'), r"figure 1 = 'method': expected an axis: source, regime"),
+        (
+            ('kind = "intervals"\nhue = "source"\npanels = ["regime"]', 'kind = "profile"\nhue = "source"'),
+            r"figure 1: panels = \[\]: expected every axis named in x, hue or panels: regime too",
+        ),
+        (("seeds = 2", "models_from = ['x']"), r"models_from = .*: expected nothing"),
+        (("[[figures]]", "[[comparisons]]\naxis = 'source'\npairs = ['real', 'fake']\n[[figures]]"), r"pairs = \['fake'\]"),
+        (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
+        (('kind = "intervals"', 'value = "retrun"'), r"figure 1: value = 'retrun': expected one of length, return, score"),
+        (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of return\."),
+        (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),
+        (("[[figures]]", "[[comparisons]]\naxis = 'source'\nvalue = 'x'\n[[figures]]"), r"comparison 1: value = 'x'"),
+        (("seeds = 2", "seeds = 2\nsweep = ['agent.alpha', '1,2']"), r"sweep = .*: expected nothing: what a study varies"),
+        (("[base]", "[measure]\nkind = 'rollouts'\nlength = 3\n[base]"), r"measure.length = 3: expected at least 4"),
+        (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
+        (
+            ("[base]", "[measure]\nkind = 'trajectories'\n[base]\nsampler.kind = 'auto'"),
+            r"sampler.kind = 'auto': expected a solver",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_computed(study_file, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_study(study_file(SMALL.replace(*change)))
+
+
+def test_unknown_studies_scales_and_labels(study_file) -> None:
+    path = study_file(SMALL)
+    for arguments, message in (
+        (("pgd-lamda",), "study = 'pgd-lamda': expected one of .*pgd-lambda"),
+        (("none.toml",), "expected a readable TOML file"),
+        ((path, "huge"), "--scale = 'huge': expected one of first, second"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_study(*arguments)
+    with pytest.raises(InputError, match=r"--only source = 'fake': expected one of real, guided"):
+        load_study(path, only={"source": ("fake",)})
+    with pytest.raises(InputError, match=r"--only = 'place': expected an axis: source, regime"):
+        load_study(path, only={"place": ("x",)})
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALES)
+def test_every_shipped_study_can_be_read(name: str, scale: str) -> None:
+    study = load_study(name, scale)
+    assert study.cells and study.figures and study.tables and len(study.text) > 100
+    assert all(figure.title and figure.name for figure in study.figures)
+
+
+def test_the_studies_of_both_papers_are_shipped() -> None:
+    assert set(shipped()) == {
+        "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
+        "rollout-horizon", "pgd-accelerator",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "agents"),
+    [
+        ("pgd-returns", "pgd", {"TD3+BC": "td3_bc", "IQL": "iql"}),
+        ("dydiff-returns", "dydiff", {"TD3+BC": "td3_bc", "CQL": "cql", "Diffusion-QL": "diffusion_ql"}),
+    ],
+)
+def test_result_tables_at_full_scale_have_the_settings_of_the_shipped_configs(
+    name: str, paper: str, agents: dict[str, str]
+) -> None:
+    configs = Path(__file__).parents[3] / "configs" / "paper"
+    cells = [cell for cell in load_study(name, "full").cells if cell.labels["dataset"].startswith("hopper")]
+    assert len(cells) == 3 * len(agents)
+    for cell in cells:
+        kind = agents[cell.labels["agent"]]
+        published = load_config(configs / f"{paper}_hopper_{kind}.toml")
+        assert cell.config.health.lost_seeds == "keep"  # a seed that diverges does not stop the others
+        same = {"out": "", "arms": (), "health": published.health, "preset": "none"}  # "paper" of its arms, or the method's
+        mine, theirs = (dataclasses.replace(c, **same) for c in (cell.config, published))  # type: ignore[arg-type]
+        unused = {other: getattr(theirs.agent, other) for other in set(agents.values()) - {kind}}
+        assert dataclasses.replace(mine, agent=dataclasses.replace(mine.agent, **unused)) == theirs
+
+
+def test_likelihood_and_dynamics_measure_the_same_cells() -> None:
+    one, other = (load_study(name, "laptop") for name in ("pgd-likelihood", "pgd-dynamics"))
+    assert [cell.key for cell in one.cells] == [cell.key for cell in other.cells]
+
+
+def test_cells_that_differ_in_numbers_are_trained_together(study_file) -> None:
+    text = """
+title = "Numbers"
+[base]
+arms = ["real"]
+[axes.alpha]
+"1" = { agent.td3_bc.alpha = 1.0 }
+"4" = { agent.td3_bc.alpha = 4.0 }
+[axes.lr]
+"a" = { agent.td3_bc.lr = 1e-3 }
+"b" = { agent.td3_bc.lr = 1e-4 }
+[axes.batch]
+"64" = { agent.batch_size = 64 }
+"32" = { agent.batch_size = 32 }
+"""
+    cells = load_study(study_file(text)).cells
+    found = groups(cells)
+    assert [len(group) for group in found] == [4, 4]
+    assert {cell.config.agent.batch_size for cell in found[0]} == {64}
+    config = swept(found[0])
+    assert config.sweep == ("agent.lr", "0.001,0.0001", "agent.alpha", "1.0,4.0")
+    assert len(read_sweep(config, "real").settings) == 4
+    assert [len(group) for group in groups(cells[:-1])] == [4, 1, 1, 1]  # no full product: each alone
+    assert [len(group) for group in groups([cells[0], cells[0]])] == [1]
+
+
+def test_cells_that_differ_in_their_source_alone_are_one_program_where_the_study_says_so(study_file) -> None:
+    text = SMALL.replace("[base]", "joint = true\n[base]").replace('"synthesis!" = {}', "synthesis.interval = 1000")
+    study = load_study(study_file(text))
+    assert study.joint and not load_study(study_file(SMALL)).joint
+    found = groups(study.cells, joint=study.joint)
+    assert [[cell.label for cell in group] for group in found] == [
+        ["real, periodic", "guided, periodic"], ["real, fifo", "guided, fifo"],
+    ]  # fmt: skip
+    assert joined(found[1]).arms == ("real", "guided") and joined(found[1]).synthesis.regime == "fifo"
+    assert [len(group) for group in groups(study.cells)] == [1, 1, 1, 1]
+    with pytest.raises(InputError, match="joint = 'yes': expected true or false"):
+        load_study(study_file(SMALL.replace("[base]", "joint = 'yes'\n[base]")))
+
+
+def test_a_budget_has_shares(study_file) -> None:
+    assert load_study(study_file(SMALL + "[budget]\nreserve = 0.5")).budget == Budget(0.4, 0.5)
+    assert load_study(study_file(SMALL)).budget is None
+    for value, message in (("reserve = 1.0", "budget.reserve = 1.0: expected a share"), ("share = 0.2", "share")):
+        with pytest.raises(InputError, match=message):
+            load_study(study_file(SMALL + "[budget]\n" + value))
+
+
+def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, study_file) -> None:
+    main(["study", study_file(SMALL), "--show"])
+    assert capsys.readouterr().out.strip() == SMALL.strip()
+    for words, message in (
+        ([], "study = '': expected one of dydiff-returns"),
+        ([study_file(SMALL), "--only", "source=real", "--only", "source=guided"], "--only = 'source': expected each axis once"),
+        ([study_file(SMALL), "--sweep", "agent.alpha", "1,2"], "--sweep = "),
+        ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
+        ([study_file(SMALL), "--sedes", "3"], "unknown key '--sedes'. Did you mean '--seeds'"),
+        ([study_file(SMALL), "--only"], "--only = '': expected a value after it"),
+        ([study_file(SMALL), "--only", "source"], "--only = 'source': expected AXIS=A,B"),
+        ([study_file(SMALL), "--out", "--scale", "first"], "--out = '--scale': expected a value after it"),
+        ([study_file(SMALL), "--only", "source=x"], "--only source = 'x'"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["study", *words])
+        assert error.value.code == 2 and message in capsys.readouterr().err
+    assert plan.slug("../data/hopper_medium-v2.hdf5") == "hopper-medium-v2"
+
+
+def test_labels_of_several_axes_are_kept(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(
+        "jaxpgd.experiment.studies.run.run_study", lambda study, out, **_: found.append(study) or Results(study)
+    )
+    main(["study", study_file(SMALL), "--only", "source=guided", "--only", "regime=periodic", "--resume"])
+    assert [cell.labels for cell in found[0].cells] == [{"source": "guided", "regime": "periodic"}]
+
+
+def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(study: plan.Study, out: Path, **_: object) -> Results:
+        results = Results(study)
+        results.failed = {"real": "no such dataset"}
+        return results
+
+    monkeypatch.setattr("jaxpgd.experiment.studies.run.run_study", failing)
+    with pytest.raises(SystemExit) as ended:
+        main(["study", study_file(SMALL)])
+    assert ended.value.code == 1

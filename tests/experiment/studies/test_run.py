@@ -1,0 +1,400 @@
+"""Whole studies of cells that take a moment: sharing, resuming, failing, and what is written."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+
+from jaxpgd.errors import InputError
+from jaxpgd.experiment.studies import run as study_run
+from jaxpgd.experiment.studies.measures import Found
+from jaxpgd.experiment.studies.plan import COLUMNS, STEP_COLUMNS, load_study
+from jaxpgd.experiment.studies.run import run_study
+from jaxpgd.experiment.studies.store import Store
+
+SIZES = """
+[base]
+seeds = 2
+checkpoint_seconds = 0.0
+data = { episodes = 40, validation_fraction = 0.25 }
+denoiser = { features = 8, groups = 4, blocks = 1, block = "plain", steps = 4, validate_every = 2, batch_size = 8 }
+sampler = { kind = "euler", steps = 2, batch_size = 8 }
+guidance = { kind = "reconstruction" }
+dynamics = { members = 2, elites = 1, hidden = [8], reward_hidden = [8], epochs = 1, steps_per_epoch = 2 }
+synthesis = { trajectories = 8, interval = 4 }
+agent = { updates = 8, updates_per_chunk = 4, batch_size = 16, td3_bc.hidden = [8] }
+evaluation = { episodes = 3, every = 4, intermediate_episodes = 1 }
+"""
+TILT = """
+title = "Tilt"
+text = "Of one action."
+[measure]
+kind = "tilt"
+trajectories = 64
+[base.sampler]
+kind = "euler"
+steps = 4
+[axes.guidance]
+exact = { measure = { source = "dataset" } }
+reconstruction = { guidance.kind = "reconstruction" }
+[[figures]]
+kind = "densities"
+name = "densities"
+panels = ["guidance"]
+[[tables]]
+value = "divergence"
+rows = ["guidance"]
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "study.toml").write_text(text)
+    return str(folder / "study.toml")
+
+
+def assert_columns(kind: str, cells: list[dict[str, Any]]) -> None:
+    """Rows have the columns that figures and tables may ask for, and no others."""
+    head = {"seed", "episode", "step", "method", "scale"}
+    for rows, columns in (("rows", COLUMNS[kind]), ("steps", STEP_COLUMNS[kind])):
+        found = {name for cell in cells for row in cell[rows] for name in row}
+        assert set(columns) - {"score"} <= found - head <= set(columns)
+
+
+def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load_study(write(tmp_path, TILT))
+    results = run_study(study, tmp_path / "out")
+    folder = tmp_path / "out" / "study"
+    assert {p.name for p in folder.iterdir()} == {
+        "results.csv", "by_step.csv", "densities.png", "report.html", "study.toml", "tables.txt", "versions.json",
+    }  # fmt: skip
+    exact, guided = (results.units("divergence", {"guidance": name})[0] for name in ("exact", "reconstruction"))
+    assert 0 < exact < 2 and guided > 0
+    assert "2 cells, 0 of them there already" in capsys.readouterr().out
+    assert_columns("tilt", [json.loads(p.read_text()) for p in (tmp_path / "out" / "cells").glob("*/cell.json")])
+    before = (folder / "results.csv").read_text()
+    run_study(study, tmp_path / "out")
+    assert "2 cells, 2 of them there already" in capsys.readouterr().out
+    assert (folder / "results.csv").read_text() == before
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = TILT.replace("[[figures]]", "broken = { measure = { stds = [0.1] } }\n[[figures]]", 1)
+    results = run_study(load_study(write(tmp_path, broken)), tmp_path / "out")
+    assert results.labels("guidance") == ["exact", "reconstruction"]
+    said = capsys.readouterr()
+    assert "broken: failed: weight, mean, std" in said.err and list(results.failed) == ["broken"]
+    told = "1 cell failed and are not shown: broken."
+    assert told in said.out and told in (tmp_path / "out" / "study" / "tables.txt").read_text()
+    report = (tmp_path / "out" / "study" / "report.html").read_text()
+    assert "Cells that failed" in report and "as many of each" in report
+    errors = list((tmp_path / "out" / "cells").glob("*/error.txt"))
+    assert len(errors) == 1 and "InputError" in errors[0].read_text()
+
+
+def test_where_all_cells_fail_the_study_does(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least one cell that can be measured. All failed, the first: weight, mean, std"):
+        run_study(load_study(write(tmp_path, TILT.replace("trajectories = 64", "stds = [0.1]"))), tmp_path / "out")
+
+
+def test_data_that_changed_is_refused(tmp_path: Path) -> None:
+    arrays = {"observations": np.zeros((40, 3)), "actions": np.zeros((40, 1)), "rewards": np.zeros(40),
+              "terminals": np.zeros(40), "timeouts": np.arange(40) % 20 == 19}  # fmt: skip
+    file = tmp_path / "mine.npz"
+    np.savez(file, **arrays)
+    study = load_study(write(tmp_path, TILT.replace("[base.sampler]", f"[base.data]\nname = '{file}'\n[base.sampler]")))
+    run_study(study, tmp_path / "out")
+    run_study(study, tmp_path / "out")
+    np.savez(file, **{**arrays, "rewards": np.ones(40)})
+    with pytest.raises(InputError, match=r"results of the .*mine.npz that is here now: it has changed"):
+        run_study(study, tmp_path / "out")
+
+
+def test_data_that_came_during_a_study_is_known_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter(["", "1234", "1235"])  # not here at first; then downloaded; later another one
+    monkeypatch.setattr(study_run, "data_fingerprint", lambda name: next(asked))
+    study = load_study(write(tmp_path, TILT))
+    run_study(study, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "data.json").read_text()) == {"point2d": "1234"}
+    with pytest.raises(InputError, match="results of the point2d that is here now: it has changed"):
+        run_study(study, tmp_path / "out")
+
+
+def test_cells_that_fail_together_are_tried_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(cells, store, folder):
+        tried.append(len(cells))
+        if len(cells) > 1 or cells[0].config.agent.td3_bc.alpha == 4.0:
+            raise RuntimeError("out of memory")
+        return [Found([{"seed": 0, "episode": 0, "return": 1.0}]) for _ in cells]
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    results = run_study(load_study(write(tmp_path, RETURNS), only={"source": ("real",)}), tmp_path / "out")
+    assert tried == [2, 1, 1] and results.labels("alpha") == ["1"]
+
+
+def test_a_setting_that_diverges_takes_no_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def measure(cells, store, folder):
+        tried.append(len(cells))
+        value = {1.0: 1.0, 4.0: float("nan")}
+        return [Found([{"seed": 0, "episode": 0, "return": value[cell.config.agent.td3_bc.alpha]}]) for cell in cells]
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    study = load_study(write(tmp_path, RETURNS), only={"source": ("real",)})
+    results = run_study(study, tmp_path / "out")
+    assert tried == [2] and results.labels("alpha") == ["1"]
+    assert results.failed == {"real, 4": results.failed["real, 4"]} and "all seeds diverged" in results.failed["real, 4"]
+
+
+def test_an_actor_that_is_not_there_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    text = TILT.replace("[base.sampler]", "[target]\nactor = 'none.npz'\n[base.sampler]")
+    with pytest.raises(InputError, match=r"study: exact: target.actor = 'none.npz': expected a file"):
+        run_study(load_study(write(tmp_path, text)), tmp_path / "out")
+
+
+def test_two_axes_with_a_cell_that_failed_give_a_report(tmp_path: Path) -> None:
+    text = TILT.replace("[[figures]]", "[axes.lambda]\n1 = { guidance.coefficient = 1.0 }\n3 = {}\n[[figures]]", 1)
+    text = text.replace('panels = ["guidance"]', 'panels = ["guidance", "lambda"]')
+    study = load_study(write(tmp_path, text))
+    spoiled = dataclasses.replace(study.cells[0], measure=dataclasses.replace(study.cells[0].measure, stds=(0.1,)))
+    results = run_study(dataclasses.replace(study, cells=(spoiled, *study.cells[1:])), tmp_path / "out")
+    assert list(results.failed) == ["exact, 1"] and len(results.cells) == 3
+    folder = tmp_path / "out" / "study"
+    assert (folder / "densities.png").exists() and "1 cell failed" in (folder / "report.html").read_text()
+
+
+def test_figures_of_an_earlier_file_do_not_stay(tmp_path: Path) -> None:
+    run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+    run_study(load_study(write(tmp_path, TILT.replace('name = "densities"', 'name = "curves"'))), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "study").glob("*.png")] == ["curves.png"]
+
+
+def test_a_cell_whose_seeds_all_diverged_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = [{"seed": 0, "episode": 0, "return": float("nan")}]
+    monkeypatch.setattr(study_run, "measure", lambda cells, store, folder: [Found(lost) for _ in cells])
+    with pytest.raises(InputError, match="DivergenceError: all seeds diverged"):
+        run_study(load_study(write(tmp_path, RETURNS)), tmp_path / "out")
+
+
+def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken(study_run.RunLock):
+        def take(self) -> None:
+            raise InputError("another process is writing there")
+
+    monkeypatch.setattr(study_run, "RunLock", Taken)
+    with pytest.raises(InputError, match="another process"):
+        run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+
+
+NO_DYNAMICS = "\n".join(line for line in SIZES.splitlines() if not line.startswith("dynamics"))  # of arms without a world model
+RETURNS = f"""
+title = "Returns"
+text = "Of agents."
+{NO_DYNAMICS}
+[axes.source]
+real = {{ arms = ["real"] }}
+unguided = {{ arms = ["unguided"] }}
+[axes.alpha]
+"1" = {{ agent.td3_bc.alpha = 1.0 }}
+"4" = {{ agent.td3_bc.alpha = 4.0 }}
+[[tables]]
+value = "return"
+rows = ["source", "alpha"]
+"""
+
+
+@pytest.fixture(scope="module")
+def returns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("returns")
+    run_study(load_study(write(folder, RETURNS)), folder / "out")
+    return folder
+
+
+def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
+    models = [p.name for p in (returns / "out" / "models").iterdir()]
+    assert len(models) == 1 and models[0].startswith("denoiser-point2d-")
+    runs = sorted(p.parent.name for p in (returns / "out" / "cells").glob("*/run"))
+    assert len(runs) == 2 and all(name.startswith("together-") for name in runs)
+    cells = [json.loads(p.read_text()) for p in (returns / "out" / "cells").glob("*/cell.json")]
+    assert all({"cell", "run"} <= set(cell["versions"]) for cell in cells)
+    assert sum(models[0] in cell["versions"] for cell in cells) == 2  # those of unguided data
+    assert len(cells) == 4 and all(cell["together"] == 2 and len(cell["rows"]) == 2 * 3 for cell in cells)
+    assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
+    assert_columns("returns", cells)
+
+
+@pytest.mark.slow
+def test_a_cell_of_a_group_is_that_trained_alone(returns: Path) -> None:
+    study = load_study(write(returns, RETURNS), only={"source": ("real",), "alpha": ("4",)})
+    alone = run_study(study, returns / "alone")
+    stored = json.loads((returns / "out" / "cells" / study.cells[0].name / "cell.json").read_text())
+    np.testing.assert_allclose([row["return"] for row in alone.rows], [row["return"] for row in stored["rows"]], rtol=1e-4)
+
+
+JOINT = RETURNS.replace("[axes.alpha]", "[axes.alpha_]").replace('title = "Returns"', 'title = "Joint"\njoint = true')
+JOINT = (
+    JOINT[: JOINT.index("[axes.alpha_]")]
+    + """guided = { arms = ["guided"] }
+made = { measure = { kind = "trajectories", source = "guided", trajectories = 4 } }
+[[tables]]
+value = "return"
+columns = "source"
+"""
+)
+
+
+def test_agents_of_all_sources_are_one_program(returns: Path, tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, JOINT))
+    results = run_study(study, tmp_path / "out")
+    runs = [p.parent.name for p in (tmp_path / "out" / "cells").glob("*/run")]
+    assert len(runs) == 1 and runs[0].startswith("together-")
+    assert all(len(results.units("return", {"source": name})) == 2 for name in ("real", "unguided", "guided"))
+    assert {row["step"] for row in results.steps if "return" in row} == {4, 8}
+    # numbers of one source are those of a study that trains it alone, and do not depend on their place
+    alone = run_study(load_study(write(tmp_path, JOINT.replace("joint = true", "joint = false"))), tmp_path / "alone")
+    for name in ("real", "unguided", "guided"):
+        found = [results.units("return", {"source": name}), alone.units("return", {"source": name})]
+        np.testing.assert_allclose(*found, rtol=1e-3)
+    assert len({results.units("return", {"source": name})[0] for name in ("real", "unguided", "guided")}) == 3
+    assert "made" not in (tmp_path / "out" / "study" / "tables.txt").read_text()  # it has no return of an agent
+
+
+def test_what_was_measured_is_written_when_the_study_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = study_run.measure
+
+    def cut(cells, store, folder):
+        if cells[0].labels["guidance"] == "reconstruction":
+            raise SystemExit(143)
+        return measured(cells, store, folder)
+
+    monkeypatch.setattr(study_run, "measure", cut)
+    with pytest.raises(SystemExit):
+        run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+    rows = (tmp_path / "out" / "study" / "results.csv").read_text().splitlines()
+    assert len(rows) == 2 and "exact" in rows[1]
+
+
+def test_what_fails_together_after_the_deadline_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def failing(cells, store, folder):
+        tried.append(len(cells))
+        monkeypatch.setattr(study_run.time, "monotonic", lambda: 1e9)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(study_run, "measure", failing)
+    with pytest.raises(InputError, match="All failed"):
+        run_study(load_study(write(tmp_path, RETURNS)), tmp_path / "out", deadline=study_run.time.monotonic() + 1e6)
+    assert tried == [2]
+
+
+def test_columns_of_trajectories_from_before_have_their_new_names(tmp_path: Path) -> None:
+    rows = [{"seed": 0, "episode": 0, "return": 1.0, "length": 2, "log_likelihood": 3.0}]
+    (tmp_path / "cell.json").write_text(json.dumps({"measure": {"kind": "trajectories"}, "rows": rows, "steps": []}))
+    found = study_run.read_cell(tmp_path)
+    assert found is not None
+    assert found.rows == [{"seed": 0, "episode": 0, "synthetic_return": 1.0, "synthetic_length": 2, "log_likelihood": 3.0}]
+
+
+def test_no_cell_begins_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load_study(write(tmp_path, TILT))
+    with pytest.raises(InputError, match="no time was left"):
+        run_study(study, tmp_path / "out", deadline=0.0)
+    assert "exact: no time was left" in capsys.readouterr().err
+    assert not run_study(study, tmp_path / "out").failed
+
+
+@pytest.mark.slow
+def test_trajectories_for_a_trained_target(tmp_path: Path) -> None:
+    text = f"""
+title = "Trajectories"
+text = "Of every source."
+[measure]
+kind = "trajectories"
+trajectories = 8
+samples = 3
+[target]
+agent = {{ kind = "bc", updates = 4, updates_per_chunk = 4, bc.hidden = [8] }}
+data = {{ episodes = 40 }}
+{SIZES}
+[axes.source]
+rollouts = {{ measure = {{ source = "rollouts" }} }}
+dataset = {{ measure = {{ source = "dataset" }} }}
+world_model = {{ measure = {{ source = "world_model", length = 5 }} }}
+guided = {{ measure = {{ source = "guided" }} }}
+[[figures]]
+kind = "trajectories"
+name = "trajectories"
+[[tables]]
+value = "dynamics_error"
+rows = ["source"]
+"""
+    results = run_study(load_study(write(tmp_path, text)), tmp_path / "out")
+    kinds = sorted(p.name.split("-")[0] for p in (tmp_path / "out" / "models").iterdir())
+    assert kinds == ["agent", "denoiser", "dynamics"]
+    length = lambda label: {row["synthetic_length"] for row in results.rows if row["source"] == label}
+    lengths = {label: length(label) for label in results.labels("source")}
+    assert [lengths[label] for label in ("rollouts", "dataset", "world_model")] == [{16}, {16}, {5}]
+    error = {label: results.units("dynamics_error", {"source": label})[0] for label in lengths}
+    # one step's noise of 0.01 over the deviation of positions, which no transition of the environment can miss
+    assert error["rollouts"] < 0.1 and error["dataset"] < 0.1 < error["guided"]
+    assert_columns("trajectories", [json.loads(p.read_text()) for p in (tmp_path / "out" / "cells").glob("*/cell.json")])
+    assert len(results.samples) == 4 and all(t.reward.shape[0] == 3 for _, t in results.samples)
+    assert (tmp_path / "out" / "study" / "trajectories.png").exists()
+    assert all(row["log_likelihood"] == row["log_likelihood"] for row in results.rows)
+
+
+UNFIT = """
+title = "unfit"
+[base]
+arms = ["unguided"]
+data = {{ name = "{data}", env_id = "{env}", window = 4 }}
+[measure]
+kind = "{kind}"
+source = "{source}"
+{target}
+[axes.a]
+one = {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "kind", "source", "target", "message"),
+    [
+        ("jaxpgd/Unending-v0", "returns", "guided", "", "evaluation.max_steps = 0: expected a number of steps"),
+        (
+            "point2d",
+            "trajectories",
+            "unguided",
+            "[target]\nactor = '{actor}'",
+            "target.actor = .*: expected 2 inputs and 4",
+        ),
+        ("jaxpgd/Unending-v0", "trajectories", "unguided", "", "target = None: expected a target policy"),
+        ("jaxpgd/Unending-v0", "rollouts", "guided", "[target.agent]\nupdates = 500", "no simulator replay"),
+    ],
+)
+def test_what_is_known_of_a_cell_fails_it_before_its_models_are_trained(
+    env: str, kind: str, source: str, target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unending(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    monkeypatch.setitem(gymnasium.registry, "jaxpgd/Unending-v0", EnvSpec("jaxpgd/Unending-v0", lambda: Unending()))
+    sizes = {"w0": (3, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 4), "b2": (4,)}
+    np.savez(tmp_path / "actor.npz", **{name: np.zeros(size, np.float32) for name, size in sizes.items()})
+    np.savez(tmp_path / "line.npz", observations=np.zeros((16, 1)), actions=np.zeros((16, 1)), rewards=np.ones(16),
+             terminals=np.zeros(16), timeouts=np.arange(16) % 8 == 7)  # fmt: skip
+    data = "point2d" if env == "point2d" else tmp_path / "line.npz"
+    text = UNFIT.format(data=data, env=env, kind=kind, source=source, target=target.format(actor=tmp_path / "actor.npz"))
+    monkeypatch.setattr(Store, "_trained", lambda *given: pytest.fail("a model was trained"))
+    monkeypatch.setattr(Store, "policy", lambda *given: pytest.fail("a target was trained"))
+    with pytest.raises(InputError, match=message):
+        run_study(load_study(write(tmp_path, text)), tmp_path / "out")
