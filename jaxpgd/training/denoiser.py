@@ -16,7 +16,7 @@ from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.diffusion.padding import padding, window_ends
 from jaxpgd.experiment.config import check_sections
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.parallel import DATA, SEEDS, divided
+from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.ranges import check_denoiser
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
@@ -185,7 +185,7 @@ def batch_loss(
     """Mean EDM loss [] of `batch` windows drawn with replacement from `starts` [W]."""
     key_draw, key_loss = jax.random.split(key)
     drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
-    drawn, keys = divided((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
+    drawn, keys = shard((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
     x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
     denoise, h = _denoise(params, hypers, config, windows.scaled), hypers
 

@@ -20,7 +20,7 @@ if HOSTS:
 
 import jaxpgd  # noqa: E402
 from jaxpgd.experiment.run.driver import over_seeds  # noqa: E402
-from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, divided, map_batches  # noqa: E402
+from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, map_batches, shard  # noqa: E402
 from jaxpgd.settings import (  # noqa: E402
     AgentConfig,
     DataConfig,
@@ -59,13 +59,13 @@ def cast(tree: Any) -> Any:
 def run(program: Program, data: Any, devices: Any, metric: str) -> tuple[Any, list[Any]]:
     """The final state and a metric of every chunk."""
     placement = Placement(program.seeds, devices)
-    shared = placement.share(data)
+    shared = placement.replicate(data)
     state = placement.init(lambda key, data: cast(program.init(key, data)))(jax.random.key(0), shared)
     step, found = placement.step(program.chunk), []
     for i in range(program.chunks):
         state, metrics = step(state, shared, jnp.asarray(i))
         found.append(np.asarray(metrics[metric], np.float64).tolist())
-    return placement.collect(state), found
+    return placement.gather(state), found
 
 
 def main() -> None:
@@ -86,12 +86,12 @@ def main() -> None:
             results[f"agent_{name}"] = run(seeds, experience, devices, "critic_loss")[1]
     rows = lambda x: x.sharding.shard_shape(x.shape)[0]  # of the leading axis on each device
     placement = Placement(2)
-    results["seed_rows"] = rows(placement.place(jnp.arange(2.0)))
+    results["seed_rows"] = rows(placement.shard(jnp.arange(2.0)))
     with jax.set_mesh(device_mesh()):
-        results["batch_rows"] = rows(jax.jit(lambda x: divided(x, SEEDS, DATA))(jnp.arange(16.0)))
+        results["batch_rows"] = rows(jax.jit(lambda x: shard(x, SEEDS, DATA))(jnp.arange(16.0)))
     placement = Placement()
     mapped = placement.init(lambda x: map_batches(lambda y: y * 2.0, x, 8))(jnp.arange(20.0))
-    results["mapped"] = np.asarray(placement.collect(mapped)).tolist()
+    results["mapped"] = np.asarray(placement.gather(mapped)).tolist()
     print("RESULT" + json.dumps(results), flush=True)
 
 

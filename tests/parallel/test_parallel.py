@@ -15,15 +15,15 @@ from jaxpgd.parallel import (
     DATA,
     SEEDS,
     Placement,
-    any_of_all,
-    check_alike,
+    any_process,
+    barrier,
+    broadcast,
+    check_same_across_hosts,
+    collectively,
     device_mesh,
-    divided,
     is_writer,
     map_batches,
-    of_first,
-    together,
-    wait_for_all,
+    shard,
 )  # fmt: skip
 
 PROGRAM = Path(__file__).with_name("losses.py")
@@ -93,9 +93,9 @@ def test_seeds_take_as_many_devices_as_divide_both(seeds: int, shape: tuple[int,
 
 def test_without_a_mesh_nothing_is_divided() -> None:
     x = jnp.ones((4, 2))
-    assert divided(x, DATA) is x
+    assert shard(x, DATA) is x
     placement = Placement(seeds=2, devices=jax.devices()[:1])
-    assert placement.share(x) is x and placement.place(x) is x and placement.collect(x) is x
+    assert placement.replicate(x) is x and placement.shard(x) is x and placement.gather(x) is x
 
 
 @pytest.mark.parametrize("count, batch", [(7, 3), (6, 3), (2, 5), (1, 1)])
@@ -106,9 +106,9 @@ def test_batches_are_mapped_in_order(count: int, batch: int) -> None:
 
 
 def test_a_process_alone_writes_and_waits_for_nobody() -> None:
-    assert is_writer() and any_of_all(True) and not any_of_all(False)
-    wait_for_all("nobody")
-    assert together("a step", lambda: 3) == 3 and of_first(0.5) == 0.5
-    check_alike(1, "a number")
+    assert is_writer() and any_process(True) and not any_process(False)
+    barrier("nobody")
+    assert collectively("a step", lambda: 3) == 3 and broadcast(0.5) == 0.5
+    check_same_across_hosts(1, "a number")
     with pytest.raises(KeyError):
-        together("a step", lambda: {}["absent"])
+        collectively("a step", lambda: {}["absent"])

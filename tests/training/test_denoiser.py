@@ -15,7 +15,7 @@ from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.run.checkpoints import load_tree, save_tree
 from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, window_terminal_rate
-from jaxpgd.parallel import DATA, SEEDS, divided
+from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import (
@@ -241,7 +241,7 @@ def test_padding_is_nothing_where_no_episode_is_short() -> None:
     def plain(key: Array, params: PyTree, h: DenoiserHypers, windows: Windows) -> Array:
         key_draw, key_loss = jax.random.split(key)
         drawn = windows.train[jax.random.randint(key_draw, (2,), 0, windows.train.shape[0])]
-        drawn, keys = divided((drawn, jax.random.split(key_loss, 2)), SEEDS, DATA)
+        drawn, keys = shard((drawn, jax.random.split(key_loss, 2)), SEEDS, DATA)
         x0 = jax.vmap(lambda s: windows.codec.encode(gather_window(windows.transitions, s, 8))[:, : windows.dim])(drawn)
         denoise = EDMDenoise(params, h.sigma_data, network(config))
         loss = lambda key, x0: edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known)

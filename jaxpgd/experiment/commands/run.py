@@ -18,14 +18,14 @@ from jaxpgd.experiment.stages.models import check_models, models_stage, needs, r
 from jaxpgd.experiment.stages.parts import Models, Prepared, prepare, require_steps, window_coverage
 from jaxpgd.experiment.stages.quality import check_scoring, quality_stage
 from jaxpgd.experiment.sweep import read_sweep
-from jaxpgd.parallel import is_writer, together
+from jaxpgd.parallel import collectively, is_writer
 from jaxpgd.settings import Config
 from jaxpgd.types import Policy
 
 
 def _open(config: Config, resume: bool) -> tuple[RunDirectory, Prepared]:
     """Everything that can be wrong with the input shows here, before the directory is made or compute is spent."""
-    prepared = together("preparation", lambda: _prepared(config))
+    prepared = collectively("preparation", lambda: _prepared(config))
     planned = RunDirectory(Path(config.out), config)
     if not planned.is_done("report"):
         planned.log.start()
@@ -69,7 +69,7 @@ def run_all(config: Config, *, resume: bool = False) -> Path:
     with run:
         models = models_stage(run, prepared)
         policies = _policies(run, prepared, models)
-        together("evaluation", lambda: _finish(run, prepared, models, policies))
+        collectively("evaluation", lambda: _finish(run, prepared, models, policies))
     if is_writer():
         taken = peak_memory()
         memory = f", {taken / 2**30:.1f} GiB of memory at most" if taken else ""
@@ -90,8 +90,8 @@ def run_denoiser(config: Config, *, resume: bool = False) -> Path:
 def _reopen(path: str) -> tuple[RunDirectory, Prepared, Models]:
     run = open_run(path)
     require_models(run)
-    prepared = together("preparation", lambda: _reprepared(run.config))
-    run = together("run directory", lambda: claim(run))
+    prepared = collectively("preparation", lambda: _reprepared(run.config))
+    run = collectively("run directory", lambda: claim(run))
     with releasing(run):
         return run, prepared, models_stage(run, prepared)
 

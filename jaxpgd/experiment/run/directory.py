@@ -22,7 +22,7 @@ from jaxpgd.experiment.precision import STATED, precision_of
 from jaxpgd.experiment.run.checkpoints import CheckpointStore
 from jaxpgd.experiment.run.logs import MetricsLog, numbers, plain
 from jaxpgd.files import PARTIAL, write_text, writing
-from jaxpgd.parallel import any_of_all, is_writer, together
+from jaxpgd.parallel import any_process, collectively, is_writer
 from jaxpgd.settings import Config
 
 try:
@@ -240,9 +240,11 @@ def create_run(config: Config, *, resume: bool) -> RunDirectory:
     Raises InputError where the directory is not writable, holds something else or another run, or an unfinished run of this
     config and `resume` is not set. Of several processes the first makes it, and the others go on when it is there.
     """
-    run = together("run directory", lambda: _create(config, resume) if is_writer() else RunDirectory(Path(config.out), config))
+    run = collectively(
+        "run directory", lambda: _create(config, resume) if is_writer() else RunDirectory(Path(config.out), config)
+    )
     shared = (run.path / "config.toml").exists()
-    check(not any_of_all(not shared), "out", config.out, "a directory that all processes share")
+    check(not any_process(not shared), "out", config.out, "a directory that all processes share")
     return claim(run)
 
 

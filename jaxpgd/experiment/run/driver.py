@@ -17,7 +17,7 @@ from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.interruption import Interruption
 from jaxpgd.experiment.run.progress import StageProgress
-from jaxpgd.parallel import SEEDS, Placement, any_of_all, check_alike, is_writer, map_seeds, wait_for_all
+from jaxpgd.parallel import SEEDS, Placement, any_process, barrier, check_same_across_hosts, is_writer, map_seeds
 from jaxpgd.training.health import (
     LOST,
     SKIPPED,
@@ -79,11 +79,11 @@ class Stage(Generic[State]):
         self.store = run.checkpoints(name)
         self.placement = Placement(program.seeds)
         self._before = before_chunk
-        self._shared = self.placement.share(data)
+        self._shared = self.placement.replicate(data)
         self._updates = program.updates_per_chunk or program.steps_per_chunk
         self._lost = np.zeros(max(program.seeds, 1), bool)
         self._outside = self._lost.copy()
-        self._look = self.placement.look(self._finite)
+        self._look = self.placement.read(self._finite)
         self._names: list[str] = []
         if self.health.debug_nans:
             check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")
@@ -113,9 +113,9 @@ class Stage(Generic[State]):
         given, chosen = (
             (self.data, {})
             if self._before is None
-            else self._before(done, functools.partial(self.placement.collect, state), self.data)
+            else self._before(done, functools.partial(self.placement.gather, state), self.data)
         )
-        shared = self._shared if given is self.data else self.placement.share(given)
+        shared = self._shared if given is self.data else self.placement.replicate(given)
         self._debug(state, shared, done)
         state, metrics = self._chunk(state, shared, jnp.asarray(done))
         fine, metrics = jax.device_get((self._look(state), metrics))
@@ -222,7 +222,7 @@ class Stage(Generic[State]):
             raise StorageError(f"{error}. And {full}") from None
         found = self.store.restore(jax.eval_shape(self.program.init, jax.random.key(0), self.data))
         assert found is not None
-        state, at = self.placement.place(found[0]), found[1]
+        state, at = self.placement.shard(found[0]), found[1]
         while at < done:
             state, *_ = self.advance(state, at)
             at += 1
@@ -241,11 +241,11 @@ class Stage(Generic[State]):
 
     def save(self, done: int, state: State, row: dict[str, Any] | None = None) -> None:
         """Write a checkpoint, once for all hosts; none goes on before it is there."""
-        whole = self.placement.whole(state)
+        whole = self.placement.fully_addressable(state)
         if is_writer():
             self.run.log.sync()  # its lines are on disk before a checkpoint that counts on them
             self.store.save(done, whole, None if self.score is None or row is None else self.score(row))
-        wait_for_all(f"checkpoint {self.name} {done}")
+        barrier(f"checkpoint {self.name} {done}")
 
 
 def drive(
@@ -276,7 +276,7 @@ def drive(
         work.store.recover()
     found = work.store.restore(jax.eval_shape(program.init, key, data))
     finished = found is not None and found[1] == program.chunks and run.is_done(stage)
-    check_alike(2 * (0 if found is None else found[1] + 1) + finished, f"{stage}: what was saved, by process")
+    check_same_across_hosts(2 * (0 if found is None else found[1] + 1) + finished, f"{stage}: what was saved, by process")
     if found is not None and finished:
         return found[0]
     if not run.claimed:
@@ -288,8 +288,8 @@ def drive(
     began, resumed = time.monotonic(), found is not None
     total = program.chunks * program.steps_per_chunk
     with Interruption() as stop:
-        state, done = (work.begin(key), 0) if found is None else (work.placement.place(found[0]), found[1])
-        if found is None and any_of_all(bool(stop.requested)):
+        state, done = (work.begin(key), 0) if found is None else (work.placement.shard(found[0]), found[1])
+        if found is None and any_process(bool(stop.requested)):
             stop.leave()
         if is_writer():
             work.store.set_aside(done)
@@ -305,11 +305,11 @@ def drive(
                     raise work.rescue(error, done) from None
                 done += 1
                 if after_chunk is not None:
-                    row |= after_chunk(done, functools.partial(work.placement.collect, state))
+                    row |= after_chunk(done, functools.partial(work.placement.gather, state))
                 run.log.write(stage, done, row)
                 progress.advance(program.steps_per_chunk, _note(row, note))
-                asked = any_of_all(bool(stop.requested))
-                if done == program.chunks or asked or any_of_all(time.monotonic() - saved >= run.config.checkpoint_seconds):
+                asked = any_process(bool(stop.requested))
+                if done == program.chunks or asked or any_process(time.monotonic() - saved >= run.config.checkpoint_seconds):
                     work.save(done, state, row)
                     saved = time.monotonic()
                 if asked and done < program.chunks:
@@ -322,10 +322,10 @@ def drive(
         }
         facts |= {"peak_memory_bytes": peak_memory(), "diverging_critics": work.diverging, "lost_seeds": work.lost}
         run.overcome(stage, facts | {"skipped_updates": work.skipped})
-        wait_for_all(f"{stage} finished")
-    if any_of_all(bool(stop.requested)):
+        barrier(f"{stage} finished")
+    if any_process(bool(stop.requested)):
         stop.leave()
-    return work.placement.collect(state)
+    return work.placement.gather(state)
 
 
 def _note(metrics: Metrics, name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxpgd.errors import InputError
 from jaxpgd.files import sync, write_text, writing
-from jaxpgd.parallel import is_writer, together
+from jaxpgd.parallel import collectively, is_writer
 
 
 def plain(value: Any) -> Any:
@@ -52,7 +52,7 @@ class MetricsLog:
         Raises InputError where Weights & Biases refuses: no key, no network, a mode that it does not know.
         """
         if self.project and self.wandb is None:
-            together("Weights & Biases", lambda: self._begin() if is_writer() else None)
+            collectively("Weights & Biases", lambda: self._begin() if is_writer() else None)
 
     def _begin(self) -> None:
         require_wandb(self.project)

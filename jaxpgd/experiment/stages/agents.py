@@ -22,7 +22,7 @@ from jaxpgd.experiment.run.progress import evaluation_progress
 from jaxpgd.experiment.stages.calibration import calibrate
 from jaxpgd.experiment.stages.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep
-from jaxpgd.parallel import of_first
+from jaxpgd.parallel import broadcast
 from jaxpgd.settings import Config
 from jaxpgd.simulators.behaviour import fitting_actor
 from jaxpgd.simulators.returns import evaluate
@@ -54,7 +54,7 @@ def agent_stage(run: RunDirectory, prepared: Prepared, models: Models, arm: str)
         key_choice = jax.random.fold_in(stage_key(config, "calibration"), done)
         synthesizer, policies = cast(DiffusionSynthesizer, data.synthesizer), jax.vmap(agent.policy)(state().agent)
         coefficient, found = calibrate(key_choice, synthesizer, policies, prepared, most, times)
-        coefficient = of_first(coefficient)
+        coefficient = broadcast(coefficient)
         fixed = synthesizer.with_coefficient(jnp.asarray(coefficient, jnp.float32))
         return data.replace(synthesizer=fixed), found  # type: ignore[attr-defined]
 

@@ -17,7 +17,7 @@ from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.progress import StageProgress
 from jaxpgd.experiment.stages.parts import Prepared, stage_key
 from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
-from jaxpgd.parallel import check_alike, is_writer, of_first, wait_for_all
+from jaxpgd.parallel import barrier, broadcast, check_same_across_hosts, is_writer
 from jaxpgd.settings import Config, SamplerConfig
 from jaxpgd.simulators.resimulation import has_simulator
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
@@ -148,12 +148,12 @@ def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDe
     if run.config.sampler.kind != "auto" or denoiser is None:
         return
     done = run.is_done(STAGE)
-    check_alike(int(done), "stages/sampler.json")
+    check_same_across_hosts(int(done), "stages/sampler.json")
     if not done:
         began = time.monotonic()
         row = _search(run.config, prepared, denoiser)
         run.finish(STAGE, row | {"seconds": time.monotonic() - began})
-        wait_for_all("sampler settled")
+        barrier("sampler settled")
     run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
     s = run.config.sampler
     if is_writer():
@@ -184,7 +184,7 @@ def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) ->
             rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
             best = min(rows, key=error_of, default=None)
             progress.advance(1)
-            if of_first(float(best is not None)):
+            if broadcast(float(best is not None)):
                 return (best or reference) | facts
     return reference | facts
 

@@ -15,7 +15,7 @@ from jaxpgd.experiment.run.memory import explained, remembered, with_batch
 from jaxpgd.experiment.stages.fidelity import settle_sampler
 from jaxpgd.experiment.stages.parts import Models, Prepared, prepare, prepare_state_windows, stage_key, window_coverage
 from jaxpgd.experiment.sweep import read_sweep
-from jaxpgd.parallel import is_writer, of_first
+from jaxpgd.parallel import broadcast, is_writer
 from jaxpgd.ranges import get
 from jaxpgd.settings import Config
 from jaxpgd.simulators.environments import environment_kwargs
@@ -99,7 +99,7 @@ def settle_batch(run: RunDirectory, models: Models) -> None:
         shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)
         found.append(fitting_batch(models.states.denoise, shape, guided=False, agents=agents))
     if found:
-        run.config = with_batch(config, int(of_first(remembered(run, min(found)))))
+        run.config = with_batch(config, int(broadcast(remembered(run, min(found)))))
 
 
 def require_models(run: RunDirectory) -> None:

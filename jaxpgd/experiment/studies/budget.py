@@ -151,7 +151,7 @@ class Timed:
 
     def __init__(self, program: Program[Any], data: PyTree, key: jax.Array) -> None:
         self.placement = Placement(program.seeds)
-        self.key, self.data = key, self.placement.share(data)
+        self.key, self.data = key, self.placement.replicate(data)
         self.init, self.step = self.placement.init(program.init), self.placement.step(program.chunk)
         self.state: Any = None
 
