@@ -13,29 +13,15 @@ from typing import Any
 
 from jaxpgd.errors import InputError
 
-# name -> module with `run() -> dict`; imported only when asked for
-SUITES = {
-    name: f"benchmarks.{name}"
-    for name in (
-        "accelerator",
-        "agents",
-        "conditions",
-        "denoiser",
-        "dydiff",
-        "end_to_end",
-        "evaluation",
-        "faults",
-        "fuzz",
-        "guidance",
-        "refresh",
-        "sampling",
-        "scaling",
-        "soak",
-    )
+FOLDERS = {
+    "speed": ("agents", "denoiser", "dydiff", "end_to_end", "evaluation", "refresh", "sampling", "scaling"),
+    "fidelity": ("conditions", "guidance"),
+    "robustness": ("faults", "fuzz", "soak"),
 }
-
-
-SPEED = tuple(name for name in SUITES if name not in ("accelerator", "conditions", "faults", "fuzz", "guidance", "soak"))
+# suite -> module with `run() -> dict`, imported only when it is asked for
+SUITES = {"accelerator": "benchmarks.accelerator"}
+SUITES |= {name: f"benchmarks.{folder}.{name}" for folder, names in FOLDERS.items() for name in names}
+SPEED = FOLDERS["speed"]  # what runs without a suite's name
 OPTIONS = {
     "accelerator": ("minutes", "predict", "rehearse"),
     "faults": ("kills", "damages", "disks"),

@@ -23,11 +23,11 @@ from typing import Any
 
 import jax
 
-from benchmarks.bounds import H100, Peaks
 from benchmarks.report import aims, prediction_table, relate, table
-from benchmarks.rows.base import REHEARSAL, SHARE, Program, Row, Sizes
-from benchmarks.rows.measuring import ENOUGH, REPEATS, describe, failure, held_against, in_background, measure_row, timed
-from benchmarks.rows.plan import plan
+from benchmarks.speed.bounds import H100, Peaks
+from benchmarks.speed.rows.base import REHEARSAL, SHARE, Program, Row, Sizes
+from benchmarks.speed.rows.measuring import ENOUGH, REPEATS, describe, failure, held_against, in_background, measure_row, timed
+from benchmarks.speed.rows.plan import plan
 from benchmarks.timing import header
 from jaxpgd.errors import InputError, check
 from jaxpgd.files import write_text

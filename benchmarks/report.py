@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.bounds import H100, Peaks
-from benchmarks.refresh import interval_rate
-from benchmarks.rows.base import Row
+from benchmarks.speed.bounds import H100, Peaks
+from benchmarks.speed.refresh import interval_rate
+from benchmarks.speed.rows.base import Row
 
 Found = dict[str, Any]
 

@@ -11,14 +11,14 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import accelerator, report
-from benchmarks.bounds import H100, Peaks, Work
-from benchmarks.rows import measuring
-from benchmarks.rows.agents import agent_row, official_agent
-from benchmarks.rows.base import REHEARSAL, Program, Row, Sizes
-from benchmarks.rows.denoiser import training_row
-from benchmarks.rows.peaks import peak_rows
-from benchmarks.rows.plan import plan
-from benchmarks.rows.sampling import batch_of, refresh_row, sampling_row
+from benchmarks.speed.bounds import H100, Peaks, Work
+from benchmarks.speed.rows import measuring
+from benchmarks.speed.rows.agents import agent_row, official_agent
+from benchmarks.speed.rows.base import REHEARSAL, Program, Row, Sizes
+from benchmarks.speed.rows.denoiser import training_row
+from benchmarks.speed.rows.peaks import peak_rows
+from benchmarks.speed.rows.plan import plan
+from benchmarks.speed.rows.sampling import batch_of, refresh_row, sampling_row
 
 DOUBLE = jax.jit(lambda x: 2 * x)
 WORK = Work(1e3, 1e3, 1.0, "float32")

@@ -212,7 +212,8 @@ time.sleep(600)
 def checkout(tmp_path: Path) -> Path:
     """The script with stand-ins for both parts, where a pack lies beside them."""
     sources = {"benchmarks/__init__.py": "", "benchmarks/__main__.py": SPEED, "jaxpgd/__init__.py": "",
-               "jaxpgd/cli.py": f"if __name__ == '__main__':\n{textwrap.indent(STUDY, '    ')}"}  # fmt: skip
+               "jaxpgd/experiment/__init__.py": "",
+               "jaxpgd/experiment/cli.py": f"if __name__ == '__main__':\n{textwrap.indent(STUDY, '    ')}"}  # fmt: skip
     for name, text in sources.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

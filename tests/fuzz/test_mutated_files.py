@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import KINDS, one
+from benchmarks.robustness.fuzz import KINDS, one
 
 
 @pytest.fixture(scope="module")

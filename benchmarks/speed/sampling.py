@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.denoiser import Size as DenoiserSize
-from benchmarks.denoiser import make_windows
+from benchmarks.speed.denoiser import Size as DenoiserSize
+from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.device_memory import peak_memory
-from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
-from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, init_denoiser, trained_denoiser
 from jaxpgd.types import Policy, Trajectory
 
 

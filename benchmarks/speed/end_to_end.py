@@ -1,9 +1,9 @@
-"""Training with regeneration, start to end: updates a second, refreshes included, and what the published protocol would take.
+"""A training loop with refreshes, start to end: updates a second, and how long the published protocol would take.
 
-Ours: the compiled chunks of a run. Baseline: a Python loop of single updates (`benchmarks.agents`) with the published sampler,
-compiled anew at every regeneration (`benchmarks.refresh`), at the same number of updates and trajectories a refresh. The
-protocol (1M updates, 100 refreshes of 8192 trajectories, networks of 1024 features) is predicted: updates at their measured
-rate, trajectories by the measured seconds of one evaluation of a network of that size.
+Ours: the compiled chunks of a run. Baseline: a Python loop of single updates (`agents`) with the published sampler, which is
+compiled again at every refresh (`refresh`), with the same number of updates and trajectories per refresh. The protocol (1M
+updates, 100 refreshes of 8192 trajectories, networks of 1024 features) is predicted from the measured rate of updates and the
+measured time of one function evaluation of a network of that size.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import agents, refresh
-from benchmarks.agents import Size as AgentSize
-from benchmarks.denoiser import Size as DenoiserSize
-from benchmarks.denoiser import make_windows
-from benchmarks.refresh import Size as RefreshSize
+from benchmarks.speed import agents, refresh
+from benchmarks.speed.agents import Size as AgentSize
+from benchmarks.speed.denoiser import Size as DenoiserSize
+from benchmarks.speed.denoiser import make_windows
+from benchmarks.speed.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.experiment.run.device_memory import peak_memory
-from jaxpgd.settings import AgentConfig, DenoiserConfig, SynthesisConfig
-from jaxpgd.training.agent import AgentState, agent_program
-from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.training.agent import AgentConfig, AgentState, agent_program
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, init_denoiser, trained_denoiser
 from jaxpgd.types import Agent
 
 UPDATES, REFRESHES, TRAJECTORIES = 1_000_000, 100, 8192  # of the published protocol

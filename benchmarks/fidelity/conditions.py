@@ -19,11 +19,11 @@ from jax import Array
 
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.conditioning import Conditions
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env, trajectory_moments
-from jaxpgd.settings import DenoiserConfig, DyDiffConfig, SamplerConfig
-from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
+from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.denoiser import Windows, train_state_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, train_state_denoiser
 from jaxpgd.types import Policy, Trajectory, Transition
 
 

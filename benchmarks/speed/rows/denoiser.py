@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import denoiser
-from benchmarks.bounds import H100, training_work
-from benchmarks.rows.base import Args, Program, Row, Sizes, about, carry, weights
-from jaxpgd.settings import DenoiserConfig
-from jaxpgd.training.denoiser import DenoiserState, Windows, denoiser_hypers, init_denoiser, total_steps
+from benchmarks.speed import denoiser
+from benchmarks.speed.bounds import H100, training_work
+from benchmarks.speed.rows.base import Args, Program, Row, Sizes, about, carry, weights
+from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, Windows, denoiser_hypers, init_denoiser, total_steps
 
 CONVOLUTIONS = "convolution" in {field.name for field in dataclasses.fields(DenoiserConfig)}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.bounds import Peaks, count_launches
-from benchmarks.rows.base import Program, Row
+from benchmarks.speed.bounds import Peaks, count_launches
+from benchmarks.speed.rows.base import Program, Row
 from benchmarks.timing import program_memory
 from jaxpgd.experiment.run.device_memory import peak_memory
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from benchmarks.bounds import Work, product_work
-from benchmarks.rows.base import Args, Program, Row, Sizes, weights
+from benchmarks.speed.bounds import Work, product_work
+from benchmarks.speed.rows.base import Args, Program, Row, Sizes, weights
 
 
 @functools.partial(jax.jit, static_argnames="times")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks.timing import describe_device
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.agents import agent_stage
 from jaxpgd.experiment.stages.models import models_stage

@@ -2,7 +2,7 @@
 
 An input is accepted, refused with the error that bad input has to raise, or a failure: another exception, a dead process, no
 answer within `PATIENCE` seconds, more memory than any of these files needs, or code that ran because a file named it. One input
-again: `python -c "from benchmarks.fuzz import one; one('npz', 17)"`.
+again: `python -c "from benchmarks.robustness.fuzz import one; one('npz', 17)"`.
 """
 
 import dataclasses
@@ -156,14 +156,14 @@ def _change_toml(rng: random.Random, folder: Path) -> None:
 
 
 def _make_config(folder: Path) -> None:
-    from jaxpgd.experiment.config import to_toml
-    from jaxpgd.settings import Config
+    from jaxpgd.experiment.config import Config
+    from jaxpgd.experiment.config_files import to_toml
 
     (folder / "config.toml").write_text(to_toml(Config()))
 
 
 def _read_config(folder: Path) -> None:
-    from jaxpgd.experiment.config import load_config
+    from jaxpgd.experiment.config_files import load_config
     from jaxpgd.experiment.sweep import read_sweep
 
     read_sweep(load_config(folder / "config.toml"))

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.denoiser import Size as DenoiserSize
-from benchmarks.denoiser import make_windows
-from benchmarks.sampling import Method as SamplingMethod
-from benchmarks.sampling import Size as SamplingSize
-from benchmarks.sampling import synthesizer_of
+from benchmarks.speed.denoiser import Size as DenoiserSize
+from benchmarks.speed.denoiser import make_windows
+from benchmarks.speed.sampling import Method as SamplingMethod
+from benchmarks.speed.sampling import Size as SamplingSize
+from benchmarks.speed.sampling import synthesizer_of
 from benchmarks.timing import describe_device
 from benchmarks.timing import measure as measure_call
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, make_sampler
+from jaxpgd.diffusion.solvers import Churn, SamplerConfig, make_sampler
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -38,7 +38,6 @@ from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
 from jaxpgd.guidance.base import nudge_share
 from jaxpgd.guidance.kinds import Guidance
-from jaxpgd.settings import SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling

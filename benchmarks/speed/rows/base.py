@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from benchmarks.bounds import H100, Layer, Work, layers
+from benchmarks.speed.bounds import H100, Layer, Work, layers
 
 SHARE = 0.2  # of a bound that is expected before anything is measured
 

@@ -10,8 +10,8 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
-from benchmarks.agents import Size as AgentSize
-from benchmarks.agents import update_flops
+from benchmarks.speed.agents import Size as AgentSize
+from benchmarks.speed.agents import update_flops
 from jaxpgd.types import Agent
 
 BYTES = {"float32": 4, "tensorfloat32": 4, "bfloat16": 2}  # of an activation, by precision of the products

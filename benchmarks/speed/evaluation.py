@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import header, matmul_peak
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.simulators.returns import Returns, evaluate
 from jaxpgd.simulators.vector import usable_cores
 from jaxpgd.simulators.workers import stop_workers

@@ -9,16 +9,23 @@ from typing import Any
 
 import jax
 
-from benchmarks.denoiser import Size as DenoiserSize
-from benchmarks.denoiser import make_windows
+from benchmarks.speed.denoiser import Size as DenoiserSize
+from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.device_memory import peak_memory
-from jaxpgd.settings import DenoiserConfig, DynamicsConfig, SamplerConfig
 from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
 from jaxpgd.synthesis.replay import sample_real
-from jaxpgd.training.denoiser import Windows, denoiser_hypers, init_denoiser, state_windows, trained_state_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.denoiser import (
+    DenoiserConfig,
+    Windows,
+    denoiser_hypers,
+    init_denoiser,
+    state_windows,
+    trained_state_denoiser,
+)
+from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
 
 PUBLISHED = SamplerConfig("heun", steps=34, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
 SAMPLERS = {

@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 
-from benchmarks import refresh, sampling
-from benchmarks.bounds import BYTES, sampling_work
-from benchmarks.rows.base import Args, Program, Row, Sizes
-from benchmarks.rows.denoiser import denoiser_config, denoiser_state, windows_of
+from benchmarks.speed import refresh, sampling
+from benchmarks.speed.bounds import BYTES, sampling_work
+from benchmarks.speed.rows.base import Args, Program, Row, Sizes
+from benchmarks.speed.rows.denoiser import denoiser_config, denoiser_state, windows_of
 from jaxpgd.agents import td3_bc
-from jaxpgd.settings import DenoiserConfig, GuidanceConfig, SamplerConfig
+from jaxpgd.diffusion.solvers import SamplerConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
-from jaxpgd.training.denoiser import Windows, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, trained_denoiser
 
 COSTS = {"unguided": 1, "published": 1, "reconstruction": 2, "moment": 5}  # forward-equivalents of an evaluation
 GUIDANCES = {

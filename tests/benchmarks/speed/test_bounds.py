@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import agents, bounds
-from benchmarks.rows.base import REHEARSAL
-from benchmarks.rows.denoiser import denoiser_config, denoiser_state, windows_of
-from benchmarks.rows.plan import plan
+from benchmarks.speed import agents, bounds
+from benchmarks.speed.rows.base import REHEARSAL
+from benchmarks.speed.rows.denoiser import denoiser_config, denoiser_state, windows_of
+from benchmarks.speed.rows.plan import plan
 from jaxpgd.agents import iql, td3_bc
 from jaxpgd.training.denoiser import network, train_step
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import agents
-from benchmarks.bounds import H100, agent_work
-from benchmarks.rows.base import Args, Program, Row, Sizes, about, carry
+from benchmarks.speed import agents
+from benchmarks.speed.bounds import H100, agent_work
+from benchmarks.speed.rows.base import Args, Program, Row, Sizes, about, carry
 from jaxpgd.agents import iql, td3_bc
 from jaxpgd.training.agent import AgentState
 from jaxpgd.types import Agent

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.agents import Size as DataSize
-from benchmarks.agents import make_data
+from benchmarks.speed.agents import Size as DataSize
+from benchmarks.speed.agents import make_data
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row, time_calls
 from jaxpgd.experiment.run.device_memory import peak_memory
-from jaxpgd.settings import DenoiserConfig
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.denoiser import DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
+from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
 
 
 @dataclasses.dataclass(frozen=True)

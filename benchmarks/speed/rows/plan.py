@@ -1,10 +1,10 @@
 """All rows, in their order of importance."""
 
-from benchmarks.rows.agents import AGENTS, agent_row, official_agent
-from benchmarks.rows.base import Row, Sizes
-from benchmarks.rows.denoiser import CONVOLUTIONS, official_training, training_row
-from benchmarks.rows.peaks import peak_rows
-from benchmarks.rows.sampling import official_sampling, refresh_row, sampling_row
+from benchmarks.speed.rows.agents import AGENTS, agent_row, official_agent
+from benchmarks.speed.rows.base import Row, Sizes
+from benchmarks.speed.rows.denoiser import CONVOLUTIONS, official_training, training_row
+from benchmarks.speed.rows.peaks import peak_rows
+from benchmarks.speed.rows.sampling import official_sampling, refresh_row, sampling_row
 
 
 def plan(sizes: Sizes) -> list[list[Row]]:

@@ -15,15 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import denoiser, refresh
+from benchmarks.speed import denoiser, refresh
 from benchmarks.timing import header, matmul_peak, time_calls
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.experiment.run.driver import over_seeds
 from jaxpgd.parallel import Placement
-from jaxpgd.settings import AgentConfig, DenoiserConfig, SamplerConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, agent_program
-from jaxpgd.training.denoiser import Windows, denoiser_program
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_program
 from jaxpgd.training.program import Program
 
 MARK = "RESULT"
@@ -50,7 +51,7 @@ class Size:
 def chunk_seconds(program: Program[Any], data: Any, devices: Any, repeats: int) -> float:
     """Least seconds of a chunk after the first, placed as a run places it."""
     placement = Placement(program.seeds, devices)
-    shared = placement.share(data)
+    shared = placement.replicate(data)
     state = placement.init(program.init)(jax.random.key(0), shared)
     step = placement.step(program.chunk)
     state, _ = step(state, shared, jnp.asarray(0))
@@ -69,7 +70,7 @@ def sampling_seconds(windows: Windows, size: Size, devices: Any) -> float:
     synthesizer = refresh.synthesizer_of(windows, method, refresh.Size(features=size.features, blocks=size.blocks))
     placement = Placement(0, devices)
     draw = placement.init(lambda s: s(jax.random.key(0), None, jnp.zeros((size.trajectories, 1))).trajectory)
-    shared = placement.share(synthesizer)
+    shared = placement.replicate(synthesizer)
     jax.block_until_ready(draw(shared))
     return min(time_calls(lambda: draw(shared), size.repeats))
 
@@ -99,7 +100,7 @@ def measure_emulated(count: int, size: Size) -> dict[str, Any]:
     """The same in a process with so many emulated devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", str(count), json.dumps(dataclasses.asdict(size))],
+        [sys.executable, "-m", "benchmarks.speed.scaling", str(count), json.dumps(dataclasses.asdict(size))],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(child.stdout.split(MARK, 1)[1])

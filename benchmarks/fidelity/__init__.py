@@ -1,0 +1,1 @@
+"""How accurate: guidance and conditioning against distributions known in closed form."""

@@ -1,0 +1,1 @@
+"""What runs survive: kills, damaged files, full disks, hours."""

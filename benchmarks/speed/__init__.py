@@ -1,0 +1,1 @@
+"""How fast: agents, denoiser, sampling, refreshes, evaluation; rows and bounds of the accelerator table."""

@@ -1,0 +1,40 @@
+"""The suite `conditions`: its exact moments, and a run at sizes that take a moment."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.fidelity import conditions
+
+
+def test_exact_moments_of_states_given_actions_leave_nothing_to_explain():
+    """What is left of simulated states has unit variance and no relation to any action; a blind policy's are the dynamics'."""
+    env, policies = conditions.problems()
+    count = 20_000
+    for policy in policies.values():
+        test = conditions.make_test(jax.random.key(0), env, policy, count)
+        left = (np.asarray(test.made.obs[:, 1:]) - test.mean) / test.std
+        assert np.abs(left.mean(0)).max() < 5 / np.sqrt(count)
+        np.testing.assert_allclose(left.var(0), 1.0, atol=5 * np.sqrt(2 / count))
+        action = np.asarray(test.made.action[..., 0])
+        related = np.einsum("nto,nk->tok", left, (action - action.mean(0)) / action.std(0)) / count
+        assert np.abs(related).max() < 5 / np.sqrt(count)
+    test = conditions.make_test(jax.random.key(1), env, policies["blind"], 3)
+    state = np.asarray(test.made.obs[:, 0], np.float64)
+    for t in range(15):
+        state = state @ np.asarray(env.A).T + np.asarray(test.made.action[:, t]) @ np.asarray(env.B).T
+        np.testing.assert_allclose(test.mean[:, t], state, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_conditions_suite_scores_every_way():
+    small = dataclasses.replace(conditions.Size().denoiser, features=8, blocks=1, steps=2, batch_size=4, validate_every=2)
+    sampler = dataclasses.replace(conditions.Size().sampler, steps=2)
+    rows = conditions.run(conditions.Size(episodes=20, conditions=2, samples=3, denoiser=small, sampler=sampler))["rows"]
+    assert [(row["behaviour"], row["conditions"]) for row in rows] == [
+        (behaviour, kind) for behaviour in ("blind", "reacting") for kind in ("clean", "churned", "noised")
+    ]
+    assert all(row["error_given_other_actions"] == row["error_of_the_mean"] for row in rows[:3])
+    assert all(np.isfinite(row["error_of_the_mean"]) and row["spread_over_exact"] > 0 for row in rows)

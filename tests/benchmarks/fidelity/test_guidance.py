@@ -1,0 +1,25 @@
+"""The suite `guidance`: scores of exact samples, rows, costs."""
+
+import pytest
+
+from benchmarks.fidelity import guidance
+from benchmarks.speed import sampling
+
+
+def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
+    monkeypatch.setattr(guidance, "COUNT", 512)
+    problem = guidance.cases()["16 steps, 6 states, 3 actions"]
+    row = guidance.floor(problem, 0.25)
+    assert row["w2"] < 2.0 and row["dynamics_error"] > 0
+    method = guidance.Method("moment", guidance.Guidance(0.0, kind="moment", iterations=2), "heun", (4,))
+    assert guidance.measure(problem, method, 0.25, 4)["forward_equivalents"] == 35
+    text = guidance.table([row])
+    assert "exact samples" in text and "w2" in text
+
+
+@pytest.mark.slow
+def test_costs_are_measured_beside_those_counted():
+    found = guidance.costs(sampling.Size(trajectories=2, features=8, blocks=1, window=8, repeats=1))
+    assert [row["forward_equivalents"] for row in found] == [2, 5, 9]
+    assert all(row["forward_times"] > 0 for row in found)
+    assert "forward_times" in guidance.table(found)
