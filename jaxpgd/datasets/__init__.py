@@ -1,6 +1,6 @@
 """Datasets: reading, checking, describing and exporting them, and the windows that train a denoiser."""
 
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.load import load
 
 __all__ = ["Dataset", "DatasetInfo", "load"]

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxpgd.dataset import Dataset, DatasetInfo, from_env_action
 from jaxpgd.datasets.checks import check_actions, check_bounds, check_finite, check_shapes, flags
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo, from_env_action
 
 
 def assemble(

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-from jaxpgd.datasets.dataset import DatasetInfo, own_reward, to_env_action
+from jaxpgd.dataset import DatasetInfo, own_reward, to_env_action
 from jaxpgd.datasets.env_specs import spec_from_json
 from jaxpgd.datasets.minari_writer import free_target, new_dataset
 from jaxpgd.datasets.nested import nest

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.assemble import assemble
 from jaxpgd.datasets.checks import check_keys, check_order, check_shapes, flags
 from jaxpgd.datasets.d4rl import environment_id, registration
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.scores import D4RL, LOCAL_KEY, is_local_name
 from jaxpgd.datasets.untrusted import open_hdf5, read_npz
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from minari.storage import get_dataset_path
 
+from jaxpgd.dataset import Dataset
 from jaxpgd.datasets.d4rl import registration
-from jaxpgd.datasets.dataset import Dataset
 from jaxpgd.datasets.flat_files import load_flat
 from jaxpgd.datasets.minari_files import load_minari
 from jaxpgd.datasets.ogbench_files import load_ogbench

@@ -17,9 +17,9 @@ import minari
 import numpy as np
 from minari.storage import get_dataset_path
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.assemble import assemble
 from jaxpgd.datasets.checks import check_finite, flags
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.env_specs import spec_from_json
 from jaxpgd.datasets.nested import check_flat, leaves, obs_order
 from jaxpgd.datasets.scores import LOCAL, LOCAL_KEY, MINARI, REFERENCE_KEY, is_local_name

@@ -8,9 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.assemble import assemble
 from jaxpgd.datasets.checks import flags
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.ogbench_store import PREFIX, find_file, import_ogbench, parse_name
 from jaxpgd.datasets.scores import OGBENCH
 from jaxpgd.datasets.untrusted import read_npz

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.assemble import assemble
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.scores import BUILTIN
 from jaxpgd.envs.point2d import Point2D, behaviour_policy, collect
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from jaxpgd.datasets.dataset import Dataset, learned_reward
+from jaxpgd.dataset import Dataset, learned_reward
 from jaxpgd.errors import check
 
 RETURN_RANGE = 1000.0  # what the returns of a dataset span once they are normalised

@@ -11,8 +11,8 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.d4rl import registration
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.errors import check
 
 # what `DatasetInfo.ref_source` may say

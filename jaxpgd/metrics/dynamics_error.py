@@ -1,33 +1,17 @@
 """How good synthetic trajectories are: agreement with the simulator, likelihood of their actions, terminals."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.errors import check
-from jaxpgd.metrics.distances import coverage, sliced_wasserstein
-from jaxpgd.simulators.behaviour import behaviour_actor
-from jaxpgd.simulators.resimulation import Simulator, obs_slices
 from jaxpgd.types import Policy, Trajectory
 
-__all__ = [
-    "action_log_likelihood",
-    "behaviour_actor",
-    "coverage",
-    "dynamics_error",
-    "sliced_wasserstein",
-    "state_entries",
-    "steps_taken",
-    "terminal_rate",
-]
-
-
-def state_entries(info: DatasetInfo) -> np.ndarray | None:
-    """Indices of the observation entries that are the physical state: `observation` for goal environments, else None (all)."""
-    part = obs_slices(info).get("observation")
-    return None if part is None else np.arange(part.start, part.stop)
+# true step: obs [K, O], action [K, A] in [-1, 1] -> next_obs [K, O], reward [K], terminated [K] bool
+Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def steps_taken(trajectory: Trajectory) -> np.ndarray:
@@ -42,7 +26,7 @@ def terminal_rate(trajectory: Trajectory) -> float:
 
 
 def dynamics_error(
-    trajectory: Trajectory, simulator: Simulator, obs_std: np.ndarray, entries: np.ndarray | None = None
+    trajectory: Trajectory, step: Step, obs_std: np.ndarray, entries: np.ndarray | None = None
 ) -> dict[str, np.ndarray | float]:
     """One-step error of trajectories [N, T] against the simulator: root mean squares over standardised state entries.
 
@@ -61,7 +45,7 @@ def dynamics_error(
     check(std.shape == obs.shape[-1:] and bool((std > 0).all()), "obs_std", std.tolist(),
           f"{obs.shape[-1]} numbers above 0")  # fmt: skip
     mask = np.asarray(trajectory.mask, bool)
-    predicted, reward, ends = _replay(trajectory, simulator, mask)
+    predicted, reward, ends = _replay(trajectory, step, mask)
     chosen = slice(None) if entries is None else entries
     discount = np.asarray(trajectory.discount)
     states = obs if trajectory.last_obs is None else np.append(obs, np.asarray(trajectory.last_obs)[:, None], axis=1)
@@ -80,13 +64,11 @@ def dynamics_error(
     }
 
 
-def _replay(trajectory: Trajectory, simulator: Simulator, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _replay(trajectory: Trajectory, step: Step, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Simulated next observation [N, T, O], reward and end [N, T] where `mask`, zeros elsewhere."""
     next_obs = np.zeros(trajectory.obs.shape)
     reward, ends = np.zeros(mask.shape), np.zeros(mask.shape, bool)
-    next_obs[mask], reward[mask], ends[mask] = simulator.step(
-        np.asarray(trajectory.obs)[mask], np.asarray(trajectory.action)[mask]
-    )
+    next_obs[mask], reward[mask], ends[mask] = step(np.asarray(trajectory.obs)[mask], np.asarray(trajectory.action)[mask])
     return next_obs, reward, ends
 
 

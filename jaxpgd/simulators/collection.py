@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array
 from minari.data_collector import EpisodeBuffer
 
+from jaxpgd.dataset import to_env_action
 from jaxpgd.datasets.checks import check_finite
-from jaxpgd.datasets.dataset import to_env_action
 from jaxpgd.datasets.nested import leaves, nest
 from jaxpgd.simulators.collection_task import Task
 from jaxpgd.simulators.environments import answering, seeded_numpy

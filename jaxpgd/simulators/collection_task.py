@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.checks import check_bounds
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.datasets.nested import leaves, obs_order
 from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.errors import check

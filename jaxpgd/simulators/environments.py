@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.d4rl import why_not_run
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.datasets.env_specs import spec_from_json, stored_spec
 from jaxpgd.datasets.nested import leaves
 from jaxpgd.datasets.ogbench_store import import_ogbench

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpgd.datasets.dataset import DatasetInfo, to_env_action
+from jaxpgd.dataset import DatasetInfo, obs_slices, to_env_action
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.rollout import rollout as environment_rollout
 from jaxpgd.errors import InputError, check
@@ -235,12 +235,6 @@ def _fresh_data(model: Any) -> Any:
     import mujoco  # an optional extra: here some environment of it has been made
 
     return mujoco.MjData(model)
-
-
-def obs_slices(info: DatasetInfo) -> dict[str, slice]:
-    """Where each entry of a dict observation lies in the concatenated one; empty for plain observations."""
-    ends = np.cumsum(info.obs_sizes, dtype=int)
-    return {k: slice(int(e) - n, int(e)) for k, n, e in zip(info.obs_keys, info.obs_sizes, ends, strict=True)}
 
 
 def _replayed(info: DatasetInfo, one: Callable[..., Outcome], obs: np.ndarray, *inputs: np.ndarray) -> Step:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import DatasetInfo, to_env_action
+from jaxpgd.dataset import DatasetInfo, to_env_action
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.errors import check
 from jaxpgd.simulators.environments import (

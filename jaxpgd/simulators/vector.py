@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.errors import EnvironmentFailure
 from jaxpgd.simulators.environments import flatten_obs, make_environment
 from jaxpgd.simulators.stepping import Stepper, described, generator_state, same_state

@@ -19,7 +19,7 @@ from typing import Any
 
 from gymnasium.envs.registration import load_env_creator
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.errors import EnvironmentFailure
 from jaxpgd.simulators import stepping
 from jaxpgd.simulators.environments import environment_spec

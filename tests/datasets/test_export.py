@@ -8,8 +8,8 @@ import minari
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets import load
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.export import export_minari, export_npz
 from jaxpgd.errors import InputError
 from jaxpgd.types import Trajectory

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.d4rl import REGISTRATIONS, plain_name
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.datasets.scores import (
     BUILTIN,
     D4RL,

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo, state_entries
 from jaxpgd.errors import InputError
 from jaxpgd.metrics.dynamics_error import (
     action_log_likelihood,
     dynamics_error,
     ratio_standard_error,
-    state_entries,
     steps_taken,
     terminal_rate,
 )
@@ -41,7 +40,7 @@ def trajectory(obs, action, reward=None, discount=None):
 def test_errors_by_step_by_trajectory_and_of_persistence():
     # the second trajectory is 0.3 off in its second step, in one of two entries with standard deviations 1 and 3
     exact = [[[0, 0], [1, 1], [2, 2]], [[0, 0], [1, 1], [2, 2.3]]]
-    result = dynamics_error(trajectory(exact, np.ones((2, 3))), Shift(), np.array([1.0, 3.0]))
+    result = dynamics_error(trajectory(exact, np.ones((2, 3))), Shift().step, np.array([1.0, 3.0]))
     square = 0.1**2 / 2
     assert result["rms"] == pytest.approx(np.sqrt(square / 4))
     np.testing.assert_allclose(result["by_step"], [0, np.sqrt(square / 2)], atol=1e-12)
@@ -53,14 +52,14 @@ def test_errors_by_step_by_trajectory_and_of_persistence():
 
 
 def test_only_the_named_entries_count():
-    result = dynamics_error(trajectory([[[0, 0], [1, 99]]], np.ones((1, 2))), Shift(), np.ones(2), np.array([0]))
+    result = dynamics_error(trajectory([[[0, 0], [1, 99]]], np.ones((1, 2))), Shift().step, np.ones(2), np.array([0]))
     assert result["rms"] == 0.0 and result["persistence"] == 1.0
 
 
 def test_nothing_after_a_terminal_counts_and_its_next_state_is_not_one():
     # the terminal step itself and what follows hold rubbish states; the terminal's reward is 0.5 off
     made = trajectory([[[8.0], [9.5], [77.0], [-5.0]]], [[1.5, 1, 1, 1]], [[1.5, 1.5, 9, 9]], [[1, 0, 1, 1]])
-    result = dynamics_error(made, Shift(), np.ones(1))
+    result = dynamics_error(made, Shift().step, np.ones(1))
     assert result["rms"] == 0.0 and result["steps"] == 1
     assert result["reward_rms"] == pytest.approx(np.sqrt(0.25 / 2))
     assert result["terminal_agreement"] == 1.0
@@ -70,17 +69,17 @@ def test_nothing_after_a_terminal_counts_and_its_next_state_is_not_one():
 def test_the_last_step_counts_where_it_is_known_to_lead():
     made = trajectory([[[0.0], [1.0]], [[0.0], [1.0]]], np.ones((2, 2)))
     known = dataclasses.replace(made, mask=np.ones((2, 2), bool), last_obs=np.array([[2.0], [2.5]]))
-    result = dynamics_error(known, Shift(), np.ones(1))
+    result = dynamics_error(known, Shift().step, np.ones(1))
     np.testing.assert_allclose(result["by_step"], [0, np.sqrt(0.25 / 2)])
-    assert result["steps"] == 4 and dynamics_error(made, Shift(), np.ones(1))["steps"] == 2
+    assert result["steps"] == 4 and dynamics_error(made, Shift().step, np.ones(1))["steps"] == 2
     one = jax.tree.map(lambda x: x[:, -1:] if x.ndim > 1 and x.shape[1] == 2 else x, known)
     one = dataclasses.replace(one, last_obs=known.last_obs)
-    assert dynamics_error(one, Shift(), np.ones(1))["rms"] == pytest.approx(np.sqrt(0.25 / 2))
+    assert dynamics_error(one, Shift().step, np.ones(1))["rms"] == pytest.approx(np.sqrt(0.25 / 2))
 
 
 def test_a_terminal_that_the_simulator_does_not_see_is_disagreement():
     made = trajectory([[[0.0], [1.0]]], np.ones((1, 2)), discount=[[1, 0]])
-    assert dynamics_error(made, Shift(), np.ones(1))["terminal_agreement"] == 0.5
+    assert dynamics_error(made, Shift().step, np.ones(1))["terminal_agreement"] == 0.5
 
 
 def test_the_standard_error_is_the_spread_of_repeated_estimates():
@@ -89,7 +88,7 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates():
     for _ in range(200):
         obs = np.zeros((100, 5, 1))
         obs[:, 1:] = rng.normal(size=(100, 4, 1)) * rng.uniform(0.5, 1.5, (100, 1, 1))
-        result = dynamics_error(trajectory(obs, np.zeros((100, 5))), Still(), np.ones(1))
+        result = dynamics_error(trajectory(obs, np.zeros((100, 5))), Still().step, np.ones(1))
         estimates.append(result["rms"])
         errors.append(result["standard_error"])
     # the spread of 200 estimates is known to 1 / sqrt(400) = 5 %
@@ -106,7 +105,7 @@ class Still:
 def test_a_wrong_scale_is_refused():
     for std in (np.ones(3), np.zeros(1)):
         with pytest.raises(InputError, match="obs_std"):
-            dynamics_error(trajectory([[[0.0], [1.0]]], np.ones((1, 2))), Shift(), std)
+            dynamics_error(trajectory([[[0.0], [1.0]]], np.ones((1, 2))), Shift().step, std)
 
 
 def test_ratio_standard_error_of_equal_groups_is_that_of_the_mean():

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.simulators.d4rl_tasks import ANT_CELLS, POINT_GOALS, WALLS
 from jaxpgd.simulators.environments import make_environment
 

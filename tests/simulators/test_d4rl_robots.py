@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.simulators.environments import make_environment
 
 pytest.importorskip("gymnasium_robotics")

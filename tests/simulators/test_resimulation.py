@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.datasets.dataset import DatasetInfo, to_env_action
+from jaxpgd.dataset import DatasetInfo, obs_slices, to_env_action
 from jaxpgd.envs import linear_gaussian, point2d
 from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.environments import flatten_obs, make_environment
-from jaxpgd.simulators.resimulation import BuiltinSimulator, has_simulator, make_simulator, obs_slices
+from jaxpgd.simulators.resimulation import BuiltinSimulator, has_simulator, make_simulator
 from jaxpgd.simulators.resimulation import rollout as true_rollout
 from jaxpgd.tokens import usable_steps
 from jaxpgd.types import Policy, Trajectory
@@ -139,7 +139,7 @@ def test_recorded_hopper_steps_replay_far_better_than_persistence():
     obs, action, reward, discount = map(np.stack, zip(*rows, strict=True))
     trajectory = Trajectory(obs, action, reward, discount, np.asarray(usable_steps(discount)))
     about = info("Hopper-v5", 3, env_spec=meta["env_spec"])
-    result = dynamics_error(trajectory, make_simulator(about), np.concatenate(everything).std(axis=0))
+    result = dynamics_error(trajectory, make_simulator(about).step, np.concatenate(everything).std(axis=0))
     assert result["rms"] < 0.05 and result["persistence"] > 0.2
     assert result["terminal_agreement"] == 1.0 and result["steps"] == 20 * (length - 1)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.nested import obs_order
 from jaxpgd.errors import InputError
 from jaxpgd.simulators import environments

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.errors import InputError
 from jaxpgd.simulators.returns import evaluate
 from jaxpgd.simulators.rollout import rollout_returns

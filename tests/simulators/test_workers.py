@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from jaxpgd.datasets.dataset import DatasetInfo, to_env_action
+from jaxpgd.dataset import DatasetInfo, to_env_action
 from jaxpgd.simulators import returns, vector, workers
 from jaxpgd.simulators.environments import flatten_obs, make_environment, seeded_numpy
 from jaxpgd.simulators.returns import act, evaluate
@@ -245,7 +245,7 @@ SCRIPT = """
 import sys
 print("the program runs")
 import gymnasium, jax, jax.numpy as jnp, jaxpgd, jaxpgd_toys
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo
 
 class Own(jaxpgd_toys.Walk):
     pass

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo, obs_slices
 from jaxpgd.errors import InputError
 from jaxpgd.simulators.environments import environment_kwargs, flatten_obs, make_environment, quiet_mujoco
-from jaxpgd.simulators.resimulation import make_simulator, obs_slices
+from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.world_model.termination import RULES, Hopper, MazeGoal, known_rule, make_rule, termination
 
 MAZE = {"achieved_goal": slice(0, 2), "desired_goal": slice(2, 4), "observation": slice(4, 8)}

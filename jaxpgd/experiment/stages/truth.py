@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import Dataset, in_learned_units
+from jaxpgd.dataset import Dataset, in_learned_units
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import importance_truth
 from jaxpgd.metrics.distances import sliced_wasserstein

@@ -122,6 +122,18 @@ def in_learned_units(info: DatasetInfo, trajectory: Trajectory) -> Trajectory:
     return dataclasses.replace(trajectory, reward=learned_reward(info, trajectory.reward))
 
 
+def obs_slices(info: DatasetInfo) -> dict[str, slice]:
+    """The slice of the flat observation [O] that holds each entry of a dict observation. Empty for plain observations."""
+    ends = np.cumsum(info.obs_sizes, dtype=int)
+    return {k: slice(int(e) - n, int(e)) for k, n, e in zip(info.obs_keys, info.obs_sizes, ends, strict=True)}
+
+
+def state_entries(info: DatasetInfo) -> np.ndarray | None:
+    """Indices of the observation entries that are the physical state: `observation` in goal environments. None means all."""
+    part = obs_slices(info).get("observation")
+    return None if part is None else np.arange(part.start, part.stop)
+
+
 def to_device(dataset: Dataset) -> Dataset:
     """The same dataset with its numeric arrays on the default device."""
     arrays: dict[str, Any] = {
