@@ -1,30 +1,65 @@
 """Policy-guided trajectory generation for offline reinforcement learning, in JAX.
 
-The stages as functions: `load`, `prepare_windows`, `train_denoiser`, `make_synthesizer` and `synthesize`, `make_agent` and
-`train_agent`, `evaluate`; for DyDiff and world models `prepare_dynamics`, `train_dynamics`, `train_state_denoiser`,
-`make_dydiff`, `make_world_model_synthesizer` and `synthesize_from`. The command line (`jaxpgd run`) chains the same functions.
+The stages of the method are functions: `load`, `prepare_windows`, `train_denoiser`, `make_synthesizer` and `synthesize`,
+`make_agent` and `train_agent`, `evaluate`. World models and DyDiff add `prepare_dynamics`, `train_dynamics`,
+`train_state_denoiser`, `make_dydiff`, `make_world_model_synthesizer` and `synthesize_from`. The command line (`jaxpgd run`,
+`jaxpgd.experiment`) chains the same functions.
+
+Names are imported on first use, so that `import jaxpgd` is fast and loads no file formats and no simulators.
 """
 
-from jaxpgd.agents import make_agent
-from jaxpgd.datasets import load
-from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import load_config
-from jaxpgd.settings import Config
-from jaxpgd.simulators.returns import evaluate
-from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize, synthesize_from
-from jaxpgd.synthesis.dydiff import make_dydiff
-from jaxpgd.synthesis.world_model import make_world_model_synthesizer
-from jaxpgd.training.agent import Experience, train_agent
-from jaxpgd.training.denoiser import prepare_windows, train_denoiser, train_state_denoiser
-from jaxpgd.training.dynamics import prepare_dynamics, train_dynamics
-from jaxpgd.types import Agent, Policy, Trajectory, Transition
-from jaxpgd.world_model.termination import termination
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxpgd.agents import make_agent
+    from jaxpgd.dataset import Dataset, DatasetInfo
+    from jaxpgd.datasets import load
+    from jaxpgd.errors import InputError
+    from jaxpgd.simulators.returns import evaluate
+    from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize, synthesize_from
+    from jaxpgd.synthesis.dydiff import make_dydiff
+    from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+    from jaxpgd.training.agent import Experience, train_agent
+    from jaxpgd.training.denoiser import prepare_windows, train_denoiser, train_state_denoiser
+    from jaxpgd.training.dynamics import prepare_dynamics, train_dynamics
+    from jaxpgd.types import Agent, Policy, Trajectory, Transition
+    from jaxpgd.world_model.termination import termination
 
 __version__ = "0.1.0"
 
+# name -> the module that defines it; the same names as above
+_DEFINED_IN = {
+    "Agent": "jaxpgd.types",
+    "Dataset": "jaxpgd.dataset",
+    "DatasetInfo": "jaxpgd.dataset",
+    "Experience": "jaxpgd.training.agent",
+    "InputError": "jaxpgd.errors",
+    "Policy": "jaxpgd.types",
+    "Trajectory": "jaxpgd.types",
+    "TrajectoryDenoiser": "jaxpgd.synthesis.diffusion",
+    "Transition": "jaxpgd.types",
+    "evaluate": "jaxpgd.simulators.returns",
+    "load": "jaxpgd.datasets",
+    "make_agent": "jaxpgd.agents",
+    "make_dydiff": "jaxpgd.synthesis.dydiff",
+    "make_synthesizer": "jaxpgd.synthesis.diffusion",
+    "make_world_model_synthesizer": "jaxpgd.synthesis.world_model",
+    "prepare_dynamics": "jaxpgd.training.dynamics",
+    "prepare_windows": "jaxpgd.training.denoiser",
+    "synthesize": "jaxpgd.synthesis.diffusion",
+    "synthesize_from": "jaxpgd.synthesis.diffusion",
+    "termination": "jaxpgd.world_model.termination",
+    "train_agent": "jaxpgd.training.agent",
+    "train_denoiser": "jaxpgd.training.denoiser",
+    "train_dynamics": "jaxpgd.training.dynamics",
+    "train_state_denoiser": "jaxpgd.training.denoiser",
+}
+
 __all__ = [
     "Agent",
-    "Config",
+    "Dataset",
+    "DatasetInfo",
     "Experience",
     "InputError",
     "Policy",
@@ -33,7 +68,6 @@ __all__ = [
     "Transition",
     "evaluate",
     "load",
-    "load_config",
     "make_agent",
     "make_dydiff",
     "make_synthesizer",
@@ -48,3 +82,15 @@ __all__ = [
     "train_dynamics",
     "train_state_denoiser",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_DEFINED_IN[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

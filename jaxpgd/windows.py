@@ -1,18 +1,48 @@
 """Training windows as start indices into the flat dataset: never crossing an episode, never materialised."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import Dataset
+from jaxpgd.dataset import Dataset
 from jaxpgd.errors import check
-from jaxpgd.settings import DataConfig
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.tokens import Ends, ended, usable_steps
 from jaxpgd.types import Trajectory, Transition
+
+
+@options
+class DataConfig:
+    """Which dataset, and which windows of it train the denoiser."""
+
+    name: str = option("point2d", 'Minari id, path of a D4RL .hdf5 or flat .npz file, "point2d" or "point2d-N" (N steps)')
+    env_id: str = option("", "Gymnasium id to evaluate in; empty: the one that the dataset names")
+    window: int = positive(16, "steps per training window, and of synthetic trajectories")
+    stride: int = positive(1, "steps between window starts")
+    add_episode_starts: bool = option(True, "add the window that starts each episode")
+    add_terminals: bool = option(True, "add the window that ends in each terminal")
+    allow_timeout_end: bool = option(True, "keep windows whose last step is a timeout")
+    pad_short: bool = option(False, "episodes shorter than a window have one, padded at its end; false: they are in none")
+    terminal_repeats: int = positive(1, "times that a window ending in a terminal is listed (published: once)")
+    done_scale: float = nonnegative(
+        0.25, "least number that divides the terminal flag in tokens; 0: its standard deviation, as published", high=1e3
+    )
+    normalisation: Literal["standard", "limits"] = option(
+        "standard", "of tokens: mean 0, variance 1; or limits at -1, 1, raw actions"
+    )
+    validation_fraction: float = share(0.05, "share of episodes held out of denoiser training")
+    episodes: int = positive(1000, "episodes generated, for built-in environments only")
+    clip_actions: bool = option(False, "actions that leave their bounds are clipped; false: data with such is refused")
+    reward_scale: float = positive(1.0, "what is learned is scale * (reward + shift); reports stay in the dataset's own units")
+    reward_shift: float = option(0.0, "added before the scale (IQL on antmaze: -1)")
+    reward_normalisation: Literal["none", "return_range", "standard"] = option(
+        "none", "to a range of 1000, to mean 0 and std 1"
+    )
+
 
 # settings of `DataConfig` that choose windows: arguments of `window_starts`
 RULES = ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end", "terminal_repeats", "pad_short")

@@ -16,8 +16,8 @@ import pytest
 from tiny import TINY
 
 import jaxpgd
-from jaxpgd.experiment.config import apply_values, validate
-from jaxpgd.settings import Config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import apply_values, validate
 
 ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -12,7 +12,7 @@ from tiny import TINY
 
 import jaxpgd
 from jaxpgd.experiment.cli import COMMANDS
-from jaxpgd.experiment.config import PRESETS, apply_values, get, load_config, to_dict, validate
+from jaxpgd.experiment.config_files import PRESETS, apply_values, get, load_config, to_dict, validate
 from jaxpgd.experiment.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.training.agent import make_schedule

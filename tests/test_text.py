@@ -11,7 +11,7 @@ import pytest
 
 from jaxpgd.datasets.untrusted import read_json
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.studies.plan import load_study, study_text
 
 PACKAGE = Path(__file__).parents[1] / "jaxpgd"
@@ -83,7 +83,7 @@ def test_the_locale_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "läufe.npz").symlink_to(tmp_path / "daten.npz")
     script = (
         "import locale, sys; from pathlib import Path\n"
-        "from jaxpgd.experiment.cli import main; from jaxpgd.experiment.config import *\n"
+        "from jaxpgd.experiment.cli import main; from jaxpgd.experiment.config_files import *\n"
         "from jaxpgd.files import write_text; from jaxpgd.experiment.studies.plan import shipped, study_text\n"
         "assert locale.getpreferredencoding(False).lower() in ('ansi_x3.4-1968', 'us-ascii', 'ascii')\n"
         "config = load_config('config.toml'); write_text('again.toml', to_toml(config))\n"

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import Dataset, DatasetInfo, to_device
 from jaxpgd.datasets.assemble import assemble
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo, to_device
 from jaxpgd.errors import InputError
-from jaxpgd.settings import DataConfig
 from jaxpgd.tokens import Ends
 from jaxpgd.windows import (
+    DataConfig,
     choose_windows,
     coverage,
     gather_padded,

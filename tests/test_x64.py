@@ -13,28 +13,27 @@ import numpy as np
 import pytest
 
 from jaxpgd.agents import AGENTS, make_agent
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.envs.point2d import Point2D, goal_policy, importance_truth
 from jaxpgd.experiment.run.driver import over_seeds
-from jaxpgd.settings import (
-    AgentConfig,
-    DenoiserConfig,
-    DyDiffConfig,
-    DynamicsConfig,
-    FilterConfig,
-    GuidanceConfig,
-    SamplerConfig,
-    SynthesisConfig,
-    WorldModelConfig,
-)
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import make_synthesizer
-from jaxpgd.synthesis.dydiff import make_dydiff
-from jaxpgd.synthesis.filters import make_filter
-from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.synthesis.dydiff import DyDiffConfig, make_dydiff
+from jaxpgd.synthesis.filters import FilterConfig, make_filter
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.synthesis.world_model import WorldModelConfig, make_world_model_synthesizer
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.agent import Experience, agent_program
-from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.denoiser import (
+    DenoiserConfig,
+    Windows,
+    denoiser_program,
+    state_windows,
+    trained_denoiser,
+    trained_state_denoiser,
+)
+from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Transition

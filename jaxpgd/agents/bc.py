@@ -10,7 +10,20 @@ from jax import Array
 from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
 from jaxpgd.errors import check
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@options
+class BCConfig:
+    """Behaviour cloning with a deterministic actor; settings as those of TD3+BC."""
+
+    lr: float = positive(3e-4, "learning rate", low=1e-12, high=1.0)
+    adam_eps: float = nonnegative(1e-8, "Adam's epsilon", low=1e-12, high=1.0)
+    policy_std: float = positive(
+        0.5, "std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)", low=1e-3, high=1e3
+    )
+    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
 
 
 @struct.dataclass

@@ -24,7 +24,51 @@ from jaxpgd.diffusion.solvers import ancestral
 from jaxpgd.errors import check
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@options
+class DiffusionQLConfig:
+    """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
+
+    lr: float = positive(3e-4, "of the actor", low=1e-12, high=1.0)
+    critic_lr: float = positive(3e-4, "the critics' learning rate", low=1e-12, high=1.0)
+    decay_updates: float = nonnegative(
+        0.0, "cosine decay of both to 0 over so many updates (published: all, in code 50 times all); 0: none", high=1e9
+    )
+    max_q_backup: int = positive(
+        1, "next actions of every target, of which the largest value counts (published: 10 on most of antmaze)"
+    )
+    gamma: float = share(0.99, "discount factor")
+    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
+    eta: float = nonnegative(1.0, "weight of Q against behaviour cloning")
+    steps: int = positive(5, "of the sampling chain")
+    beta_min: float = positive(
+        0.1, "noise schedule: log abar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t from 0 to 1", high=50.0
+    )
+    beta_max: float = positive(10.0, "largest rate of the noise schedule", high=50.0)
+    ema: float = share(0.995, "decay of the averaged actor, which makes the critics' targets")
+    ema_every: int = positive(5, "updates between averages")
+    ema_start: float = nonnegative(0.0, "updates before which the average stays as initialised (authors' code, DyDiff: 1000)")
+    gradient_clip: float = nonnegative(5.0, "global norm of the actor's and of the critics' gradient; 0: none")
+    candidates: int = positive(50, "actions of which evaluation takes one")
+    choice: Literal["softmax", "best", "centre"] = option(
+        "softmax", "by softmax of Q, highest Q, or the chain without noise instead"
+    )
+    time_features: int = option(16, "sinusoidal features of the step; an even number above 2")
+    adam_eps: float = nonnegative(1e-8, "Adam's epsilon", low=1e-12, high=1.0)
+    policy_std: float = positive(
+        0.5, "std of the Gaussian that stands for the policy in guidance, around its chain without noise", low=1e-3, high=1e3
+    )
+    own_score: bool = option(False, "guidance follows the policy's own score instead of that Gaussian's")
+    action_reconstruction: Literal["chain", "one_step"] = option(
+        "chain", "actor's Q of sampled actions, or of noised, denoised data"
+    )
+    hidden: tuple[int, ...] = option((256, 256, 256), "widths of the hidden layers")
+    critic_hidden: tuple[int, ...] = option((), "of the critics; none: as hidden")
+    critic_activation: Literal["mish", "relu"] = option("mish", "of the critics")
+
 
 Choice = Literal["softmax", "best", "centre"]  # of the action that evaluation takes
 Reconstruction = Literal["chain", "one_step"]  # of the action whose Q the actor raises

@@ -6,7 +6,7 @@ from before its step, as PGD's released code.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,27 @@ from jaxpgd.agents import common
 from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
 from jaxpgd.networks.mlp import Init
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@options
+class IQLConfig:
+    """IQL (arXiv 2110.06169) with PGD's settings."""
+
+    lr: float = positive(3e-4, "learning rate", low=1e-12, high=1.0)
+    decay_updates: float = nonnegative(
+        0.0, "cosine decay of the actor's lr to 0 over so many updates (IQL: all of them); 0: none", high=1e9
+    )
+    gamma: float = share(0.99, "discount factor")
+    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
+    tau: float = share(0.7, "expectile")
+    beta: float = nonnegative(3.0, "inverse temperature of the advantage weights")
+    advantage_clip: float = nonnegative(100.0, "upper bound of exp(beta * advantage)")
+    adam_eps: float = nonnegative(1e-5, "Adam's epsilon", low=1e-12, high=1.0)
+    stale_value: bool = option(False, "advantages and targets of the value before its step, as official code; false: after it")
+    init: Literal["uniform", "orthogonal", "lecun_normal"] = option("orthogonal", "of weights; lecun_normal: Flax's own")
+    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
 
 
 @struct.dataclass

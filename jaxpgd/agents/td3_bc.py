@@ -24,7 +24,36 @@ from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, member
 from jaxpgd.networks.mlp import Init
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+
+
+@options
+class TD3BCConfig:
+    """TD3+BC (arXiv 2106.06860) with PGD's settings."""
+
+    lr: float = positive(3e-4, "learning rate", low=1e-12, high=1.0)
+    gamma: float = share(0.99, "discount factor")
+    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
+    alpha: float = nonnegative(2.5, "weight of Q against behaviour cloning")
+    cloning: float = nonnegative(1.0, "weight of behaviour cloning (DyDiff: a half)")
+    policy_noise: float = nonnegative(0.2, "std of target policy smoothing", high=1e3)
+    noise_clip: float = nonnegative(0.5, "largest target policy smoothing", high=1e3)
+    adam_eps: float = nonnegative(1e-5, "Adam's epsilon", low=1e-12, high=1.0)
+    critic_updates: int = positive(2, "per update, on a batch each; on one and the same with actor_first")
+    policy_delay: int = positive(1, "actor and targets move in every so many-th update (TD3, DyDiff: 2)")
+    actor: Literal["deterministic", "tanh_gaussian"] = option("deterministic", "tanh_gaussian: a stochastic one (DyDiff)")
+    actor_first: bool = option(
+        False, "targets, actor, then critics, on one batch, as official code; false: critics, actor, targets"
+    )
+    init: Literal["uniform", "orthogonal", "lecun_normal"] = option(
+        "uniform", "of weights; lecun_normal: Flax's own, as official code"
+    )
+    policy_std: float = positive(
+        0.5, "std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)", low=1e-3, high=1e3
+    )
+    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
+
 
 Actor = Literal["deterministic", "tanh_gaussian"]
 

@@ -5,6 +5,7 @@ as a hook.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,8 +14,30 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.settings import SamplerConfig
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.types import Denoise, Hook, Metrics, Sampler, Stage
+
+SamplerKind = Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "auto"]
+
+
+@options
+class SamplerConfig:
+    """Noise levels and stochasticity of sampling (EDM section 5, algorithm 2)."""
+
+    kind: SamplerKind = option(
+        "dpmpp_2m_sde", 'dpmpp_*: no churn; "auto": the cheapest as good as 256 Heun steps, measured unguided'
+    )
+    steps: int = positive(32, "noise levels; heun evaluates the network twice at each but the last, the others once")
+    sigma_min: float = positive(0.002, "least noise level")
+    sigma_max: float = positive(80.0, "largest noise level")
+    rho: float = positive(7.0, "how noise levels crowd towards the least (EDM equation 5)", low=0.1)
+    churn: float = nonnegative(80.0, "S_churn: total of noise put back over all steps")
+    churn_min: float = nonnegative(0.05, "noise is put back for sigma in [churn_min, churn_max]")
+    churn_max: float = option(50.0, "noise is put back for sigma up to this")
+    churn_noise: float = nonnegative(1.003, "S_noise", high=10.0)
+    predictor: Literal["churned", "unchurned"] = option("churned", 'where the Euler step starts; "unchurned" as official code')
+    batch_size: int = nonnegative(0, "trajectories sampled at once; 0: as many as fit the device's memory")
+
 
 Predictor = Literal["churned", "unchurned"]
 
@@ -325,3 +348,11 @@ def make_sampler(kind: str, predictor: Predictor = "churned") -> Sampler:
     if kind not in ("euler", "heun"):
         return SAMPLERS[kind]
     return functools.partial(SAMPLERS[kind], predictor=predictor)  # type: ignore[call-arg]
+
+
+def noise_levels(sampler: SamplerConfig) -> list[float]:
+    """The noise levels of a sampler's steps, the largest first (EDM equation 5), as `diffusion.edm.karras_sigmas`."""
+    low, high, last = sampler.sigma_min, sampler.sigma_max, sampler.steps - 1
+    shrink = math.expm1((math.log(low) - math.log(high)) / sampler.rho)
+    inner = [high * math.exp(sampler.rho * math.log1p(i / last * shrink)) for i in range(1, last)]
+    return [high, *inner, low] if last > 0 else [high]

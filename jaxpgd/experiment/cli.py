@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.errors import DeviceMemoryError, DivergenceError, EnvironmentFailure, InputError, StorageError, check
-from jaxpgd.experiment.config import apply_values, config_of, load_config
+from jaxpgd.experiment.config import Config, check_seed
+from jaxpgd.experiment.config_files import apply_values, config_of, load_config
 from jaxpgd.experiment.overrides import read_overrides
-from jaxpgd.ranges import check_ranges, check_seed
-from jaxpgd.settings import Config, DataConfig
+from jaxpgd.options import check_ranges
+from jaxpgd.windows import DataConfig
 
 USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
 

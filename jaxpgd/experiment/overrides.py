@@ -7,8 +7,8 @@ import typing
 from typing import Any, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.nearest import unknown_key
-from jaxpgd.settings import Config
 
 
 def setting_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:

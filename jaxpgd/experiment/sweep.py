@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxpgd.agents import AGENTS
 from jaxpgd.errors import check
-from jaxpgd.experiment.config import validate
-from jaxpgd.settings import Config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import validate
 
 COEFFICIENT = "guidance.coefficient"
 

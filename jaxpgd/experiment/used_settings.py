@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
-from jaxpgd.ranges import get, noise_levels
-from jaxpgd.settings import AgentConfig, Config
+from jaxpgd.experiment.config import Config
+from jaxpgd.options import get
+from jaxpgd.training.agent import AgentConfig
 
 AGENTS = tuple(field.name for field in dataclasses.fields(AgentConfig) if dataclasses.is_dataclass(field.default))
 

@@ -8,11 +8,47 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
+from jaxpgd.errors import check
 from jaxpgd.guidance.base import Guided, Likelihood, Normalise, PolicyNudge, ReconstructionGuidance, Unguided
 from jaxpgd.guidance.moment import MomentGuidance
-from jaxpgd.settings import GuidanceConfig
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Hook, Metrics, Policy
+
+
+@options
+class GuidanceConfig:
+    """How samples are moved towards the policy (PGD section 4)."""
+
+    kind: Literal["published", "reconstruction", "moment", "smc"] = option("moment", "smc steps in its own way")
+    coefficient: float = nonnegative(
+        1.0, "lambda (published: per 256 steps); with target_ess or max_dynamics_error the largest"
+    )
+    target_ess: float = share(
+        0.0, "above 0: largest lambda at which weighted unguided samples keep this share of effective size"
+    )
+    max_dynamics_error: float = nonnegative(
+        0.0, "of runs; above 0: largest lambda whose dynamics error is within this times the unguided"
+    )
+    at: Literal["noised", "denoised"] = option("denoised", "published: where the policy's gradient is taken")
+    normalise: Literal["none", "safe", "official"] = option(
+        "safe", 'published: L2-normalise over the trajectory; "official": NaN at 0'
+    )
+    sine: float = nonnegative(0.3, "published: weight of the sine term in the schedule", high=1e3)
+    hold_states: bool = option(False, "reconstruction, moment: no gradient through the policy's observation")
+    limit: float = positive(
+        2.0, "all but published: largest change of a denoised entry, in deviations sigma / sqrt(1 + sigma^2) of it", high=1e3
+    )
+    iterations: int = positive(2, "moment: steps of conjugate gradients, each costs two forward-equivalents")
+    damping: float = nonnegative(0.0, "moment: added to the diagonal of the system")
+    proposal: Literal["none", "reconstruction", "moment"] = option("reconstruction", "smc: what particles are moved by")
+    order: Literal["first", "second"] = option("second", "smc: of the steps")
+    particles: int = positive(256, "smc: trajectories of a population, at most")
+    threshold: float = share(0.5, "smc: resampled where the effective size falls under this share of the population")
+    sigma_min: float = nonnegative(0.0, "guide only for sigma in [sigma_min, sigma_max]", high=1e9)
+    sigma_max: float = option(1e9, "guide only for sigma up to this", low=0.0, high=1e9)
+
 
 Kind = Literal["published", "reconstruction", "moment", "smc"]
 Proposal = Literal["none", "reconstruction", "moment"]
@@ -120,3 +156,25 @@ def make_guidance(config: GuidanceConfig) -> Guidance:
     fields: dict[str, Any] = {name: jnp.asarray(getattr(config, name), jnp.float32) for name in numbers}
     fields["adaptive"] = config.target_ess > 0
     return Guidance(**fields, **{name: getattr(config, name) for name in structure})
+
+
+def check_guided(sampler: SamplerConfig, guidance: GuidanceConfig) -> None:
+    """Check that some step of the sampler is guided. Raises InputError."""
+    low, high, published = guidance.sigma_min, guidance.sigma_max, guidance.kind == "published"
+    check(low < sampler.sigma_max, "guidance.sigma_min", low,
+          f"less than sampler.sigma_max = {sampler.sigma_max}, or no step is guided")  # fmt: skip
+    check(high >= sampler.sigma_min, "guidance.sigma_max", high,
+          f"at least sampler.sigma_min = {sampler.sigma_min}, or no step is guided")  # fmt: skip
+    if sampler.kind == "auto":  # levels are not known yet
+        return
+    check(not published or sampler.steps > 1, "sampler.steps", sampler.steps,
+          "at least 2 where guidance.kind is 'published', whose last step is not guided")  # fmt: skip
+    levels = noise_levels(sampler)[: -1 if published else None]
+    nearest = min(levels, key=lambda level: max(low - level, level - high))
+    check(
+        low <= nearest <= high,
+        "guidance.sigma_min, guidance.sigma_max",
+        (low, high),
+        "a noise level of the sampler between them, or no step is guided",
+        f"The nearest is {nearest:.4g}.",
+    )

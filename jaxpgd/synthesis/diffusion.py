@@ -1,7 +1,6 @@
 """Trajectories from a denoiser, unguided (SynthER-style) or guided towards a policy (PGD): one Synthesizer."""
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,12 @@ from jax import Array
 
 from jaxpgd.diffusion.conditioning import Chain, Clamp, CleanConditions, Condition
 from jaxpgd.diffusion.padding import WindowEnds, padding
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
-from jaxpgd.experiment.config import check_sections
 from jaxpgd.guidance.base import Likelihood
-from jaxpgd.guidance.kinds import Guidance, guidance_profile, make_guidance
+from jaxpgd.guidance.kinds import Guidance, GuidanceConfig, guidance_profile, make_guidance
 from jaxpgd.guidance.smc import largest_exponent, smc
-from jaxpgd.ranges import check_ranges
-from jaxpgd.settings import GuidanceConfig, SamplerConfig
+from jaxpgd.options import check_ranges
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import Ends, TokenCodec, ended
@@ -220,7 +218,6 @@ def make_synthesizer(
     guidance: GuidanceConfig | None = None,
     *,
     length: int = 0,
-    unused: Literal["refused", "kept"] = "refused",
 ) -> DiffusionSynthesizer:
     """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
 
@@ -230,8 +227,6 @@ def make_synthesizer(
     """
     own = "a TrajectoryDenoiser: TrajectoryDenoiser(denoise, windows.codec, windows.length)"
     check(isinstance(denoiser, TrajectoryDenoiser), "denoiser", denoiser, own)
-    if unused == "refused":
-        check_sections(sampler=sampler or SamplerConfig(), **({} if guidance is None else {"guidance": guidance}))
     check_ranges(sampler or SamplerConfig(), "sampler.")
     check_ranges(guidance or GuidanceConfig(), "guidance.")
     length = length or denoiser.length

@@ -1,6 +1,7 @@
 """DyDiff (arXiv 2405.19189): a diffusion model of states given actions, iterated so that it follows the learning policy."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,30 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
-from jaxpgd.settings import DyDiffConfig, SamplerConfig
+from jaxpgd.options import nonnegative, option, options, share
 from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import TokenCodec, usable_steps
 from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory
 from jaxpgd.world_model.model import Imagination, WorldModel
+
+
+@options
+class DyDiffConfig:
+    """Iterated state diffusion under the policy's actions (DyDiff, arXiv 2405.19189)."""
+
+    iterations: int = nonnegative(2, "M; 0: the first rollout alone")
+    mix: float = share(0.5, "weight of the previous states against the sampled ones")
+    window: int = nonnegative(0, "steps per training window, and of trajectories; 0: data.window")
+    conditions: Literal["clean", "churned", "noised"] = option("clean", "how the network sees first state and actions")
+    scaled_conditions: bool = option(
+        False, "scaled down with the noised sample, as published; false: legible at every noise level"
+    )
+    actions: Literal["sampled", "mode"] = option("sampled", "of the policy")
+    sampled: bool = option(False, "first rollout: draw from the ensemble's Gaussian instead of its mean")
+    elite: Literal["step", "trajectory"] = option("step", "first rollout: a member drawn at every step, or once per trajectory")
 
 
 @struct.dataclass

@@ -7,8 +7,18 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.settings import FilterConfig
+from jaxpgd.options import option, options, positive, share
 from jaxpgd.types import Trajectory
+
+
+@options
+class FilterConfig:
+    """Which synthetic trajectories are kept, by return (DyDiff section 4.3)."""
+
+    kind: Literal["none", "hardmax", "softmax"] = option("none")
+    keep: float = share(0.6, "share kept", low=1e-3, positive=True)
+    temperature: float = positive(0.05, "softmax over standardised returns")
+    steps: Literal["alive", "all"] = option("alive", "whose rewards are summed; all: also those after a terminal, as published")
 
 
 def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") -> Array:

@@ -1,12 +1,42 @@
 """Experience on the device: real transitions shared by all seeds, synthetic trajectories per seed, mixed batches of both."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.errors import check
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.resampling import systematic
+from jaxpgd.synthesis.dydiff import DyDiffConfig
+from jaxpgd.synthesis.filters import FilterConfig
+from jaxpgd.synthesis.world_model import WorldModelConfig
 from jaxpgd.types import Trajectory, Transition
+
+
+@options
+class SynthesisConfig:
+    """How much synthetic data, and when it is made anew. The regime sets interval and share."""
+
+    kind: Literal["", "real", "unguided", "pgd", "dydiff", "world_model"] = option(
+        "", "one arm of this kind; empty: those of `arms`"
+    )
+    regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option("periodic")
+    trajectories: int = positive(1024, "capacity of the replay; made at once at the first refresh, except in fifo")
+    interval: int = positive(1000, "agent updates between refreshes (all but oneoff)")
+    fraction: float = share(0.1, "continuous, fifo: share of the replay that a refresh makes, replacing the oldest")
+    length: int = nonnegative(0, "steps per trajectory; 0: the training window")
+    drop_last: bool = option(
+        False, "never learn from a trajectory's last step, as official code; false: where its end is known"
+    )
+    after_terminal: bool = option(False, "learn from steps after a generated terminal as well, as official code")
+    synthetic_ratio: float = share(0.9375, "share of each batch drawn from synthetic data (PGD: 240 of 256)")
+    first_unguided: bool = option(True, "guided arm: the first refresh ignores the untrained policy")
+    filter: FilterConfig = FilterConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    dydiff: DyDiffConfig = DyDiffConfig()
 
 
 @struct.dataclass
@@ -155,3 +185,15 @@ def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
 def sample_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Transition:
     """A batch [batch] of which the last `synthetic` come from the replay and the others from real data."""
     return take(draw_mixed(key, real, replay, batch, synthetic), real, replay)
+
+
+def check_share(synthesis: SynthesisConfig, batch: int) -> None:
+    """Check that batches of so many hold synthetic transitions. Raises InputError."""
+    ratio = synthesis.synthetic_ratio
+    check(
+        round(ratio * batch) > 0,
+        "synthesis.synthetic_ratio",
+        ratio,
+        f"more than {0.5 / batch:g}, for one synthetic transition in agent.batch_size = {batch}",
+        'For none choose arms = ["real"].',
+    )

@@ -8,10 +8,9 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, make_churn, make_sampler
+from jaxpgd.diffusion.solvers import Churn, SamplerConfig, make_churn, make_sampler
 from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
-from jaxpgd.settings import SamplerConfig
 from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
 

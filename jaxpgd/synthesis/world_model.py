@@ -1,14 +1,27 @@
 """Trajectories from a one-step world model: the policy rolled out step by step (PETS- and MOPO-style), one Synthesizer."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.settings import WorldModelConfig
+from jaxpgd.options import nonnegative, option, options
 from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import map_starts, summary
 from jaxpgd.types import Policy, Synthesis
 from jaxpgd.world_model.model import Imagination, WorldModel
+
+
+@options
+class WorldModelConfig:
+    """Rollouts in the world model, as an arm of their own."""
+
+    length: int = nonnegative(0, "steps per trajectory; 0: as other synthesizers")
+    sampled: bool = option(True, "draw next states from the ensemble's Gaussian instead of its mean")
+    elite: Literal["step", "trajectory"] = option("step", "a member drawn at every step, or once per trajectory")
+    actions: Literal["sampled", "mode"] = option("sampled", "of the policy")
+    penalty: float = nonnegative(0.0, "MOPO: reward minus this times the largest predicted standard deviation")
 
 
 @struct.dataclass

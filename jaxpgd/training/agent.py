@@ -4,20 +4,28 @@ The regimes are one axis: how many trajectories a refresh makes (all of the repl
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.ranges import check_training
+from jaxpgd.agents.bc import BCConfig
+from jaxpgd.agents.cql import CQLConfig
+from jaxpgd.agents.diffusion_ql import DiffusionQLConfig
+from jaxpgd.agents.iql import IQLConfig
+from jaxpgd.agents.td3_bc import TD3BCConfig
+from jaxpgd.errors import check
+from jaxpgd.options import check_ranges, option, options, positive
 from jaxpgd.resampling import effective_sample_size
-from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import (
     Draw,
     Replay,
+    SynthesisConfig,
+    check_share,
     draw_mixed,
     init_replay,
     insert,
@@ -29,6 +37,23 @@ from jaxpgd.synthesis.replay import (
 from jaxpgd.training.health import first_of_blocks, firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
+
+
+@options
+class AgentConfig:
+    """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
+
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc")
+    updates: int = positive(2000, "gradient updates of the agent")
+    batch_size: int = positive(256, "batch size")
+    updates_per_chunk: int = positive(500, "updates in one compiled call; logs and checkpoints come between chunks")
+    normalise_obs: bool = option(True, "standardise observations with the dataset's statistics")
+    td3_bc: TD3BCConfig = TD3BCConfig()
+    iql: IQLConfig = IQLConfig()
+    bc: BCConfig = BCConfig()
+    cql: CQLConfig = CQLConfig()
+    diffusion_ql: DiffusionQLConfig = DiffusionQLConfig()
+
 
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most
@@ -323,3 +348,16 @@ def train_agent(
     data = dataclasses.replace(data, real=jax.tree.map(jnp.asarray, data.real))  # those of a dataset are on the host
     state, metrics = fit(key, agent_program(agent, config, synthesis, hypers), data)
     return state.agent, metrics
+
+
+def check_training(agent: AgentConfig, synthesis: SynthesisConfig | None) -> None:
+    """Check the settings that an agent is trained with; without `synthesis` it has real data alone. Raises InputError."""
+    check_ranges(agent, "agent.")
+    lengths = {"agent.updates": agent.updates}
+    if synthesis is not None:
+        check_ranges(synthesis, "synthesis.")
+        check_share(synthesis, agent.batch_size)
+        lengths |= {"synthesis.interval": synthesis.interval} if synthesis.regime != "oneoff" else {}
+    chunk = agent.updates_per_chunk
+    for name, value in lengths.items():
+        check(value % chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {chunk}")

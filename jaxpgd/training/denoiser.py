@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,53 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.datasets.dataset import Dataset
+from jaxpgd.dataset import Dataset
 from jaxpgd.diffusion.conditioning import Condition, Conditions
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.diffusion.padding import padding, window_ends
-from jaxpgd.experiment.config import check_sections
+from jaxpgd.errors import check
 from jaxpgd.networks.temporal_unet import TemporalUNet
+from jaxpgd.options import check_ranges, nonnegative, option, options, positive, share
 from jaxpgd.parallel import DATA, SEEDS, shard
-from jaxpgd.ranges import check_denoiser
-from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
 from jaxpgd.tokens import Ends, TokenCodec, fit_codec
 from jaxpgd.training.health import firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.types import Metrics, PyTree, Trajectory, Transition
-from jaxpgd.windows import choose_windows, gather_padded, gather_window, own_steps
+from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_window, own_steps
+
+
+@options
+class DenoiserConfig:
+    """Network, EDM training distribution and optimiser (EDM table 1; PGD table of hyperparameters)."""
+
+    features: int = positive(32, "channels of the first U-Net block; doubled per block")
+    blocks: int = positive(3, "U-Net blocks")
+    groups: int = positive(8, "group normalisation")
+    norm: Literal["sequence", "step"] = option("sequence", "statistics over the whole sequence, or of each time step alone")
+    block: Literal["plain", "residual"] = option("residual", '"plain": the published network')
+    compute: Literal["float32", "bfloat16"] = option(
+        "float32", "of products and activations; parameters and statistics are float32"
+    )
+    convolution: Literal["gathered", "primitive"] = option(
+        "gathered", "how it is computed, not what; gathered is the fast one on CPU"
+    )
+    sigma_data: float = positive(1.0, "standard deviation of the data (EDM)", low=1e-3, high=1e3)
+    p_mean: float = option(-1.2, "log sigma ~ Normal(p_mean, p_std) in training", low=-10.0, high=10.0)
+    p_std: float = positive(1.2, "standard deviation of log sigma in training", high=3.0)
+    p_high: float = share(0.0, "share of training noise levels drawn from [1, 80] instead, uniformly in log sigma")
+    steps: int = nonnegative(3000, "gradient steps, where epochs is 0")
+    epochs: int = nonnegative(0, "passes over the windows")
+    batch_size: int = positive(64, "batch size")
+    peak_lr: float = positive(2e-3, "largest learning rate", low=1e-12, high=1.0)
+    warmup_fraction: float = share(0.1, "of all steps")
+    initial_lr_fraction: float = share(0.1, "of peak_lr, at step 0")
+    ema: float = share(0.999, "decay of the averaged weights")
+    ema_every: int = positive(1, "steps between averages")
+    gradient_clip: float = nonnegative(0.0, "global norm; 0: none")
+    validate_every: int = positive(500, "steps between validation losses")
+    validation_batches: int = positive(8, "batches of a validation loss")
 
 
 @struct.dataclass
@@ -317,6 +349,14 @@ def train_denoiser(
     and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
     check_denoiser(config)
-    check_sections(denoiser=config)
     state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
     return trained_denoiser(state, windows, config), metrics
+
+
+def check_denoiser(d: DenoiserConfig) -> None:
+    """Check the settings that a denoiser is trained with. Raises InputError."""
+    check_ranges(d, "denoiser.")
+    check(d.steps > 0 or d.epochs > 0, "denoiser.steps", d.steps, "more than 0, or denoiser.epochs > 0")
+    check(d.epochs > 0 or d.steps % d.validate_every == 0, "denoiser.steps", d.steps,
+          f"a multiple of denoiser.validate_every = {d.validate_every}")  # fmt: skip
+    check(d.features % d.groups == 0, "denoiser.groups", d.groups, f"a divisor of denoiser.features = {d.features}")

@@ -17,11 +17,31 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.networks.ensemble import GaussianRegressor, ScalarRegressor
-from jaxpgd.settings import DynamicsConfig
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.training.health import FIRST, SKIPPED, firsts, skipping
 from jaxpgd.training.program import Program, fit
 from jaxpgd.types import Metrics, PyTree, Transition
 from jaxpgd.world_model.model import Scales, Terminates, WorldModel, fit_scales
+
+
+@options
+class DynamicsConfig:
+    """One-step world model: ensemble, reward model, terminals (PETS, MBPO; DyDiff's table of hyperparameters)."""
+
+    members: int = positive(7, "networks of the ensemble")
+    elites: int = positive(5, "those with the least held-out error are used")
+    hidden: tuple[int, ...] = option((200, 200, 200, 200), "widths of the hidden layers")
+    reward_hidden: tuple[int, ...] = option((256, 256), "reward model and terminal classifier")
+    lr: float = positive(1e-3, "learning rate", low=1e-12, high=1.0)
+    weight_decay: float = nonnegative(5e-5, "weight decay of kernels", high=1.0)
+    batch_size: int = positive(256, "batch size")
+    holdout: float = share(0.1, "share of transitions held out")
+    holdout_most: int = positive(10_000, "at most so many are held out")
+    epochs: int = positive(100, "at most; early stopping ends sooner")
+    steps_per_epoch: int = nonnegative(0, "gradient steps; 0: one pass over the training transitions")
+    patience: int = positive(5, "epochs without improvement after which a network stops")
+    termination: str = option("auto", 'a rule by name, "learned", or "auto": the environment\'s known rule')
+
 
 _IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
 _BOUND_WEIGHT = 0.01  # pulls the bounds of the log-variance together (PETS, appendix A.1)

@@ -13,10 +13,9 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.parallel import SEEDS, map_seeds
-from jaxpgd.settings import AgentConfig, SynthesisConfig
 from jaxpgd.synthesis.filters import Filter
-from jaxpgd.synthesis.replay import Replay, alike, no_replay
-from jaxpgd.training.agent import AgentState, Experience, init_agent, learn, make_schedule, quantities, refresh
+from jaxpgd.synthesis.replay import Replay, SynthesisConfig, alike, no_replay
+from jaxpgd.training.agent import AgentConfig, AgentState, Experience, init_agent, learn, make_schedule, quantities, refresh
 from jaxpgd.training.program import Program
 from jaxpgd.types import Agent, Metrics, PyTree, Synthesizer, Transition
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxpgd.agents import AGENTS, make_agent, normalise_observations, replace_hypers
 from jaxpgd.errors import InputError
-from jaxpgd.settings import AgentConfig
+from jaxpgd.training.agent import AgentConfig
 from jaxpgd.types import Transition
 
 HIDDEN = (8,)

@@ -4,15 +4,15 @@ import json
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets import load
 from jaxpgd.datasets.assemble import assemble
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.describe import describe, format_description
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.settings import DataConfig
 from jaxpgd.training.denoiser import prepare_windows
+from jaxpgd.windows import DataConfig
 
 
 def test_counts_of_point2d() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import in_learned_units, in_own_units, to_device
 from jaxpgd.datasets import load
-from jaxpgd.datasets.dataset import in_learned_units, in_own_units, to_device
 from jaxpgd.datasets.describe import describe, format_description
 from jaxpgd.datasets.export import export_minari, export_npz
 from jaxpgd.datasets.rewards import RETURN_RANGE
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.stages.models import DECIDED_BY
 from jaxpgd.experiment.stages.parts import prepare
 from jaxpgd.experiment.stages.quality import real_windows

@@ -12,6 +12,7 @@ from jaxpgd.diffusion.edm import karras_sigmas, vp_sigmas
 from jaxpgd.diffusion.solvers import (
     SAMPLERS,
     Churn,
+    SamplerConfig,
     ancestral,
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -22,7 +23,6 @@ from jaxpgd.diffusion.solvers import (
     make_sampler,
 )
 from jaxpgd.envs.linear_gaussian import gaussian_denoise
-from jaxpgd.settings import SamplerConfig
 from jaxpgd.types import Stage
 
 PGD_CHURN = Churn(80.0, 0.05, 50.0, 1.003)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from jaxpgd.experiment.commands.run import run_all
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.stages import truth
-from jaxpgd.settings import Config
 
 TINY = {
     "seeds": 2,

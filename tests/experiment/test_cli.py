@@ -11,9 +11,10 @@ import pytest
 from jaxpgd import __version__, parallel
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import COMMANDS, main, options, read_run_arguments
-from jaxpgd.experiment.config import to_toml
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.run.directory import create_run
-from jaxpgd.settings import Config, DataConfig
+from jaxpgd.windows import DataConfig
 
 SMALL = ["--data.episodes", "4"]
 

@@ -8,11 +8,11 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main, read_run_arguments
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.nearest import nearest
 from jaxpgd.experiment.overrides import read_overrides, setting_types
 from jaxpgd.experiment.studies.plan import load_study
-from jaxpgd.settings import Config
 
 BATCHES = "'denoiser.batch_size', 'sampler.batch_size', 'dynamics.batch_size' or 'agent.batch_size'"
 

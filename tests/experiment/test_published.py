@@ -4,7 +4,7 @@ import pytest
 
 from jaxpgd.datasets.d4rl import REGISTRATIONS
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.published import DIFFUSION_QL, task_of
 
 PRESET = {"preset": "diffusion_ql"}

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.overrides import read_overrides
 from jaxpgd.experiment.sweep import read_sweep, sweepable, with_setting
 

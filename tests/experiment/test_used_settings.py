@@ -19,21 +19,23 @@ from jax import Array
 from jax.interpreters import partial_eval
 
 from jaxpgd.agents import make_agent
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import read_run_arguments
-from jaxpgd.experiment.config import PRESETS, load_config, names_in
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import PRESETS, load_config, names_in
 from jaxpgd.experiment.stages.parts import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
-from jaxpgd.ranges import get
-from jaxpgd.settings import Config, DenoiserConfig, GuidanceConfig, SamplerConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.options import get
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.training.agent import make_schedule
-from jaxpgd.training.denoiser import train_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, train_denoiser
 from jaxpgd.types import Policy, Trajectory, Transition
 
 CODEC = TokenCodec(mean=jnp.zeros(5), std=jnp.ones(5), obs_dim=2, action_dim=1)

@@ -19,15 +19,24 @@ from jax import Array
 from jaxpgd.agents import AGENTS, make_agent
 from jaxpgd.agents.common import gaussian_log_prob
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss, karras_sigmas, vp_sigmas, vp_time
+from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import PRESETS, apply_values, load_config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import PRESETS, apply_values, load_config
 from jaxpgd.experiment.used_settings import names_of
-from jaxpgd.ranges import check_ranges, ends, get, noise_levels
-from jaxpgd.settings import Config, GuidanceConfig, SamplerConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.options import check_ranges, get, range_of
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy, Trajectory, Transition
+
+
+def ends(name: str) -> tuple[float, float]:
+    """The least and the largest value of a setting."""
+    found = range_of(Config(), name)
+    return found.low, found.high
+
 
 NUMBERS = [name for name in names_of(Config()) if isinstance(get(Config(), name), float)]
 
@@ -140,7 +149,7 @@ def test_samplers_at_the_ends_of_their_settings(kind: Any, steps: int) -> None:
         low, high = sorted((section.sigma_min, section.sigma_max))
         given.append(dataclasses.replace(section, sigma_min=low, sigma_max=high))
     given.append(dataclasses.replace(given[0], sigma_min=80.0 * (1 - 1e-9)))
-    made = [make_synthesizer(DENOISER, section, unused="kept") for section in given]
+    made = [make_synthesizer(DENOISER, section) for section in given]
     finite(TOKENS(stacked(made), None), given)
 
 
@@ -169,7 +178,7 @@ def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     policies = [dataclasses.replace(policies[0], params=policy.params) for policy in policies]
     made = []
     for section, _ in given:
-        synthesizer = make_synthesizer(DENOISER, sampler, section, unused="kept")
+        synthesizer = make_synthesizer(DENOISER, sampler, section)
         adaptive = "target_ess" in choices
         made.append(dataclasses.replace(synthesizer, guidance=dataclasses.replace(synthesizer.guidance, adaptive=adaptive)))
     finite(TOKENS(stacked(made), stacked(policies)), given)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness.fuzz import KINDS, one
+from benchmarks.robustness.fuzz import one
+from benchmarks.robustness.inputs import KINDS
 
 
 @pytest.fixture(scope="module")

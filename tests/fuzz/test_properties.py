@@ -10,13 +10,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxpgd.dataset import Dataset, DatasetInfo, from_env_action, to_env_action
 from jaxpgd.datasets.assemble import assemble
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo, from_env_action, to_env_action
 from jaxpgd.datasets.export import export_npz
 from jaxpgd.datasets.flat_files import load_flat
 from jaxpgd.errors import InputError
-from jaxpgd.settings import FilterConfig
-from jaxpgd.synthesis.filters import make_filter, returns
+from jaxpgd.synthesis.filters import FilterConfig, make_filter, returns
 from jaxpgd.tokens import fit_codec, usable_steps
 from jaxpgd.types import Trajectory
 from jaxpgd.windows import gather_window, split_episodes, window_starts

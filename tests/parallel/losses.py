@@ -19,20 +19,16 @@ if HOSTS:
     jax.distributed.initialize(f"localhost:{port}", count, index)
 
 import jaxpgd  # noqa: E402
+from jaxpgd.agents.td3_bc import TD3BCConfig  # noqa: E402
+from jaxpgd.diffusion.solvers import SamplerConfig  # noqa: E402
 from jaxpgd.experiment.run.driver import over_seeds  # noqa: E402
+from jaxpgd.guidance.kinds import GuidanceConfig  # noqa: E402
 from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, map_batches, shard  # noqa: E402
-from jaxpgd.settings import (  # noqa: E402
-    AgentConfig,
-    DataConfig,
-    DenoiserConfig,
-    GuidanceConfig,
-    SamplerConfig,
-    SynthesisConfig,
-    TD3BCConfig,
-)
-from jaxpgd.training.agent import agent_program  # noqa: E402
-from jaxpgd.training.denoiser import denoiser_program, trained_denoiser  # noqa: E402
+from jaxpgd.synthesis.replay import SynthesisConfig  # noqa: E402
+from jaxpgd.training.agent import AgentConfig, agent_program  # noqa: E402
+from jaxpgd.training.denoiser import DenoiserConfig, denoiser_program, trained_denoiser  # noqa: E402
 from jaxpgd.training.program import Program  # noqa: E402
+from jaxpgd.windows import DataConfig  # noqa: E402
 
 FLOAT = jnp.float64 if PRECISION == "double" else jnp.float32
 DENOISER = DenoiserConfig(

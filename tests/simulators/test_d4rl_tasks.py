@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets import load
 from jaxpgd.datasets.d4rl import REGISTRATIONS, environment_id, why_not_run
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.datasets.scores import LOCAL, MINARI, OGBENCH, normalized_score, score_column
 from jaxpgd.errors import InputError
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.stages.parts import prepare
 from jaxpgd.metrics.dynamics_error import dynamics_error
-from jaxpgd.settings import Config, DataConfig
 from jaxpgd.simulators.d4rl_tasks import POINT_GOALS
 from jaxpgd.simulators.environments import make_environment, require_environment, with_environment
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
@@ -28,6 +28,7 @@ from jaxpgd.simulators.returns import evaluate
 from jaxpgd.simulators.workers import job_of
 from jaxpgd.tokens import usable_steps
 from jaxpgd.types import Policy, Trajectory
+from jaxpgd.windows import DataConfig
 from jaxpgd.world_model.termination import known_rule
 
 pytest.importorskip("gymnasium_robotics")
@@ -185,10 +186,10 @@ def test_the_dynamics_error_of_a_maze_is_of_its_own_steps(tmp_path):
     make = lambda obs: Trajectory(obs, windows(dataset.action), windows(dataset.reward), discount,
                                   np.asarray(usable_steps(jnp.asarray(discount))))  # fmt: skip
     simulator, std = make_simulator(dataset.info), np.asarray(dataset.obs).std(axis=0)
-    true = dynamics_error(make(obs), simulator, std)
+    true = dynamics_error(make(obs), simulator.step, std)
     assert true["rms"] < 1e-4 < true["persistence"] and true["reward_rms"] < 1e-5 and true["terminal_agreement"] == 1
     shifted = obs + np.where(np.arange(20) % 2, 0.1, 0.0)[None, :, None] * std
-    assert dynamics_error(make(shifted.astype(np.float32)), simulator, std)["rms"] > 0.05
+    assert dynamics_error(make(shifted.astype(np.float32)), simulator.step, std)["rms"] > 0.05
     assert known_rule(dataset.info.env_id) == "never" and known_rule("d4rl/ant-v2") == "ant"
     assert known_rule("d4rl/antmaze-umaze-v2") is None and not has_simulator(dataclasses.replace(
         dataset.info, env_id="d4rl/antmaze-umaze-v2"))  # fmt: skip  # observations do not show the goal

@@ -9,11 +9,11 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
-from jaxpgd.guidance.kinds import make_guidance
+from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy

@@ -9,23 +9,24 @@ import pytest
 from flax import struct
 
 from jaxpgd.agents import AGENTS, make_agent
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
-from jaxpgd.settings import (
-    AgentConfig,
-    DenoiserConfig,
-    DyDiffConfig,
-    DynamicsConfig,
-    GuidanceConfig,
-    SamplerConfig,
-    WorldModelConfig,
-)
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import make_synthesizer
-from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries, make_dydiff
+from jaxpgd.synthesis.dydiff import DyDiffConfig, StateDenoiser, known_entries, make_dydiff
 from jaxpgd.synthesis.replay import init_replay, sample_synthetic
-from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.synthesis.world_model import WorldModelConfig, make_world_model_synthesizer
 from jaxpgd.tokens import TokenCodec, fit_codec
-from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.agent import AgentConfig
+from jaxpgd.training.denoiser import (
+    DenoiserConfig,
+    Windows,
+    denoiser_program,
+    state_windows,
+    trained_denoiser,
+    trained_state_denoiser,
+)
+from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.types import Policy, Transition
 from jaxpgd.world_model.termination import make_rule
 

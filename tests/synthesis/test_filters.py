@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.settings import FilterConfig
-from jaxpgd.synthesis.filters import Filter, make_filter, returns
+from jaxpgd.synthesis.filters import Filter, FilterConfig, make_filter, returns
 from jaxpgd.types import Trajectory
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from jaxpgd.datasets import load
-from jaxpgd.settings import DataConfig, DenoiserConfig, SamplerConfig
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.synthesis import memory
 from jaxpgd.synthesis.diffusion import make_synthesizer, synthesize
-from jaxpgd.training.denoiser import denoiser_hypers, init_denoiser, prepare_windows, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, denoiser_hypers, init_denoiser, prepare_windows, trained_denoiser
+from jaxpgd.windows import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,16 @@ import pytest
 from flax import struct
 from jax import Array
 
+from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets import load
-from jaxpgd.datasets.dataset import DatasetInfo
 from jaxpgd.datasets.export import export_npz
 from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.diffusion.padding import WindowEnds
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, steps_taken, terminal_rate
-from jaxpgd.settings import GuidanceConfig, SamplerConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.replay import init_replay, sample_synthetic
 from jaxpgd.tokens import TokenCodec

@@ -13,33 +13,28 @@ import numpy as np
 import pytest
 
 from jaxpgd.agents import make_agent
+from jaxpgd.agents.bc import BCConfig
+from jaxpgd.agents.cql import CQLConfig
+from jaxpgd.agents.diffusion_ql import DiffusionQLConfig
+from jaxpgd.agents.iql import IQLConfig
+from jaxpgd.agents.td3_bc import TD3BCConfig
+from jaxpgd.diffusion.solvers import SamplerConfig
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import precision_of, set_precision
 from jaxpgd.experiment.run.driver import over_seeds
 from jaxpgd.experiment.stages.parts import prepare
 from jaxpgd.experiment.studies.store import Store
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.parallel import Placement
-from jaxpgd.settings import (
-    AgentConfig,
-    BCConfig,
-    Config,
-    CQLConfig,
-    DataConfig,
-    DenoiserConfig,
-    DiffusionQLConfig,
-    DynamicsConfig,
-    GuidanceConfig,
-    IQLConfig,
-    SamplerConfig,
-    SynthesisConfig,
-    TD3BCConfig,
-)
 from jaxpgd.synthesis.diffusion import make_synthesizer
+from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.agent import Experience, agent_program
-from jaxpgd.training.denoiser import Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
+from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
+from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Transition
+from jaxpgd.windows import DataConfig
 
 SIZE = 10007  # of the dataset: no other size is like it
 DENOISER = DenoiserConfig(features=8, blocks=2, groups=4, steps=4, batch_size=16, validate_every=2, validation_batches=2)

@@ -12,10 +12,10 @@ from training.counting import COUNTING, REAL, Gain, Stamp
 from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
-from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.synthesis.replay import no_replay
+from jaxpgd.synthesis.replay import SynthesisConfig, no_replay
 from jaxpgd.tokens import usable_steps
 from jaxpgd.training.agent import (
+    AgentConfig,
     Experience,
     _account,
     agent_program,

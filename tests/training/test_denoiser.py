@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from jax import Array
 
+from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets import load
 from jaxpgd.datasets.assemble import assemble
-from jaxpgd.datasets.dataset import Dataset, DatasetInfo
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.run.checkpoints import load_tree, save_tree
 from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, window_terminal_rate
 from jaxpgd.parallel import DATA, SEEDS, shard
-from jaxpgd.settings import DataConfig, DenoiserConfig
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import (
+    DenoiserConfig,
     DenoiserHypers,
     Windows,
     batch_loss,
@@ -37,7 +37,7 @@ from jaxpgd.training.denoiser import (
     validation_loss,
 )
 from jaxpgd.types import PyTree, Transition
-from jaxpgd.windows import gather_window
+from jaxpgd.windows import DataConfig, gather_window
 
 CONFIG = DenoiserConfig(
     features=8, blocks=1, groups=4, steps=300, batch_size=16, peak_lr=1e-2, ema=0.9, validate_every=100, validation_batches=2

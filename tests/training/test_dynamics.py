@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.settings import DynamicsConfig
 from jaxpgd.training.dynamics import (
+    DynamicsConfig,
     _learners,
     dynamics_program,
     prepare_dynamics,

@@ -12,8 +12,8 @@ from training.counting import COUNTING, REAL, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.experiment.run.driver import over_seeds
-from jaxpgd.settings import AgentConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, agent_program
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.training.agent import AgentConfig, Experience, agent_program
 from jaxpgd.training.program import fit
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Policy, Synthesis, Transition

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import in_own_units
+from jaxpgd.dataset import in_own_units, state_entries
 from jaxpgd.errors import InputError, check
+from jaxpgd.experiment.config import Config, check_seed
 from jaxpgd.experiment.report import plots
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.run.directory import make_directory, open_run, write_atomic
@@ -19,10 +20,8 @@ from jaxpgd.experiment.stages.agents import agent_number, chosen_policy
 from jaxpgd.experiment.stages.calibration import settled
 from jaxpgd.experiment.stages.models import NEEDS, models_stage, needs, require_models
 from jaxpgd.experiment.stages.parts import Models, Prepared, build_synthesizer, prepare, stage_key
-from jaxpgd.metrics.dynamics_error import action_log_likelihood, state_entries, terminal_rate
+from jaxpgd.metrics.dynamics_error import action_log_likelihood, terminal_rate
 from jaxpgd.metrics.rollout_comparison import compare_rollouts, crossing, paired_crossing
-from jaxpgd.ranges import check_seed
-from jaxpgd.settings import Config
 from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.simulators.resimulation import make_simulator, rollout
 from jaxpgd.synthesis.acting import greedy

@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxpgd.datasets.export import export_minari, export_npz
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import check_seed
 from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run
 from jaxpgd.experiment.run.memory import fitting
 from jaxpgd.experiment.stages.agents import agent_number, chosen_policy
 from jaxpgd.experiment.stages.calibration import settled
 from jaxpgd.experiment.stages.models import models_stage, needs, require_models
 from jaxpgd.experiment.stages.parts import arm_synthesizer, prepare, stage_key
-from jaxpgd.ranges import check_seed
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Trajectory

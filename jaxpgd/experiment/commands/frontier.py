@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config, check_seed
 from jaxpgd.experiment.report import plots
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run, write_atomic
@@ -22,8 +23,7 @@ from jaxpgd.experiment.stages.models import models_stage, needs, require_models
 from jaxpgd.experiment.stages.parts import Models, Prepared, build_synthesizer, known_target, prepare, stage_key
 from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.experiment.stages.truth import known_truth
-from jaxpgd.ranges import check_seed
-from jaxpgd.settings import Config, GuidanceConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.simulators.resimulation import has_simulator
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.types import Policy, Synthesis, Synthesizer

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from jaxpgd.diffusion.solvers import SAMPLERS
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config, check_seed
 from jaxpgd.experiment.report import plots
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run, write_atomic
@@ -34,8 +35,7 @@ from jaxpgd.experiment.stages.fidelity import (
 )  # fmt: skip
 from jaxpgd.experiment.stages.models import models_stage, needs, require_models
 from jaxpgd.experiment.stages.parts import Prepared, known_target, prepare
-from jaxpgd.ranges import check_seed
-from jaxpgd.settings import Config, GuidanceConfig
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.types import Policy
 

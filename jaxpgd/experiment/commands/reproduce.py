@@ -11,11 +11,11 @@ import numpy as np
 from jaxpgd.datasets.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.commands.run import run_all
+from jaxpgd.experiment.config import HealthConfig
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.run.checkpoints import checksum, read_arrays
 from jaxpgd.experiment.run.directory import RunDirectory, open_run, versions
 from jaxpgd.experiment.run.memory import remembered, with_batch
-from jaxpgd.settings import HealthConfig
 from jaxpgd.training.health import SKIPPED
 
 RESULTS = ("returns.json", "quality.json", "results.json")

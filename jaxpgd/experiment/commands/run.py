@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.report.run_report import report_stage
 from jaxpgd.experiment.run.device_memory import peak_memory
 from jaxpgd.experiment.run.directory import RunDirectory, claim, create_run, open_run, releasing
@@ -19,7 +20,6 @@ from jaxpgd.experiment.stages.parts import Models, Prepared, prepare, require_st
 from jaxpgd.experiment.stages.quality import check_scoring, quality_stage
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import collectively, is_writer
-from jaxpgd.settings import Config
 from jaxpgd.types import Policy
 
 

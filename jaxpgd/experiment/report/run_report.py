@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
-from jaxpgd.experiment.config import to_toml
+from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.report import plots
 from jaxpgd.experiment.report.page import Report, text_table
 from jaxpgd.experiment.run.directory import RunDirectory

@@ -17,13 +17,13 @@ import jax
 
 from jaxpgd.datasets.fingerprint import data_fingerprint
 from jaxpgd.errors import InputError, check
-from jaxpgd.experiment.config import load_config, to_toml
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import load_config, to_toml
 from jaxpgd.experiment.precision import STATED, precision_of
 from jaxpgd.experiment.run.checkpoints import CheckpointStore
 from jaxpgd.experiment.run.logs import MetricsLog, numbers, plain
 from jaxpgd.files import PARTIAL, write_text, writing
 from jaxpgd.parallel import any_process, collectively, is_writer
-from jaxpgd.settings import Config
 
 try:
     import fcntl

@@ -10,8 +10,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import jax
 
 from jaxpgd.errors import DeviceMemoryError
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory
-from jaxpgd.settings import Config
 
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")

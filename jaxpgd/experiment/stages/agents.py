@@ -12,9 +12,10 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.agents import replace_hypers
-from jaxpgd.datasets.dataset import DatasetInfo, own_reward
+from jaxpgd.dataset import DatasetInfo, own_reward
 from jaxpgd.datasets.scores import normalized_score, score_column
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.driver import BeforeChunk, drive, over_seeds
 from jaxpgd.experiment.run.memory import fitting
@@ -23,7 +24,6 @@ from jaxpgd.experiment.stages.calibration import calibrate
 from jaxpgd.experiment.stages.parts import Models, Prepared, build_agent, build_experience, stage_key
 from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep
 from jaxpgd.parallel import broadcast
-from jaxpgd.settings import Config
 from jaxpgd.simulators.behaviour import fitting_actor
 from jaxpgd.simulators.returns import evaluate
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer

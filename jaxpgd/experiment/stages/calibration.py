@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxpgd.dataset import state_entries
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.stages.parts import Prepared
 from jaxpgd.experiment.sweep import read_sweep, with_setting
-from jaxpgd.metrics.dynamics_error import dynamics_error, state_entries
-from jaxpgd.settings import Config
+from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
 from jaxpgd.types import Policy, Trajectory
@@ -100,7 +101,7 @@ def calibrate(
     windows, info = prepared.windows, prepared.dataset.info
     simulator, entries = make_simulator(info), state_entries(info)
     scale = np.asarray(windows.unit.std[windows.unit.obs])
-    measure = lambda made: float(dynamics_error(_flat(made), simulator, scale, entries)["rms"])
+    measure = lambda made: float(dynamics_error(_flat(made), simulator.step, scale, entries)["rms"])
     policies = _healthy(policies)
     seeds = jax.tree.leaves(policies)[0].shape[0]
     keys, count = jax.random.split(key, seeds), -(-count // seeds)

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpgd.diffusion.solvers import SAMPLERS
+from jaxpgd.diffusion.solvers import SAMPLERS, SamplerConfig
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.progress import StageProgress
 from jaxpgd.experiment.stages.parts import Prepared, stage_key
 from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
 from jaxpgd.parallel import barrier, broadcast, check_same_across_hosts, is_writer
-from jaxpgd.settings import Config, SamplerConfig
 from jaxpgd.simulators.resimulation import has_simulator
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
 from jaxpgd.types import Policy
@@ -135,7 +135,7 @@ def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, 
     guidance = config.guidance if guided else None
     if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
 
 
 def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> None:

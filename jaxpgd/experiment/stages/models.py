@@ -6,20 +6,19 @@ from typing import Any
 
 import jax
 
-from jaxpgd.datasets.dataset import DatasetInfo
+from jaxpgd.dataset import DatasetInfo, obs_slices
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory, open_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.memory import explained, remembered, with_batch
 from jaxpgd.experiment.stages.fidelity import settle_sampler
 from jaxpgd.experiment.stages.parts import Models, Prepared, prepare, prepare_state_windows, stage_key, window_coverage
 from jaxpgd.experiment.sweep import read_sweep
+from jaxpgd.options import get
 from jaxpgd.parallel import broadcast, is_writer
-from jaxpgd.ranges import get
-from jaxpgd.settings import Config
 from jaxpgd.simulators.environments import environment_kwargs
-from jaxpgd.simulators.resimulation import obs_slices
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.synthesis.memory import fitting_batch

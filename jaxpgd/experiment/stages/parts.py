@@ -10,14 +10,14 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.agents import make_agent
+from jaxpgd.dataset import Dataset, to_device
 from jaxpgd.datasets import load
-from jaxpgd.datasets.dataset import Dataset, to_device
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.logs import require_wandb
-from jaxpgd.settings import Config
 from jaxpgd.simulators.behaviour import fitting_actor
 from jaxpgd.simulators.environments import is_builtin, require_environment, with_environment
 from jaxpgd.simulators.returns import steps_of
@@ -101,7 +101,7 @@ def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: b
     """The synthesizer of a config; `steps` replaces the number of sampler steps where it is above 0."""
     sampler = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps)
     guidance = config.guidance if guided else None
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
 
 
 def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:

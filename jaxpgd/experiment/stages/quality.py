@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxpgd.datasets.dataset import in_own_units
+from jaxpgd.dataset import in_own_units, state_entries
 from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.memory import fitting
 from jaxpgd.experiment.run.progress import StageProgress
@@ -31,11 +32,9 @@ from jaxpgd.metrics.distances import coverage, sliced_wasserstein
 from jaxpgd.metrics.dynamics_error import (
     action_log_likelihood,
     dynamics_error,
-    state_entries,
     steps_taken,
     terminal_rate,
 )
-from jaxpgd.settings import Config
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize, synthesize_from
 from jaxpgd.synthesis.replay import sample_real
@@ -96,7 +95,7 @@ def score_trajectories(
         row["behaviour_log_likelihood"], row["behaviour_log_likelihood_se"], _ = action_log_likelihood(behaviour, trajectory)
     if has_simulator(info):
         std = np.asarray(windows.unit.std[windows.unit.obs])
-        error = dynamics_error(in_own_units(info, trajectory), make_simulator(info), std, state_entries(info))
+        error = dynamics_error(in_own_units(info, trajectory), make_simulator(info).step, std, state_entries(info))
         row |= {
             "dynamics_error": error["rms"],
             "dynamics_error_se": error["standard_error"],

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpgd.errors import InputError, check
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
 from jaxpgd.experiment.stages.agents import in_reported_units, joint_data, joint_program, population, seed_policy
 from jaxpgd.experiment.stages.models import needs, termination_of
@@ -30,7 +31,6 @@ from jaxpgd.experiment.studies.run import check_unchanged, locked
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.parallel import Placement
-from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.training.denoiser import denoiser_program, trained_denoiser
 from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics

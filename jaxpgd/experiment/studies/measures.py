@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpgd.datasets.dataset import in_learned_units, in_own_units
+from jaxpgd.dataset import in_learned_units, in_own_units, state_entries
 from jaxpgd.errors import check
 from jaxpgd.experiment.commands.compare import compare_models
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.agents import JOINT, agent_stage, by_setting, returns_stage, sources_stage
@@ -23,8 +24,7 @@ from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.distances import sliced_wasserstein
-from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, state_entries, steps_taken
-from jaxpgd.settings import Config
+from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, steps_taken
 from jaxpgd.simulators.behaviour import fitting_actor
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator, rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
@@ -162,7 +162,7 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     steps: list[Row] = []
     if has_simulator(info):
         std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
-        error = dynamics_error(own, make_simulator(info), std, state_entries(info))
+        error = dynamics_error(own, make_simulator(info).step, std, state_entries(info))
         columns |= {"dynamics_error": error["per_trajectory"], "persistence": error["persistence_per_trajectory"]}
         by_step = zip(np.asarray(error["by_step"]), np.asarray(error["persistence_by_step"]), strict=True)
         steps = [

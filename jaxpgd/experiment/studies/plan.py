@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxpgd.errors import InputError, check
-from jaxpgd.experiment.config import apply_values, load_config, preset_of, resolve, validate, with_preset
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, resolve, validate, with_preset
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.used_settings import check_used, names_of
-from jaxpgd.ranges import get
-from jaxpgd.settings import Config
+from jaxpgd.options import get
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top

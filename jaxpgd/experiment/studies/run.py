@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpgd.datasets.fingerprint import data_fingerprint, file_fingerprint
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
-from jaxpgd.experiment.config import to_toml
+from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.run.directory import RunLock, make_directory, versions, write_atomic
 from jaxpgd.experiment.run.logs import numbers, plain
 from jaxpgd.experiment.run.progress import clock

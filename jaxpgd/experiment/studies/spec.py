@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from jaxpgd.errors import check
-from jaxpgd.experiment.config import apply_values
+from jaxpgd.experiment.config_files import apply_values
 
 METHOD = "method"  # an axis within cells of kind rollouts, whose labels are known once they are measured
 UNIT = "seed"  # an axis of this name repeats a cell: its labels are never told apart in figures or tables

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from jaxpgd.datasets.load import LOADED_BY
-from jaxpgd.experiment.config import validate
+from jaxpgd.experiment.config import Arm, Config
+from jaxpgd.experiment.config_files import validate
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import RunDirectory, create_run
 from jaxpgd.experiment.stages.agents import agent_stage, seed_policy
@@ -24,8 +25,11 @@ from jaxpgd.experiment.stages.models import (
 )
 from jaxpgd.experiment.stages.parts import Models, Prepared, prepare
 from jaxpgd.experiment.studies.plan import digest, get_nested, left_out, settings_of, slug
-from jaxpgd.settings import Arm, Config, DataConfig, DenoiserConfig, DyDiffConfig, SynthesisConfig
+from jaxpgd.synthesis.dydiff import DyDiffConfig
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.training.denoiser import DenoiserConfig
 from jaxpgd.types import Policy
+from jaxpgd.windows import DataConfig
 
 T = TypeVar("T")
 STAGES: dict[str, Callable[[RunDirectory, Prepared], object]] = {

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.envs.mixture import CODEC, divergence, gaussian_policy, mixture, tilted_masses
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.stages.parts import stage_key
 from jaxpgd.experiment.studies.plan import MeasureConfig
 from jaxpgd.guidance.base import log_likelihood
-from jaxpgd.settings import Config
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.types import Policy
@@ -41,7 +41,7 @@ def measure_tilt(config: Config, problem: MeasureConfig) -> tuple[list[dict[str,
     guided = problem.source == "guided"
     coefficient = config.guidance.coefficient if problem.source in ("guided", "dataset") else 0.0
     denoiser, guidance = TrajectoryDenoiser(behaviour, CODEC, 1), config.guidance if guided else None
-    synthesizer = make_synthesizer(denoiser, config.sampler, guidance, unused="kept")
+    synthesizer = make_synthesizer(denoiser, config.sampler, guidance)
     key, count = stage_key(config, "tilt"), problem.trajectories
     masses = tilted_masses(EDGES, behaviour, policy, coefficient)
     if problem.source == "dataset":  # exact samples, of bins: what no guidance can be expected to fall below

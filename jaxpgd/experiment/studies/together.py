@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 
 from jaxpgd.errors import InputError
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.studies.plan import Cell, digest, settings_of
 from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep, sweepable
-from jaxpgd.ranges import get
-from jaxpgd.settings import Config
+from jaxpgd.options import get
 
 
 def groups(cells: Sequence[Cell], *, joint: bool = False) -> list[tuple[Cell, ...]]:

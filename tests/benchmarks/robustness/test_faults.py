@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness import faults
+from benchmarks.robustness import faults, sandbox
 
 
 def test_the_stage_that_a_run_is_in(tmp_path: Path) -> None:
-    assert faults.stage_of(tmp_path) == "denoiser"
+    assert sandbox.stage_of(tmp_path) == "denoiser"
     (tmp_path / "stages").mkdir()
     for stage in ("denoiser", "dynamics", "state-denoiser"):
         (tmp_path / "stages" / f"{stage}.json").touch()
-    assert faults.stage_of(tmp_path) == "agent-guided"
+    assert sandbox.stage_of(tmp_path) == "agent-guided"
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_agents, run_evaluation, run_report
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Config, EvaluationConfig
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import RunDirectory, create_run, open_run, versions, write_atomic
 from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.settings import Config, EvaluationConfig, SamplerConfig
 
 
 def config(path: Path) -> Config:

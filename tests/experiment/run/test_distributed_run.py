@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxpgd.experiment.config import to_toml
+from jaxpgd.experiment.config_files import to_toml
 
 
 def start(config: Path, out: Path, count: int, *options: str) -> list[subprocess.Popen[str]]:

@@ -19,15 +19,16 @@ from jaxpgd.agents.td3_bc import td3_bc
 from jaxpgd.datasets.scores import OGBENCH
 from jaxpgd.diffusion.edm import coefficients
 from jaxpgd.errors import DivergenceError
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Config, HealthConfig
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.report.run_report import health_notes
 from jaxpgd.experiment.run.directory import RunDirectory, create_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.stages import agents as stages
 from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.settings import AgentConfig, Config, DynamicsConfig, HealthConfig, SynthesisConfig
-from jaxpgd.training.agent import Experience, agent_program, init_agent, make_schedule, value_excess
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics
+from jaxpgd.synthesis.replay import SynthesisConfig
+from jaxpgd.training.agent import AgentConfig, Experience, agent_program, init_agent, make_schedule, value_excess
+from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics
 from jaxpgd.training.health import checked, culprits, first_bad, first_of_blocks, firsts, skipping, split_firsts, where
 from jaxpgd.training.program import Program, mean_metrics
 from jaxpgd.types import Policy, Synthesis, Trajectory, Transition

@@ -13,11 +13,11 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run import progress
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.run.logs import MetricsLog, plain, require_wandb
 from jaxpgd.experiment.run.progress import StageProgress, clock, evaluation_progress
-from jaxpgd.settings import Config
 
 
 def test_rows_come_back_as_plain_numbers(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import DeviceMemoryError
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory, create_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.memory import fitting, is_out_of_memory, remembered
-from jaxpgd.settings import Config, SamplerConfig
 from jaxpgd.training.program import Program
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpgd.errors import InputError, StorageError
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import RunDirectory, RunLock, claim, create_run, open_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.interruption import Interruption
-from jaxpgd.settings import Config
 from jaxpgd.training.program import Program
 
 HOLD = "import sys, time; from pathlib import Path; from jaxpgd.experiment.run.directory import RunLock;" \

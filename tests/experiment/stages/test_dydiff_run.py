@@ -15,11 +15,11 @@ from jaxpgd.experiment.commands import run
 from jaxpgd.experiment.commands.compare import compare_runs, crossings, greedy
 from jaxpgd.experiment.commands.export import export_synthetic
 from jaxpgd.experiment.commands.reproduce import reproduce
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Arm
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.logs import MetricsLog
 from jaxpgd.experiment.stages import models
 from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.settings import Arm
 from jaxpgd.types import Policy
 
 SMALL: dict[str, Any] = {

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxpgd.diffusion.solvers import SAMPLERS
+from jaxpgd.diffusion.solvers import SAMPLERS, SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.experiment import cli
 from jaxpgd.experiment.stages import fidelity
 from jaxpgd.experiment.stages.fidelity import SHORT_RANGE, candidates, chosen_sampler, described, reference_of, suffices
-from jaxpgd.settings import SamplerConfig
 
 REFERENCE = {"dynamics_error": 1.0, "surviving_reward_error": 2.0, "sliced_wasserstein_1": 3.0}
 
@@ -173,7 +172,7 @@ def test_pareto_refuses_what_it_cannot_measure(run: Path, arguments: list[str], 
 
 
 def test_auto_is_refused_where_nothing_is_measured() -> None:
-    from jaxpgd.experiment.config import load_config
+    from jaxpgd.experiment.config_files import load_config
     from jaxpgd.synthesis.sampling import make_sampling
 
     with pytest.raises(InputError, match=r"sampler\.kind"):

@@ -10,10 +10,10 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
-from jaxpgd.experiment.config import config_of, load_config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import config_of, load_config
 from jaxpgd.experiment.studies.plan import merge
 from jaxpgd.experiment.used_settings import unused
-from jaxpgd.settings import Config
 
 WIDTH = {"hidden": [4]}
 LEAST: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.export import export_synthetic
 from jaxpgd.experiment.commands.run import run_all, run_denoiser
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config_files import load_config
 
 
 class Cliff(gymnasium.Env[Any, Any]):

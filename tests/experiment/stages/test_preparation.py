@@ -17,10 +17,10 @@ import pytest
 from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.commands.run import run_all, run_denoiser
-from jaxpgd.experiment.config import load_config
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.studies.plan import settings_of
-from jaxpgd.settings import Config
 
 
 class Straight(gymnasium.Env[Any, Any]):

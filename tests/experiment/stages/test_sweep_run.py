@@ -9,7 +9,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
-from jaxpgd.experiment.config import to_dict
+from jaxpgd.experiment.config_files import to_dict
 from jaxpgd.experiment.run.directory import open_run
 from jaxpgd.experiment.stages.agents import policy_of
 from jaxpgd.experiment.sweep import read_sweep, with_setting

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.config import load_config, validate
+from jaxpgd.experiment.config_files import load_config, validate
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.stages.models import NEEDS, needs
 from jaxpgd.experiment.studies import plan
