@@ -1,4 +1,4 @@
-"""A long run: many refreshes and evaluations in one process. Does its memory stay flat, its throughput constant?"""
+"""A long run with many refreshes and evaluations in one process: does memory stay flat and throughput constant?"""
 
 import gc
 import statistics
@@ -16,7 +16,7 @@ from jaxpgd.experiment.stages.agents import agent_stage
 from jaxpgd.experiment.stages.models import models_stage
 from jaxpgd.experiment.stages.parts import prepare
 
-_SETTLED = 300.0  # seconds after which memory counts
+_SETTLED = 300.0  # seconds after which memory is expected not to grow
 SETTINGS: dict[str, Any] = {
     "seeds": 2, "arms": ["guided"], "checkpoint_seconds": 20.0,
     "data": {"episodes": 100},
@@ -29,18 +29,18 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Enough(Exception):
-    """The time is over."""
+class TimeIsUp(Exception):
+    """Ends the run."""
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Resident memory of this process, in bytes."""
     text = Path("/proc/self/statm").read_text()
     return int(text.split()[1]) * 4096
 
 
 def run(minutes: float = 40.0) -> dict[str, Any]:
-    """Guided agents with a refresh every 100 updates and an evaluation every 200, for so many minutes."""
+    """Train guided agents for `minutes`, with a refresh every 100 updates and an evaluation every 200."""
     began, samples = time.monotonic(), list[tuple[float, int, int]]()  # seconds, updates, bytes
     with tempfile.TemporaryDirectory(prefix="jaxpgd-soak-") as folder:
         config = load_config(None, {**SETTINGS, "out": f"{folder}/run"})
@@ -52,20 +52,23 @@ def run(minutes: float = 40.0) -> dict[str, Any]:
             write(stage, chunk, values)
             samples.append((time.monotonic() - began, int(values["step"]), resident()))
             if samples[-1][0] > 60 * minutes:
-                raise Enough
+                raise TimeIsUp
 
         directory.log.write = watch  # type: ignore[method-assign]
         try:
             agent_stage(directory, prepared, models, "guided")
-        except Enough:
+        except TimeIsUp:
             pass
     gc.collect()
-    return {"suite": "soak", "device": describe_device(), "minutes": minutes, **account(samples, 60 * minutes),
+    return {"suite": "soak", "device": describe_device(), "minutes": minutes, **summary(samples, 60 * minutes),
             "live_arrays": len(jax.live_arrays())}  # fmt: skip
 
 
-def account(samples: list[tuple[float, int, int]], seconds: float) -> dict[str, Any]:
-    """Memory at the end against that after five minutes (a tenth of the time, where that is less), rates by quarter."""
+def summary(samples: list[tuple[float, int, int]], seconds: float) -> dict[str, Any]:
+    """Final memory against that after five minutes (or a tenth of the time, if less), and updates per second by quarter.
+
+    `samples` are (seconds, updates, bytes).
+    """
     settled = min(_SETTLED, seconds / 10)
     around = lambda at: statistics.median(b for t, _, b in samples if abs(t - at) <= max(settled / 10, 1.0))
     first, last = around(settled), around(samples[-1][0])
