@@ -11,6 +11,8 @@ import pytest
 from tiny import TINY
 
 import jaxpgd
+import jaxpgd.experiment
+from jaxpgd.experiment import Config
 from jaxpgd.experiment.cli import COMMANDS
 from jaxpgd.experiment.config_files import PRESETS, apply_values, get, load_config, to_dict, validate
 from jaxpgd.experiment.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
@@ -86,7 +88,7 @@ def test_version_is_that_of_the_package_metadata_and_in_the_changelog():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_shipped_config_loads_into_a_directory_of_its_own(path):
     config = load_config(path)
-    assert config.data.name.startswith(jaxpgd.Config().data.name) == ("point2d" in path.stem)
+    assert config.data.name.startswith(Config().data.name) == ("point2d" in path.stem)
     assert [p for p in CONFIGS if p != path and load_config(p).out == config.out] == []
 
 
@@ -167,9 +169,9 @@ def python_blocks() -> list[str]:
 @pytest.mark.slow
 def test_python_example_of_dydiff_runs(monkeypatch):
     models = {"dynamics": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 1, "patience": 1}}
-    tiny = apply_values(jaxpgd.Config(), TINY | models, "tiny")
+    tiny = apply_values(Config(), TINY | models, "tiny")
     validate(tiny)
-    monkeypatch.setattr(jaxpgd, "load_config", lambda path: tiny)
+    monkeypatch.setattr(jaxpgd.experiment, "load_config", lambda path: tiny)
     names: dict[str, Any] = {}
     (block,) = [b for b in python_blocks() if "make_dydiff" in b]
     exec(compile(block, "README.md", "exec"), names)
@@ -180,9 +182,9 @@ def test_python_example_of_dydiff_runs(monkeypatch):
 
 @pytest.mark.slow
 def test_python_example_of_the_readme_runs(monkeypatch):
-    tiny = apply_values(jaxpgd.Config(), TINY, "tiny")
+    tiny = apply_values(Config(), TINY, "tiny")
     validate(tiny)
-    monkeypatch.setattr(jaxpgd, "Config", lambda: tiny)
+    monkeypatch.setattr(jaxpgd.experiment, "Config", lambda: tiny)
     names: dict[str, Any] = {}
     exec(compile(python_blocks()[0], "README.md", "exec"), names)
     returns = np.asarray(names["returns"])

@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxpgd.datasets.dataset import Dataset, learned_reward
+from jaxpgd.dataset import Dataset, learned_reward
 from jaxpgd.datasets.scores import normalized_score, score_column
 from jaxpgd.errors import InputError
-from jaxpgd.settings import DataConfig
-from jaxpgd.windows import choose_windows, coverage, low_coverage, own_steps
+from jaxpgd.windows import DataConfig, choose_windows, coverage, low_coverage, own_steps
 
 
 def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
