@@ -9,7 +9,6 @@ import pytest
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.consistency import Consistency, ConsistentDenoise, ConsistentGuided, conjugate_gradients
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.solvers import make_sampler
 from jaxpgd.envs.linear_gaussian import (
@@ -20,6 +19,7 @@ from jaxpgd.envs.linear_gaussian import (
     trajectory_moments,
 )
 from jaxpgd.guidance.base import Look
+from jaxpgd.guidance.consistency import Consistency, ConsistentDenoise, ConsistentGuided, conjugate_gradients
 from jaxpgd.tokens import TokenCodec
 
 ENV, BEHAVIOUR, _ = reference_case()
