@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpgd.datasets.fingerprint import data_fingerprint
+from jaxpgd.datasets.hashing import data_hash
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config import HealthConfig
@@ -112,7 +112,7 @@ def _health(run: RunDirectory) -> HealthConfig:
 def environment_changes(run: RunDirectory) -> list[tuple[str, str, str]]:
     """What differs of versions, device, source and data between the run's start and now: name, then, now."""
     then, config = run.read_json("versions.json"), run.config
-    now = versions(config.matmul_precision) | {"data": data_fingerprint(config.data.name)}
+    now = versions(config.matmul_precision) | {"data": data_hash(config.data.name)}
     return [(name, str(then[name]), str(now[name])) for name in now if name in then and then[name] != now[name]]
 
 

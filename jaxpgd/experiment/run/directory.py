@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxpgd.datasets.fingerprint import data_fingerprint
+from jaxpgd.datasets.hashing import data_hash
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config, to_toml
@@ -273,7 +273,7 @@ def _begin(run: RunDirectory, resume: bool) -> None:
     path, config, stored = run.path, run.config, run.path / "config.toml"
     if not stored.exists():
         (path / "stages").mkdir(exist_ok=True)
-        found = versions(config.matmul_precision) | {"data": data_fingerprint(config.data.name)}
+        found = versions(config.matmul_precision) | {"data": data_hash(config.data.name)}
         write_atomic(path / "versions.json", json.dumps(found, indent=1))
         write_atomic(stored, to_toml(config))
         return

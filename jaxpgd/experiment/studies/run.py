@@ -14,7 +14,7 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
-from jaxpgd.datasets.fingerprint import data_fingerprint, file_fingerprint
+from jaxpgd.datasets.hashing import data_hash, file_hash
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.run.directory import RunLock, make_directory, versions, write_atomic
@@ -142,7 +142,7 @@ def _contents(study: Study, known: Mapping[str, str] = MappingProxyType({})) -> 
     files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file} - set(
         known
     )
-    found = {name: data_fingerprint(name) for name in names} | {file: file_fingerprint(file) for file in files}
+    found = {name: data_hash(name) for name in names} | {file: file_hash(file) for file in files}
     return {name: content for name, content in found.items() if content}
 
 
@@ -180,7 +180,7 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict
 
 
 def _versions_of(run: Path) -> dict[str, str]:
-    """Those that a run started with, but for its data's digits, which the study's folder knows."""
+    """Those that a run started with, except for the hashes of its data, which the study's folder knows."""
     stored = json.loads((run / "versions.json").read_text(encoding="utf-8-sig"))
     return {name: value for name, value in stored.items() if name != "data"}
 

@@ -116,7 +116,7 @@ def test_data_that_changed_is_refused(tmp_path: Path) -> None:
 
 def test_data_that_came_during_a_study_is_known_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter(["", "1234", "1235"])  # not here at first; then downloaded; later another one
-    monkeypatch.setattr(study_run, "data_fingerprint", lambda name: next(asked))
+    monkeypatch.setattr(study_run, "data_hash", lambda name: next(asked))
     study = load_study(write(tmp_path, TILT))
     run_study(study, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "data.json").read_text()) == {"point2d": "1234"}
