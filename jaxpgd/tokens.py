@@ -3,16 +3,17 @@
 Tokens are standardised, or scaled to [-1, 1] by the limits of the data, then with actions as they are (DyDiff's code).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxpgd.types import Trajectory, Transition
+from jaxpgd.types import Trajectory, Transition, valid_steps
 
 ACTION_CLIP = 0.999  # arctanh is infinite at 1
+_CONSTANT = 1e-6  # a feature whose deviation is below this share of max(1, |mean|) is constant
 
 Normalisation = Literal["standard", "limits"]
 
@@ -100,7 +101,7 @@ class TokenCodec:
             action=self.action_of(raw[..., self.action]),
             reward=raw[..., self.reward],
             discount=discount,
-            mask=usable_steps(discount),
+            mask=valid_steps(discount),
         )
 
     def _within(self, tokens: Array) -> Array:
@@ -118,24 +119,22 @@ def squash_inverse(action: Array) -> Array:
     return jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
 
 
-def usable_steps(discount: Array, *, end_known: bool = False) -> Array:
-    """Mask [..., T] of usable transitions of trajectories with these discounts (contract of `types.Trajectory`).
+def saturated(action: Array) -> Array:
+    """Which action entries [..., A] lie beyond the clip of `squash_inverse`, bool."""
+    return jnp.abs(action) > ACTION_CLIP
 
-    `end_known`: it is known where the last step leads.
-    """
-    alive = jnp.cumprod(discount, axis=-1)
-    before = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
-    if end_known:
-        return before > 0
-    last = jnp.arange(discount.shape[-1]) == discount.shape[-1] - 1
-    return (before > 0) & (~last | (discount == 0))
+
+def unit_if_constant(mean: Any, std: Any) -> Any:
+    """Standard deviations [D], with 1 for features that are constant up to rounding. NumPy or JAX arrays."""
+    xp = std.__array_namespace__()
+    return xp.where(std < _CONSTANT * xp.maximum(1.0, xp.abs(mean)), 1.0, std)
 
 
 def ended(trajectory: Trajectory, ends: Ends) -> Trajectory:
     """A trajectory [T], without `last_obs`, that ends at `ends`; unchanged where that is its last step.
 
     After the end the last own observation stands, with action and reward 0. The last own step is a terminal if the end is one;
-    else it is as unusable as the last step of a window.
+    otherwise it is no more valid than the last step of a window.
     """
     length = trajectory.reward.shape[-1]
     own, last = ends.own(length), jnp.arange(length) == ends.steps - 1
@@ -146,7 +145,7 @@ def ended(trajectory: Trajectory, ends: Ends) -> Trajectory:
         action=jnp.where(own[:, None], trajectory.action, 0.0),
         reward=jnp.where(own, trajectory.reward, 0.0),
         discount=discount,
-        mask=usable_steps(discount) & own & (~last | (discount == 0)),
+        mask=valid_steps(discount) & own & (~last | (discount == 0)),
     )
 
 
@@ -168,7 +167,7 @@ def fit_codec(
     limits = normalisation == "limits"
     raw = pack(transitions.obs, transitions.action, transitions.reward, transitions.discount, squashed=not limits)
     mean, std = (_limits if limits else _moments)(np.asarray(raw, np.float64), starts, length)
-    std = np.where(std < 1e-6 * np.maximum(1.0, np.abs(mean)), 1.0, std)
+    std = unit_if_constant(mean, std)
     std[-1] = max(std[-1], done_scale)
     return TokenCodec(
         mean=jnp.asarray(mean, jnp.float32),

@@ -1,19 +1,20 @@
-"""The contracts that hold jaxpgd together: data containers and callables, with their shapes.
+"""The contracts of the library: data containers and callables, with their shapes.
 
-Letters used everywhere: T steps, O observation dims, A action dims, D token dims, N trajectories, B batch, S seeds.
+Dimensions: T steps, O observation, A action, D token, N trajectories, B batch, S seeds.
 
 Rules:
-- every callable that enters a compiled step is a pytree (a struct dataclass with static functions and array leaves), so that
-  new parameters never cause a new trace;
-- functions work on one example and are vmapped by their caller, unless they say that they take a batch;
-- random functions take their key first and consume it;
-- actions are in [-1, 1]^A inside jaxpgd; `data` rescales on load and `evaluation` scales back.
+- Every callable that enters a compiled step is a pytree: a struct dataclass with static functions and array leaves. New
+  parameters then never cause a new trace.
+- Functions take one example, and their callers vmap them. Functions that need a batch say so.
+- Random functions take their key first and consume it.
+- Actions are in [-1, 1]^A. `datasets` rescales them on load, `simulators` and exports scale them back.
 """
 
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -24,9 +25,9 @@ State = TypeVar("State")
 
 @struct.dataclass
 class Transition:
-    """One step, or a batch of them with leading axes.
+    """One step, or a batch of steps with leading axes.
 
-    `discount` is 0 at a true terminal and 1 elsewhere (a timeout keeps 1); the hyperparameter is `gamma`.
+    `discount` is 0 at a terminal and 1 elsewhere, timeouts included. The discount factor of an agent is its `gamma`.
     """
 
     obs: Array  # [..., O]
@@ -38,12 +39,12 @@ class Transition:
 
 @struct.dataclass
 class Trajectory:
-    """T consecutive steps of one episode; step t leads to `obs[t + 1]`, the last one to `last_obs` where that is known.
+    """T consecutive steps of one episode. Step t leads to `obs[t + 1]`, the last step to `last_obs` if that is known.
 
-    It is known of rollouts, whose steps all have their own next observation, terminals included. It is None, by structure, of
-    windows and of what a denoiser of whole trajectories makes: what they hold after a terminal is not where it led.
-    `mask[t]` marks a usable transition: its next observation is known, or nothing is bootstrapped because `discount[t]` is 0.
-    The last step without `last_obs` is therefore usable only at a terminal, and everything after a terminal is masked.
+    Rollouts know `last_obs`, and every step of theirs, terminals included, has its own next observation. Windows and the
+    samples of trajectory denoisers do not: their `last_obs` is None, and what they hold after a terminal is not where it led.
+    `mask[t]` marks a valid transition: either its next observation is known, or `discount[t]` is 0, so that no target depends
+    on it. Without `last_obs` the last step is therefore valid only at a terminal. Steps after a terminal are never valid.
     """
 
     obs: Array  # [..., T, O]
@@ -52,6 +53,24 @@ class Trajectory:
     discount: Array  # [..., T]
     mask: Array  # [..., T], bool
     last_obs: Array | None = None  # [..., O]
+
+
+def until_terminal(discount: Array) -> Array:
+    """Which steps [..., T] come before or at the first terminal, bool, of trajectories with these discounts [..., T]."""
+    going = jnp.cumprod(discount > 0, axis=-1, dtype=jnp.int32)
+    return jnp.concatenate([jnp.ones_like(going[..., :1]), going[..., :-1]], axis=-1) > 0
+
+
+def valid_steps(discount: Array, *, end_known: bool = False) -> Array:
+    """`Trajectory.mask` [..., T], bool, of trajectories with these discounts [..., T].
+
+    `end_known` says that the observation after the last step is known, so that the last step is valid too.
+    """
+    taken = until_terminal(discount)
+    if end_known:
+        return taken
+    last = jnp.arange(discount.shape[-1]) == discount.shape[-1] - 1
+    return taken & (~last | (discount == 0))
 
 
 class Denoise(Protocol):

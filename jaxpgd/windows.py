@@ -11,8 +11,8 @@ from jax import Array
 from jaxpgd.dataset import Dataset
 from jaxpgd.errors import check
 from jaxpgd.options import nonnegative, option, options, positive, share
-from jaxpgd.tokens import Ends, ended, usable_steps
-from jaxpgd.types import Trajectory, Transition
+from jaxpgd.tokens import Ends, ended
+from jaxpgd.types import Trajectory, Transition, valid_steps
 
 
 @options
@@ -172,7 +172,7 @@ def gather_window(transitions: Transition, start: Array, length: int) -> Traject
         jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length)
         for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
     )
-    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+    return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=valid_steps(discount))
 
 
 def gather_padded(transitions: Transition, start: Array, length: int, ends: Ends) -> Trajectory:
@@ -181,7 +181,7 @@ def gather_padded(transitions: Transition, start: Array, length: int, ends: Ends
     obs, action, reward, discount = (
         jnp.asarray(x)[index] for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
     )
-    return ended(Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount)), ends)
+    return ended(Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=valid_steps(discount)), ends)
 
 
 def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

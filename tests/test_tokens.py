@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.tokens import ACTION_CLIP, TokenCodec, fit_codec, pack, usable_steps
-from jaxpgd.types import Trajectory, Transition
+from jaxpgd.tokens import ACTION_CLIP, TokenCodec, fit_codec, pack
+from jaxpgd.types import Trajectory, Transition, valid_steps
 
 
 def trajectory(*shape: int) -> Trajectory:
@@ -66,7 +66,7 @@ def test_actions_at_the_bound_are_clipped_not_infinite() -> None:
     ],
 )
 def test_usable_steps(discount: list[float], mask: list[int]) -> None:
-    np.testing.assert_array_equal(usable_steps(jnp.array(discount, jnp.float32)), np.array(mask, bool))
+    np.testing.assert_array_equal(valid_steps(jnp.array(discount, jnp.float32)), np.array(mask, bool))
 
 
 def test_a_done_entry_above_one_half_is_a_terminal() -> None:

@@ -3,8 +3,7 @@
 import jax
 from jax import Array
 
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Environment, Policy, Trajectory
+from jaxpgd.types import Environment, Policy, Trajectory, valid_steps
 
 
 def rollout(
@@ -33,7 +32,7 @@ def rollout(
     _, (obs, action, reward, discount, next_obs) = jax.lax.scan(
         advance, first, jax.random.split(key, env.horizon if length is None else length)
     )
-    mask = usable_steps(discount, end_known=True)
+    mask = valid_steps(discount, end_known=True)
     made = Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask, last_obs=next_obs[-1])
     return made, next_obs
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.errors import check
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, until_terminal
 
 # true step: obs [K, O], action [K, A] in [-1, 1] -> next_obs [K, O], reward [K], terminated [K] bool
 Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -16,8 +16,7 @@ Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarr
 
 def steps_taken(trajectory: Trajectory) -> np.ndarray:
     """Steps [..., T] up to and including the first terminal, or the last step of its own where a trajectory ends before T."""
-    alive = np.cumprod(np.asarray(trajectory.mask, bool) & (np.asarray(trajectory.discount) > 0), axis=-1).astype(bool)
-    return np.concatenate([np.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
+    return np.asarray(until_terminal(jnp.asarray(trajectory.mask) & (jnp.asarray(trajectory.discount) > 0)))
 
 
 def terminal_rate(trajectory: Trajectory) -> float:

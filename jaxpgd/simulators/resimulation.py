@@ -30,8 +30,7 @@ from jaxpgd.simulators.environments import (
     quiet_mujoco,
 )
 from jaxpgd.simulators.stepping import finite_reward
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, valid_steps
 
 # leading entries of qpos that the observation leaves out, unless the environment was asked to include them
 _OMITTED_QPOS = {"Hopper": 1, "Walker2d": 1, "HalfCheetah": 1, "Ant": 2, "InvertedPendulum": 0, "Maze2d": 0}
@@ -344,6 +343,6 @@ def _stepped_rollouts(
         rows.append((obs, action, reward, discount))
         obs = next_obs
     made: list[Any] = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
-    mask: Any = np.asarray(usable_steps(jnp.asarray(made[3]), end_known=True))
+    mask: Any = np.asarray(valid_steps(jnp.asarray(made[3]), end_known=True))
     end: Any = obs
     return Trajectory(made[0], made[1], made[2], made[3], mask, end), obs

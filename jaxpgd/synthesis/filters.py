@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.options import option, options, positive, share
-from jaxpgd.types import Trajectory
+from jaxpgd.types import Trajectory, until_terminal
 
 
 @options
@@ -28,9 +28,7 @@ def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") ->
     """
     if steps == "all":
         return trajectory.reward.sum(-1)
-    alive = jnp.cumprod(trajectory.discount, axis=-1)
-    taken = jnp.concatenate([jnp.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
-    return (taken * trajectory.reward).sum(-1)
+    return jnp.where(until_terminal(trajectory.discount), trajectory.reward, 0.0).sum(-1)
 
 
 @struct.dataclass

@@ -12,6 +12,7 @@ from jaxpgd.diffusion.solvers import Churn, SamplerConfig, make_churn, make_samp
 from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.synthesis.memory import fitting_batch
+from jaxpgd.tokens import saturated
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
 
 
@@ -64,5 +65,5 @@ def summary(trajectory: Trajectory, own: Array | None = None) -> Metrics:
     where = None if own is None else jnp.broadcast_to(own[..., None], trajectory.action.shape)
     return {
         "terminal_rate": (trajectory.discount == 0).any(-1).mean(dtype=jnp.float32),
-        "saturated_actions": (jnp.abs(trajectory.action) > 0.999).mean(dtype=jnp.float32, where=where),
+        "saturated_actions": saturated(trajectory.action).mean(dtype=jnp.float32, where=where),
     }

@@ -34,9 +34,10 @@ from jaxpgd.synthesis.replay import (
     take,
     terminal_share,
 )  # fmt: skip
+from jaxpgd.tokens import saturated
 from jaxpgd.training.health import first_of_blocks, firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition, until_terminal
 
 
 @options
@@ -57,7 +58,6 @@ class AgentConfig:
 
 _SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most
-_CLIPPED = 0.999  # actions at which tokens are clipped
 _NO_WIDTH = 1e-6  # values within so little are all the same
 _PROFILE = ("profile_sigma", "guidance_norm", "score_norm")  # how strong guidance was, by noise level
 
@@ -163,15 +163,14 @@ def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Arr
     real, scored = jax.tree.map(lambda x: x[:_SCORED], (real, made))
     account = {
         "ess": effective_sample_size(log_weight) / log_weight.shape[0],
-        "clipped_actions": (jnp.abs(made.action) > _CLIPPED).mean(dtype=jnp.float32),
+        "clipped_actions": saturated(made.action).mean(dtype=jnp.float32),
     }
     if policy.log_prob_fn is None:
         return account
     log_prob = jax.vmap(policy.log_prob)
     before = log_prob(real.obs, real.action).mean()
-    alive = jnp.cumprod(scored.discount, axis=-1)
-    counted = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=-1)
-    after = jnp.where(counted > 0, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum() / counted.sum()
+    counted = until_terminal(scored.discount)
+    after = jnp.where(counted, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum() / counted.sum()
     return account | {"data_log_likelihood": before, "log_likelihood": after}
 
 

@@ -16,8 +16,8 @@ from jaxpgd.datasets.export import export_npz
 from jaxpgd.datasets.flat_files import load_flat
 from jaxpgd.errors import InputError
 from jaxpgd.synthesis.filters import FilterConfig, make_filter, returns
-from jaxpgd.tokens import fit_codec, usable_steps
-from jaxpgd.types import Trajectory
+from jaxpgd.tokens import fit_codec
+from jaxpgd.types import Trajectory, valid_steps
 from jaxpgd.windows import gather_window, split_episodes, window_starts
 
 episodes = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8)  # steps, ends in a terminal
@@ -75,7 +75,7 @@ def test_every_episode_trains_or_validates(structure: Any, fraction: float, seed
 def test_usable_steps_follow_no_terminal_and_know_where_they_lead(ends: list[bool]) -> None:
     discount = 1.0 - np.array(ends, np.float32)
     wanted = [not any(ends[:t]) and (t < len(ends) - 1 or ends[t]) for t in range(len(ends))]
-    assert np.asarray(usable_steps(jnp.asarray(discount))).tolist() == wanted
+    assert np.asarray(valid_steps(jnp.asarray(discount))).tolist() == wanted
 
 
 @given(episodes, st.data())

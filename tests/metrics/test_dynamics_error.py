@@ -16,8 +16,7 @@ from jaxpgd.metrics.dynamics_error import (
     steps_taken,
     terminal_rate,
 )
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, valid_steps
 
 
 class Shift:
@@ -33,7 +32,7 @@ def trajectory(obs, action, reward=None, discount=None):
     discount = np.ones(obs.shape[:2]) if discount is None else np.asarray(discount, np.float64)
     reward = action[..., 0] if reward is None else np.asarray(reward)
     return Trajectory(
-        obs=obs, action=action, reward=reward, discount=discount, mask=np.asarray(usable_steps(jnp.asarray(discount)))
+        obs=obs, action=action, reward=reward, discount=discount, mask=np.asarray(valid_steps(jnp.asarray(discount)))
     )
 
 

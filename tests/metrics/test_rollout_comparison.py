@@ -7,8 +7,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.metrics.rollout_comparison import compare_rollouts, crossing, paired_crossing
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, valid_steps
 
 KEY = jax.random.key(0)
 # log-density = -|action - obs|
@@ -23,7 +22,7 @@ def trajectory(obs, reward=None, discount=None, action=None):
     shape = obs.shape[:2]
     reward, action = (np.zeros(shape) if x is None else np.asarray(x, np.float64) for x in (reward, action))
     discount = np.ones(shape) if discount is None else np.asarray(discount, np.float64)
-    mask = np.asarray(usable_steps(jnp.asarray(discount)))
+    mask = np.asarray(valid_steps(jnp.asarray(discount)))
     return Trajectory(obs=obs, action=action[..., None], reward=reward, discount=discount, mask=mask)
 
 

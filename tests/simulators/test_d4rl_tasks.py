@@ -26,8 +26,7 @@ from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.simulators.resimulation import rollout as true_rollout
 from jaxpgd.simulators.returns import evaluate
 from jaxpgd.simulators.workers import job_of
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, valid_steps
 from jaxpgd.windows import DataConfig
 from jaxpgd.world_model.termination import known_rule
 
@@ -184,7 +183,7 @@ def test_the_dynamics_error_of_a_maze_is_of_its_own_steps(tmp_path):
     windows = lambda x: np.asarray(x)[:120].reshape(6, 20, *np.shape(x)[1:])
     obs, discount = windows(dataset.obs), windows(dataset.discount)
     make = lambda obs: Trajectory(obs, windows(dataset.action), windows(dataset.reward), discount,
-                                  np.asarray(usable_steps(jnp.asarray(discount))))  # fmt: skip
+                                  np.asarray(valid_steps(jnp.asarray(discount))))  # fmt: skip
     simulator, std = make_simulator(dataset.info), np.asarray(dataset.obs).std(axis=0)
     true = dynamics_error(make(obs), simulator.step, std)
     assert true["rms"] < 1e-4 < true["persistence"] and true["reward_rms"] < 1e-5 and true["terminal_agreement"] == 1

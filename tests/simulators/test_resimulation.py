@@ -17,8 +17,7 @@ from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.environments import flatten_obs, make_environment
 from jaxpgd.simulators.resimulation import BuiltinSimulator, has_simulator, make_simulator
 from jaxpgd.simulators.resimulation import rollout as true_rollout
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Policy, Trajectory
+from jaxpgd.types import Policy, Trajectory, valid_steps
 
 HOPPER = Path(__file__).parents[2] / ".." / "shared" / "datasets" / "minari" / "mujoco" / "hopper" / "medium-local-v0" / "data"
 MAZE = {"obs_keys": ("achieved_goal", "desired_goal", "observation"), "obs_sizes": (2, 2, 4)}
@@ -137,7 +136,7 @@ def test_recorded_hopper_steps_replay_far_better_than_persistence():
             everything.append(obs)
             rows.append([obs[part], episode["actions"][part], episode["rewards"][part], 1.0 - episode["terminations"][part]])
     obs, action, reward, discount = map(np.stack, zip(*rows, strict=True))
-    trajectory = Trajectory(obs, action, reward, discount, np.asarray(usable_steps(discount)))
+    trajectory = Trajectory(obs, action, reward, discount, np.asarray(valid_steps(discount)))
     about = info("Hopper-v5", 3, env_spec=meta["env_spec"])
     result = dynamics_error(trajectory, make_simulator(about).step, np.concatenate(everything).std(axis=0))
     assert result["rms"] < 0.05 and result["persistence"] > 0.2

@@ -15,8 +15,7 @@ from jaxpgd.synthesis.replay import (
     sample_synthetic,
     take,
 )  # fmt: skip
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Trajectory, Transition
+from jaxpgd.types import Trajectory, Transition, valid_steps
 
 add = jax.jit(insert)
 draw = jax.jit(sample_mixed, static_argnums=(3, 4))
@@ -29,7 +28,7 @@ def rows(*names: int, terminal: dict[int, int] | None = None, length: int = 3) -
     ends = [[0.0 if terminal.get(n) == t else 1.0 for t in range(length)] for n in names]
     discount = jnp.asarray(ends)
     return Trajectory(
-        obs=steps[..., None], action=-steps[..., None], reward=steps + 0.5, discount=discount, mask=usable_steps(discount)
+        obs=steps[..., None], action=-steps[..., None], reward=steps + 0.5, discount=discount, mask=valid_steps(discount)
     )
 
 
@@ -58,7 +57,7 @@ def test_only_usable_steps_are_drawn_with_their_own_successors() -> None:
 def rollouts(*names: int, terminal: dict[int, int] | None = None, length: int = 3) -> Trajectory:
     """The same, known to lead to 10 * name + `length` after their last step."""
     made = rows(*names, terminal=terminal, length=length)
-    mask = usable_steps(made.discount, end_known=True)
+    mask = valid_steps(made.discount, end_known=True)
     return dataclasses.replace(made, mask=mask, last_obs=made.obs[:, -1] + 1.0)
 
 

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.tokens import usable_steps
-from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition
+from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition, valid_steps
 
 REAL_REWARD = 100.0
 
@@ -52,7 +51,7 @@ class Stamp:
         reward = jnp.full((count, 3), policy.params + self.offset, jnp.float32)
         discount = jnp.ones((count, 3))
         steps = jnp.zeros((count, 3, 1))
-        made = Trajectory(obs=steps, action=steps, reward=reward, discount=discount, mask=usable_steps(discount))
+        made = Trajectory(obs=steps, action=steps, reward=reward, discount=discount, mask=valid_steps(discount))
         return Synthesis(trajectory=made, log_weight=jnp.zeros(count), info={})
 
 

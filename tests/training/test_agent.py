@@ -13,7 +13,6 @@ from jaxpgd.agents import TD3BCHypers, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
 from jaxpgd.synthesis.replay import SynthesisConfig, no_replay
-from jaxpgd.tokens import usable_steps
 from jaxpgd.training.agent import (
     AgentConfig,
     Experience,
@@ -26,7 +25,7 @@ from jaxpgd.training.agent import (
     value_excess,
 )
 from jaxpgd.training.program import fit
-from jaxpgd.types import Synthesis, Trajectory, Transition
+from jaxpgd.types import Synthesis, Trajectory, Transition, valid_steps
 
 DATA = Experience(REAL, Stamp(), Stamp(-1.0))
 CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
@@ -93,7 +92,7 @@ class Ending:
     def __call__(self, key: Any, policy: Any, start: Any) -> Synthesis:
         discount = ENDS[jnp.arange(start.shape[0]) % 3]
         zeros = jnp.zeros((*discount.shape, 1))
-        made = Trajectory(zeros, zeros, discount, discount, usable_steps(discount))
+        made = Trajectory(zeros, zeros, discount, discount, valid_steps(discount))
         return Synthesis(made, jnp.zeros(start.shape[0]), {})
 
 

@@ -38,6 +38,7 @@ from jaxpgd.metrics.dynamics_error import (
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize, synthesize_from
 from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.tokens import saturated
 from jaxpgd.training.denoiser import Windows
 from jaxpgd.types import Policy, Synthesizer, Trajectory
 
@@ -83,7 +84,7 @@ def score_trajectories(
         row["log_likelihood"], row["log_likelihood_se"], _ = action_log_likelihood(policy, trajectory)
     row |= {
         "terminal_rate": terminal_rate(trajectory),
-        "saturated_actions": float((np.abs(np.asarray(trajectory.action))[steps_taken(trajectory)] > 0.999).mean()),
+        "saturated_actions": float(np.asarray(saturated(trajectory.action))[steps_taken(trajectory)].mean()),
     }
     if real is not None and tokens.shape[1] == real.shape[1]:
         row |= _distances(key, tokens, real)
@@ -201,7 +202,7 @@ def quality_stage(run: RunDirectory, prepared: Prepared, models: Models, policie
             result["rows"].append(row)
             progress.advance(1)
         for arm in others:
-            made = _imagine(key, config, prepared, arm_synthesizer(config, models, arm), policy)
+            made = _rollouts(key, config, prepared, arm_synthesizer(config, models, arm), policy)
             result["arms"][arm] = score_trajectories(made, policy, prepared, flat, key_scores, behaviour)
             samples[arm] = made
             progress.advance(1)
@@ -240,7 +241,7 @@ def _profile(
     return {"sigma": np.asarray(sigmas), **jax.tree.map(np.asarray, found)}
 
 
-def _imagine(key: Array, config: Config, prepared: Prepared, synthesizer: Synthesizer, policy: Policy) -> Trajectory:
+def _rollouts(key: Array, config: Config, prepared: Prepared, synthesizer: Synthesizer, policy: Policy) -> Trajectory:
     """Trajectories of a synthesizer from observations of the dataset."""
     key_start, key_sample = jax.random.split(key)
     start = sample_real(key_start, prepared.dataset.transitions(), config.evaluation.trajectories).obs
