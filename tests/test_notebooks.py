@@ -17,7 +17,8 @@ from tiny import TINY
 
 import jaxpgd
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import apply_values, validate
+from jaxpgd.experiment.config_files import apply_values
+from jaxpgd.experiment.validation import validate
 
 ROOT = Path(__file__).parents[1]
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -14,8 +14,11 @@ import jaxpgd
 import jaxpgd.experiment
 from jaxpgd.experiment import Config
 from jaxpgd.experiment.cli import COMMANDS
-from jaxpgd.experiment.config_files import PRESETS, apply_values, get, load_config, to_dict, validate
-from jaxpgd.experiment.published_dydiff import BASE_AGENTS, DYDIFF, dydiff_values
+from jaxpgd.experiment.config_files import apply_values, load_config, to_dict
+from jaxpgd.experiment.presets import PRESETS
+from jaxpgd.experiment.presets.dydiff import BASE_AGENTS, DYDIFF, dydiff_values
+from jaxpgd.experiment.validation import validate
+from jaxpgd.options import get
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.training.agent import make_schedule
 
@@ -97,7 +100,7 @@ def test_published_configs_have_the_published_values(path):
     config = load_config(path)
     assert config.preset == path.parent.name
     # what the file repeats of its preset, it must repeat rightly
-    restored = apply_values(config, PRESETS[config.preset], "preset")
+    restored = apply_values(config, PRESETS[config.preset].settings, "preset")
     assert to_dict(restored) == to_dict(config)
     assert config.agent.kind in path.stem
     assert set(config.arms) == {"real", "unguided", "guided"}
@@ -168,7 +171,7 @@ def python_blocks() -> list[str]:
 
 @pytest.mark.slow
 def test_python_example_of_dydiff_runs(monkeypatch):
-    models = {"dynamics": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 1, "patience": 1}}
+    models = {"world_model": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 1, "patience": 1}}
     tiny = apply_values(Config(), TINY | models, "tiny")
     validate(tiny)
     monkeypatch.setattr(jaxpgd.experiment, "load_config", lambda path: tiny)

@@ -8,7 +8,7 @@ from typing import Any
 from jaxpgd.agents import AGENTS
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import validate
+from jaxpgd.experiment.validation import validate
 
 COEFFICIENT = "guidance.coefficient"
 

@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (
     _of_arms("denoiser sampler", *_SAMPLED),
     _of_arms("guidance evaluation.coefficients evaluation.sampler_steps", *_DIFFUSION),
     _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
-    _of_arms("dynamics", *_MODELS),
+    _of_arms("world_model", *_MODELS),
     _of_arms("synthesis.dydiff", "dydiff"),
     _of_arms("synthesis.world_model", "world_model"),
     # data and denoiser
@@ -141,7 +141,8 @@ RULES: tuple[Rule, ...] = (
           "synthesis.filter.kind is 'softmax'"),
     _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions",
           lambda c: c.synthesis.dydiff.iterations > 0, "synthesis.dydiff.iterations is above 0"),
-    _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.dynamics.elites > 1, "dynamics.elites is above 1"),
+    _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.world_model.elites > 1,
+          "world_model.elites is above 1"),
     # agents
     *map(_of_agent, AGENTS),
     _rule("agent.td3_bc.policy_std", lambda c: c.agent.td3_bc.actor == "deterministic",
@@ -167,7 +168,7 @@ def unused(config: Config) -> dict[str, str]:
     """The settings that a config's own choices leave without effect, each with where it would count, in words."""
     found = dict.fromkeys(sorted(_swept(config)), "sweep does not vary it")
     broken = [rule for rule in RULES if not rule.holds(config)]
-    for name in set(names_of(config)) - {"synthesis.kind"}:  # which chooses the arm
+    for name in set(names_of(config)):
         for rule in broken:
             if rule.names_setting(name):
                 found.setdefault(name, rule.where)

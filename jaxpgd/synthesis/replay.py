@@ -12,17 +12,14 @@ from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.resampling import systematic
 from jaxpgd.synthesis.dydiff import DyDiffConfig
 from jaxpgd.synthesis.filters import FilterConfig
-from jaxpgd.synthesis.world_model import WorldModelConfig
 from jaxpgd.types import Trajectory, Transition
+from jaxpgd.world_model.rollouts import RolloutConfig
 
 
 @options
 class SynthesisConfig:
     """How much synthetic data, and when it is made anew. The regime sets interval and share."""
 
-    kind: Literal["", "real", "unguided", "pgd", "dydiff", "world_model"] = option(
-        "", "one arm of this kind; empty: those of `arms`"
-    )
     regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option("periodic")
     trajectories: int = positive(1024, "capacity of the replay; made at once at the first refresh, except in fifo")
     interval: int = positive(1000, "agent updates between refreshes (all but oneoff)")
@@ -35,7 +32,7 @@ class SynthesisConfig:
     synthetic_ratio: float = share(0.9375, "share of each batch drawn from synthetic data (PGD: 240 of 256)")
     first_unguided: bool = option(True, "guided arm: the first refresh ignores the untrained policy")
     filter: FilterConfig = FilterConfig()
-    world_model: WorldModelConfig = WorldModelConfig()
+    world_model: RolloutConfig = RolloutConfig()
     dydiff: DyDiffConfig = DyDiffConfig()
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import PRESETS, apply_values, get, load_config, to_dict, to_toml, validate
+from jaxpgd.experiment.config_files import apply_values, load_config, to_dict, to_toml
+from jaxpgd.experiment.presets import PRESETS
+from jaxpgd.experiment.validation import validate
+from jaxpgd.options import get
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.toml"))
 
@@ -147,9 +150,9 @@ DYDIFF_PAPER = {
     "denoiser.batch_size": 8, "denoiser.peak_lr": 4e-4, "denoiser.warmup_fraction": 1.0, "denoiser.initial_lr_fraction": 0.0,
     "sampler.kind": "heun", "sampler.steps": 34, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
     "sampler.churn": 60.0, "sampler.churn_min": 0.37, "sampler.churn_max": 52.2, "sampler.churn_noise": 1.002,
-    "dynamics.members": 7, "dynamics.elites": 5, "dynamics.hidden": (200,) * 4, "dynamics.reward_hidden": (256, 256),
-    "dynamics.lr": 1e-4, "dynamics.patience": 7, "dynamics.holdout": 0.2, "dynamics.holdout_most": 5000,
-    "dynamics.batch_size": 256,
+    "world_model.members": 7, "world_model.elites": 5,
+    "world_model.hidden": (200,) * 4, "world_model.reward_hidden": (256, 256), "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
+    "world_model.batch_size": 256,
     "synthesis.regime": "fifo", "synthesis.synthetic_ratio": 0.4, "synthesis.filter.kind": "softmax",
     "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05, "synthesis.filter.steps": "all",
     "synthesis.dydiff.iterations": 2, "synthesis.dydiff.mix": 0.5, "synthesis.dydiff.conditions": "churned",
@@ -197,9 +200,7 @@ def test_published_values_of_dydiff(preset: str, agent: str) -> None:
         ({"arms": ["real", "guided"]}, "PGD"),
         ({"arms": ["real", "world_model", "unguided"]}, "PGD"),
         ({"arms": ["real", "dydiff"]}, "DyDiff"),
-        ({"arms": ["real", "dydiff"], "synthesis": {"kind": "real"}}, "DyDiff"),  # the file's method stays
-        ({"arms": ["real", "dydiff"], "synthesis": {"kind": "pgd"}}, "PGD"),
-        ({"synthesis": {"kind": "dydiff"}}, "DyDiff"),
+        ({"arms": ["dydiff"]}, "DyDiff"),
         ({"arms": ["real"]}, "PGD"),
         ({"arms": ["real"], "agent": {"kind": "cql"}}, "DyDiff"),  # which only DyDiff has results of
         ({"arms": ["real"], "agent": {"kind": "iql"}}, "PGD"),

@@ -5,7 +5,7 @@ import pytest
 from jaxpgd.datasets.d4rl import REGISTRATIONS
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.published import DIFFUSION_QL, task_of
+from jaxpgd.experiment.presets.diffusion_ql import TASKS, task_of
 
 PRESET = {"preset": "diffusion_ql"}
 
@@ -50,5 +50,5 @@ def test_other_datasets_have_no_published_settings(name):
 
 def test_every_task_is_found_by_the_names_of_its_datasets_and_files():
     found = {task_of(f"{row.file}.hdf5") for row in REGISTRATIONS} | {task_of(row.name) for row in REGISTRATIONS}
-    assert found - {None} == set(DIFFUSION_QL)
-    assert sum(row.max_q_backup for row in DIFFUSION_QL.values()) == 5
+    assert found - {None} == set(TASKS)
+    assert sum(row.max_q_backup for row in TASKS.values()) == 5

@@ -23,7 +23,8 @@ from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import read_run_arguments
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import PRESETS, load_config, names_in
+from jaxpgd.experiment.config_files import load_config, names_in
+from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.stages.parts import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
@@ -72,7 +73,7 @@ class Model:
     def discount(self, obs: Array, action: Array, next_obs: Array) -> Array:
         return jnp.float32(next_obs.sum() < 9)
 
-    def within_reach(self, obs: Array) -> Array:
+    def clip_obs(self, obs: Array) -> Array:
         return obs
 
 
@@ -125,7 +126,7 @@ def dydiff(config: Config) -> tuple[Any, ...]:
 
 
 @functools.cache
-def imagination(config: Config) -> tuple[Any, ...]:
+def rollouts(config: Config) -> tuple[Any, ...]:
     own, length = config.synthesis.world_model, config.synthesis.length or config.data.window
     made = make_world_model_synthesizer(Model(jnp.ones(2)), own, length=length)  # type: ignore[arg-type]
     return program(lambda s, key, start: s(key, POLICY, start), made, KEY, STARTS)
@@ -196,7 +197,7 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     *(("synthesis.filter", replay, {"arms": ["unguided"], "synthesis": {"filter": {"kind": kind}}}) for kind in FILTERS),
     *(("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"dydiff": {"iterations": m}}}) for m in (0, 2)),
     ("synthesis.dydiff", replay, {"arms": ["world_model"]}),
-    ("synthesis.world_model", imagination, {"arms": ["world_model"]}),
+    ("synthesis.world_model", rollouts, {"arms": ["world_model"]}),
     ("synthesis.world_model", replay, DYDIFF),
     *((f"agent.{kind}", agent, {"agent": {"kind": kind}}) for kind in AGENTS),
     ("agent.td3_bc", agent, {"agent": {"kind": "bc"}}),
@@ -207,7 +208,6 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
 # what a walk does not see, as it is not of that program: of run, or of another part that has a walk of its own
 ELSEWHERE = {
     "guidance.max_dynamics_error": "pipeline.calibration, before a refresh",
-    "synthesis.kind": "the arm",
     "synthesis.dydiff.scaled_conditions": "the network and its training",
     "synthesis.length": "steps of a synthesizer: `test_length`",
     "synthesis.first_unguided": "the synthesizer of the first generation",
@@ -319,7 +319,6 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("", {"guidance": {"kind": "published"}, "sampler": {"steps": 1}}, "sampler.steps = 1: expected at least 2"),
         ("", {"synthesis": {"synthetic_ratio": 1e-3}}, "synthesis.synthetic_ratio = 0.001: expected more than 0.00195312"),
         ("", {"arms": ["unguided"], "synthesis": {"synthetic_ratio": 0.0}}, "synthesis.synthetic_ratio = 0.0: expected more"),
-        ("", {"arms": ["real"], "synthesis": {"kind": "pgd"}}, r"arms = \['real'\]: expected none beside synthesis.kind"),
         ("", {"evaluation": {"intermediate_episodes": 3}}, "intermediate_episodes = 3: .* where evaluation.every is above 0"),
         ("", {"sweep": ["agent.alpha", "1,2"], "agent": {"td3_bc": {"alpha": 3.0}}}, "td3_bc.alpha = 3.0: .* sweep does not"),
     ],

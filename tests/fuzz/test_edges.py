@@ -22,7 +22,8 @@ from jaxpgd.diffusion.edm import EDMDenoise, edm_loss, karras_sigmas, vp_sigmas,
 from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import PRESETS, apply_values, load_config
+from jaxpgd.experiment.config_files import apply_values, load_config
+from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.used_settings import names_of
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.options import check_ranges, get, range_of
@@ -65,7 +66,7 @@ def test_whole_numbers_fit_their_type() -> None:
 
 
 def test_presets_are_within() -> None:
-    for values in PRESETS.values():
+    for values in (preset.settings for preset in PRESETS.values()):
         check_ranges(apply_values(Config(), values, "preset"))
 
 

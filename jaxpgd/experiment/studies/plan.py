@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, resolve, validate, with_preset
+from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, with_preset
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.used_settings import check_used, names_of
+from jaxpgd.experiment.validation import validate
 from jaxpgd.options import get
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
@@ -398,6 +399,6 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
     raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
     plain = apply_values(Config(), raw, where, "target.")
     config = apply_values(with_preset(plain), raw, where, "target.")
-    config = resolve(dataclasses.replace(config, arms=("real",), out=""))
+    config = dataclasses.replace(config, arms=("real",), out="")
     validate(config)
     return Target(config=config)

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.experiment.config import Arm, Config
-from jaxpgd.experiment.config_files import validate
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import RunDirectory, create_run
 from jaxpgd.experiment.stages.agents import agent_stage, seed_policy
@@ -18,13 +17,14 @@ from jaxpgd.experiment.stages.models import (
     NEEDS,
     decided,
     denoiser_stage,
-    dynamics_stage,
     models_stage,
     needs,
     state_denoiser_stage,
+    world_model_stage,
 )
 from jaxpgd.experiment.stages.parts import Models, Prepared, prepare
 from jaxpgd.experiment.studies.plan import digest, get_nested, left_out, settings_of, slug
+from jaxpgd.experiment.validation import validate
 from jaxpgd.synthesis.dydiff import DyDiffConfig
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.denoiser import DenoiserConfig
@@ -34,10 +34,10 @@ from jaxpgd.windows import DataConfig
 T = TypeVar("T")
 STAGES: dict[str, Callable[[RunDirectory, Prepared], object]] = {
     "denoiser": denoiser_stage,
-    "dynamics": dynamics_stage,
+    "world-model": world_model_stage,
     "state-denoiser": state_denoiser_stage,
 }
-LENDING: dict[str, Arm] = {"denoiser": "unguided", "dynamics": "world_model", "state-denoiser": "dydiff"}
+LENDING: dict[str, Arm] = {"denoiser": "unguided", "world-model": "world_model", "state-denoiser": "dydiff"}
 
 
 class Store:
@@ -63,14 +63,14 @@ class Store:
     def lender(self, config: Config, stage: str) -> Config:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
-        if stage == "dynamics":  # whatever windows others take; those of two steps are in every episode
+        if stage == "world-model":  # whatever windows others take; those of two steps are in every episode
             loaded = {name: getattr(data, name) for name in ("name", "env_id", "episodes", *LOADED_BY)}
             data = DataConfig(**loaded, window=2)
         found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
                        health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
-        if stage == "dynamics":
+        if stage == "world-model":
             flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
-            return self._named(stage, dataclasses.replace(found, dynamics=config.dynamics, denoiser=flat))
+            return self._named(stage, dataclasses.replace(found, world_model=config.world_model, denoiser=flat))
         found = dataclasses.replace(found, denoiser=config.denoiser)
         if stage == "state-denoiser":
             conditions = decided(config, "synthesis.dydiff.conditions")

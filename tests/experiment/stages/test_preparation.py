@@ -96,7 +96,7 @@ def test_an_environment_that_breaks_is_one_line(line: str, tmp_path: Path, capsy
     gymnasium.register("jaxpgd/Breaks-v0", lambda **given: Breaks(), max_episode_steps=9)
     small = ["--data.window", "4", "--agent.updates", "2", "--agent.updates-per-chunk", "2"]
     with pytest.raises(SystemExit) as ended:
-        main(["run", *small, "--data.name", line, "--data.env-id", "jaxpgd/Breaks-v0", "--synthesis.kind", "real",
+        main(["run", *small, "--data.name", line, "--data.env-id", "jaxpgd/Breaks-v0", "--arms", "real",
               "--agent.td3-bc.hidden", "8", "--seeds", "1", "--out", str(tmp_path / "run")])  # fmt: skip
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: An environment jaxpgd/Breaks-v0 failed: OSError: no licence\n"
@@ -121,7 +121,7 @@ def test_a_single_window_is_enough(few_rollouts: None, tmp_path: Path) -> None:
         "out": str(tmp_path / "run"), "seeds": 1, "arms": ["unguided", "dydiff"], "data": {"episodes": 1, "window": 16},
         "denoiser": small,
         "sampler": {"kind": "euler", "steps": 3, "batch_size": 8}, "guidance": {"kind": "reconstruction"},
-        "synthesis": {"trajectories": 8, "interval": 4}, "dynamics": {"members": 2, "elites": 1, "hidden": [8], "epochs": 2},
+        "synthesis": {"trajectories": 8, "interval": 4}, "world_model": {"members": 2, "elites": 1, "hidden": [8], "epochs": 2},
         "agent": {"updates": 8, "updates_per_chunk": 4, "batch_size": 16, "td3_bc": {"hidden": [8]}},
         "evaluation": {"episodes": 1, "trajectories": 8},
     }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.config_files import load_config, validate
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.stages.models import NEEDS, needs
 from jaxpgd.experiment.studies import plan
@@ -18,6 +18,7 @@ from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.experiment.sweep import read_sweep
+from jaxpgd.experiment.validation import validate
 
 SMALL = """
 title = "Small"
@@ -110,7 +111,7 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
     usual, exact = (load_study(path, overrides=own).cells[-1] for own in ({}, {"matmul_precision": "float32"}))
     assert STATED not in settings_of(usual.config) and settings_of(exact.config)[STATED] == "float32"
     assert usual.key != exact.key
-    for stage in ("denoiser", "dynamics", "state-denoiser"):
+    for stage in ("denoiser", "world-model", "state-denoiser"):
         lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
         assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
     config = usual.config
@@ -123,7 +124,7 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
     assert store.lender(other.config, "denoiser").out.endswith(digest(names | {"denoiser": asdict(other.config.denoiser)}))
     clipped = load_study(path, overrides={"data": {"clip_actions": True}}).cells[-1]
     assert clipped.key != usual.key and settings_of(clipped.config)["data"]["clip_actions"] is True
-    for stage in ("denoiser", "dynamics", "state-denoiser"):
+    for stage in ("denoiser", "world-model", "state-denoiser"):
         lent = store.lender(clipped.config, stage)
         assert lent.data.clip_actions and lent.out != store.lender(usual.config, stage).out
 
@@ -142,7 +143,7 @@ value = "return"
 rows = ["what"]
 [[comparisons]]
 axis = "method"
-pairs = ["ensemble, mean", "ensemble, sampled"]
+pairs = ["world model, mean", "world model, sampled"]
 value = "return_error"
 """
 
@@ -193,8 +194,8 @@ def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
     replace = dataclasses.replace
     churned = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="churned"))
     noised = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="noised"))
-    faster = replace(config.dynamics, lr=1.0)
-    same = [config, replace(config, synthesis=churned), replace(config, dynamics=faster), replace(config, preset="paper")]
+    faster = replace(config.world_model, lr=1.0)
+    same = [config, replace(config, synthesis=churned), replace(config, world_model=faster), replace(config, preset="paper")]
     assert len({store.lender(c, "state-denoiser").out for c in same}) == 1
     scaled = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, scaled_conditions=True))
     for changed in (noised, scaled):
@@ -202,9 +203,9 @@ def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
             store.lender(replace(config, synthesis=changed), "state-denoiser").out != store.lender(config, "state-denoiser").out
         )
     assert store.lender(replace(config, synthesis=scaled), "state-denoiser").synthesis.dydiff.scaled_conditions
-    assert store.lender(same[2], "dynamics").out != store.lender(config, "dynamics").out
+    assert store.lender(same[2], "world-model").out != store.lender(config, "world-model").out
     wide = replace(config, data=replace(config.data, window=8))
-    assert store.lender(wide, "dynamics") == store.lender(config, "dynamics")
+    assert store.lender(wide, "world-model") == store.lender(config, "world-model")
     assert store.lender(wide, "state-denoiser").out != store.lender(config, "state-denoiser").out
 
 

@@ -1,4 +1,4 @@
-"""What a method's authors set task by task: Diffusion-QL (Wang et al., arXiv 2208.06193), from the table in their `main.py`.
+"""Diffusion-QL (Wang et al., arXiv 2208.06193): what its authors set for each task, from the table in their `main.py`.
 
 In common they have batches of 256, observations as they are, and a cosine decay of both learning rates that their code
 advances once in 50 epochs although it counts epochs: after the last of them 0.999 of the rate is left.
@@ -25,7 +25,7 @@ class Task(NamedTuple):
     max_q_backup: bool = False
 
 
-DIFFUSION_QL: dict[str, Task] = {
+TASKS: dict[str, Task] = {
     "halfcheetah-medium": Task(2000, 3e-4, 1.0, 9.0),
     "hopper-medium": Task(2000, 3e-4, 1.0, 9.0),
     "walker2d-medium": Task(2000, 3e-4, 1.0, 1.0),
@@ -47,6 +47,16 @@ DIFFUSION_QL: dict[str, Task] = {
     "kitchen-partial": Task(1000, 3e-4, 0.005, 10.0),
     "kitchen-mixed": Task(1000, 3e-4, 0.005, 10.0),
 }
+DIFFUSION_QL: dict[str, Any] = {  # of every task
+    "arms": ["real"],
+    "agent": {
+        "kind": "diffusion_ql", "batch_size": 256, "updates_per_chunk": 1000, "normalise_obs": False,
+        "diffusion_ql": {
+            "critic_lr": 3e-4, "ema_start": 1000.0, "choice": "softmax", "candidates": 50, "hidden": [256, 256, 256],
+        },
+    },
+    "evaluation": {"every": 50_000},
+}  # fmt: skip
 _REWARDS: dict[str, dict[str, Any]] = {
     "antmaze": {"reward_scale": 4.0, "reward_shift": -0.5},  # CQL's rule
     "pen": {"reward_normalisation": "standard"},
@@ -55,7 +65,7 @@ _VERSION = re.compile(r"-v\d+$")
 
 
 def task_of(name: str) -> str | None:
-    """The task of `DIFFUSION_QL` that a dataset belongs to: a file of D4RL by its path, or Minari's counterpart by its id."""
+    """The task of `TASKS` that a dataset belongs to: a file of D4RL by its path, or Minari's counterpart by its id."""
     from jaxpgd.datasets.d4rl import registration
 
     path = PurePath(name)
@@ -64,16 +74,16 @@ def task_of(name: str) -> str | None:
     parts = [part.lower() for part in path.parts]
     minari = "-".join(parts[1:]) if len(parts) == 3 and parts[0] in ("mujoco", "d4rl") else ""
     task = _VERSION.sub("", found.name if found else minari.replace("-local", ""))
-    return task if task in DIFFUSION_QL else None
+    return task if task in TASKS else None
 
 
 def diffusion_ql_values(name: str) -> dict[str, Any]:
-    """Nested settings of `DIFFUSION_QL` for the dataset `name`. Raises InputError for a dataset that is none of its tasks."""
+    """Nested settings of `TASKS` for the dataset `name`. Raises InputError for a dataset that is none of its tasks."""
     task = task_of(name)
-    expected = "where preset is 'diffusion_ql' a file of D4RL, or Minari's counterpart, of " + ", ".join(DIFFUSION_QL)
+    expected = "where preset is 'diffusion_ql' a file of D4RL, or Minari's counterpart, of " + ", ".join(TASKS)
     check(task is not None, "data.name", name, expected)
     assert task is not None
-    row, family = DIFFUSION_QL[task], task.split("-")[0]
+    row, family = TASKS[task], task.split("-")[0]
     updates = row.epochs * UPDATES_PER_EPOCH
     episodes = 10 if family in ("halfcheetah", "hopper", "walker2d") else 100
     return {

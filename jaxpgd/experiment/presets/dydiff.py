@@ -26,7 +26,7 @@ DYDIFF: dict[str, Any] = {
         "kind": "heun", "steps": 34, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "churn": 60.0,
         "churn_min": 0.37, "churn_max": 52.2, "churn_noise": 1.002, "predictor": "churned",
     },
-    "dynamics": {
+    "world_model": {
         "members": 7, "elites": 5, "hidden": [200, 200, 200, 200], "reward_hidden": [256, 256], "lr": 1e-4,
         "batch_size": 256, "holdout": 0.2, "holdout_most": 5000, "epochs": 1000, "steps_per_epoch": 0, "patience": 7,
     },
