@@ -10,7 +10,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test test-all lint notebooks fuzz faults soak accelerator-pack accelerator-rehearsal clean
+.PHONY: run test test-all lint notebooks docs fuzz faults soak accelerator-pack accelerator-rehearsal clean
 
 run: .venv/installed
 	$(BIN)/jaxpgd run --resume $(ARGS)
@@ -39,6 +39,10 @@ soak: .venv/installed
 notebooks: .venv/installed-notebooks
 	cd notebooks && for book in *.ipynb; do ../$(BIN)/jupyter execute "$$book" || exit 1; done
 
+# warnings are errors; open docs/_build/html/index.html
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+
 accelerator-pack: .venv/installed
 	@$(BIN)/python -m benchmarks.accelerator_pack build $(DATASET)
 
@@ -63,11 +67,15 @@ $(REHEARSAL)/installed: constraints.txt benchmarks/accelerator_pack.py | .venv/i
 	$(INSTALL) --editable ".[notebooks]"
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(INSTALL) --editable ".[docs]"
+	@touch $@
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11 or missing; name another with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv .accelerator .accelerator-venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .accelerator .accelerator-venv docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

@@ -1,0 +1,128 @@
+"""What the pages say of the code, read from the code when the site is built.
+
+`<!-- settings -->` becomes a table for each section of the config, `<!-- public names of MODULE -->` a table of what a module
+exports, and `api/generated/` receives a page for each part of the library.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+import jaxpgd
+
+NAMES = re.compile(r"<!-- public names of ([\w.]+) -->")
+EXPERIMENTS = {"experiment", "__main__"}
+
+
+def cell(text: str) -> str:
+    """Text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def value(x: Any) -> str:
+    """A default as TOML writes it."""
+    if isinstance(x, bool):
+        return str(x).lower()
+    if isinstance(x, tuple):
+        return f"[{', '.join(value(y) for y in x)}]"
+    return f'"{x}"' if isinstance(x, str) else f"{x:g}" if isinstance(x, float) else str(x)
+
+
+def allowed(hint: Any, field: dataclasses.Field[Any]) -> str:
+    """The choices, or the range, of one setting."""
+    choices = [c for c in typing.get_args(hint) if isinstance(c, str)]
+    if typing.get_origin(hint) is tuple:
+        choices = [c for c in typing.get_args(typing.get_args(hint)[0]) if isinstance(c, str)]
+    if choices:
+        return ", ".join(f"`{value(c)}`" for c in choices)
+    bounds = field.metadata.get("range")
+    if hint is bool or bounds is None or hint is str:
+        return ""
+    if hint is float:
+        return f"{bounds.low:g} to {bounds.high:g}".replace("e+0", "e").replace("e-0", "e-")
+    return {"positive": "above 0", "nonnegative": "0 or more"}.get(bounds.sign, "")
+
+
+def settings(section: type, name: str = "") -> str:
+    """Headings and tables of a section of the config and of the sections in it."""
+    hints, inner = typing.get_type_hints(section), []
+    rows = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
+            inner.append(settings(typing.cast(type, hints[field.name]), f"{name}.{field.name}".lstrip(".")))
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else typing.cast(Any, field.default_factory)()
+        shown = (f"`{field.name}`", f"`{value(default)}`", allowed(hints[field.name], field), field.metadata.get("help", ""))
+        rows.append(f"| {' | '.join(map(cell, shown))} |")
+    heading = f"### `[{name}]`" if name else "### Top level"
+    table = "\n".join(rows) if len(rows) > 2 else ""
+    return "\n\n".join([heading, paragraph(section), table, *inner])
+
+
+def paragraph(of: Any) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join((inspect.getdoc(of) or "").split("\n\n")[0].split())
+
+
+def public_names(module: str) -> str:
+    """A table of the names in `__all__`, each with a link to its definition and its first sentence."""
+    rows = ["| name | what it is |", "| --- | --- |"]
+    for name in importlib.import_module(module).__all__:
+        found = getattr(importlib.import_module(module), name)
+        if inspect.ismodule(found):
+            rows.append(f"| {{py:mod}}`{module}.{name} <{found.__name__}>` | {cell(paragraph(found))} |")
+            continue
+        home = f"{inspect.unwrap(found).__module__}.{found.__qualname__}"
+        rows.append(f"| {{py:obj}}`{module}.{name} <{home}>` | {cell(paragraph(found).split('. ')[0].rstrip('.:'))} |")
+    return "\n".join(rows)
+
+
+def fill(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Replaces the markers of one page."""
+    if "<!-- settings -->" in content[0]:
+        config = importlib.import_module("jaxpgd.experiment.config").Config
+        content[0] = content[0].replace("<!-- settings -->", settings(config))
+    content[0] = NAMES.sub(lambda match: public_names(match[1]), content[0])
+
+
+def modules(part: str) -> list[str]:
+    """The modules of one part of the library, the part itself first."""
+    package = importlib.import_module(part)
+    inner = pkgutil.walk_packages(package.__path__, f"{part}.") if hasattr(package, "__path__") else []
+    return [part, *sorted(found.name for found in inner)]
+
+
+def api_page(part: str) -> str:
+    """Markdown of one part of the library: every module with its documented members."""
+    documented = "```{{eval-rst}}\n.. automodule:: {}\n   :members:\n   :ignore-module-all:\n```\n"
+    first, *rest = modules(part)
+    return "\n".join([f"# {first}\n", documented.format(first), *(f"## {name}\n\n{documented.format(name)}" for name in rest)])
+
+
+def write_api(app: Sphinx, config: Config) -> None:
+    """Writes the pages of the API reference, those that have changed."""
+    folder = Path(app.srcdir) / "api" / "generated"
+    folder.mkdir(exist_ok=True)
+    parts = [p.name for p in pkgutil.iter_modules(jaxpgd.__path__) if p.name not in EXPERIMENTS]
+    for page in folder.glob("*.md"):
+        if page.stem.removeprefix("jaxpgd.") not in parts:
+            page.unlink()
+    for part in parts:
+        page, text = folder / f"jaxpgd.{part}.md", api_page(f"jaxpgd.{part}")
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            page.write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers the extension."""
+    app.connect("config-inited", write_api)
+    app.connect("source-read", fill)
+    return {"parallel_read_safe": True}
