@@ -9,6 +9,7 @@ from jax import Array
 from jaxpgd.dataset import DatasetInfo, to_env_action
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.errors import check
+from jaxpgd.simulators.compiled_returns import Returns, check_modes, rollout_returns, seeds_of
 from jaxpgd.simulators.environments import (
     environment_spec,
     evaluated_in,
@@ -16,7 +17,6 @@ from jaxpgd.simulators.environments import (
     require_environment,
     seeded_numpy,
 )
-from jaxpgd.simulators.rollout import Returns, check_modes, rollout_returns, seeds_of
 from jaxpgd.simulators.vector import DrawsInSteps, Environments, processes_for
 from jaxpgd.types import Policy
 

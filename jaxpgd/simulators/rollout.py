@@ -1,76 +1,93 @@
-"""Compiled rollouts of policies in pure-JAX environments."""
+"""True rollouts of a policy, from the states that observations describe."""
 
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jax import Array
+import numpy as np
 
-from jaxpgd.errors import InputError, check
-from jaxpgd.types import Environment, Policy
-
-
-@struct.dataclass
-class Returns:
-    """What an evaluation gives: undiscounted returns, lengths in steps and successes, one row per seed."""
-
-    returns: Any  # [S, episodes]
-    lengths: Any  # [S, episodes]
-    successes: Any = None  # [S, episodes] bool; None where the environment does not report them
+from jaxpgd.dataset import to_env_action
+from jaxpgd.envs.rollout import rollout as environment_rollout
+from jaxpgd.errors import check
+from jaxpgd.simulators.environments import answering, quiet_mujoco
+from jaxpgd.simulators.mujoco_states import StatefulSimulator, checked_outcome
+from jaxpgd.simulators.resimulation import BuiltinSimulator, KnownSimulator
+from jaxpgd.types import Policy, Trajectory, valid_steps
 
 
-_ONE = "Of a single policy make one by jax.tree.map(lambda x: x[None], policy)."
+def rollout(
+    key: jax.Array,
+    simulator: KnownSimulator,
+    policy: Policy,
+    start: np.ndarray,
+    length: int,
+    *,
+    deterministic: bool = False,
+    noise: bool = True,
+) -> tuple[Trajectory, np.ndarray]:
+    """True rollouts of a policy from observations `start` [N, O]: trajectories [N, T], T = `length`, and their end [N, O].
 
+    `simulator` comes from `make_simulator`, or is a `BuiltinSimulator` of any JAX environment. The state is set from `start`
+    once and then kept in full: what observations clip or leave out does not feed back. The policy sees observations in the
+    dataset's form; `deterministic` takes its mode instead of a sample. Without `noise` the environment draws nothing: JAX
+    environments take exact steps, mazes keep their goal (MuJoCo's physics has no noise). Time limits do not apply.
 
-def seeds_of(policy: Policy) -> int:
-    """S of a batch of policies. Raises InputError where parameters have no leading axis S."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(policy.params)]
-    batched = len({shape[:1] for shape in shapes}) == 1 and shapes[0] != ()
-    check(batched, "policy", shapes, "parameters that all have a leading axis, of the seeds", _ONE)
-    return int(shapes[0][0])
-
-
-def check_modes(policy: Policy, obs_dim: int, action_dim: int) -> None:
-    """Raise InputError where the modes of a batch of policies are not actions [S, A]."""
-    expected = (seeds_of(policy), action_dim)
-    obs = jax.ShapeDtypeStruct((obs_dim,), jnp.float32)
-    wanted = f"modes [seeds, action_dim] = {list(expected)} of observations of {obs_dim} numbers"
-    try:
-        found = jax.eval_shape(jax.vmap(lambda policy, obs: policy.mode(obs), in_axes=(0, None)), policy, obs).shape
-    except (TypeError, ValueError) as error:
-        raise InputError(f"policy: expected {wanted} ({error}). {_ONE}") from error
-    check(found == expected, "policy", found, wanted, _ONE)
-
-
-@partial(jax.jit, static_argnames=("episodes", "horizon"))
-def rollout_returns(key: Array, env: Environment, policy: Policy, episodes: int, horizon: int | None = None) -> Returns:
-    """Undiscounted returns of a batch of policies, each in its own episodes.
-
-    `env` is a pytree (a struct dataclass with a static horizon); `policy` has a leading axis S on its leaves. The action is
-    the policy's mode. An episode ends where the environment's discount is 0 or after `horizon` steps (default: the
-    environment's). New parameters of the same shape reuse the compiled program. Raises InputError.
+    After a terminal the state stays, rewards are 0 and steps are masked; the end of such a trajectory is where its terminal
+    led. The arrays are NumPy's. Actions are those taken, in [-1, 1] for Gymnasium's environments. Raises InputError for an
+    empty start or a length below 1, and EnvironmentFailure if the environment raises an exception or returns no numbers.
     """
-    check_modes(policy, env.obs_dim, env.action_dim)
-    seeds = seeds_of(policy)
-    keys = jax.random.split(key, (seeds, episodes))
-    one = partial(_episode, horizon=env.horizon if horizon is None else horizon)
-    over_episodes = jax.vmap(one, in_axes=(0, None, None))
-    returns, lengths = jax.vmap(over_episodes, in_axes=(0, None, 0))(keys, env, policy)
-    return Returns(returns=returns, lengths=lengths)
+    start = np.asarray(start, np.float32)
+    check(start.ndim == 2 and len(start) > 0, "start", start.shape, "observations [N, O], N above 0")
+    check(length > 0, "length", length, "a number of steps above 0")
+    if isinstance(simulator, BuiltinSimulator):
+        env = simulator.env if noise else simulator.env.without_noise()
+        trajectory, next_obs = _compiled_rollouts(key, env, policy, jnp.asarray(start), length, deterministic)
+        return jax.tree.map(np.asarray, trajectory), np.asarray(next_obs[:, -1])
+    with quiet_mujoco(), answering(simulator.info.env_id):
+        return _stepped_rollouts(key, simulator, policy, start, length, deterministic, noise)
 
 
-def _episode(key: Array, env: Environment, policy: Policy, horizon: int) -> tuple[Array, Array]:
-    reset_key, step_key = jax.random.split(key)
+@partial(jax.jit, static_argnames=("length", "deterministic"))
+def _compiled_rollouts(
+    key: jax.Array, env: Any, policy: Policy, start: jax.Array, length: int, deterministic: bool
+) -> tuple[Trajectory, jax.Array]:
+    def one(key: jax.Array, start: jax.Array) -> tuple[Trajectory, jax.Array]:
+        return environment_rollout(key, env, policy, start, length=length, deterministic=deterministic)
 
-    def step(carry: tuple[Array, Array, Array, Array], key: Array) -> tuple[tuple[Array, Array, Array, Array], None]:
-        obs, alive, total, length = carry
-        next_obs, reward, discount = env.step(key, obs, policy.mode(obs))
-        # `where`, not a product: a finished episode may run into states whose reward is not finite
-        total = jnp.where(alive, total + reward, total)
-        return (next_obs, alive & (discount > 0), total, length + alive), None
+    return jax.vmap(one)(jax.random.split(key, len(start)), start)
 
-    start = (env.reset(reset_key), jnp.array(True), jnp.float32(0), jnp.int32(0))
-    (_, _, total, length), _ = jax.lax.scan(step, start, jax.random.split(step_key, horizon))
-    return total, length
+
+@partial(jax.jit, static_argnames="deterministic")
+def _act(key: jax.Array, policy: Policy, obs: jax.Array, deterministic: bool) -> jax.Array:
+    if deterministic:
+        return jax.vmap(policy.mode)(obs)
+    return jax.vmap(policy.sample)(jax.random.split(key, len(obs)), obs)
+
+
+def _stepped_rollouts(
+    key: jax.Array,
+    simulator: StatefulSimulator,
+    policy: Policy,
+    start: np.ndarray,
+    length: int,
+    deterministic: bool,
+    noise: bool,
+) -> tuple[Trajectory, np.ndarray]:
+    key, noise_key = jax.random.split(key)
+    states = simulator.begin(start, np.random.default_rng(np.asarray(jax.random.key_data(noise_key))) if noise else None)
+    obs, going, rows = start, np.ones(len(start), bool), []
+    for step_key in jax.random.split(key, length):
+        action = np.clip(np.asarray(_act(step_key, policy, jnp.asarray(obs), deterministic)), -1.0, 1.0)
+        controls = to_env_action(simulator.info, action)
+        next_obs, reward, discount = obs.copy(), np.zeros(len(obs), np.float32), np.ones(len(obs), np.float32)
+        for i in np.flatnonzero(going):  # actions of all N are computed at every step, so that the compiled shape stays
+            next_obs[i], reward[i], terminated = checked_outcome(obs[i], simulator.advance(states[i], controls[i]))
+            discount[i] = 1.0 - terminated
+        going = going & (discount > 0)
+        rows.append((obs, action, reward, discount))
+        obs = next_obs
+    columns: list[Any] = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
+    mask: Any = np.asarray(valid_steps(jnp.asarray(columns[3]), end_known=True))
+    end: Any = obs
+    return Trajectory(columns[0], columns[1], columns[2], columns[3], mask, end), obs

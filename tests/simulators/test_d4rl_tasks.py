@@ -23,8 +23,8 @@ from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.d4rl_tasks import POINT_GOALS
 from jaxpgd.simulators.environments import make_environment, require_environment, with_environment
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
-from jaxpgd.simulators.resimulation import rollout as true_rollout
 from jaxpgd.simulators.returns import evaluate
+from jaxpgd.simulators.rollout import rollout as true_rollout
 from jaxpgd.simulators.workers import job_of
 from jaxpgd.types import Policy, Trajectory, valid_steps
 from jaxpgd.windows import DataConfig

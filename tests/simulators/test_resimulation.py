@@ -16,7 +16,7 @@ from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.environments import flatten_obs, make_environment
 from jaxpgd.simulators.resimulation import BuiltinSimulator, has_simulator, make_simulator
-from jaxpgd.simulators.resimulation import rollout as true_rollout
+from jaxpgd.simulators.rollout import rollout as true_rollout
 from jaxpgd.types import Policy, Trajectory, valid_steps
 
 HOPPER = Path(__file__).parents[2] / ".." / "shared" / "datasets" / "minari" / "mujoco" / "hopper" / "medium-local-v0" / "data"

@@ -26,7 +26,8 @@ from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.distances import sliced_wasserstein
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, steps_taken
 from jaxpgd.simulators.behaviour import fitting_actor
-from jaxpgd.simulators.resimulation import has_simulator, make_simulator, rollout
+from jaxpgd.simulators.resimulation import has_simulator, make_simulator
+from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.health import LOST

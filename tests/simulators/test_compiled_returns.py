@@ -10,8 +10,8 @@ from flax import struct
 
 from jaxpgd.dataset import DatasetInfo
 from jaxpgd.errors import InputError
+from jaxpgd.simulators.compiled_returns import rollout_returns
 from jaxpgd.simulators.returns import evaluate
-from jaxpgd.simulators.rollout import rollout_returns
 from jaxpgd.types import Policy
 
 
