@@ -12,8 +12,9 @@ from jax import Array
 from jaxpgd.dataset import in_own_units, state_entries
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config, check_seed
-from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
+from jaxpgd.experiment.report.tradeoff_plots import rollout_comparison_figure
 from jaxpgd.experiment.run.directory import make_directory, open_run, write_atomic
 from jaxpgd.experiment.run.logs import plain
 from jaxpgd.experiment.stages.agents import agent_number, chosen_policy
@@ -32,13 +33,13 @@ from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.types import Policy, Synthesizer, Trajectory
 
 ITERATIONS = (0, 1, 2, 4)
-ENSEMBLES = {"ensemble, mean": False, "ensemble, sampled": True}  # whether next states are drawn or the members' means
+ENSEMBLES = {"world model, mean": False, "world model, sampled": True}  # whether next states are drawn or the members' means
 CROSSED = {  # columns of the table, by kind of crossing
     "state_error": "error below from", "clearly": "clearly from", "state_distance": "distance below from",
 }  # fmt: skip
 # Errors are against a noise-free truth, where a mean does best. Sets of states are held against true rollouts with their noise,
 # where the environment has any, and there both ensembles count.
-ERROR_REFERENCE = "ensemble, mean"
+ERROR_REFERENCE = "world model, mean"
 _CLEAR = 2.0  # standard errors
 
 
@@ -59,7 +60,7 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
         guided = build_synthesizer(at_length, models.denoiser, guided=True).starting()
         how = f"start in-painted, trained on {models.denoiser.length} steps"
         found[f"unguided diffusion ({how})"] = guided.unguided()
-        found[f"PGD, coefficient {config.guidance.coefficient:g} ({how})"] = guided
+        found[f"guided diffusion, coefficient {config.guidance.coefficient:g} ({how})"] = guided
     return found
 
 
@@ -222,7 +223,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
     write_atomic(out / "rollouts.json", json.dumps(plain(result), indent=1, allow_nan=False))
-    plots.save(plots.rollout_comparison_figure(result["methods"]), out / "rollouts.png")
+    save(rollout_comparison_figure(result["methods"]), out / "rollouts.png")
     text, truth = text_table(table(result)), result["truth"]
     notes = (
         f"policy: {result['policy']}; {result['trajectories']} rollouts of {result['length']} steps from dataset states of "

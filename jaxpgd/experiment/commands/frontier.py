@@ -14,8 +14,9 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config, check_seed
-from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
+from jaxpgd.experiment.report.tradeoff_plots import frontier_figure
 from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.experiment.run.logs import plain
 from jaxpgd.experiment.stages.agents import chosen_policy
@@ -235,7 +236,7 @@ def largest_coefficients(rows: list[dict[str, Any]], times: float) -> dict[str, 
 def _write(out: Path, result: dict[str, Any]) -> str:
     """Table, figure and JSON; returns the table."""
     write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1, allow_nan=False))
-    plots.save(plots.frontier_figure(result["rows"]), out / "frontier.png")
+    save(frontier_figure(result["rows"]), out / "frontier.png")
     shown = [name for name in (*SHOWN, *DISTANCES) if any(name in row for row in result["rows"])]
     table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *shown)} for row in result["rows"]]
     notes = [

@@ -10,8 +10,9 @@ from typing import Any, get_args, get_type_hints
 from jaxpgd.diffusion.solvers import SAMPLERS
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config, check_seed
-from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
+from jaxpgd.experiment.report.tradeoff_plots import pareto_figure
 from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run, write_atomic
 from jaxpgd.experiment.run.logs import plain
 from jaxpgd.experiment.stages.agents import chosen_policy
@@ -163,7 +164,7 @@ def _write(out: Path, result: dict[str, Any]) -> str:
     """Table, figure and JSON; returns the table."""
     write_atomic(out / "pareto.json", json.dumps(plain(result), indent=1, allow_nan=False))
     measures = GUIDED_MEASURES if result["target"] else MEASURES
-    plots.save(plots.pareto_figure(result["rows"], result["reference"], measures), out / "pareto.png")
+    save(pareto_figure(result["rows"], result["reference"], measures), out / "pareto.png")
     rows = [result["reference"] | {"solver": "reference"}, *result["rows"]]
     shown = [name for name in SHOWN if name in result["reference"]]
     guided = f"; guided towards {result['target']} by {result['guidance']}, the reference by {result['reference_guidance']}"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
 from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import Report, text_table
 from jaxpgd.experiment.run.directory import RunDirectory
 from jaxpgd.experiment.stages.parts import Prepared
@@ -199,7 +200,7 @@ def draw_figures(
     figures: dict[str, str] = {}
 
     def keep(name: str, caption: str, draw: Callable[[], Figure]) -> None:
-        plots.save(draw(), run.figure(name))
+        save(draw(), run.figure(name))
         figures[name] = caption
 
     samples = load_samples(run)

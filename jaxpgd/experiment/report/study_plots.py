@@ -1,19 +1,21 @@
-"""Figures of a study over methods, tasks and seeds. As in `plots`, each returns a Figure and `plots.save` writes it."""
+"""Figures over methods, tasks and seeds. As in `plots`, each returns a Figure, and `figure.save` writes it."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from jaxpgd.errors import check
-from jaxpgd.experiment.report.plots import _axes, _colour, line_of
+from jaxpgd.experiment.report.figure import finish, panels
+from jaxpgd.experiment.report.marks import Styles, banded_line, neutral_entry, style_of
+from jaxpgd.experiment.report.ticks import log_axis
+from jaxpgd.experiment.report.words import name_of
 from jaxpgd.metrics.aggregate import Aggregate
 from jaxpgd.metrics.comparison import Improvement, Profile
 from jaxpgd.metrics.policy_selection import Selection
 
-Styles = Mapping[str, tuple[str, str]]  # colour and kind of line by name, where they are not in order of the names
 METRICS = {
     "iqm": "interquartile mean",
     "median": "median of tasks",
@@ -35,23 +37,23 @@ def aggregates_figure(
     check(len(metrics) > 0 and set(metrics) <= set(METRICS), "metrics", metrics, f"one or more of {list(METRICS)}")
     first, names = next(iter(aggregates.values())), list(aggregates)
     heading = title or f"Aggregates over {_size([a.runs for a in aggregates.values()])}\n{_over(first.unit, first.confidence)}"
-    figure, axes = _axes(len(metrics), 3.1 * len(metrics) + 1, 1.9 + 0.45 * len(names), heading, sharey=True)
+    figure, axes = panels(len(metrics), width=3.1 + 1 / len(metrics), height=1.3 + 0.45 * len(names), sharey=True)
     for axis, metric in zip(axes, metrics, strict=True):
         for row, (name, one) in enumerate(aggregates.items()):
             estimate = getattr(one, metric)
             if np.isfinite(estimate.low):
-                colour = _style(name, names, styles)[0]
+                colour = style_of(name, names, styles)[0]
                 axis.barh(row, estimate.high - estimate.low, 0.6, estimate.low, color=colour, alpha=0.55)
             axis.plot([estimate.value] * 2, [row - 0.3, row + 0.3], color="black", linewidth=2)
         better = f"below {first.gamma:g}; lower is better" if metric == "optimality_gap" else "higher is better"
         axis.set_title(METRICS[metric])
-        axis.set_xlabel(f"{unit}\n({better})", fontsize=10)
+        axis.set_xlabel(f"{unit}\n({better})")
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.use_sticky_edges = False
         axis.margins(x=0.08)
-    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_yticks(range(len(names)), [name_of(name) for name in names])
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    return figure
+    return finish(figure, heading)
 
 
 def profiles_figure(
@@ -60,13 +62,11 @@ def profiles_figure(
     """Fraction of runs above each threshold: a curve for each method with its pointwise band."""
     check(len(profiles) > 0, "profiles", dict(profiles), "at least one method")
     first = next(iter(profiles.values()))
-    figure, (axis,) = _axes(1, 7.5, 4.6)
+    figure, (axis,) = panels(1, width=7.5, height=4.6)
     profile_lines(axis, profiles, unit=unit, styles=styles)
     heading = f"Performance profiles over {_size([p.runs for p in profiles.values()])}\n"
     heading += _over(first.unit, first.confidence, "bands: pointwise")
-    axis.set_title(title or heading)
-    axis.legend(fontsize=10)
-    return figure
+    return finish(figure, title or heading)
 
 
 def profile_lines(axis: Axes, profiles: Mapping[str, Profile], *, unit: str, styles: Styles | None = None) -> None:
@@ -74,9 +74,7 @@ def profile_lines(axis: Axes, profiles: Mapping[str, Profile], *, unit: str, sty
     for name, profile in profiles.items():
         order = np.argsort(profile.thresholds)
         x, y, low, high = (a[order] for a in (profile.thresholds, profile.fraction, profile.low, profile.high))
-        colour, line = _style(name, list(profiles), styles)
-        axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=name)
+        banded_line(axis, x, y, low, high, name, list(profiles), styles=styles)
     axis.set(xlabel=f"threshold: {unit}", ylabel="fraction of runs above the threshold", ylim=(-0.02, 1.02))
     axis.xaxis.set_major_locator(MaxNLocator(5))
 
@@ -85,23 +83,22 @@ def improvement_figure(pairs: Mapping[tuple[str, str], Improvement], *, title: s
     """P(X > Y) for each pair (X, Y) of methods with its interval, X named on the left and Y on the right, 0.5 marked."""
     check(len(pairs) > 0, "pairs", dict(pairs), "at least one pair of methods")
     first = next(iter(pairs.values()))
-    figure, (axis,) = _axes(1, 7.5, 2 + 0.45 * len(pairs))
+    figure, (axis,) = panels(1, width=7.5, height=1.5 + 0.45 * len(pairs))
     for row, one in enumerate(pairs.values()):
         estimate = one.probability
         if np.isfinite(estimate.low):
             axis.barh(row, estimate.high - estimate.low, 0.4, estimate.low, color="0.7")
         axis.plot(estimate.value, row, marker="D", color="black", markersize=5)
     axis.axvline(0.5, color="0.3", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(pairs)), [x for x, _ in pairs])
+    axis.set_yticks(range(len(pairs)), [name_of(x) for x, _ in pairs])
     axis.set(xlim=(-0.02, 1.02), ylim=(len(pairs) - 0.5, -0.5), xlabel="P(X > Y), ties counting one half")
     axis.set_ylabel("X", rotation=0, va="center", labelpad=12)
     opposite = axis.secondary_yaxis("right")
-    opposite.set_yticks(range(len(pairs)), [y for _, y in pairs])
+    opposite.set_yticks(range(len(pairs)), [name_of(y) for _, y in pairs])
     opposite.set_ylabel("Y", rotation=0, va="center", labelpad=12)
     opposite.tick_params(labelsize=11)
     runs = [{task: n[i] for task, n in one.runs.items()} for one in pairs.values() for i in (0, 1)]
-    axis.set_title(title or f"Probability of improvement over {_size(runs)}\n{_over(first.unit, first.confidence)}")
-    return figure
+    return finish(figure, title or f"Probability of improvement over {_size(runs)}\n{_over(first.unit, first.confidence)}")
 
 
 def selection_figure(
@@ -119,31 +116,24 @@ def selection_figure(
     check(len(selections) > 0, "selections", dict(selections), "at least one selection")
     names = list(selections)
     heading = title or "Policy selected by online evaluation (bands: two standard errors of the Monte Carlo)"
-    figure, axes = _axes(2, 11, 4.4 + 0.25 * (len(names) // 2 + 1), heading)
+    figure, axes = panels(2, width=5.5, height=4.4)
     for name, one in selections.items():
         each = f"{one.episodes} episode{'s' * (one.episodes > 1)} each"
-        colour, line = _style(name, names, styles)
-        label = f"{name} ({one.candidates} candidates, {each})"
+        colour, _ = style_of(name, names, styles)
+        label, error = f"{name_of(name)} ({one.candidates} candidates, {each})", 2 * one.value_se
         for axis, y, exact in zip(axes, (one.regret, one.value), (one.best - one.noiseless, one.noiseless), strict=True):
-            axis.fill_between(one.evaluations, y - 2 * one.value_se, y + 2 * one.value_se, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(one.evaluations, y, color=colour, linestyle=line, linewidth=1.8, label=label)
+            banded_line(axis, one.evaluations, y, y - error, y + error, name, names, label=label, styles=styles)
             axis.plot(one.evaluations, exact, color=colour, linestyle=":", linewidth=1.2)
         axes[1].axhline(one.best, color=colour, linewidth=0.8, alpha=0.6)
-    axes[0].plot([], [], color="0.3", linestyle=":", linewidth=1.2, label="evaluations without noise")
-    axes[0].plot([], [], color="0.3", linewidth=0.8, alpha=0.6, label="best candidate (right)")
+    neutral_entry(axes[0], "evaluations without noise", linestyle=":", linewidth=1.2)
+    neutral_entry(axes[0], "best candidate (right)", linestyle="-", linewidth=0.8, alpha=0.6)
     axes[0].set(title="Regret against the best candidate", ylabel=f"regret: {unit}")
     axes[1].set(title="What the policy selected is worth", ylabel=f"true mean: {unit}")
     axes[0].set_ylim(bottom=0)
     for axis in axes:
-        axis.set(xlabel="online evaluation episodes", xscale="log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.0, 0.4)))  # few decades: numbers between them too
-    figure.legend(handles=axes[0].get_legend_handles_labels()[0], loc="outside lower center", ncols=2, fontsize=10)
-    return figure
-
-
-def _style(name: str, names: Sequence[str], styles: Styles | None) -> tuple[str, str]:
-    return (styles or {}).get(name) or (_colour(name, names), line_of(name, names))
+        axis.set_xlabel("online evaluation episodes")
+        log_axis(axis, "x")
+    return finish(figure, heading)
 
 
 def _size(runs: Sequence[Mapping[str, int]]) -> str:

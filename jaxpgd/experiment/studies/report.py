@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.experiment.precision import STATED
-from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import Report, text_table
 from jaxpgd.experiment.run.directory import write_atomic
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
-from jaxpgd.experiment.studies.draw import checked, summary
+from jaxpgd.experiment.studies.draw import checked
+from jaxpgd.experiment.studies.places import summary
 from jaxpgd.experiment.studies.plan import slug
 from jaxpgd.experiment.studies.results import Results, by_scale, matching
 from jaxpgd.experiment.studies.spec import Table
@@ -76,7 +77,7 @@ def _figures(results: Results, folder: Path, report: Report) -> list[str]:
         name = drawing.name or f"{drawing.kind}-{i + 1}"
         if drawing.value in results.scales[1:]:
             name += "-" + slug(drawing.value)
-        path = plots.save(figure, folder / f"{name}.png")
+        path = save(figure, folder / f"{name}.png")
         drawn.append(path.name)
         report.figure(drawing.title or path.stem, path)
     for path in folder.glob("*.png"):

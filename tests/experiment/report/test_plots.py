@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.experiment.report import plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.metrics.statistics import summarise
 from jaxpgd.types import Trajectory
 
@@ -17,19 +18,6 @@ def walk(dims=2, discount=None):
     obs = np.cumsum(np.random.default_rng(0).normal(size=(5, 8, dims)), axis=1)
     discount = np.ones((5, 8)) if discount is None else discount
     return Trajectory(obs, np.zeros((5, 8, 1)), np.zeros((5, 8)), discount, np.ones((5, 8), bool))
-
-
-def png_size(path):
-    data = path.read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-
-
-def test_save_writes_a_png_of_the_stated_resolution_and_nothing_else(tmp_path):
-    figure = plots.loss_curves({"training": (np.arange(3), np.array([3.0, 2.0, 1.0]))})
-    path = plots.save(figure, tmp_path / "new" / "loss.png")
-    assert png_size(path) == (840, 504)
-    assert [p.name for p in path.parent.iterdir()] == ["loss.png"]
 
 
 def test_trajectories_are_drawn_up_to_their_terminals_in_one_panel_per_group():
@@ -75,8 +63,8 @@ def test_learning_curve_bands_span_the_seeds():
 def test_returns_are_drawn_with_and_without_intervals(scores, tmp_path):
     figure = plots.returns_figure({"real": summarise(scores), "other arm": summarise(scores)}, {"real": scores})
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["real", "other arm"]
-    assert summarise(scores).unit in figure.axes[0].get_title() or "one score" in figure.axes[0].get_title()
-    plots.save(figure, tmp_path / "returns.png")
+    assert summarise(scores).unit in figure.get_suptitle() or "one score" in figure.get_suptitle()
+    save(figure, tmp_path / "returns.png")
 
 
 def test_losses_below_zero_keep_a_linear_axis():
@@ -89,29 +77,3 @@ def test_dynamics_by_step_counts_from_one():
     axis = plots.dynamics_by_step_figure({"unguided": np.array([0.1, 0.2])}, np.array([0.5, 0.5])).axes[0]
     np.testing.assert_allclose(axis.lines[0].get_xydata(), [[1, 0.1], [2, 0.2]])
     assert axis.get_ylim()[0] == 0
-
-
-def test_the_rollout_comparison_has_a_line_for_each_method_in_each_panel():
-    method = {
-        "state_error": np.array([0.0, 0.2]),
-        "state_error_se": np.array([0.0, 0.05]),
-        "state_distance": np.array([0.0, 0.1]),
-    }
-    curves = {"unguided": method, "one-step model": method | {"state_error": np.array([0.0, np.nan])}}
-    figure = plots.rollout_comparison_figure(curves | {"truth again": {"state_distance": np.array([0.01, 0.02])}})
-    error, distance = figure.axes
-    names = lambda axis: [t.get_text() for t in axis.get_legend().get_texts()]
-    assert names(error) == ["unguided", "one-step model"] and names(distance) == [*names(error), "truth again"]
-    np.testing.assert_allclose(error.lines[0].get_xydata(), [[0, 0], [1, 0.2]])
-    np.testing.assert_allclose(distance.lines[2].get_xydata(), [[0, 0.01], [1, 0.02]])
-    band = error.collections[0].get_paths()[0].vertices
-    assert (band[:, 1].min(), band[:, 1].max()) == (0.0, pytest.approx(0.3)) and not distance.collections
-    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_ylim()[0] == 0 for axis in figure.axes)
-
-
-def test_titles_fit_and_lines_differ_where_colours_repeat() -> None:
-    figure, _ = plots.panels(1, width=4.0, title="a title of many words " * 6)
-    lines = figure.get_suptitle().splitlines()
-    assert len(lines) > 1 and max(map(len, lines)) <= 4 * 10
-    names = [f"method {i}" for i in range(8)]
-    assert len({(plots.colour_of(name, names), plots.line_of(name, names)) for name in names}) == 8

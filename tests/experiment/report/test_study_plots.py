@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.report import plots, study_plots
+from jaxpgd.experiment.report import study_plots
+from jaxpgd.experiment.report.figure import save
 from jaxpgd.metrics.aggregate import aggregate
 from jaxpgd.metrics.comparison import performance_profile, probability_of_improvement
 from jaxpgd.metrics.policy_selection import policy_selection
@@ -42,16 +43,17 @@ def test_without_intervals_the_title_says_so(tmp_path):
         study_plots.improvement_figure({("real", "DyDiff"): probability_of_improvement(single, single)}),
     ]
     for i, figure in enumerate(figures):
-        title = figure.get_suptitle() or figure.axes[0].get_title()
+        title = figure.get_suptitle()
         assert "1 task, 1 seed each\nno intervals" in title
         assert not any(axis.patches for axis in figure.axes)
-        plots.save(figure, tmp_path / f"{i}.png")
+        save(figure, tmp_path / f"{i}.png")
 
 
 def test_profiles_have_a_curve_and_a_band_for_each_method():
     profiles = {name: performance_profile(s, np.array([60.0, 40.0, 80.0])) for name, s in SCORES.items()}
-    axis = study_plots.profiles_figure(profiles).axes[0]
-    assert labels(axis.get_legend().get_texts()) == ["real", "DyDiff"]
+    figure = study_plots.profiles_figure(profiles)
+    (axis,) = figure.axes
+    assert labels(figure.legends[0].get_texts()) == ["real", "DyDiff"]
     for line, band, profile in zip(axis.lines, axis.collections, profiles.values(), strict=True):
         np.testing.assert_allclose(line.get_xydata(), np.stack([[40.0, 60, 80], profile.fraction[[1, 0, 2]]], axis=1))
         heights = band.get_paths()[0].vertices[:, 1]
@@ -80,7 +82,7 @@ def test_selection_is_drawn_against_the_episodes_spent(tmp_path):
     np.testing.assert_allclose(value.lines[0].get_ydata(), one.value)
     shown = labels(figure.legends[0].get_texts())
     assert shown[:2] == ["guided (5 candidates, 2 episodes each)", "real (5 candidates, 1 episode each)"]
-    plots.save(figure, tmp_path / "selection.png")
+    save(figure, tmp_path / "selection.png")
 
 
 def test_nothing_to_draw_is_refused():

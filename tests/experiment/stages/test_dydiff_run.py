@@ -113,7 +113,7 @@ def test_interrupted_models_end_with_the_same_bits(
 @pytest.mark.slow
 def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = compare_runs([str(done)], trajectories=6)
-    methods = ["ensemble, mean", "ensemble, sampled", *(f"DyDiff, {i} iteration{'s' * (i != 1)}" for i in (0, 1, 2, 4))]
+    methods = ["world model, mean", "world model, sampled", *(f"DyDiff, {i} iteration{'s' * (i != 1)}" for i in (0, 1, 2, 4))]
     assert list(result["methods"]) == methods
     for row in result["methods"].values():
         assert len(row["state_error"]) == 16
@@ -121,7 +121,7 @@ def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) 
         assert row["state_error"][-1] > 0
     rows = result["methods"]
     # the refinement starts at the ensemble's mean, and every iteration moves on
-    np.testing.assert_allclose(rows[methods[2]]["state_error"], rows["ensemble, mean"]["state_error"], rtol=0.5, atol=0.05)
+    np.testing.assert_allclose(rows[methods[2]]["state_error"], rows["world model, mean"]["state_error"], rtol=0.5, atol=0.05)
     assert len({float(rows[m]["state_error"][-1]) for m in methods}) == len(methods)
     assert set(result["crossings"]) == set(methods[2:])
     folder = done / "comparison"
@@ -135,7 +135,7 @@ def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) 
 def test_crossings_by_hand() -> None:
     curve = lambda *values: {"squares": np.array([values, values]), "state_distance": np.array(values)}
     found = {
-        "ensemble, mean": curve(0.0, 1.0, 2.0, 3.0), "ensemble, sampled": curve(0.0, 1.0, 0.5, 3.0),
+        "world model, mean": curve(0.0, 1.0, 2.0, 3.0), "world model, sampled": curve(0.0, 1.0, 0.5, 3.0),
         "better": curve(0.5, 1.5, 1.0, 1.0), "worse": curve(1.0, 2.0, 3.0, 4.0),
     }  # fmt: skip
     assert crossings(found) == {

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxpgd.experiment.studies import comparisons, report
-from jaxpgd.experiment.studies.draw import DRAWINGS, _methods, checked, draw
+from jaxpgd.experiment.studies.draw import DRAWINGS, checked, draw
 from jaxpgd.experiment.studies.measures import Found
+from jaxpgd.experiment.studies.over_tasks import methods_of
 from jaxpgd.experiment.studies.plan import Study, load_study
 from jaxpgd.experiment.studies.report import table_rows
 from jaxpgd.experiment.studies.results import Results, by_scale
@@ -241,7 +242,7 @@ def test_seeds_that_are_lost_are_told(results: Results) -> None:
 
 
 def test_a_source_has_one_colour_wherever_it_is_shown(results: Results) -> None:
-    methods = _methods(results, Drawing(kind="regret", hue="source", panels=("task",)))
+    methods = methods_of(results, Drawing(kind="regret", hue="source", panels=("task",)))
     styles = {method.name: method.style for method in methods}
     assert set(styles) == {f"task {task}, {source}" for task in ("1", "10") for source in ("real", "guided")}
     for source in ("real", "guided"):

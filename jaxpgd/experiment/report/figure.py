@@ -1,0 +1,121 @@
+"""Figures before and after their panels are drawn: size, titles, labels, one legend below all panels, saving."""
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+from jaxpgd.experiment.report.style import STYLE
+from jaxpgd.files import new_file
+
+_DPI = 120
+_TITLE, _PANEL, _LABEL, _LEGEND = 13.0, 12.0, 11.0, 10.0  # points
+_LINE = 1.35 / 72  # inches of a line of text of one point
+_HANDLE = 0.75  # inches of a legend's entry before and after its text
+_MOST_COLUMNS = 4
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG at 120 dpi; a reader never sees half of it."""
+    with new_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=_DPI)
+    return Path(path)
+
+
+def panels(
+    count: int, *, width: float = 5.0, height: float = 4.2, columns: int = _MOST_COLUMNS, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows of at most `columns`, `width` x `height` inches each; `options` as of `subplots`.
+
+    `finish` makes room on top of that for what stands above and below the panels.
+    """
+    across = min(count, columns)
+    down = -(-count // across)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width * across, height * down), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(down, across, squeeze=False, **options).ravel())
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, axes[:count]
+
+
+def finish(figure: Figure, title: str = "") -> Figure:
+    """Break titles and labels that are too long for their panel, leave out repeated ones, add the title and the legend.
+
+    The legend stands below the panels, where it covers no data, and has each label of any panel once. Returns the figure.
+    """
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    _outer_labels(shown)
+    for axis in shown:
+        box = axis.get_position()
+        width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
+        axis.set_title(broken(axis.get_title(), width, _PANEL))
+        axis.set_xlabel(broken(axis.get_xlabel(), width, _LABEL))
+        axis.set_ylabel(broken(axis.get_ylabel(), height, _LABEL))
+    room = _legend(figure, shown)
+    if title:
+        text = broken(title, figure.get_figwidth() - 0.2, _TITLE)
+        figure.suptitle(text, fontsize=_TITLE)
+        room += _LINE * _TITLE * (text.count("\n") + 1) + 0.1
+    figure.set_figheight(figure.get_figheight() + room)
+    return figure
+
+
+def text_width(text: str, size: float) -> float:
+    """Inches of one line of text in points of `size`."""
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]) / 72
+
+
+def broken(text: str, width: float, size: float) -> str:
+    """A text in lines that fit `width` inches, as few as can be and none of them much shorter than the others."""
+    return "\n".join(_balanced(line, width, size) for line in text.splitlines())
+
+
+def _balanced(line: str, width: float, size: float) -> str:
+    if "$" in line or (long := text_width(line, size)) <= width:
+        return line
+    characters = max(8, int(len(line) * width / long))
+    wrap = lambda at: textwrap.wrap(line, at, break_long_words=False, break_on_hyphens=False)
+    fewest = len(wrap(characters))
+    narrower = range(max(1, len(line) // fewest), characters)
+    return "\n".join(wrap(next((at for at in narrower if len(wrap(at)) == fewest), characters)))
+
+
+def _outer_labels(shown: Sequence[Axes]) -> None:
+    """Keep a label once where neighbours in a row, or in a column, have the same."""
+    places = {axis: axis.get_subplotspec() for axis in shown}
+    spot = {axis: (place.rowspan.start, place.colspan.start) for axis, place in places.items() if place is not None}
+    for (one, here), (other, there) in itertools.permutations(spot.items(), 2):
+        if here[0] == there[0] and here[1] < there[1] and one.get_ylabel() == other.get_ylabel():
+            other.yaxis.label.set_visible(False)
+        if here[1] == there[1] and here[0] < there[0] and one.get_xlabel() == other.get_xlabel():
+            one.xaxis.label.set_visible(False)
+
+
+def _legend(figure: Figure, shown: Sequence[Axes]) -> float:
+    """Add the legend; returns the inches that it takes."""
+    found: dict[str, Any] = {}
+    for axis in shown:
+        handles, labels = axis.get_legend_handles_labels()
+        found |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in found}
+    if not found:
+        return 0.0
+    width = figure.get_figwidth() - 0.3
+    labels = [broken(label, width - _HANDLE, _LEGEND) for label in found]
+    widest = max(text_width(line, _LEGEND) for label in labels for line in label.splitlines())
+    columns = max(1, min(len(labels), int(width / (widest + _HANDLE))))
+    figure.legend(
+        list(found.values()), labels, loc="outside lower center", ncols=columns, fontsize=_LEGEND, frameon=False,
+        columnspacing=1.2,
+    )  # fmt: skip
+    lines = max(label.count("\n") + 1 for label in labels)
+    return -(-len(labels) // columns) * lines * _LINE * _LEGEND + 0.15

@@ -1,0 +1,61 @@
+"""What figures call arms, methods and measured columns: words and units in place of the names of fields."""
+
+from collections.abc import Mapping
+
+NAMES: Mapping[str, str] = {
+    "world_model": "world model",
+    "dydiff": "DyDiff",
+    "oneoff": "one-off",
+    "smc": "SMC",
+    "reconstruction-held": "reconstruction, states held",
+    "euler": "Euler",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM-Solver++(2M)",
+    "dpmpp_2m_sde": "SDE-DPM-Solver++(2M)",
+    "dpmpp_3m": "DPM-Solver++(3M)",
+    "dpmpp_3m_sde": "SDE-DPM-Solver++(3M)",
+}
+_DEVIATIONS = "(standard deviations)"
+LABELS: Mapping[str, str] = {
+    "return": "return per episode",
+    "length": "length of an episode (steps)",
+    "synthetic_return": "return of a synthetic trajectory",
+    "synthetic_length": "length of a synthetic trajectory (steps)",
+    "log_likelihood": "log-likelihood (nats per action)",
+    "policy_log_likelihood": "log-likelihood (nats per action)",
+    "policy_log_likelihood_se": "standard error of the log-likelihood (nats per action)",
+    "dynamics_error": f"one-step dynamics error {_DEVIATIONS}",
+    "persistence": f"one-step error of s' = s {_DEVIATIONS}",
+    "reward_error": f"reward error {_DEVIATIONS}",
+    "surviving_reward_error": f"reward error of trajectories without a terminal {_DEVIATIONS}",
+    "sliced_wasserstein": f"sliced Wasserstein-1 distance to held-out windows {_DEVIATIONS}",
+    "sliced_wasserstein_1": f"sliced Wasserstein-1 distance to held-out windows {_DEVIATIONS}",
+    "sliced_wasserstein_2": f"sliced Wasserstein-2 distance to held-out windows {_DEVIATIONS}",
+    "state_error": f"state error {_DEVIATIONS}",
+    "state_error_se": f"standard error of the state error {_DEVIATIONS}",
+    "state_distance": f"sliced Wasserstein-1 distance between the sets of states {_DEVIATIONS}",
+    "return_error": "absolute error of the return",
+    "return_error_se": "standard error of the error of the return",
+    "return_bias": "bias of the return",
+    "return_bias_se": "standard error of the bias of the return",
+    "terminal_rate": "share of trajectories that end in a terminal",
+    "true_terminal_rate": "share of true rollouts that end in a terminal",
+    "alive": "share of trajectories that have not ended",
+    "true_alive": "share of true rollouts that have not ended",
+    "divergence": "KL divergence to the exact target (nats)",
+    "coefficient": "guidance coefficient λ",
+    "lambda": "guidance coefficient λ",
+    "forward_equivalents": "cost of a trajectory (forward passes)",
+} | dict.fromkeys(("samples", "target", "behaviour", "policy"), "density")
+
+
+def name_of(label: str) -> str:
+    """What figures call an arm, a guidance, a solver, or anything else that has a label."""
+    return NAMES.get(label, label.replace("_", " "))
+
+
+def label_of(column: str) -> str:
+    """The axis label of a measured column: words, and the unit in brackets. A column of scores names their family."""
+    if column.startswith("score"):
+        return f"normalised {column}"
+    return LABELS.get(column, column.replace("_", " "))

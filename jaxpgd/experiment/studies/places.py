@@ -1,0 +1,49 @@
+"""Which rows of a study's results a panel and a line of a figure show, and what they are called there."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxpgd.experiment.report.words import label_of, name_of
+from jaxpgd.experiment.studies.results import Results
+from jaxpgd.experiment.studies.spec import Drawing, is_number
+from jaxpgd.metrics.statistics import Summary, summarise
+
+Where = dict[str, str]  # labels by axis
+
+
+def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary | None:
+    """Mean and IQM of the seeds with these labels, with their intervals; of one seed over its episodes. None without values."""
+    table = results.table(value, where)
+    if not table:
+        return None
+    rows = list(table.values())
+    if len(rows) == 1:
+        return summarise(rows[0][None])
+    return summarise(np.array([episodes.mean() for episodes in rows]))
+
+
+def places(results: Results, axes: Sequence[str]) -> list[Where]:
+    """Every combination of the labels of some axes."""
+    return [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*(results.labels(axis) for axis in axes))]
+
+
+def hues(results: Results, drawing: Drawing) -> list[str]:
+    """The labels that have a line each; a single empty one where the figure names no axis for them."""
+    return results.labels(drawing.hue) if drawing.hue else [""]
+
+
+def at(where: Where, axis: str, label: str) -> Where:
+    """These labels and one more, where its axis has a name."""
+    return where | {axis: label} if axis else where
+
+
+def name_of_place(where: Where) -> str:
+    """The labels in words; numbers with the name of their axis."""
+    return ", ".join(f"{name_of(axis)} {label}" if is_number(label) else name_of(label) for axis, label in where.items())
+
+
+def value_label(results: Results, drawing: Drawing) -> str:
+    """The label of the axis of the value: the study's, else that of the column. A score names its family."""
+    return label_of(drawing.value) if drawing.value in results.scales else drawing.label or label_of(drawing.value)
