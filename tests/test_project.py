@@ -1,5 +1,7 @@
 """What the repository promises outside of its modules: constraints, configs, documents, no traces of a machine."""
 
+import ast
+import importlib
 import re
 import subprocess
 import tomllib
@@ -34,8 +36,22 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "api" / "index.md"]
+MARKDOWN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "configs" / "README.md"]
+COPIED = {"contributing", "changelog", "benchmarks"}  # pages that the build copies from elsewhere in the repository
+
+
+def written_pages() -> list[Path]:
+    return [page for page in PAGES if page.stem not in COPIED]
+
+
+def documents() -> str:
+    """README and the pages of the documentation."""
+    return "\n".join(page.read_text(encoding="utf-8") for page in [ROOT / "README.md", *written_pages()])
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def requirement_name(text: str) -> str:
@@ -59,7 +75,7 @@ def test_constraints_are_names_and_versions_and_cover_what_is_required():
     names = [requirement_name(line) for line in lines]
     assert len(names) == len(set(names))
     extras = project()["optional-dependencies"]
-    wanted = {requirement_name(r) for r in project()["dependencies"] + extras["mujoco"] + extras["test"]}
+    wanted = {requirement_name(r) for r in project()["dependencies"] + extras["mujoco"] + extras["test"] + extras["docs"]}
     assert wanted - set(names) == set()
 
 
@@ -130,8 +146,8 @@ def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("agent", sorted(BASE_AGENTS))
 def test_the_table_of_dydiffs_published_settings_is_that_of_the_preset(agent):
-    """Each row of configs/README.md: settings, then the value of all agents, or those of TD3+BC, CQL and Diffusion-QL."""
-    text = (ROOT / "configs" / "README.md").read_text()
+    """Each row of docs/presets.md: settings, then the value of all agents, or those of TD3+BC, CQL and Diffusion-QL."""
+    text = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in text[text.index("## DyDiff") :].splitlines() if line.startswith("| `")]
     config, told = load_config(None, {"preset": "dydiff", "agent": {"kind": agent}}), set()
     for names, cell in rows:
@@ -153,20 +169,47 @@ def test_published_configs_cover_every_environment_with_both_agents():
         assert {f"pgd_{environment}_td3_bc", f"pgd_{environment}_iql"} <= names
 
 
-def test_readme_names_commands_targets_and_configs_that_exist():
-    code = re.findall(r"^```\w*\n(.*?)^```|`([^`\n]+)`", readme(), flags=re.DOTALL | re.MULTILINE)
+def test_documents_name_commands_targets_and_configs_that_exist():
+    code = re.findall(r"^```[^\n]*\n(.*?)^```|`([^`\n]+)`", documents(), flags=re.DOTALL | re.MULTILINE)
     lines = [line for block, span in code for line in (block or span).splitlines()]
     started = [re.match(r"(?:\w+=\S+ )?(jaxpgd|make) ([a-z][a-z-]+)", line) for line in lines]
     used = {m.groups() for m in started if m}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert used <= {("jaxpgd", c) for c in COMMANDS} | {("make", t) for t in targets}
     assert {("make", "run"), ("make", "test"), *(("jaxpgd", c) for c in COMMANDS)} <= used
-    missing = [name for name in re.findall(r"configs/[\w/]+\.toml", readme()) if not (ROOT / name).is_file()]
+    missing = [name for name in re.findall(r"configs/[\w/]+\.toml", documents()) if not (ROOT / name).is_file()]
     assert missing == []
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", readme(), flags=re.DOTALL)
+def test_the_readme_opens_with_the_two_commands_and_is_read_in_minutes():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 120 <= len(text.splitlines()) <= 150
+    assert text.index("make run") < text.index("make test") < text.index("## ")
+
+
+@pytest.mark.parametrize("page", [*written_pages(), *MARKDOWN], ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_of_documents_lead_to_files(page):
+    targets = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_and_notebook_is_in_a_table_of_contents():
+    blocks = re.findall(r"```{toctree}\n(.*?)```", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    listed = [line for block in blocks for line in block.splitlines() if line and not line.startswith(":")]
+    pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in written_pages()} - {"index"}
+    books = {f"notebooks/{book.stem}" for book in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sorted(listed) == sorted({*pages, *books, *COPIED, "results/README"})
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in written_pages())])
+def test_python_examples_compile_and_import_what_exists(page):
+    for block in python_blocks(page):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("jaxpgd"):
+                module = importlib.import_module(str(node.module))
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jaxpgd":
+                assert hasattr(jaxpgd, node.attr), node.attr
 
 
 @pytest.mark.slow
@@ -176,23 +219,47 @@ def test_python_example_of_dydiff_runs(monkeypatch):
     validate(tiny)
     monkeypatch.setattr(jaxpgd.experiment, "load_config", lambda path: tiny)
     names: dict[str, Any] = {}
-    (block,) = [b for b in python_blocks() if "make_dydiff" in b]
-    exec(compile(block, "README.md", "exec"), names)
+    (block,) = python_blocks("docs/dydiff.md")
+    exec(compile(block, "dydiff.md", "exec"), names)
     made = names["trajectories"]
     assert made.obs.shape == (256, 8, 2) and np.isfinite(np.asarray(made.obs)).all()
     np.testing.assert_allclose(made.obs[:, 0], names["data"].obs[:256], atol=1e-5)
 
 
-@pytest.mark.slow
-def test_python_example_of_the_readme_runs(monkeypatch):
+@pytest.fixture
+def tiny_defaults(monkeypatch):
     tiny = apply_values(Config(), TINY, "tiny")
     validate(tiny)
     monkeypatch.setattr(jaxpgd.experiment, "Config", lambda: tiny)
+
+
+@pytest.mark.slow
+def test_python_example_of_getting_started_runs(tiny_defaults):
     names: dict[str, Any] = {}
-    exec(compile(python_blocks()[0], "README.md", "exec"), names)
+    (block,) = python_blocks("docs/getting_started.md")
+    exec(compile(block, "getting_started.md", "exec"), names)
     returns = np.asarray(names["returns"])
     assert returns.shape == (2, 4)  # two hyperparameters, four seeds
     assert np.isfinite(returns).all()
     # 16 steps of minus a distance, from near the origin at distance 1 from the goal
     assert ((returns < 0) & (returns > -16 * 4)).all()
     assert len(np.unique(returns)) == 8
+
+
+@pytest.mark.slow
+def test_python_example_of_the_readme_runs(tiny_defaults):
+    names: dict[str, Any] = {}
+    (block,) = python_blocks("README.md")
+    assert len(block.splitlines()) <= 16 and "guidance" in block
+    exec(compile(block, "README.md", "exec"), names)
+    made = names["trajectories"]
+    assert made.obs.shape == (256, 8, 2) and np.isfinite(np.asarray(made.obs)).all()
+
+
+@pytest.mark.slow
+def test_an_agent_of_ones_own_learns_as_documented(tiny_defaults):
+    names: dict[str, Any] = {}
+    (block,) = python_blocks("docs/agents.md")
+    exec(compile(block, "agents.md", "exec"), names)
+    losses = np.asarray(names["metrics"]["loss"])
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]

@@ -412,8 +412,9 @@ def test_sections_in_python() -> None:
         jax.eval_shape(lambda key: train_denoiser(key, None, config=DenoiserConfig(steps=5, validate_every=5, epochs=1)), KEY)
 
 
-def test_run_commands_of_the_readme_are_accepted() -> None:
-    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+def test_run_commands_of_the_documentation_are_accepted() -> None:
+    pages = [CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", "")
     commands = [line for line in text.splitlines() if line.startswith("jaxpgd run ")]
     assert len(commands) > 5
     for command in commands:
