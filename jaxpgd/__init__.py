@@ -1,7 +1,7 @@
 """Policy-guided trajectory generation for offline reinforcement learning, in JAX.
 
 The stages of the method are functions: `load`, `prepare_windows`, `train_denoiser`, `make_synthesizer` and `synthesize`,
-`make_agent` and `train_agent`, `evaluate`. World models and DyDiff add `prepare_dynamics`, `train_dynamics`,
+`make_agent` and `train_agent`, `evaluate`. World models and DyDiff add `prepare_transitions`, `train_world_model`,
 `train_state_denoiser`, `make_dydiff`, `make_world_model_synthesizer` and `synthesize_from`. The command line (`jaxpgd run`,
 `jaxpgd.experiment`) chains the same functions.
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from jaxpgd.synthesis.world_model import make_world_model_synthesizer
     from jaxpgd.training.agent import Experience, train_agent
     from jaxpgd.training.denoiser import prepare_windows, train_denoiser, train_state_denoiser
-    from jaxpgd.training.dynamics import prepare_dynamics, train_dynamics
+    from jaxpgd.training.world_model import train_world_model
     from jaxpgd.types import Agent, Policy, Trajectory, Transition
+    from jaxpgd.world_model.data import prepare_transitions
     from jaxpgd.world_model.termination import termination
 
 __version__ = "0.1.0"
@@ -45,15 +46,15 @@ _DEFINED_IN = {
     "make_dydiff": "jaxpgd.synthesis.dydiff",
     "make_synthesizer": "jaxpgd.synthesis.diffusion",
     "make_world_model_synthesizer": "jaxpgd.synthesis.world_model",
-    "prepare_dynamics": "jaxpgd.training.dynamics",
+    "prepare_transitions": "jaxpgd.world_model.data",
     "prepare_windows": "jaxpgd.training.denoiser",
     "synthesize": "jaxpgd.synthesis.diffusion",
     "synthesize_from": "jaxpgd.synthesis.diffusion",
     "termination": "jaxpgd.world_model.termination",
     "train_agent": "jaxpgd.training.agent",
     "train_denoiser": "jaxpgd.training.denoiser",
-    "train_dynamics": "jaxpgd.training.dynamics",
     "train_state_denoiser": "jaxpgd.training.denoiser",
+    "train_world_model": "jaxpgd.training.world_model",
 }
 
 __all__ = [
@@ -72,15 +73,15 @@ __all__ = [
     "make_dydiff",
     "make_synthesizer",
     "make_world_model_synthesizer",
-    "prepare_dynamics",
+    "prepare_transitions",
     "prepare_windows",
     "synthesize",
     "synthesize_from",
     "termination",
     "train_agent",
     "train_denoiser",
-    "train_dynamics",
     "train_state_denoiser",
+    "train_world_model",
 ]
 
 

@@ -22,7 +22,7 @@ from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import DyDiffConfig, make_dydiff
 from jaxpgd.synthesis.filters import FilterConfig, make_filter
 from jaxpgd.synthesis.replay import SynthesisConfig
-from jaxpgd.synthesis.world_model import WorldModelConfig, make_world_model_synthesizer
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
 from jaxpgd.training.denoiser import (
@@ -33,15 +33,18 @@ from jaxpgd.training.denoiser import (
     trained_denoiser,
     trained_state_denoiser,
 )
-from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import join_sources, sources_program
+from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Transition
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
+from jaxpgd.world_model.rollouts import RolloutConfig
 from jaxpgd.world_model.termination import make_rule
 
 T, OBS, ACT = 4, 3, 2
 DENOISER = DenoiserConfig(features=8, blocks=1, groups=4, steps=2, validate_every=1, validation_batches=1, batch_size=4)
-DYNAMICS = DynamicsConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,), batch_size=8, epochs=2, steps_per_epoch=2)
+WORLD_MODEL = WorldModelConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,), batch_size=8, epochs=2, steps_per_epoch=2)
 AGENT = AgentConfig(updates=4, updates_per_chunk=2, batch_size=8)
 SYNTHESIS = SynthesisConfig(trajectories=8, interval=2, synthetic_ratio=0.5)
 SAMPLER = SamplerConfig(steps=2, batch_size=4)
@@ -95,10 +98,10 @@ def models() -> dict[str, Any]:
         found["denoiser"] = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows, DENOISER)
         states = zeros(traced(denoiser_program(chosen, DENOISER), chosen))
         found["states"] = trained_state_denoiser(states, chosen, DENOISER, "clean")
-        known = prepare_dynamics(jax.tree.map(np.asarray, data), DYNAMICS)
+        known = prepare_transitions(jax.tree.map(np.asarray, data), WORLD_MODEL)
         for name, rule in (("world", make_rule("never")), ("learned", None)):
-            state = zeros(traced(dynamics_program(known, DYNAMICS, rule), known))
-            found[name] = trained_dynamics(state, known, DYNAMICS, rule)
+            state = zeros(traced(world_model_program(known, WORLD_MODEL, rule), known))
+            found[name] = trained_world_model(state, known, WORLD_MODEL, rule)
     return found
 
 
@@ -111,7 +114,7 @@ def synthesizer(models: dict[str, Any], source: str) -> Any:
     if kind == "unguided":
         return make_synthesizer(models["denoiser"], dataclasses.replace(SAMPLER, kind=which or SAMPLER.kind))  # type: ignore[arg-type]
     if kind == "world_model":
-        return make_world_model_synthesizer(models[which], WorldModelConfig(penalty=0.1), length=T)
+        return make_world_model_synthesizer(models[which], RolloutConfig(penalty=0.1), length=T)
     return make_dydiff(models["world"], models["states"], DyDiffConfig(), SAMPLER)
 
 

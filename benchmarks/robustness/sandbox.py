@@ -20,7 +20,7 @@ checkpoint_seconds = 0.0
 data = { episodes = 40, window = 16, validation_fraction = 0.25 }
 sampler = { kind = "euler", steps = 4, batch_size = 16 }
 guidance = { kind = "reconstruction", coefficient = 0.5 }
-dynamics = { members = 3, elites = 2, hidden = [16], reward_hidden = [16], epochs = 6, steps_per_epoch = 8, batch_size = 16 }
+world_model = { members = 3, elites = 2, hidden = [16], reward_hidden = [16], epochs = 6, steps_per_epoch = 8, batch_size = 16 }
 synthesis = { trajectories = 16, interval = 8 }
 evaluation = { episodes = 2, every = 16, intermediate_episodes = 1, trajectories = 32, coefficients = [1.0] }
 [denoiser]
@@ -38,7 +38,7 @@ updates_per_chunk = 4
 batch_size = 16
 td3_bc = { hidden = [16] }
 """
-STAGES = ("denoiser", "dynamics", "state-denoiser", "agent-guided", "agent-dydiff", "returns", "quality", "report")
+STAGES = ("denoiser", "world-model", "state-denoiser", "agent-guided", "agent-dydiff", "returns", "quality", "report")
 TRAINED = 5  # the first five stages train and write checkpoints
 # Most of such a short run is compilation. These settings make it faster and change no result.
 _ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -25,7 +25,9 @@ from jaxpgd.training.denoiser import (
     state_windows,
     trained_state_denoiser,
 )
-from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.world_model import trained_world_model, world_model_program
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
 
 PUBLISHED = SamplerConfig("heun", steps=34, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
 SAMPLERS = {
@@ -53,10 +55,10 @@ def synthesizer_of(windows: Windows, sampler: SamplerConfig, size: Size) -> DyDi
     config = DenoiserConfig(features=size.features, blocks=size.blocks)
     chosen = state_windows(windows, "clean")
     state = init_denoiser(jax.random.key(0), chosen, denoiser_hypers(config), config)
-    dynamics = DynamicsConfig(hidden=size.hidden)
-    data = prepare_dynamics(windows.transitions, dynamics)
-    program = dynamics_program(data, dynamics, None)
-    model = trained_dynamics(jax.jit(program.init)(jax.random.key(1), data), data, dynamics, None)
+    config = WorldModelConfig(hidden=size.hidden)
+    data = prepare_transitions(windows.transitions, config)
+    program = world_model_program(data, config, None)
+    model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, config, None)
     return make_dydiff(model, trained_state_denoiser(state, chosen, config, "clean"), sampler=sampler)
 
 

@@ -9,8 +9,8 @@ from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig
 from jaxpgd.training.denoiser import DenoiserConfig
-from jaxpgd.training.dynamics import DynamicsConfig
 from jaxpgd.windows import DataConfig
+from jaxpgd.world_model.model import WorldModelConfig
 
 Arm = Literal["real", "unguided", "guided", "dydiff", "world_model"]  # where an agent's data come from; guided: PGD
 
@@ -70,7 +70,7 @@ class Config:
     denoiser: DenoiserConfig = DenoiserConfig()
     sampler: SamplerConfig = SamplerConfig()
     guidance: GuidanceConfig = GuidanceConfig()
-    dynamics: DynamicsConfig = DynamicsConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     agent: AgentConfig = AgentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -12,27 +13,32 @@ from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.options import nonnegative, option, options, share
-from jaxpgd.synthesis.acting import Actions, acting
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
-from jaxpgd.tokens import TokenCodec, usable_steps
-from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory
-from jaxpgd.world_model.model import Imagination, WorldModel
+from jaxpgd.tokens import TokenCodec
+from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory, valid_steps
+from jaxpgd.world_model.acting import Actions, acting
+from jaxpgd.world_model.model import WorldModel
+from jaxpgd.world_model.rollouts import RolloutConfig, rollout
 
 
 @options
 class DyDiffConfig:
     """Iterated state diffusion under the policy's actions (DyDiff, arXiv 2405.19189)."""
 
-    iterations: int = nonnegative(2, "M; 0: the first rollout alone")
-    mix: float = share(0.5, "weight of the previous states against the sampled ones")
-    window: int = nonnegative(0, "steps per training window, and of trajectories; 0: data.window")
-    conditions: Literal["clean", "churned", "noised"] = option("clean", "how the network sees first state and actions")
-    scaled_conditions: bool = option(
-        False, "scaled down with the noised sample, as published; false: legible at every noise level"
+    iterations: int = nonnegative(2, "M, how often states are sampled again (published: 2); 0: the world model's rollout alone")
+    mix: float = share(0.5, "weight of the previous iteration's states; the sampled ones have 1 - mix (published: 0.5)")
+    window: int = nonnegative(0, "steps per training window, and per trajectory (published: 100); 0: data.window")
+    conditions: Conditions = option(
+        "clean", 'how the sampler shows first state and actions: "clean", with its churn noise (published), or fully noised'
     )
-    actions: Literal["sampled", "mode"] = option("sampled", "of the policy")
-    sampled: bool = option(False, "first rollout: draw from the ensemble's Gaussian instead of its mean")
-    elite: Literal["step", "trajectory"] = option("step", "first rollout: a member drawn at every step, or once per trajectory")
+    scaled_conditions: bool = option(
+        False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
+    )
+    actions: Actions = option("sampled", "the policy's actions: sampled, or its mode")
+    sampled: bool = option(False, "world model's rollout: draw next states from the elite's Gaussian; false: its mean")
+    elite: Literal["step", "trajectory"] = option(
+        "step", "world model's rollout: draw the elite that predicts at every step, or once per trajectory"
+    )
 
 
 @struct.dataclass
@@ -46,6 +52,7 @@ class StateDenoiser:
 
     def condition(self, start: Array, action: Array) -> Condition:
         """The known entries for a first observation [O] and actions [T, A]."""
+        chex.assert_rank([start, action], [1, 2])
         obs = jnp.broadcast_to(start, (action.shape[0], start.shape[0]))
         value = self.codec.encode_steps(obs, action)
         return Condition(value, known_entries(self.codec, action.shape[0]))
@@ -60,60 +67,68 @@ def known_entries(codec: TokenCodec, length: int) -> Array:
 
 @struct.dataclass
 class DyDiffSynthesizer:
-    """Rolls the policy out in the one-step model, then corrects the states with the diffusion model `iterations` times.
+    """DyDiff's rollouts (arXiv 2405.19189, section 4, algorithm 1).
 
-    Each iteration samples states under the clamped first state and actions, mixes them with the previous states
-    (`mix` of the previous, `1 - mix` of the new), and lets the policy act again at the result. Rewards and terminals
-    are the world model's. The policy's random numbers are drawn once per step and used in every iteration, so that the
-    states belong to the actions beside them, not to other draws of the policy.
+    With s and a the states and actions of a trajectory, pi the policy and D the state denoiser:
+
+        s, a <- rollout of pi in the world model from s_0
+        repeat M times:
+            s' ~ D(. | s_0, a)              sample_states
+            s  <- mix s + (1 - mix) s'      iterate
+            a_t <- pi(s_t)
+        r_t, end_t <- reward and terminal model at s_t, a_t, s_{t+1}
+
+    pi's random numbers are drawn once per step and used in every iteration, so that a_t belongs to s_t rather than to another
+    draw of the policy.
     """
 
     model: WorldModel
     denoiser: StateDenoiser
-    imagination: Imagination  # the first rollout; its length is that of the trajectories
     sampling: Sampling
     mix: Array | float
-    iterations: int = struct.field(pytree_node=False)
-    actions: Actions = struct.field(pytree_node=False, default="sampled")
+    rollout: RolloutConfig  # of the world model; its length is that of the trajectories
+    iterations: int = struct.field(pytree_node=False)  # M
 
-    def sample_states(self, key: Array, start: Array, action: Array) -> Array:
-        """States [T, O] of the diffusion model from start [O] under actions [T, A]."""
-        condition = self.denoiser.condition(start, action)
+    def sample_states(self, key: Array, start: Array, a: Array) -> Array:
+        """States [T, O] of the diffusion model from start [O] under actions a [T, A]."""
+        condition = self.denoiser.condition(start, a)
         denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
         return self.denoiser.codec.observation(x).at[0].set(start)
 
-    def refine(self, key: Array, action_keys: Array, policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
-        """One iteration: states [T, O] and actions [T, A] -> better states, and the policy's actions there."""
-        made = self.sample_states(key, obs[0], action)
-        obs = self.mix * obs + (1.0 - self.mix) * made
-        return obs, jax.vmap(policy.sample)(action_keys, obs)
+    def iterate(self, key: Array, action_keys: Array, policy: Policy, s: Array, a: Array) -> tuple[Array, Array]:
+        """One iteration: states s [T, O] and actions a [T, A] to the next ones. `action_keys` [T] are the policy's."""
+        sampled = self.sample_states(key, s[0], a)
+        s = self.mix * s + (1.0 - self.mix) * sampled
+        return s, jax.vmap(policy.sample)(action_keys, s)
 
-    def complete(self, obs: Array, action: Array) -> Trajectory:
-        """The trajectory of states [T, O] and actions [T, A], with the world model's rewards and terminals."""
-        reward = jax.vmap(self.model.reward)(obs, action)
-        discount = jax.vmap(self.model.discount)(obs[:-1], action[:-1], obs[1:])
-        discount = jnp.append(discount, 1.0)  # where the last step leads is no state of the diffusion model: it is masked
-        return Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=usable_steps(discount))
+    def complete(self, s: Array, a: Array) -> Trajectory:
+        """The trajectory of states s [T, O] and actions a [T, A], with the world model's rewards and terminals."""
+        chex.assert_rank([s, a], 2)
+        reward = jax.vmap(self.model.reward)(s, a)
+        discount = jax.vmap(self.model.discount)(s[:-1], a[:-1], s[1:])
+        discount = jnp.append(discount, 1.0)  # the state after the last step is not sampled: that step is masked
+        return Trajectory(obs=s, action=a, reward=reward, discount=discount, mask=valid_steps(discount))
 
     def one(self, key: Array, policy: Policy, start: Array) -> Trajectory:
         """One trajectory [T] from start [O]."""
+        chex.assert_rank(start, 1)
         key, key_rollout, key_actions = jax.random.split(key, 3)
-        action_keys = jax.random.split(key_actions, self.imagination.length)
-        first = self.imagination.rollout(key_rollout, self.model, policy, start, action_keys)
-        obs, action = first.obs, first.action
+        action_keys = jax.random.split(key_actions, self.rollout.length)
+        first = rollout(key_rollout, self.model, policy, start, self.rollout, action_keys)
         if self.iterations == 0:
             return first
 
         def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
-            return self.refine(key, action_keys, policy, *carry), None
+            return self.iterate(key, action_keys, policy, *carry), None
 
-        (obs, action), _ = jax.lax.scan(step, (obs, action), jax.random.split(key, self.iterations))
-        return self.complete(obs, action)
+        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), jax.random.split(key, self.iterations))
+        return self.complete(s, a)
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""
-        policy = acting(policy, self.actions)
+        chex.assert_rank(start, 2)
+        policy = acting(policy, self.rollout.actions)
         trajectory = map_starts(lambda key, obs: self.one(key, policy, obs), key, start, self.sampling.batch_size)
         return Synthesis(trajectory=trajectory, log_weight=jnp.zeros(start.shape[0], jnp.float32), info=summary(trajectory))
 
@@ -128,7 +143,7 @@ def make_dydiff(
 ) -> DyDiffSynthesizer:
     """DyDiff from a trained world model and state denoiser; `length` steps per trajectory (0: as in training).
 
-    Without a config conditions are shown as the denoiser says. Raises InputError for conditions that it was not trained for:
+    Without a config, conditions are those of the denoiser. Raises InputError for conditions that it was not trained for:
     "clean" and "churned" share their training, "noised" has its own.
     """
     config = config or DyDiffConfig(conditions=denoiser.conditions)
@@ -136,12 +151,12 @@ def make_dydiff(
     check(config.conditions in fit, "synthesis.dydiff.conditions", config.conditions, f"{' or '.join(fit)}, as in training")
     length = length or denoiser.length
     shape = (length, denoiser.codec.obs_dim + denoiser.codec.action_dim)
+    own = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
     return DyDiffSynthesizer(
         model=model,
         denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
-        imagination=Imagination(elite=config.elite, sampled=config.sampled, length=length),
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,
-        actions=config.actions,
+        rollout=own,
     )

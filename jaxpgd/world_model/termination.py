@@ -19,7 +19,7 @@ from jax import Array
 from jaxpgd.errors import InputError, check
 
 Range = tuple[float, float]
-FIELD = "dynamics.termination"  # the setting that names a rule
+FIELD = "world_model.termination"  # the setting that names a rule
 
 
 class Rule(Protocol):
@@ -208,7 +208,7 @@ def make_rule(name: str, env_kwargs: Settings | None = None, obs_slices: Slices 
 def termination(
     choice: str, env_id: str | None, env_kwargs: Settings | None = None, obs_slices: Slices | None = None
 ) -> Rule | None:
-    """The rule that the setting `dynamics.termination` asks for; None where terminals are to be learned.
+    """The rule that the setting `world_model.termination` asks for; None where terminals are to be learned.
 
     `choice` is "auto" (the environment's known rule), "learned" or the name of a rule. Nothing is assumed about environments
     without a known rule: "auto" raises InputError there, as does an unknown name.

@@ -113,6 +113,6 @@ def test_runs_learn_from_them_and_models_depend_on_them() -> None:
     config = load_config(None, {"data": {"episodes": 6, **CHOSEN}})
     prepared = prepare(config)
     np.testing.assert_array_equal(prepared.windows.transitions.reward, (PLAIN.reward - np.float32(0.5)) * np.float32(4))
-    assert {"data.reward_scale", "data.reward_shift", "data.reward_normalisation"} <= set(DECIDED_BY["dynamics"])
+    assert {"data.reward_scale", "data.reward_shift", "data.reward_normalisation"} <= set(DECIDED_BY["world-model"])
     assert not [name for name in settings_of(load_config(None))["data"] if name.startswith("reward")]
     assert settings_of(config)["data"]["reward_scale"] == 4

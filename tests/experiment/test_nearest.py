@@ -14,7 +14,7 @@ from jaxpgd.experiment.nearest import nearest
 from jaxpgd.experiment.overrides import read_overrides, setting_types
 from jaxpgd.experiment.studies.plan import load_study
 
-BATCHES = "'denoiser.batch_size', 'sampler.batch_size', 'dynamics.batch_size' or 'agent.batch_size'"
+BATCHES = "'denoiser.batch_size', 'sampler.batch_size', 'world_model.batch_size' or 'agent.batch_size'"
 
 
 @pytest.mark.parametrize(

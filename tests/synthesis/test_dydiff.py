@@ -15,7 +15,7 @@ from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import DyDiffConfig, StateDenoiser, known_entries, make_dydiff
 from jaxpgd.synthesis.replay import init_replay, sample_synthetic
-from jaxpgd.synthesis.world_model import WorldModelConfig, make_world_model_synthesizer
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.tokens import TokenCodec, fit_codec
 from jaxpgd.training.agent import AgentConfig
 from jaxpgd.training.denoiser import (
@@ -26,8 +26,11 @@ from jaxpgd.training.denoiser import (
     trained_denoiser,
     trained_state_denoiser,
 )
-from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics, trained_dynamics
+from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Policy, Transition
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
+from jaxpgd.world_model.rollouts import RolloutConfig
 from jaxpgd.world_model.termination import make_rule
 
 T = 4
@@ -50,7 +53,7 @@ class Doubling:
     def discount(self, obs, action, next_obs):
         return jnp.where(next_obs[0] > 30.0, 0.0, 1.0)
 
-    def within_reach(self, obs):
+    def clip_obs(self, obs):
         return obs
 
 
@@ -108,7 +111,7 @@ def test_rollouts_take_the_policys_mode_where_it_is_asked_for(kind):
     start = jnp.array([[3.0], [1.0]])
     make = {
         "dydiff": lambda actions: dydiff([1.0] * T, iterations=2, actions=actions),
-        "world_model": lambda actions: make_world_model_synthesizer(Doubling(), WorldModelConfig(actions=actions), length=T),
+        "world_model": lambda actions: make_world_model_synthesizer(Doubling(), RolloutConfig(actions=actions), length=T),
     }[kind]
     mode, drawn = (make(actions)(jax.random.key(0), noisy, start).trajectory for actions in ("mode", "sampled"))
     np.testing.assert_allclose(mode.action, 0.01 * mode.obs, rtol=1e-5)
@@ -195,14 +198,14 @@ def synthesizers():
     denoiser = trained_denoiser(denoiser_program(windows, SMALL).init(key, windows), windows, SMALL)
     chosen = state_windows(windows, "clean")
     states = trained_state_denoiser(denoiser_program(chosen, SMALL).init(key, chosen), chosen, SMALL, "clean")
-    small = DynamicsConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,))
-    known, rule = prepare_dynamics(data, small), make_rule("never")
-    world = trained_dynamics(dynamics_program(known, small, rule).init(key, known), known, small, rule)
+    small = WorldModelConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,))
+    known, rule = prepare_transitions(data, small), make_rule("never")
+    world = trained_world_model(world_model_program(known, small, rule).init(key, known), known, small, rule)
     sampler = SamplerConfig(steps=2, batch_size=4)
     return {
         "unguided": make_synthesizer(denoiser, sampler),
         "guided": make_synthesizer(denoiser, sampler, GuidanceConfig("reconstruction", coefficient=0.1)),
-        "world_model": make_world_model_synthesizer(world, WorldModelConfig(penalty=0.1), length=T),
+        "world_model": make_world_model_synthesizer(world, RolloutConfig(penalty=0.1), length=T),
         "dydiff": make_dydiff(world, states, DyDiffConfig(), sampler),
     }
 
@@ -236,7 +239,7 @@ def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent
 @pytest.mark.parametrize("agent_kind", AGENT_KINDS)
 def test_every_agent_learns_from_rollouts_of_one_step(synthesizers, agent_kind):
     agent, data = small_agent(agent_kind), transitions()
-    short = make_world_model_synthesizer(synthesizers["world_model"].model, WorldModelConfig(length=1), length=T)
+    short = make_world_model_synthesizer(synthesizers["world_model"].model, RolloutConfig(length=1), length=T)
     replay = init_replay(short(jax.random.key(0), small_policy(), data.obs[:8]).trajectory)
     assert replay.trajectory.reward.shape == (8, 1) and int(replay.count) == 8
     batch = sample_synthetic(jax.random.key(3), replay, 24)

@@ -31,10 +31,12 @@ from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
 from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
-from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics
 from jaxpgd.training.sources import join_sources, sources_program
+from jaxpgd.training.world_model import world_model_program
 from jaxpgd.types import Transition
 from jaxpgd.windows import DataConfig
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
 
 SIZE = 10007  # of the dataset: no other size is like it
 DENOISER = DenoiserConfig(features=8, blocks=2, groups=4, steps=4, batch_size=16, validate_every=2, validation_batches=2)
@@ -103,11 +105,11 @@ def together_chunk() -> tuple[Any, Any]:
     return program.chunk, (state, shaped(sources), jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def dynamics_chunk() -> tuple[Any, Any]:
+def world_model_chunk() -> tuple[Any, Any]:
     """The chunk of a world model, terminals included."""
-    config = DynamicsConfig(members=2, elites=1, hidden=HIDDEN, reward_hidden=HIDDEN, batch_size=256, holdout_most=100)
-    prepared = prepare_dynamics(jax.tree.map(np.asarray, data().transitions), config)
-    program = dynamics_program(prepared, config)
+    config = WorldModelConfig(members=2, elites=1, hidden=HIDDEN, reward_hidden=HIDDEN, batch_size=256, holdout_most=100)
+    prepared = prepare_transitions(jax.tree.map(np.asarray, data().transitions), config)
+    program = world_model_program(prepared, config)
     state = jax.eval_shape(program.init, jax.random.key(0), prepared)
     return program.chunk, (state, shaped(prepared), jax.ShapeDtypeStruct((), jnp.int32))
 
@@ -141,7 +143,7 @@ PROGRAMS: dict[str, Any] = {
     **{kind: functools.partial(agent_chunk, kind) for kind in AGENTS},
     "guided": lambda: agent_chunk("td3_bc", synthesizer("moment")),
     "together": together_chunk,
-    "dynamics": dynamics_chunk,
+    "world_model": world_model_chunk,
     "heun": lambda: sampler(None, kind="heun"),
     "published": lambda: sampler("published", kind="ancestral"),
     "smc": lambda: sampler("smc"),
@@ -268,7 +270,7 @@ def steps(jaxpr: Any) -> Iterator[Any]:
                 yield part
 
 
-LOOPS = {"denoiser": 2, "bfloat16": 2, "primitive": 2, "dynamics": 3}  # training and validation; parts of a world model
+LOOPS = {"denoiser": 2, "bfloat16": 2, "primitive": 2, "world_model": 3}  # training and validation; parts of a world model
 
 
 @pytest.mark.parametrize("what", CHUNKS)

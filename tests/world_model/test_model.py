@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxpgd.networks.ensemble import GaussianRegressor
 from jaxpgd.types import Policy, Transition
-from jaxpgd.world_model.model import Imagination, fit_scales, penalty, statistics
+from jaxpgd.world_model.networks import GaussianRegressor
+from jaxpgd.world_model.rollouts import RolloutConfig, rollout, uncertainty
+from jaxpgd.world_model.scales import fit_scales, statistics
 
 
 @struct.dataclass
@@ -29,7 +30,7 @@ class Exact:
     def discount(self, obs, action, next_obs):
         return jnp.where(next_obs[0] > self.limit, 0.0, 1.0)
 
-    def within_reach(self, obs):
+    def clip_obs(self, obs):
         return obs
 
 
@@ -37,42 +38,41 @@ def constant(action):
     return Policy(jnp.asarray([action]), lambda p, key, obs: p, lambda p, obs: p)
 
 
-def rollout(model, key=0, start=0.0, action=0.5, **options):
-    return Imagination(**{"sampled": False, "length": 6, **options}).rollout(
-        jax.random.key(key), model, constant(action), jnp.asarray([start])
-    )
+def roll(model, key=0, start=0.0, action=0.5, **options):
+    config = RolloutConfig(**{"sampled": False, "length": 6, **options})
+    return rollout(jax.random.key(key), model, constant(action), jnp.asarray([start]), config)
 
 
 @pytest.mark.parametrize("length", [1, 2, 6])
 def test_a_rollout_of_h_steps_is_h_transitions(length):
-    made = rollout(Exact(members=1), length=length)
-    assert made.obs.shape == (length, 1) and made.mask.tolist() == [True] * length
-    np.testing.assert_allclose(made.last_obs, [1.5 * length])
+    found = roll(Exact(members=1), length=length)
+    assert found.obs.shape == (length, 1) and found.mask.tolist() == [True] * length
+    np.testing.assert_allclose(found.last_obs, [1.5 * length])
 
 
 def test_steps_rewards_and_the_last_mask_by_hand():
-    made = rollout(Exact(members=1))
-    np.testing.assert_allclose(made.obs[:, 0], 1.5 * np.arange(6))
-    np.testing.assert_allclose(made.reward, 1.5 * np.arange(6) + 50.0)
-    np.testing.assert_array_equal(made.mask, [True] * 6)  # where the last step leads is known as well
-    np.testing.assert_allclose(made.last_obs, [9.0])
-    np.testing.assert_array_equal(made.discount, np.ones(6))
+    found = roll(Exact(members=1))
+    np.testing.assert_allclose(found.obs[:, 0], 1.5 * np.arange(6))
+    np.testing.assert_allclose(found.reward, 1.5 * np.arange(6) + 50.0)
+    np.testing.assert_array_equal(found.mask, [True] * 6)  # where the last step leads is known as well
+    np.testing.assert_allclose(found.last_obs, [9.0])
+    np.testing.assert_array_equal(found.discount, np.ones(6))
 
 
 def test_everything_after_a_terminal_is_masked():
-    made = rollout(Exact(members=1, limit=4.0))  # 0, 1.5, 3, then 4.5: the third step ends the episode
-    np.testing.assert_array_equal(made.discount[:3], [1, 1, 0])
-    np.testing.assert_array_equal(made.mask, [True, True, True, False, False, False])
+    found = roll(Exact(members=1, limit=4.0))  # 0, 1.5, 3, then 4.5: the third step ends the episode
+    np.testing.assert_array_equal(found.discount[:3], [1, 1, 0])
+    np.testing.assert_array_equal(found.mask, [True, True, True, False, False, False])
 
 
-def moves(made):
-    return np.round(np.diff(np.asarray(made.obs[:, 0])) - 0.5)
+def moves(found):
+    return np.round(np.diff(np.asarray(found.obs[:, 0])) - 0.5)
 
 
 def test_an_elite_is_drawn_once_per_trajectory_or_at_every_step():
-    once = [moves(rollout(Exact(), key=k, elite="trajectory")) for k in range(20)]
+    once = [moves(roll(Exact(), key=k, elite="trajectory")) for k in range(20)]
     assert all(len(set(m)) == 1 for m in once) and {m[0] for m in once} == {1.0, 10.0, 100.0}
-    every = np.concatenate([moves(rollout(Exact(), key=k, elite="step", length=31)) for k in range(20)])
+    every = np.concatenate([moves(roll(Exact(), key=k, elite="step", length=31)) for k in range(20)])
     assert set(every) == {1.0, 10.0, 100.0}
     for step in (1.0, 10.0, 100.0):  # 600 draws of probability 1/3: five standard deviations are 0.096
         assert np.mean(every == step) == pytest.approx(1 / 3, abs=0.096)
@@ -86,13 +86,13 @@ def test_sampled_rollouts_have_the_members_spread():
 
 
 def rollout_key(key):
-    made = Imagination(sampled=True, length=2).rollout(key, Exact(std=0.3, members=1), constant(0.5), jnp.zeros(1))
-    return made.obs[1, 0]
+    found = rollout(key, Exact(std=0.3, members=1), constant(0.5), jnp.zeros(1), RolloutConfig(length=2))
+    return found.obs[1, 0]
 
 
 def test_penalty_is_the_largest_norm_over_members():
-    assert float(penalty(jnp.array([[3.0, 4.0], [0.0, 6.0]]))) == 6.0
-    plain, punished = (rollout(Exact(std=0.1), penalty=p, elite="trajectory") for p in (0.0, 2.0))
+    assert float(uncertainty(jnp.array([[3.0, 4.0], [0.0, 6.0]]))) == 6.0
+    plain, punished = (roll(Exact(std=0.1), penalty=p, elite="trajectory") for p in (0.0, 2.0))
     np.testing.assert_allclose(plain.reward - punished.reward, 2.0 * 10.0, rtol=1e-4)  # member 2: 0.1 * 10^2
 
 

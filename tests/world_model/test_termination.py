@@ -123,11 +123,11 @@ def test_termination_follows_the_choice_and_has_no_silent_default():
     assert termination("auto", "PointMaze_UMaze-v3", {"continuing_task": False}, MAZE) == MazeGoal((0, 2), (2, 4))
     assert termination("never", "CartPole-v1") == make_rule("never")
     assert termination("learned", "Hopper-v5") is None
-    with pytest.raises(InputError, match=r"dynamics\.termination.*CartPole-v1.*learned.*inverted_pendulum"):
+    with pytest.raises(InputError, match=r"world_model\.termination.*CartPole-v1.*learned.*inverted_pendulum"):
         termination("auto", "CartPole-v1")
-    with pytest.raises(InputError, match=r"dynamics\.termination = 'hoper'.*auto.*learned.*hopper"):
+    with pytest.raises(InputError, match=r"world_model\.termination = 'hoper'.*auto.*learned.*hopper"):
         termination("hoper", "Hopper-v5")
-    with pytest.raises(InputError, match=r"dynamics\.termination"):
+    with pytest.raises(InputError, match=r"world_model\.termination"):
         make_rule("auto")
 
 

@@ -25,12 +25,12 @@ from jaxpgd.metrics.dynamics_error import action_log_likelihood, terminal_rate
 from jaxpgd.metrics.rollout_comparison import compare_rollouts, crossing, paired_crossing
 from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.simulators.resimulation import make_simulator, rollout
-from jaxpgd.synthesis.acting import greedy
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.types import Policy, Synthesizer, Trajectory
+from jaxpgd.world_model.acting import greedy
 
 ITERATIONS = (0, 1, 2, 4)
 ENSEMBLES = {"world model, mean": False, "world model, sampled": True}  # whether next states are drawn or the members' means

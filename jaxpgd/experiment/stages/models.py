@@ -23,24 +23,27 @@ from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.training.denoiser import Windows, denoiser_program, state_windows, trained_denoiser, trained_state_denoiser
-from jaxpgd.training.dynamics import dynamics_program, informative, prepare_dynamics, trained_dynamics
+from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.windows import low_coverage
+from jaxpgd.world_model.data import informative, prepare_transitions
 from jaxpgd.world_model.model import Terminates, WorldModel
 from jaxpgd.world_model.termination import termination
+
+WORLD_MODEL_KEY = "dynamics"  # names the random key of the world model: another name is another model
 
 # which arms need which model
 NEEDS: dict[str, tuple[str, ...]] = {
     "denoiser": ("unguided", "guided"),
-    "dynamics": ("dydiff", "world_model"),
+    "world-model": ("dydiff", "world_model"),
     "state-denoiser": ("dydiff",),
 }
 
 # the settings that decide what each model becomes; the seed decides which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
-    "dynamics": (
+    "world-model": (
         "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
-        "dynamics",
+        "world_model",
     ),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
@@ -60,9 +63,9 @@ def check_models(config: Config, prepared: Prepared) -> None:
         lender(config, stage)
     if "guided" in config.arms:
         check_ends(config.guidance, prepared.windows.left is not None)
-    if needs(config, "dynamics"):
+    if needs(config, "world-model"):
         termination_of(config, prepared.dataset.info)
-        informative(prepared.dataset.transitions(), config.dynamics)
+        informative(prepared.dataset.transitions(), config.world_model)
     if needs(config, "state-denoiser"):
         prepare_state_windows(config, prepared)
 
@@ -72,7 +75,7 @@ def models_stage(run: RunDirectory, prepared: Prepared, *, settle: bool = True) 
     config = run.config
     models = Models(
         denoiser=denoiser_stage(run, prepared) if needs(config, "denoiser") else None,
-        world=dynamics_stage(run, prepared) if needs(config, "dynamics") else None,
+        world=world_model_stage(run, prepared) if needs(config, "world-model") else None,
         states=state_denoiser_stage(run, prepared) if needs(config, "state-denoiser") else None,
     )
     settle_batch(run, models)
@@ -187,19 +190,19 @@ def _validation(row: dict[str, Any]) -> float:
 def termination_of(config: Config, info: DatasetInfo) -> Terminates | None:
     """The terminal rule of a config for a dataset's environment; None: a classifier is learned. Raises InputError."""
     kwargs: dict[str, Any] = environment_kwargs(info)
-    return termination(config.dynamics.termination, info.env_id, kwargs, obs_slices(info))
+    return termination(config.world_model.termination, info.env_id, kwargs, obs_slices(info))
 
 
 @explained
-def dynamics_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
+def world_model_stage(run: RunDirectory, prepared: Prepared) -> WorldModel:
     """Train the one-step world model, or take it from this run's checkpoint or from a run of `models_from`."""
-    run = lender(run.config, "dynamics") or run
+    run = lender(run.config, "world-model") or run
     config, info = run.config, prepared.dataset.info
     rule = termination_of(config, info)
-    data = prepare_dynamics(prepared.dataset.transitions(), config.dynamics, seed=config.seed)
-    program = dynamics_program(data, config.dynamics, rule, skip=config.health.skip_updates > 0)
-    state = drive(run, "dynamics", stage_key(config, "dynamics"), program, data, unit="epochs", note="state_loss")
-    return trained_dynamics(state, data, config.dynamics, rule)
+    data = prepare_transitions(prepared.dataset.transitions(), config.world_model, seed=config.seed)
+    program = world_model_program(data, config.world_model, rule, skip=config.health.skip_updates > 0)
+    state = drive(run, "world-model", stage_key(config, WORLD_MODEL_KEY), program, data, unit="epochs", note="state_loss")
+    return trained_world_model(state, data, config.world_model, rule)
 
 
 @explained

@@ -23,7 +23,7 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
 from jaxpgd.experiment.stages.agents import in_reported_units, joint_data, joint_program, population, seed_policy
-from jaxpgd.experiment.stages.models import needs, termination_of
+from jaxpgd.experiment.stages.models import WORLD_MODEL_KEY, needs, termination_of
 from jaxpgd.experiment.stages.parts import Models, Prepared, arm_synthesizer, build_agent, build_experience, stage_key
 from jaxpgd.experiment.studies.measures import target_of
 from jaxpgd.experiment.studies.plan import Budget, Cell, Study, digest
@@ -33,9 +33,10 @@ from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.parallel import Placement
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.training.denoiser import denoiser_program, trained_denoiser
-from jaxpgd.training.dynamics import dynamics_program, prepare_dynamics, trained_dynamics
 from jaxpgd.training.program import Program
+from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Policy, PyTree
+from jaxpgd.world_model.data import prepare_transitions
 
 _THREADS = 8  # programs that are compiled at once, at most
 
@@ -207,8 +208,8 @@ class Workload:
         self.guided = any(c.config.arms == ("guided",) and c.config.synthesis.first_unguided for p in returns for c in p)
         self.tasks: list[Callable[[], object]] = [timed.compile for timed in (*filter(None, (self.denoiser,)), *self.agents)]
         self.tasks += [self._target(config).compile for config in _distinct(cell.target.config for cell in study.cells)]
-        needed = _distinct(store.lender(config, "dynamics") for config in used if needs(config, "dynamics"))
-        self.tasks += [self._dynamics(config).compile for config in needed]
+        needed = _distinct(store.lender(config, "world-model") for config in used if needs(config, "world-model"))
+        self.tasks += [self._world_model(config).compile for config in needed]
         self.tasks += [self._sampling(cell) for cell in study.cells if cell.measure.kind == "trajectories"]
 
     def rates(self, last: float) -> Rates:
@@ -257,11 +258,11 @@ class Workload:
         program = in_reported_units(population(config, build_agent(config, dataset), "real"), dataset.info)
         return Timed(program, build_experience(config, dataset, Models(), "real"), stage_key(config, "agent"))
 
-    def _dynamics(self, config: Config) -> Timed:
+    def _world_model(self, config: Config) -> Timed:
         dataset = self.store.prepared(config).dataset
-        data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
+        data = prepare_transitions(dataset.transitions(), config.world_model, seed=config.seed)
         rule = termination_of(config, dataset.info)
-        return Timed(dynamics_program(data, config.dynamics, rule), data, stage_key(config, "dynamics"))
+        return Timed(world_model_program(data, config.world_model, rule), data, stage_key(config, WORLD_MODEL_KEY))
 
     def _sampling(self, cell: Cell) -> Callable[[], object]:
         """The program that makes a cell's trajectories."""
@@ -298,12 +299,14 @@ class Workload:
             program = denoiser_program(prepared.windows, config.denoiser)
             state = self._initial(self.store.lender(config, "denoiser"), program, prepared.windows)
             models = models.replace(denoiser=trained_denoiser(state, prepared.windows, config.denoiser))  # type: ignore[attr-defined]
-        if needs(config, "dynamics"):
+        if needs(config, "world-model"):
             dataset = prepared.dataset
-            data = prepare_dynamics(dataset.transitions(), config.dynamics, seed=config.seed)
+            data = prepare_transitions(dataset.transitions(), config.world_model, seed=config.seed)
             rule = termination_of(config, dataset.info)
-            state = self._initial(self.store.lender(config, "dynamics"), dynamics_program(data, config.dynamics, rule), data)
-            models = models.replace(world=trained_dynamics(state, data, config.dynamics, rule))  # type: ignore[attr-defined]
+            state = self._initial(
+                self.store.lender(config, "world-model"), world_model_program(data, config.world_model, rule), data
+            )
+            models = models.replace(world=trained_world_model(state, data, config.world_model, rule))  # type: ignore[attr-defined]
         return models
 
     def _initial(self, lender: Config, program: Program[Any], data: PyTree) -> PyTree:

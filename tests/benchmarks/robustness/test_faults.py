@@ -11,7 +11,7 @@ from benchmarks.robustness import faults, sandbox
 def test_the_stage_that_a_run_is_in(tmp_path: Path) -> None:
     assert sandbox.stage_of(tmp_path) == "denoiser"
     (tmp_path / "stages").mkdir()
-    for stage in ("denoiser", "dynamics", "state-denoiser"):
+    for stage in ("denoiser", "world-model", "state-denoiser"):
         (tmp_path / "stages" / f"{stage}.json").touch()
     assert sandbox.stage_of(tmp_path) == "agent-guided"
 

@@ -28,10 +28,12 @@ from jaxpgd.experiment.stages import agents as stages
 from jaxpgd.experiment.stages.parts import prepare
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program, init_agent, make_schedule, value_excess
-from jaxpgd.training.dynamics import DynamicsConfig, dynamics_program, prepare_dynamics
 from jaxpgd.training.health import checked, culprits, first_bad, first_of_blocks, firsts, skipping, split_firsts, where
 from jaxpgd.training.program import Program, mean_metrics
+from jaxpgd.training.world_model import world_model_program
 from jaxpgd.types import Policy, Synthesis, Trajectory, Transition
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
 
 STEPS = 4  # of a chunk
 
@@ -339,42 +341,42 @@ def nan() -> np.ndarray:
     return np.array(np.nan)
 
 
-def dynamics_data(spoiled: float = 1.0) -> Any:
-    found = prepare_dynamics(transitions(200).replace(next_obs=jnp.arange(400.0).reshape(200, 2)), DYNAMICS)  # type: ignore[attr-defined]
+def world_model_data(spoiled: float = 1.0) -> Any:
+    found = prepare_transitions(transitions(200).replace(next_obs=jnp.arange(400.0).reshape(200, 2)), WORLD_MODEL)  # type: ignore[attr-defined]
     return found.replace(transitions=jax.tree.map(lambda x: x * spoiled, found.transitions))  # type: ignore[attr-defined]
 
 
-DYNAMICS = DynamicsConfig(members=2, elites=1, hidden=(8,), reward_hidden=(8,), epochs=3, steps_per_epoch=6, batch_size=8)
+WORLD_MODEL = WorldModelConfig(members=2, elites=1, hidden=(8,), reward_hidden=(8,), epochs=3, steps_per_epoch=6, batch_size=8)
 
 
 def test_a_world_model_names_the_gradient_step(tmp_path: Path) -> None:
-    data = dynamics_data(np.nan)
-    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool))
+    data = world_model_data(np.nan)
+    program = world_model_program(data, WORLD_MODEL, lambda obs: jnp.zeros((), bool))
     with pytest.raises(DivergenceError, match=r": (state|reward)_training_loss is not finite from step 1 on"):
-        drive(open_run(tmp_path), "dynamics", jax.random.key(0), program, data)
+        drive(open_run(tmp_path), "world-model", jax.random.key(0), program, data)
 
 
 def test_a_world_model_counts_the_gradient_steps_that_it_leaves_out(tmp_path: Path) -> None:
-    data = dynamics_data()
+    data = world_model_data()
     spoiled = lambda rows: data.replace(transitions=data.transitions.replace(obs=data.transitions.obs.at[rows].set(jnp.nan)))
     # what is held out stays sound, and so does its loss
     all_bad, few_bad = spoiled(data.train), spoiled(data.train[:8])
-    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool), skip=True)
+    program = world_model_program(data, WORLD_MODEL, lambda obs: jnp.zeros((), bool), skip=True)
     with pytest.raises(DivergenceError, match=r": 6 updates were not finite .* which are all that it has"):
-        drive(open_run(tmp_path / "none", skip_updates=6), "dynamics", jax.random.key(0), program, all_bad)
+        drive(open_run(tmp_path / "none", skip_updates=6), "world-model", jax.random.key(0), program, all_bad)
     run = open_run(tmp_path / "some", skip_updates=5)
-    state = drive(run, "dynamics", jax.random.key(0), program, few_bad)
+    state = drive(run, "world-model", jax.random.key(0), program, few_bad)
     skipped = [row["skipped_updates"] for row in run.log.read()]
-    assert 0 < sum(skipped) < 6 * DYNAMICS.epochs
+    assert 0 < sum(skipped) < 6 * WORLD_MODEL.epochs
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.state.params))
     assert max(skipped) > 1
     with pytest.raises(DivergenceError, match=r"updates were not finite .* more than health\.skip_updates = 1"):
-        drive(open_run(tmp_path / "few", skip_updates=1), "dynamics", jax.random.key(0), program, few_bad)
+        drive(open_run(tmp_path / "few", skip_updates=1), "world-model", jax.random.key(0), program, few_bad)
 
 
 def test_the_network_that_leaves_out_the_most_is_counted() -> None:
-    data = dynamics_data()
-    program = dynamics_program(data, DYNAMICS, lambda obs: jnp.zeros((), bool), skip=True)
+    data = world_model_data()
+    program = world_model_program(data, WORLD_MODEL, lambda obs: jnp.zeros((), bool), skip=True)
     state = program.init(jax.random.key(0), data)
     params = jax.tree.map(lambda x: x.at[0].mul(1e30), state.state.params)  # of one of two: no step of it is sound
     _, metrics = program.chunk(state.replace(state=state.state.replace(params=params)), data, jnp.asarray(0))

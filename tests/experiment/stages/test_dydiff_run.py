@@ -25,7 +25,7 @@ from jaxpgd.types import Policy
 SMALL: dict[str, Any] = {
     "arms": ["world_model", "dydiff"],
     "seeds": 1,
-    "dynamics": {
+    "world_model": {
         "members": 3, "elites": 2, "hidden": [8], "reward_hidden": [8], "epochs": 4, "steps_per_epoch": 2, "batch_size": 16,
     },
     # what DyDiff published where the defaults are others
@@ -66,7 +66,7 @@ def test_every_arm_is_trained_scored_and_reported(done: Path) -> None:
     page = (done / "report.html").read_text()
     assert "dydiff" in page and (done / "figures" / "dynamics.png").stat().st_size > 5000
     assert {p.name for p in (done / "checkpoints").iterdir()} == {
-        "dynamics", "state-denoiser", "agent-world_model", "agent-dydiff",
+        "world-model", "state-denoiser", "agent-world_model", "agent-dydiff",
     }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_interrupted_models_end_with_the_same_bits(
 ) -> None:
     config = dydiff_config(tmp_path / "again")
     write = MetricsLog.write
-    for stage in ("dynamics", "state-denoiser"):
+    for stage in ("world-model", "state-denoiser"):
 
         def stop(self: MetricsLog, name: str, chunk: int, values: dict[str, Any], stage: str = stage) -> None:
             write(self, name, chunk, values)
@@ -172,9 +172,9 @@ def test_one_setting_names_the_kind(tmp_path: Path) -> None:
 def test_an_environment_without_a_known_rule_is_refused_before_training(dydiff_config: Any, tmp_path: Path) -> None:
     config = dydiff_config(tmp_path / "x")
     info = dataclasses.replace(prepare(config).dataset.info, env_id="Swimmer-v5", env_spec=None)
-    with pytest.raises(InputError, match=r"dynamics.termination = 'auto'.*Swimmer-v5"):
+    with pytest.raises(InputError, match=r"world_model.termination = 'auto'.*Swimmer-v5"):
         models.termination_of(config, info)
-    learned = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, termination="learned"))
+    learned = dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, termination="learned"))
     assert models.termination_of(learned, info) is None
 
 
@@ -196,7 +196,7 @@ def test_the_same_config_gives_the_same_bits(done: Path, capsys: pytest.CaptureF
     assert "the same bits, " in said and (done / "reproduced" / "reproduction.json").exists()
     parts = {part["part"]: part["entries"] for part in read(done / "reproduced" / "reproduction.json")["parts"]}
     assert set(parts) == {
-        *(name + ending for name in ("dynamics", "state-denoiser", "agent-world_model", "agent-dydiff")
+        *(name + ending for name in ("world-model", "state-denoiser", "agent-world_model", "agent-dydiff")
           for ending in ("", ", metrics")), "returns.json", "quality.json", "results.json",
     }  # fmt: skip
     assert min(parts.values()) > 0

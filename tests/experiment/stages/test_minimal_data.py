@@ -24,7 +24,7 @@ LEAST: dict[str, Any] = {
     },
     "sampler": {"kind": "euler", "steps": 2, "batch_size": 2, "churn": 0.0},
     "guidance": {"kind": "reconstruction"},
-    "dynamics": {"members": 1, "elites": 1, "hidden": [4], "reward_hidden": [4], "epochs": 1, "batch_size": 8},
+    "world_model": {"members": 1, "elites": 1, "hidden": [4], "reward_hidden": [4], "epochs": 1, "batch_size": 8},
     "synthesis": {"trajectories": 2, "interval": 2, "dydiff": {"iterations": 1}},
     "agent": {
         "updates": 4, "updates_per_chunk": 2, "batch_size": 32, "bc": WIDTH, "td3_bc": WIDTH, "iql": WIDTH,

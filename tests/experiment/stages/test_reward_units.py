@@ -19,7 +19,7 @@ SMALL = {
     "arms": ["unguided", "world_model"],
     "seeds": 1,
     "evaluation": {"episodes": 1, "trajectories": 16, "coefficients": []},
-    "dynamics": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 2, "steps_per_epoch": 4,
+    "world_model": {"members": 2, "elites": 1, "hidden": [8], "reward_hidden": [8], "epochs": 2, "steps_per_epoch": 4,
                  "batch_size": 16},
 }  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_logs_tell_synthetic_rewards_in_own_units(runs: list[Path]) -> None:
         first = [next(row for row in found if row["stage"] == stage) for found in rows]
         assert first[0]["synthetic_reward"] == first[1]["synthetic_reward"] != 0
         assert first[0]["critic_loss"] != first[1]["critic_loss"]  # values are those of learned rewards
-    for stage in ("denoiser", "dynamics"):  # what is standardised is the same
+    for stage in ("denoiser", "world-model"):  # what is standardised is the same
         losses = [[{k: v for k, v in row.items() if "loss" in k} for row in found if row["stage"] == stage] for found in rows]
         assert losses[0] == losses[1] != []
 

@@ -25,7 +25,7 @@ data = { episodes = 40, validation_fraction = 0.25 }
 denoiser = { features = 8, groups = 4, blocks = 1, block = "plain", steps = 4, validate_every = 2, batch_size = 8 }
 sampler = { kind = "euler", steps = 2, batch_size = 8 }
 guidance = { kind = "reconstruction" }
-dynamics = { members = 2, elites = 1, hidden = [8], reward_hidden = [8], epochs = 1, steps_per_epoch = 2 }
+world_model = { members = 2, elites = 1, hidden = [8], reward_hidden = [8], epochs = 1, steps_per_epoch = 2 }
 synthesis = { trajectories = 8, interval = 4 }
 agent = { updates = 8, updates_per_chunk = 4, batch_size = 16, td3_bc.hidden = [8] }
 evaluation = { episodes = 3, every = 4, intermediate_episodes = 1 }
@@ -193,11 +193,13 @@ def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: p
         run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
 
 
-NO_DYNAMICS = "\n".join(line for line in SIZES.splitlines() if not line.startswith("dynamics"))  # of arms without a world model
+NO_WORLD_MODEL = "\n".join(
+    line for line in SIZES.splitlines() if not line.startswith("world_model")
+)  # of arms without a world model
 RETURNS = f"""
 title = "Returns"
 text = "Of agents."
-{NO_DYNAMICS}
+{NO_WORLD_MODEL}
 [axes.source]
 real = {{ arms = ["real"] }}
 unguided = {{ arms = ["unguided"] }}
@@ -338,7 +340,7 @@ rows = ["source"]
 """
     results = run_study(load_study(write(tmp_path, text)), tmp_path / "out")
     kinds = sorted(p.name.split("-")[0] for p in (tmp_path / "out" / "models").iterdir())
-    assert kinds == ["agent", "denoiser", "dynamics"]
+    assert kinds == ["agent", "denoiser", "world-model"]
     length = lambda label: {row["synthetic_length"] for row in results.rows if row["source"] == label}
     lengths = {label: length(label) for label in results.labels("source")}
     assert [lengths[label] for label in ("rollouts", "dataset", "world_model")] == [{16}, {16}, {5}]

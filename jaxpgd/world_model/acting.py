@@ -1,4 +1,4 @@
-"""How a policy acts in the rollouts of a model: by draws, or by its mode."""
+"""How a policy acts in the rollouts of a model: by sampling its actions, or by its mode."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Actions = Literal["sampled", "mode"]
 
 @dataclasses.dataclass(frozen=True)
 class ModeOnly:
-    """The sampling function of a policy that always takes its mode."""
+    """The sampling function of a policy that always takes its mode; equal, and without a new trace, for equal `mode_fn`."""
 
     mode_fn: Callable[[Any, Array], Array]
 
@@ -23,10 +23,10 @@ class ModeOnly:
 
 
 def greedy(policy: Policy) -> Policy:
-    """The same policy, acting by its mode."""
+    """The same policy, whose samples are its mode."""
     return dataclasses.replace(policy, sample_fn=ModeOnly(policy.mode_fn))
 
 
 def acting(policy: Policy, actions: Actions) -> Policy:
-    """The policy as rollouts take it."""
+    """The policy that rollouts use: itself, or `greedy` for actions "mode"."""
     return greedy(policy) if actions == "mode" else policy

@@ -9,23 +9,17 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.training.dynamics import (
-    DynamicsConfig,
-    _learners,
-    dynamics_program,
-    prepare_dynamics,
-    steps_per_epoch,
-    train_dynamics,
-    trained_dynamics,
-)
 from jaxpgd.training.program import fit
+from jaxpgd.training.world_model import _learners, steps_per_epoch, train_world_model, trained_world_model, world_model_program
 from jaxpgd.types import Transition
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import WorldModelConfig
 from jaxpgd.world_model.termination import make_rule
 
 A = np.array([[0.9, 0.2], [-0.1, 0.8]], np.float32)
 B = np.array([[0.5], [1.0]], np.float32)
 NOISE = 0.1
-CONFIG = DynamicsConfig(
+CONFIG = WorldModelConfig(
     members=3, elites=2, hidden=(32, 32), reward_hidden=(32,), epochs=12, batch_size=64, steps_per_epoch=60, patience=4, lr=3e-3
 )
 
@@ -41,8 +35,8 @@ def linear(size=4000, noise=NOISE):
 
 @functools.cache
 def trained():
-    data = prepare_dynamics(linear(), CONFIG)
-    return jax.jit(lambda key: train_dynamics(key, data, config=CONFIG))(jax.random.key(0))
+    data = prepare_transitions(linear(), CONFIG)
+    return jax.jit(lambda key: train_world_model(key, data, config=CONFIG))(jax.random.key(0))
 
 
 def test_it_learns_next_state_noise_reward_and_terminals():
@@ -61,31 +55,31 @@ def test_it_learns_next_state_noise_reward_and_terminals():
 
 
 def test_a_known_rule_replaces_the_classifier():
-    data = prepare_dynamics(linear(), CONFIG)
+    data = prepare_transitions(linear(), CONFIG)
     short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=2)
-    program = dynamics_program(data, short, make_rule("hopper"))
+    program = world_model_program(data, short, make_rule("hopper"))
     state, metrics = fit(jax.random.key(0), program, data)
     assert state.terminal is None and "terminal_loss" not in metrics
-    model = trained_dynamics(state, data, short, make_rule("hopper"))
+    model = trained_world_model(state, data, short, make_rule("hopper"))
     fallen, upright = jnp.array([0.5, 0.0]), jnp.array([1.2, 0.0])  # z 0.5 is below 0.7
     assert [float(model.discount(fallen, jnp.zeros(1), x)) for x in (fallen, upright)] == [0.0, 1.0]
 
 
 def test_elites_are_the_members_of_least_held_out_loss():
-    data = prepare_dynamics(linear(), CONFIG)
+    data = prepare_transitions(linear(), CONFIG)
     short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=2)
-    state, _ = fit(jax.random.key(0), dynamics_program(data, short, make_rule("never")), data)
+    state, _ = fit(jax.random.key(0), world_model_program(data, short, make_rule("never")), data)
     state = state.replace(state=state.state.replace(best_loss=jnp.array([0.3, 0.1, 0.2])))
-    model = trained_dynamics(state, data, short, make_rule("never"))
+    model = trained_world_model(state, data, short, make_rule("never"))
     for elite, all_members in zip(jax.tree.leaves(model.elites), jax.tree.leaves(state.state.best), strict=True):
         np.testing.assert_array_equal(elite, all_members[jnp.array([1, 2])])
 
 
 def test_early_stopping_keeps_the_best_and_freezes_what_has_stopped():
     """A learning rate of 0 never improves after the first epoch: every part stops after `patience` more."""
-    data = prepare_dynamics(linear(400), CONFIG)
+    data = prepare_transitions(linear(400), CONFIG)
     still = dataclasses.replace(CONFIG, lr=0.0, weight_decay=0.0, steps_per_epoch=1, epochs=8, patience=3)
-    program = dynamics_program(data, still)
+    program = world_model_program(data, still)
     state, metrics = fit(jax.random.key(0), program, data)
     np.testing.assert_array_equal(metrics["state_stale"], [0, 1, 2, 3, 3, 3, 3, 3])
     np.testing.assert_array_equal(metrics["reward_stale"], [0, 1, 2, 3, 3, 3, 3, 3])
@@ -95,11 +89,11 @@ def test_early_stopping_keeps_the_best_and_freezes_what_has_stopped():
 
 def test_the_best_parameters_are_not_the_last_where_training_makes_things_worse():
     """Ten examples to train on, many epochs: networks overfit, and what counts is from before."""
-    data = prepare_dynamics(linear(400, noise=1.0), dataclasses.replace(CONFIG, holdout=0.9))
+    data = prepare_transitions(linear(400, noise=1.0), dataclasses.replace(CONFIG, holdout=0.9))
     long = dataclasses.replace(CONFIG, lr=1e-2, weight_decay=0.0, steps_per_epoch=40, epochs=12, patience=50, batch_size=32)
-    state, metrics = fit(jax.random.key(0), dynamics_program(data, long), data)
+    state, metrics = fit(jax.random.key(0), world_model_program(data, long), data)
     learner = _learners(long, data.transitions.obs.shape[-1], True)[0]
-    last, best = (learner._held_out(p, data, long) for p in (state.state.params, state.state.best))
+    last, best = (learner._held_out(p, data) for p in (state.state.params, state.state.best))
     np.testing.assert_allclose(best, state.state.best_loss, rtol=1e-4)
     assert (last > best).all() and (metrics["state_stale"][-1] > 0)
 
@@ -109,27 +103,27 @@ def test_ends_without_a_next_observation_are_left_out():
     whole = linear(100)
     ends = np.arange(100) % 10 == 9
     blind = whole.replace(discount=(~ends).astype(np.float32), next_obs=np.where(ends[:, None], whole.obs, whole.next_obs))
-    data = prepare_dynamics(blind, CONFIG)
+    data = prepare_transitions(blind, CONFIG)
     assert data.transitions.reward.shape == (90,) and (data.transitions.discount == 1).all()
-    with pytest.raises(InputError, match=r"dynamics.termination = 'learned': expected a known rule"):
-        prepare_dynamics(blind, dataclasses.replace(CONFIG, termination="learned"))
+    with pytest.raises(InputError, match=r"world_model.termination = 'learned': expected a known rule"):
+        prepare_transitions(blind, dataclasses.replace(CONFIG, termination="learned"))
     seen = whole.replace(discount=blind.discount)
-    assert prepare_dynamics(seen, dataclasses.replace(CONFIG, termination="learned")).transitions.reward.shape == (100,)
+    assert prepare_transitions(seen, dataclasses.replace(CONFIG, termination="learned")).transitions.reward.shape == (100,)
 
 
 def test_same_key_same_bits():
-    data = prepare_dynamics(linear(400), CONFIG)
+    data = prepare_transitions(linear(400), CONFIG)
     short = dataclasses.replace(CONFIG, epochs=2, steps_per_epoch=3)
-    run = jax.jit(lambda key: fit(key, dynamics_program(data, short), data)[0])
+    run = jax.jit(lambda key: fit(key, world_model_program(data, short), data)[0])
     first, again, other = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
     jax.tree.map(np.testing.assert_array_equal, first.state.params, again.state.params)
     assert not np.array_equal(first.state.best_loss, other.state.best_loss)
 
 
 def test_holdout_and_epoch_sizes():
-    data = prepare_dynamics(linear(100), dataclasses.replace(CONFIG, holdout=0.2))
+    data = prepare_transitions(linear(100), dataclasses.replace(CONFIG, holdout=0.2))
     assert (len(data.train), len(data.held_out)) == (80, 20)
     assert not set(np.asarray(data.train)) & set(np.asarray(data.held_out))
-    capped = prepare_dynamics(linear(100), dataclasses.replace(CONFIG, holdout=0.2, holdout_most=5))
+    capped = prepare_transitions(linear(100), dataclasses.replace(CONFIG, holdout=0.2, holdout_most=5))
     assert len(capped.held_out) == 5
     assert steps_per_epoch(dataclasses.replace(CONFIG, steps_per_epoch=0), 130) == 3

@@ -1,4 +1,4 @@
-"""Networks of one-step world models: next state with its uncertainty, reward, terminal."""
+"""Networks of one-step world models: the next state with its uncertainty, the reward, the terminal."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -6,14 +6,16 @@ from jax import Array
 
 from jaxpgd.networks.mlp import MLP
 
-MAX_LOG_VARIANCE, MIN_LOG_VARIANCE = 0.5, -10.0  # where the learned bounds start (PETS, appendix A.1)
+MAX_LOG_VARIANCE, MIN_LOG_VARIANCE = 0.5, -10.0  # initial values of the learned bounds (PETS, appendix A.1)
 
 
 class GaussianRegressor(nn.Module):
     """Mean and log-variance of independent Gaussians over targets. x [..., I] -> (mean [..., J], log_variance [..., J]).
 
-    The log-variance is kept between two learned bounds by softplus, so that it stays finite far from data (PETS,
-    arXiv 1805.12114, appendix A.1).
+    Softplus keeps the log-variance between two learned bounds, so that it stays finite far from data (PETS,
+    arXiv 1805.12114, appendix A.1):
+
+        log var <- max - softplus(max - log var),   log var <- min + softplus(log var - min)
     """
 
     outputs: int

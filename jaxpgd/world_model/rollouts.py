@@ -1,0 +1,67 @@
+"""A policy rolled out in a world model, step by step (PETS, MBPO), with MOPO's penalty of uncertain steps."""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpgd.options import nonnegative, option, options
+from jaxpgd.types import Policy, Trajectory, valid_steps
+from jaxpgd.world_model.acting import Actions
+from jaxpgd.world_model.model import WorldModel
+
+
+@options
+class RolloutConfig:
+    """Rollouts of the policy in the world model: the arm `world_model`."""
+
+    length: int = nonnegative(0, "steps per rollout; 0: synthesis.length, or data.window where that is 0")
+    sampled: bool = option(True, "draw next states from the elite's Gaussian; false: its mean")
+    elite: Literal["step", "trajectory"] = option("step", "draw the elite that predicts at every step, or once per trajectory")
+    actions: Actions = option("sampled", "the policy's actions: sampled, or its mode")
+    penalty: float = nonnegative(
+        0.0, "lambda of MOPO: times the largest norm of the elites' standard deviations, subtracted from the reward; 0: none"
+    )
+
+
+def uncertainty(std: Array) -> Array:
+    """MOPO's u(s, a) = max_k ||std_k(s, a)||, [], of the elites' standard deviations [K, O] (arXiv 2005.13239, section 4.3)."""
+    chex.assert_rank(std, 2)
+    return jnp.linalg.norm(std, axis=-1).max()
+
+
+def rollout(
+    key: Array,
+    model: WorldModel,
+    policy: Policy,
+    start: Array,
+    config: RolloutConfig,
+    action_keys: Array | None = None,
+) -> Trajectory:
+    """One trajectory of T = `config.length` steps from start [O], and where its last step leads.
+
+    At each step a ~ pi(s), s' ~ N(mean_k, std_k^2) for a random elite k, and r = r(s, a) - lambda u(s, a) (MOPO, arXiv
+    2005.13239, section 4; lambda is `config.penalty`). All T transitions are valid, up to a terminal. The policy acts as it
+    is given, whatever `config.actions` says (`acting`); `action_keys` [T] are its random keys (default: drawn from `key`).
+    Raises ValueError for a length of 0.
+    """
+    chex.assert_rank(start, 1)
+    if config.length == 0:
+        raise ValueError("rollout: expected a number of steps in config.length, not 0")
+    key_member, key = jax.random.split(key)
+    fixed = jax.random.randint(key_member, (), 0, model.members)
+
+    def step(s: Array, keys: tuple[Array, Array | None]) -> tuple[Array, tuple[Array, ...]]:
+        key_action, key_member, key_noise = jax.random.split(keys[0], 3)
+        a = policy.sample(key_action if keys[1] is None else keys[1], s)
+        mean, std = model.next_states(s, a)
+        k = fixed if config.elite == "trajectory" else jax.random.randint(key_member, (), 0, model.members)
+        noise = std[k] * jax.random.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
+        next_s = model.clip_obs(mean[k] + noise)
+        r = model.reward(s, a) - config.penalty * uncertainty(std)
+        return next_s, (s, a, r, model.discount(s, a, next_s))
+
+    last, (obs, action, reward, discount) = jax.lax.scan(step, start, (jax.random.split(key, config.length), action_keys))
+    return Trajectory(obs, action, reward, discount, valid_steps(discount, end_known=True), last)
