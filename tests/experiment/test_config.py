@@ -151,7 +151,8 @@ DYDIFF_PAPER = {
     "sampler.kind": "heun", "sampler.steps": 34, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
     "sampler.churn": 60.0, "sampler.churn_min": 0.37, "sampler.churn_max": 52.2, "sampler.churn_noise": 1.002,
     "world_model.members": 7, "world_model.elites": 5,
-    "world_model.hidden": (200,) * 4, "world_model.reward_hidden": (256, 256), "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
+    "world_model.hidden": (200,) * 4, "world_model.reward_hidden": (256, 256),
+    "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
     "world_model.batch_size": 256,
     "synthesis.regime": "fifo", "synthesis.synthetic_ratio": 0.4, "synthesis.filter.kind": "softmax",
     "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05, "synthesis.filter.steps": "all",
@@ -216,7 +217,7 @@ def test_paper_is_that_of_the_method_of_the_arms(values: dict[str, Any], method:
     [
         ("paper", {"arms": ["guided", "dydiff"]}, r"arms = \['guided', 'dydiff'\]: expected arms of one method"),
         ("official", {"arms": ["real", "dydiff"]}, "expected no arm of DyDiff: preset 'official' is PGD's"),
-        ("official", {"synthesis": {"kind": "dydiff"}}, "expected no arm of DyDiff"),
+        ("official", {"arms": ["dydiff"]}, "expected no arm of DyDiff"),
         ("dydiff", {"arms": ["real", "unguided"]}, "expected no arm of PGD: preset 'dydiff' is DyDiff's"),
         ("dydiff", {"agent": {"kind": "iql"}}, "agent.kind = 'iql': expected one of td3_bc, cql, diffusion_ql with DyDiff's"),
         (
