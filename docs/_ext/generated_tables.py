@@ -1,7 +1,7 @@
 """What the pages say of the code, read from the code when the site is built.
 
 `<!-- settings -->` becomes a table for each section of the config, `<!-- public names of MODULE -->` a table of what a module
-exports, and `api/generated/` receives a page for each part of the library.
+exports, `<!-- rooms -->` the tables of CONTRIBUTING, and `api/generated/` receives a page for each part of the library.
 """
 
 import dataclasses
@@ -85,8 +85,16 @@ def public_names(module: str) -> str:
     return "\n".join(rows)
 
 
+def rooms() -> str:
+    """The tables of rooms between their markers in CONTRIBUTING."""
+    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return text.split("<!-- rooms -->")[1].split("<!-- /rooms -->")[0].strip()
+
+
 def fill(app: Sphinx, docname: str, content: list[str]) -> None:
     """Replaces the markers of one page."""
+    if docname == "architecture":
+        content[0] = content[0].replace("<!-- rooms -->", rooms())
     if "<!-- settings -->" in content[0]:
         config = importlib.import_module("jaxpgd.experiment.config").Config
         content[0] = content[0].replace("<!-- settings -->", settings(config))

@@ -53,8 +53,8 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
 
     content[0] = LINK.sub(resolved, content[0])
     if docname == "results/README":
-        inner = sorted(name.removeprefix("results/") for name in app.env.found_docs if name.startswith("results/"))
-        listed = "\n".join(name for name in inner if name != "README")
+        inner = [name.removeprefix("results/") for name in app.env.found_docs if name.startswith("results/")]
+        listed = "\n".join(sorted({*inner} - {"README"}, key=lambda name: (content[0].find(f"({name}.md)") % 10**9, name)))
         content[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n" if listed else ""
 
 
