@@ -20,7 +20,9 @@ from jaxpgd.world_model.rollouts import RolloutConfig
 class SynthesisConfig:
     """How much synthetic data, and when it is made anew. The regime sets interval and share."""
 
-    regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option("periodic")
+    regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option(
+        "periodic", "never refreshed; all replaced; the oldest share replaced; the same, filling up from one refresh"
+    )
     trajectories: int = positive(1024, "capacity of the replay; made at once at the first refresh, except in fifo")
     interval: int = positive(1000, "agent updates between refreshes (all but oneoff)")
     fraction: float = share(0.1, "continuous, fifo: share of the replay that a refresh makes, replacing the oldest")

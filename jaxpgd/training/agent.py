@@ -19,7 +19,6 @@ from jaxpgd.agents.td3_bc import TD3BCConfig
 from jaxpgd.errors import check
 from jaxpgd.options import check_ranges, option, options, positive
 from jaxpgd.resampling import effective_sample_size
-from jaxpgd.synthesis.diffusion import PROFILE_LEVELS
 from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import (
     Draw,
@@ -44,7 +43,7 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc")
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc", "the offline-RL algorithm")
     updates: int = positive(2000, "gradient updates of the agent")
     batch_size: int = positive(256, "batch size")
     updates_per_chunk: int = positive(500, "updates in one compiled call; logs and checkpoints come between chunks")
@@ -143,16 +142,17 @@ def learned_from(trajectory: Trajectory, *, drop_last: bool, after_terminal: boo
 def _synthesize(
     key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int, coefficient: Array | None
 ) -> tuple[Trajectory, Metrics]:
-    if coefficient is not None and getattr(synthesizer, "guidance", None) is not None:
-        synthesizer = synthesizer.with_coefficient(coefficient)  # type: ignore[attr-defined]
+    if coefficient is not None:
+        synthesizer = synthesizer.with_coefficient(coefficient)
     key_start, key_sample, key_resample = jax.random.split(key, 3)
     start = sample_real(key_start, data.real, data.filter.needed(count))
     made = synthesizer(key_sample, policy, start.obs)
     trajectory = resample(key_resample, made.trajectory, made.log_weight)
     account = _account(policy, start, trajectory, made.log_weight)
     account["coefficient"] = jnp.asarray(made.info.get("coefficient", 0.0), jnp.float32)
-    if getattr(data.synthesizer, "profiled", False):  # an unguided first generation has no strength
-        account |= {name: made.info.get(name, jnp.zeros(PROFILE_LEVELS, jnp.float32)) for name in _PROFILE}
+    levels = 0 if data.synthesizer is None else data.synthesizer.profile_levels
+    if levels > 0:  # an unguided first refresh has no strength
+        account |= {name: made.info.get(name, jnp.zeros(levels, jnp.float32)) for name in _PROFILE}
     return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
 
 

@@ -344,7 +344,7 @@ def test_one_set_of_options_serves_every_arm(options: dict[str, Any], capsys: py
     "options",
     [
         {"arms": ["real"]}, {"agent": {"kind": "iql"}}, {"guidance": {"kind": "smc"}}, {"sampler": {"kind": "dpmpp_2m"}},
-        {"denoiser": {"epochs": 3}}, {"synthesis": {"kind": "dydiff"}, "sampler": {"kind": "euler"}},
+        {"denoiser": {"epochs": 3}}, {"arms": ["dydiff"], "sampler": {"kind": "euler"}},
     ],
 )  # fmt: skip
 def test_options_may_choose_what_a_file_or_preset_is_not_made_for(options: dict[str, Any]) -> None:
