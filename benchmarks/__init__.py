@@ -1,1 +1,1 @@
-"""Speed measurements; `python -m benchmarks` lists them."""
+"""Measurements of speed, fidelity and robustness; `python -m benchmarks --help` lists the suites."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks [SUITE] [--out FILE.json]`: one suite, or all that measure speed; JSON, kept in FILE.json as well.
+"""`python -m benchmarks [SUITE] [--out FILE.json]`: run one suite, or all that measure speed, and print the results as JSON.
 
-Cores are chosen from outside: `taskset -c 0 python -m benchmarks agents`.
+Choose the cores from outside: `taskset -c 0 python -m benchmarks agents`.
 """
 
 import argparse
@@ -27,22 +27,22 @@ OPTIONS = {
     "faults": ("kills", "damages", "disks"),
     "fuzz": ("inputs",),
     "soak": ("minutes",),
-}  # numbers and switches that `run` of a suite takes
+}  # keyword arguments of a suite's `run`
 SWITCHES = {"predict": "print the predictions, measure nothing", "rehearse": "toy sizes, on any device"}
-KEEPING = ("accelerator",)  # suites that write their results as they go: `run` takes `out`
+INCREMENTAL = ("accelerator",)  # suites whose `run` takes `out` and writes results as they come
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse arguments, run, report. Of several suites each is kept as soon as it is there."""
+    """Parse arguments, run, print. Of several suites, the results of each are written as soon as it ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="by default all of " + ", ".join(SPEED))
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
-        told = "of " + ", ".join(suite for suite, names in OPTIONS.items() if name in names)
+        owners = "for " + ", ".join(suite for suite, names in OPTIONS.items() if name in names)
         if name in SWITCHES:
-            parser.add_argument(f"--{name}", action="store_const", const=True, help=f"{told}: {SWITCHES[name]}")
+            parser.add_argument(f"--{name}", action="store_const", const=True, help=f"{owners}: {SWITCHES[name]}")
         else:
-            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=told)
+            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=owners)
     args = parser.parse_args(argv)
     try:
         _run(args)
@@ -59,17 +59,17 @@ def _run(args: argparse.Namespace) -> None:
         if name not in OPTIONS.get(args.suite, ()):
             raise InputError(f"--{name}: not an option of {args.suite or 'all suites'}")
     if args.suite:
-        given |= {"out": args.out} if args.suite in KEEPING else {}
-        _keep(importlib.import_module(SUITES[args.suite]).run(**given), args.out)
+        given |= {"out": args.out} if args.suite in INCREMENTAL else {}
+        _write(importlib.import_module(SUITES[args.suite]).run(**given), args.out)
         return
     found: dict[str, Any] = {}
     for name in SPEED:
         print(f"{name} ...", file=sys.stderr, flush=True)
         found[name] = importlib.import_module(SUITES[name]).run()
-        _keep(found, args.out, show=name == SPEED[-1])
+        _write(found, args.out, show=name == SPEED[-1])
 
 
-def _keep(results: dict[str, Any] | str, out: Path | None, *, show: bool = True) -> None:
+def _write(results: dict[str, Any] | str, out: Path | None, *, show: bool = True) -> None:
     text = results if isinstance(results, str) else json.dumps(results, indent=2)
     if show:
         print(text)

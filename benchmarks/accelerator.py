@@ -1,8 +1,8 @@
-"""The speed table of an accelerator in a few minutes: every row beside what its shapes allow, at the peaks measured here.
+"""The speed table of an accelerator in a few minutes: every row with its lower bound, at the peaks that this process measures.
 
-`--rehearse` runs every row at toy sizes on any device; `--predict` prints what an H100's data sheet allows, without a device.
-Rows come in order of importance. One that fails or does not fit into the time says so, and the next goes on. The programs of a
-group are compiled side by side before any of its rows is timed.
+`--rehearse` runs every row at toy sizes on any device; `--predict` prints the bounds of an H100 by its data sheet, without a
+device. Rows run in order of importance. A row that fails or does not fit into the remaining time is reported as such, and the
+next one runs. The programs of a group are compiled concurrently before any of its rows is timed.
 """
 
 import atexit
@@ -25,21 +25,22 @@ import jax
 
 from benchmarks.report import aims, prediction_table, relate, table
 from benchmarks.speed.bounds import H100, Peaks
+from benchmarks.speed.rows import measuring
 from benchmarks.speed.rows.base import REHEARSAL, SHARE, Program, Row, Sizes
-from benchmarks.speed.rows.measuring import ENOUGH, REPEATS, describe, failure, held_against, in_background, measure_row, timed
+from benchmarks.speed.rows.measuring import ENOUGH, REPEATS, describe, failure, measure_row, timed
 from benchmarks.speed.rows.plan import plan
 from benchmarks.timing import header
 from jaxpgd.errors import InputError, check
 from jaxpgd.files import write_text
 
-HOST = Peaks(dict.fromkeys(H100.flops, 2e10), 5e9, 2e-5)  # of a core, before it is measured
-_WHOLE = 2.0  # seconds of a run beyond which fewer batches are measured
-_WORKERS = 8  # programs compiled at once
+HOST = Peaks(dict.fromkeys(H100.flops, 2e10), 5e9, 2e-5)  # assumed for a CPU core until measured
+_LONG = 2.0  # a run that would take more seconds measures fewer batches
+_WORKERS = 8  # programs compiled at a time
 
 
 @dataclasses.dataclass
 class Job:
-    """A row on its way: its program, and what compiles it."""
+    """A row that is being compiled: its program and the future of the compiled one."""
 
     row: Row
     units: int
@@ -49,7 +50,7 @@ class Job:
 
 
 class Session:
-    """Takes rows group by group, until the time is over, and keeps what it found after each."""
+    """Measures rows group by group until the time is over, and calls `keep` with the results after each row."""
 
     def __init__(self, rows: list[list[Row]], minutes: float, *, host: bool, keep: Callable[[list[dict[str, Any]]], None]):
         self.deadline = time.monotonic() + 60 * minutes
@@ -57,18 +58,18 @@ class Session:
         self.order = [row.name for group in rows for row in group]
         self.found: dict[str, dict[str, Any]] = {}
         self.peaks = HOST if host else H100
-        self.slowness: dict[str, list[float]] = {}  # seconds over bound, by group
-        self.compiling: list[float] = []  # seconds over what was expected
-        self.setups: list[float] = []  # seconds until the arguments of a program are there
-        self.tracing: list[float] = []  # seconds
-        self.pending: list[Job] = []  # whose programs took too long to wait for
+        self.slowness: dict[str, list[float]] = {}  # measured seconds over the bound, by group
+        self.compiling: list[float] = []  # compilation seconds over the expected ones
+        self.setups: list[float] = []  # seconds to create the arguments of a program
+        self.tracing: list[float] = []  # seconds to trace a program
+        self.pending: list[Job] = []  # jobs that are still being compiled
         self.workers = max(1, min(_WORKERS, len(os.sched_getaffinity(0))))
         self.gate = threading.Semaphore(self.workers)
 
     def run(self) -> None:
-        """All groups; then what is still being compiled."""
+        """Measure all groups, then the rows that were still being compiled."""
         for group in self.groups:
-            self.take(group)
+            self.measure_group(group)
             gc.collect()
         self.settle(self.left)
         for job in self.pending:
@@ -76,38 +77,38 @@ class Session:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Remaining time in seconds."""
         return self.deadline - time.monotonic()
 
-    # what will it take?
+    # estimates
 
     def unit_seconds(self, row: Row) -> float:
-        """Of one unit, as far as is known: its bound over the share that such rows have reached."""
+        """Expected seconds of one unit: its bound, divided by the share of the bound that such rows have reached."""
         others = [ratio for group, ratios in self.slowness.items() if group != "peaks" for ratio in ratios]
         known = self.slowness.get(row.group) or others
         return row.work.bound(self.peaks)[1] * (1.2 * statistics.median(known) if known else 1 / SHARE)
 
     def units_of(self, row: Row) -> int:
-        """How many of a row's units are measured: all, or as many whole batches as take a moment."""
+        """Number of units of a row that are measured: all, or fewer batches if all would take long."""
         if not row.part:
             return row.units
-        return min(row.units, row.part * max(1, int(_WHOLE / (row.part * self.unit_seconds(row)))))
+        return min(row.units, row.part * max(1, int(_LONG / (row.part * self.unit_seconds(row)))))
 
     def run_seconds(self, row: Row) -> float:
-        """Of making its arguments, a first run and the timed ones."""
+        """Expected seconds to create the arguments, run once untimed and run the repeats."""
         one = self.units_of(row) * self.unit_seconds(row)
         setup = statistics.median(self.setups) if self.setups else (0.5 if self.host else 3.0)
         return setup + one + max(min(REPEATS * one, ENOUGH), one)
 
     def compile_seconds(self, rows: list[Row]) -> float:
-        """Of programs compiled side by side."""
+        """Expected seconds to compile programs concurrently."""
         factor = statistics.median(self.compiling) if self.compiling else (0.1 if self.host else 1.0)
         each = [factor * row.compiling for row in rows]
-        tracing = statistics.median(self.tracing) if self.tracing else 0.5  # one after the other, as others are compiled
+        tracing = statistics.median(self.tracing) if self.tracing else 0.5  # sequential, while others compile
         return max(max(each), sum(each) / self.workers, tracing * len(each)) + tracing if each else 0.0
 
     def choose(self, group: list[Row]) -> list[Row]:
-        """Those that fit into the time that is left; the others are recorded."""
+        """The rows that fit into the remaining time; the others are recorded as skipped."""
         chosen: list[Row] = []
         total = lambda rows: self.compile_seconds(rows) + sum(self.run_seconds(row) for row in rows)
         for row in group:
@@ -121,8 +122,8 @@ class Session:
 
     # compiling and timing
 
-    def take(self, group: list[Row]) -> None:
-        """Compile a group's programs, then time its rows."""
+    def measure_group(self, group: list[Row]) -> None:
+        """Compile the programs of a group, then time its rows."""
         chosen = self.choose(group)
         expected = self.compile_seconds(chosen)
         if self.found and chosen:
@@ -138,16 +139,16 @@ class Session:
         self.settle(min(self.left, max(30.0, 2 * expected)))
 
     def start(self, row: Row) -> Job:
-        """Trace a row's program here, and hand it to a thread that compiles it."""
+        """Trace the program of a row and compile it in a background thread."""
         began, units = time.monotonic(), self.units_of(row)
         with row.context():
             program = row.build(units)
             lowered = program.lower()
         self.tracing.append(time.monotonic() - began)
-        return Job(row, units, program, self.tracing[-1], in_background(lambda: timed(lowered.compile), self.gate))
+        return Job(row, units, program, self.tracing[-1], measuring.in_background(lambda: timed(lowered.compile), self.gate))
 
     def settle(self, patience: float) -> None:
-        """Wait for what is being compiled, then time what is ready."""
+        """Wait up to `patience` seconds for programs that are being compiled, then time those that are ready."""
         concurrent.futures.wait([job.compiled for job in self.pending], timeout=max(0.0, patience))
         ready = [job for job in self.pending if job.compiled.done()]
         self.pending = [job for job in self.pending if job not in ready]
@@ -155,36 +156,36 @@ class Session:
             self.finish(ready.pop(0))
 
     def finish(self, job: Job) -> None:
-        """Time one row, if there still is time, and record it."""
-        row, beside = job.row, {"compiled_meanwhile": len(self.pending)} if self.pending else {}
+        """Time one row if there is time left, and record it."""
+        row, note = job.row, {"compiled_meanwhile": len(self.pending)} if self.pending else {}
         try:
             compiled, seconds = job.compiled.result()
-            said = {"compile_seconds": job.traced + seconds}
+            measured = {"compile_seconds": job.traced + seconds}
             if row.group != "peaks":
-                self.compiling.append(said["compile_seconds"] / row.compiling)
+                self.compiling.append(measured["compile_seconds"] / row.compiling)
             if self.run_seconds(row) > self.left:
                 needed = f"needs about {self.run_seconds(row):.0f} s, {max(0.0, self.left):.0f} s are left"
-                self.record(row, said | {"skipped": needed})
+                self.record(row, measured | {"skipped": needed})
                 return
-            said |= measure_row(row, job.program, compiled, job.units, self.deadline)
+            measured |= measure_row(row, job.program, compiled, job.units, self.deadline)
         except Exception as error:
             self.record(row, failure(error))
             return
-        self.record(row, said | beside)
+        self.record(row, measured | note)
 
-    def record(self, row: Row, said: dict[str, Any]) -> None:
-        """Keep what is known of a row, and of the others by it."""
-        self.found[row.name] = describe(row) | said
-        if "rate" in said:
-            self.learn(row, said["rate"])
-            self.setups.append(said["setup_seconds"])
-            self.found[row.name] |= held_against(row, self.found[row.name], self.peaks, counted=not self.host)
-            self.slowness.setdefault(row.group, []).append(1 / (said["rate"] * row.work.bound(self.peaks)[1]))
+    def record(self, row: Row, fields: dict[str, Any]) -> None:
+        """Keep the fields of a row, and update peaks and estimates from it."""
+        self.found[row.name] = describe(row) | fields
+        if "rate" in fields:
+            self.update_peaks(row, fields["rate"])
+            self.setups.append(fields["setup_seconds"])
+            self.found[row.name] |= measuring.share_of_bound(row, self.found[row.name], self.peaks, counted=not self.host)
+            self.slowness.setdefault(row.group, []).append(1 / (fields["rate"] * row.work.bound(self.peaks)[1]))
         relate(self.found, self.peaks)
         self.keep(self.rows())
 
-    def learn(self, row: Row, rate: float) -> None:
-        """A peak, from its row."""
+    def update_peaks(self, row: Row, rate: float) -> None:
+        """Replace an assumed peak by the one that a row measured."""
         peaks = self.peaks
         if row.name.startswith("product, "):
             self.peaks = dataclasses.replace(peaks, flops=peaks.flops | {row.work.precision: rate * row.work.flops})
@@ -194,12 +195,12 @@ class Session:
             self.peaks = dataclasses.replace(peaks, launch=1 / rate)
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is known, in order of importance."""
+        """The rows recorded so far, most important first."""
         return [self.found[name] for name in self.order if name in self.found]
 
 
 def least_minutes(rows: list[list[Row]], host: bool) -> float:
-    """What the first row needs, in minutes, rounded up."""
+    """Expected time of the first row in minutes, rounded up."""
     session = Session(rows, 0.0, host=host, keep=lambda rows: None)
     first = rows[0][0]
     return math.ceil(100 * (session.compile_seconds([first]) + session.run_seconds(first)) / 60) / 100
@@ -207,7 +208,7 @@ def least_minutes(rows: list[list[Row]], host: bool) -> float:
 
 @contextlib.contextmanager
 def configured(values: dict[str, Any]) -> Iterator[None]:
-    """Settings of JAX for a while: compilation is measured, not looked up; in a rehearsal it is to be short."""
+    """Set options of JAX inside a `with` block."""
     before = {name: jax.config.values[name] for name in values if name in jax.config.values}
     for name in before:
         jax.config.update(name, values[name])
@@ -221,7 +222,7 @@ def configured(values: dict[str, Any]) -> Iterator[None]:
 def run(
     minutes: float = 5.0, rehearse: bool = False, predict: bool = False, out: Path | None = None, sizes: Sizes | None = None
 ) -> dict[str, Any] | str:
-    """Measure what fits into so many minutes; with `predict` the table of what an H100 allows. Raises InputError."""
+    """Measure what fits into `minutes`; with `predict`, return the table of bounds on an H100. Raises InputError."""
     if predict:
         return prediction_table(plan(sizes or Sizes()))
     check(math.isfinite(minutes) and minutes > 0, "--minutes", minutes, "a number above 0")
@@ -247,6 +248,7 @@ def run(
 
     session = Session(rows, minutes - (time.monotonic() - began) / 60, host=host, keep=keep)
     keep([])
+    # compilation is measured, so nothing comes from the cache; in a rehearsal it only has to be short
     with configured({"jax_disable_most_optimizations": True} if host else {"jax_enable_compilation_cache": False}):
         session.run()
     keep(session.rows(), finished=True)
@@ -257,14 +259,14 @@ def run(
 
 
 def leave() -> None:
-    """End the process at once: threads that still compile would bring its end to a halt."""
+    """End the process at once, although threads are still compiling."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 def head(session: Session, sizes: Sizes, minutes: float, rehearse: bool) -> dict[str, Any]:
-    """What the table says of itself."""
+    """Header of the table: device, sizes, peaks, planned rows."""
     peaks = dataclasses.asdict(session.peaks)
     found = header("accelerator", sizes, session.peaks.flops["float32"] / 1e9)
     used = minutes - session.left / 60
@@ -272,7 +274,7 @@ def head(session: Session, sizes: Sizes, minutes: float, rehearse: bool) -> dict
 
 
 def progress(session: Session) -> str:
-    """The row that was last taken, in a line."""
+    """One line about the row recorded last."""
     last = next(reversed(session.found.values()))
-    told = last.get("error") or last.get("skipped") or f"{last['rate']:.4g} of {last['unit']} a second"
-    return f"{len(session.found)}/{len(session.order)} {last['name']}: {told} ({session.left:.0f} s left)"
+    outcome = last.get("error") or last.get("skipped") or f"{last['rate']:.4g} of {last['unit']} a second"
+    return f"{len(session.found)}/{len(session.order)} {last['name']}: {outcome} ({session.left:.0f} s left)"

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.accelerator_check [--rehearse]`: whether JAX computes on an accelerator; if not, one line, exit code 2.
+"""`python -m benchmarks.accelerator_check [--rehearse]`: check that JAX computes on an accelerator; if not, exit with code 2.
 
-`--rehearse` takes any device, and imports every module of jaxpgd and benchmarks to see that all comes from the checkout, the
-wheels installed for it and the environment: what another folder happens to hold is absent on the machine rehearsed for.
+`--rehearse` accepts any device. It imports every module of jaxpgd and benchmarks and checks that all imports come from the
+checkout, the installed wheels or the environment: packages in any other folder would be missing on the machine rehearsed for.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def device() -> tuple[str, str]:
-    """Platform of the first device once it has computed something, and a line about it."""
+    """Compute something on the first device; returns its platform and a line that describes it."""
     import jax
     import numpy
 
@@ -34,8 +34,8 @@ def import_all() -> None:
                 importlib.import_module(module.name)
 
 
-def strangers() -> list[str]:
-    """Imported modules of another folder than Python's own, the environment's, and those that PYTHONPATH names."""
+def foreign_modules() -> list[str]:
+    """Imported modules that lie neither in the standard library, nor in the environment, nor on PYTHONPATH."""
     named = [Path(folder).resolve() for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     named += [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
     own = Path(sysconfig.get_path("stdlib")).resolve()
@@ -49,17 +49,17 @@ def strangers() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the device, or one line that says what is wrong."""
+    """Print the device, or one line with the error."""
     rehearse = "--rehearse" in (sys.argv[1:] if argv is None else argv)
     try:
         platform, line = device()
         if rehearse:
             import_all()
-    except Exception as error:  # whatever it is, nothing can be run
+    except Exception as error:  # any error means that nothing can run
         sys.exit(_wrong(f"{type(error).__name__}: {error}"))
     if platform == "cpu" and not rehearse:
         sys.exit(_wrong("no accelerator: JAX finds the processor alone. Without one: --rehearse"))
-    if rehearse and (found := strangers()):
+    if rehearse and (found := foreign_modules()):
         sys.exit(_wrong(f"imported from elsewhere: {', '.join(found[:5])}"))
     print(line)
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.accelerator_pack build DATASET...`: what a machine with an accelerator needs when it has no network.
+"""`python -m benchmarks.accelerator_pack build DATASET...`: pack what an accelerator machine without network needs.
 
-Such a machine has Python 3.12, JAX for its accelerator and many packages (`PRESENT`). What jaxpgd and its benchmarks need
-beyond these (`TRAVELS`) goes along as wheels, with the datasets named. `... environment PYTHON DIR` makes a virtual environment
-that holds the first list alone, to rehearse in. Versions are those of `constraints.txt`, but for `MACHINE`.
+Such a machine has Python 3.12, JAX for its accelerator and many packages (`PRESENT`). The other packages that jaxpgd and its
+benchmarks need (`TRAVELS`) are packed as wheels, together with the named datasets. `... environment PYTHON DIR` creates a
+virtual environment with `PRESENT` only, to rehearse in. Versions are those of `constraints.txt`, except for `MACHINE`.
 """
 
 import argparse
@@ -19,26 +19,30 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 ROOT = Path(__file__).parents[1]
 PACK = ROOT / ".accelerator"
-DATASETS = "datasets.txt"  # names of the pack's datasets, the default first
-MOST_BYTES, MOST_TOGETHER = 60 * 2**20, 64 * 2**20  # of the pack, and with the checkout: what such machines take in one go
+DATASETS = "datasets.txt"  # names of the packed datasets, the default first
+MOST_BYTES, MOST_TOGETHER = 60 * 2**20, 64 * 2**20  # limits of the pack, and of pack and checkout together
 FLAT = (".hdf5", ".h5", ".npz")
 
 PRESENT = (
     "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy", "scipy", "h5py", "matplotlib", "rich", "filelock",
     "pytest", "absl-py", "attrs", "imageio", "packaging", "typer", "typing-extensions", "wrapt",
 )  # fmt: skip
-MACHINE = {"jax": "0.11.2", "jaxlib": "0.11.2", "numpy": "2.5.2"}  # versions there that are not those of constraints.txt
+MACHINE = {
+    "jax": "0.11.2",
+    "jaxlib": "0.11.2",
+    "numpy": "2.5.2",
+}  # versions there that differ from constraints.txt
 TRAVELS = (
     "distrax", "tfp-nightly", "dm-tree", "gast", "decorator", "six", "cloudpickle",
     "minari", "gymnasium", "farama-notifications",
-    "tyro", "docstring-parser", "typeguard",
+    "tyro", "docstring-parser", "typeguard", "tomli-w",
     "mujoco", "mujoco-core", "mujoco-studio", "websockets", "glfw", "pyopengl",
 )  # fmt: skip
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(39, 4, -1)), "manylinux2014_x86_64", "manylinux1_x86_64")
 
 
 class PackError(Exception):
-    """What stands in the way, in one line."""
+    """The pack or environment cannot be made; the message is one line."""
 
 
 def pinned() -> dict[str, str]:
@@ -49,12 +53,12 @@ def pinned() -> dict[str, str]:
 
 
 def build(names: Sequence[str], pack: Path = PACK) -> None:
-    """Make or renew the pack and print what it holds. Raises PackError; a pack that is too large stays, to be looked at."""
+    """Make or update the pack and print its contents. Raises PackError; a pack that is too large is left for inspection."""
     found = dict(pair for name in names for pair in dataset_files(name).items())
     check_size(sum(path.stat().st_size for path in found.values()), "its datasets are")
     fill_wheels(pack / "wheels", {name: pinned()[name] for name in TRAVELS})
     shutil.rmtree(pack / "datasets", ignore_errors=True)
-    for inside, path in found.items():  # contents alone: what may not be written here can be replaced there
+    for inside, path in found.items():  # without permissions: a read-only file could not be replaced on that machine
         (pack / "datasets" / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, pack / "datasets" / inside)
     (pack / DATASETS).write_text("".join(f"{Path(name).name if is_flat(name) else name}\n" for name in names))
@@ -86,12 +90,12 @@ def checkout_bytes() -> int:
 
 
 def is_flat(name: str) -> bool:
-    """Whether a dataset is one file (D4RL, .npz), not one of Minari's."""
+    """Whether a dataset is a single file (D4RL, .npz) and not a Minari dataset."""
     return Path(name).suffix in FLAT
 
 
 def dataset_files(name: str) -> dict[Path, Path]:
-    """The files of a dataset by their place among the pack's datasets. Raises PackError where it is absent."""
+    """The files of a dataset by their path inside the pack. Raises PackError if the dataset does not exist."""
     if is_flat(name):
         path = Path(name).expanduser()
         if not path.is_file():
@@ -109,7 +113,7 @@ def dataset_files(name: str) -> dict[Path, Path]:
 
 
 def fill_wheels(folder: Path, wanted: Mapping[str, str]) -> None:
-    """Leave in `folder` one wheel of each version wanted and no other; only those missing are fetched."""
+    """Make `folder` hold exactly the wanted wheels; only missing ones are downloaded."""
     folder.mkdir(parents=True, exist_ok=True)
     there = {identity(path) for path in folder.iterdir() if identity(path) in wanted.items()}
     missing = [f"{name}=={version}" for name, version in wanted.items() if (name, version) not in there]
@@ -121,7 +125,7 @@ def fill_wheels(folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def identity(path: Path) -> tuple[str, str]:
-    """Normalised name and version of a wheel; empty for another file."""
+    """Normalised name and version of a wheel; empty strings for any other file."""
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
     except InvalidWheelFilename:
@@ -130,13 +134,13 @@ def identity(path: Path) -> tuple[str, str]:
 
 
 def download(requirements: Sequence[str], folder: Path) -> None:
-    """Fetch wheels for CPython 3.12 on x86-64 Linux, without what they require. Raises PackError."""
+    """Download wheels for CPython 3.12 on x86-64 Linux, without their requirements. Raises PackError."""
     target = ["--python-version", "3.12", "--implementation", "cp", *(f"--platform={p}" for p in PLATFORMS)]
     _pip(sys.executable, "download", "--no-deps", *target, "--dest", str(folder), *requirements)
 
 
 def make_environment(python: str, folder: Path) -> None:
-    """A new virtual environment of Python 3.12 with `PRESENT` and what these require. Raises PackError."""
+    """Create a Python 3.12 virtual environment with `PRESENT` and its requirements. Raises PackError."""
     ask = [python, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"]
     try:
         subprocess.run(ask, check=True, capture_output=True)
@@ -149,7 +153,7 @@ def make_environment(python: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def constraints() -> Iterator[str]:
-    """A file of constraints: those of the repository with `MACHINE` instead."""
+    """A temporary constraints file: that of the repository, with the versions of `MACHINE`."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.writelines(f"{name}=={version}\n" for name, version in (pinned() | MACHINE).items())
         file.flush()
@@ -161,18 +165,18 @@ def _pip(python: str, command: str, *arguments: str) -> None:
     done = subprocess.run([python, "-m", "pip", command, *always, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.splitlines() or ["it gave no reason"]
-        told = [line for line in lines if line.startswith("ERROR")] or lines
-        raise PackError(f"pip {command}: {told[-1].removeprefix('ERROR: ')}")
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        raise PackError(f"pip {command}: {errors[-1].removeprefix('ERROR: ')}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build the pack or make the environment; one line and exit code 2 where that fails."""
+    """Build the pack or make the environment; on failure, print one line and exit with code 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator_pack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    pack = commands.add_parser("build", help="the folder that travels")
+    pack = commands.add_parser("build", help="build the folder to copy to that machine")
     pack.add_argument("dataset", nargs="+", help="a Minari id, or the path of a .hdf5, .h5 or .npz file")
-    pack.add_argument("--pack", type=Path, default=PACK, help="its folder (.accelerator)")
-    environment = commands.add_parser("environment", help="a virtual environment like that of such a machine")
+    pack.add_argument("--pack", type=Path, default=PACK, help="folder of the pack (.accelerator)")
+    environment = commands.add_parser("environment", help="make a virtual environment like that of such a machine")
     environment.add_argument("python", help="a Python 3.12")
     environment.add_argument("folder", type=Path)
     args = parser.parse_args(argv)

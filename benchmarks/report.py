@@ -1,4 +1,4 @@
-"""What the rows of the accelerator's table say together: ratios, aims, the table as text, the predictions as Markdown."""
+"""Summaries of the accelerator's rows: ratios, aims, the table as text, the predictions as Markdown."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ Found = dict[str, Any]
 
 
 def relate(found: dict[str, Found], peaks: Peaks) -> None:
-    """Ratios to the official way and to one seed, and each row's share of the peak of its products, in place."""
+    """Add to each row its ratios to the official way and to one seed, and its share of the matmul peak."""
     for row in found.values():
         if "rate" not in row:
             continue
@@ -24,13 +24,13 @@ def relate(found: dict[str, Found], peaks: Peaks) -> None:
 
 
 def _official_rate(row: Found, baseline: Found) -> float:
-    """Of the official way; it compiles its sampler at every refresh."""
+    """The rate of the official way, which compiles its sampler at every refresh."""
     if row["group"] != "refresh":
         return float(baseline["rate"])
     return interval_rate(row["units"], baseline["compile_seconds"], baseline["rate"])
 
 
-# aim: group, what identifies the row, its quantity, the bound on it
+# name, which rows it is read from, their quantity, direction and value of the threshold
 AIMS: tuple[tuple[str, Callable[[Found], bool], str, str, float], ...] = (
     (
         "training of the larger network, larger batch, bfloat16: share of the measured peak",
@@ -54,15 +54,15 @@ AIMS: tuple[tuple[str, Callable[[Found], bool], str, str, float], ...] = (
 
 
 def aims(rows: list[Found]) -> list[Found]:
-    """Each aim, what was measured of it (None: nothing) and whether it is met."""
-    told = []
+    """Each aim, the measured value (None if there is none), and whether it is met."""
+    results = []
     for name, of, quantity, way, number in AIMS:
         matching = [row for row in rows if of(row)]
-        # of the training rows the one with most arithmetic
+        # of several training rows, the one with the most arithmetic
         value = max(matching, key=lambda row: row["gflop"]).get(quantity) if matching else None
         met = None if value is None else (value >= number if way == "at least" else value <= number)
-        told.append({"aim": name, "expected": f"{way} {number:g}", "measured": value, "met": met})
-    return told
+        results.append({"aim": name, "expected": f"{way} {number:g}", "measured": value, "met": met})
+    return results
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -72,7 +72,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def table(about: Found) -> str:
-    """The table as text: rows, then aims."""
+    """The table as text: rows, notes, aims."""
     lines = [["row", "rate/s", "seconds", "+-%", "compiled s", "bound", "share", "predicted s", "ratio", "one seed"]]
     number = lambda row, key: f"{row[key]:.4g}" if row.get(key) is not None else "-"
     notes = []
@@ -90,14 +90,14 @@ def table(about: Found) -> str:
             notes.append(f"{row['name']}: {row['measured_units']} of {row['units']} measured, seconds scaled")
     state = "finished" if about["finished"] else "not finished"
     title = f"{about['device']['device']}, jax {about['device']['jax']}, {about['minutes']:g} minutes, {state}"
-    told = [
+    aim_lines = [
         f"{a['aim']}: {'-' if a['measured'] is None else format(a['measured'], '.3g')} ({a['expected']})" for a in about["aims"]
     ]
-    return "\n".join([title, "", _aligned(lines), "", *notes, "", "Aims:", *told]) + "\n"
+    return "\n".join([title, "", _aligned(lines), "", *notes, "", "Aims:", *aim_lines]) + "\n"
 
 
 def prediction_table(groups: list[list[Row]]) -> str:
-    """Markdown: of every row what its shapes take, and the least time on an H100 by its data sheet."""
+    """Markdown table of the work of every row, and its lower bound on an H100 by the data sheet."""
     lines = [
         "| row | unit | GFLOP | MB | launches | bound | least time | units | least time of all |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",

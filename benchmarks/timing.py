@@ -1,4 +1,4 @@
-"""Compile and run time apart, on a named device."""
+"""Compilation and run times, measured separately, and a description of the device."""
 
 import dataclasses
 import functools
@@ -17,22 +17,22 @@ import jaxlib
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds. The spread is that of the repeats: slowest minus fastest."""
+    """Times in seconds. The spread over repeats is the slowest minus the fastest."""
 
     compile_seconds: float
     median_seconds: float
     spread_seconds: float
     repeats: int
-    memory_bytes: int | None = None  # that the compiled program takes at its peak: arguments, results, temporaries
+    memory_bytes: int | None = None  # peak of the compiled program: arguments, results, temporaries
     seconds: tuple[float, ...] = ()  # of each repeat
-    peaks: tuple[float, ...] = ()  # matrix products' GFLOP/s around each repeat
+    peaks: tuple[float, ...] = ()  # GFLOP/s of matrix products, measured around each repeat
 
 
 def row(timing: Timing, units: int, *, flops: float | None = None) -> dict[str, Any]:
-    """What every suite says of a subject that does `units` of its work in a run.
+    """The fields that every suite reports for a subject which does `units` of work per run.
 
-    `flops` are those of one unit as its compiler counts them. Their share of the matmul peak is the median over repeats of
-    each one's rate over the peak around it: clocks move between repeats.
+    `flops` is the arithmetic of one unit. `matmul_share` is the median over repeats of the arithmetic rate of a repeat divided
+    by the matmul peak measured around it, because clock rates change between repeats.
     """
     rate = units / timing.median_seconds
     found: dict[str, Any] = {
@@ -48,7 +48,7 @@ def row(timing: Timing, units: int, *, flops: float | None = None) -> dict[str, 
 
 
 def header(suite: str, size: Any, peak: float) -> dict[str, Any]:
-    """What every suite says of itself: device, versions, sizes, the yardstick, the precision of matrix products."""
+    """The fields that every suite reports about itself: device, versions, sizes, matmul peak, matmul precision."""
     precision = jax.config.jax_default_matmul_precision or "default"
     return {
         "suite": suite, "device": describe_device(), "size": _sizes(dataclasses.asdict(size)), "matmul_gflops": peak,
@@ -57,12 +57,12 @@ def header(suite: str, size: Any, peak: float) -> dict[str, Any]:
 
 
 def _sizes(values: dict[str, Any]) -> dict[str, Any]:
-    """Sizes without the list of methods, which have rows of their own."""
+    """Sizes without the list of methods: each method has a row."""
     return {k: _sizes(v) if isinstance(v, dict) else v for k, v in values.items() if k != "methods"}
 
 
 def program_memory(compiled: Any) -> int | None:
-    """Bytes that a compiled program takes at its peak, where its compiler tells."""
+    """Peak memory of a compiled program in bytes; None if the compiler does not report it."""
     try:
         memory = compiled.memory_analysis()
     except (NotImplementedError, RuntimeError):
@@ -74,7 +74,7 @@ def program_memory(compiled: Any) -> int | None:
 
 
 def time_calls(fn: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, each until its result is ready."""
+    """Seconds of each of `repeats` calls, until the result is ready."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def time_calls(fn: Callable[[], Any], repeats: int) -> list[float]:
 def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5, peak: Callable[[], float] | None = None) -> Timing:
     """Compile `fn` for `args`, run it once unmeasured, then time `repeats` runs. `fn` may be jitted already.
 
-    With `peak` (`matmul_peak`) the yardstick is measured before and after each run.
+    With `peak` (`matmul_peak`), the matmul peak is measured before and after each run.
     """
     jitted: Any = fn if hasattr(fn, "lower") else jax.jit(fn)
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5, peak: Callable
 
 
 def compiled_flops(fn: Callable[..., Any], *args: Any) -> float:
-    """Arithmetic of one call of a jitted function, as its compiler counts it (the body of a scan once)."""
+    """FLOPs of one call of a jitted function, as the compiler counts them (the body of a scan counts once)."""
     jitted: Any = fn
     analysis = jitted.lower(*args).compile().cost_analysis()
     found = analysis[0] if isinstance(analysis, list) else analysis
@@ -120,9 +120,9 @@ def _square_product(size: int, dtype: Any) -> tuple[Callable[..., Any], jax.Arra
 
 
 def matmul_peak(size: int = 0, repeats: int = 7, dtype: Any = jnp.float32) -> float:
-    """GFLOP/s of the median product of two [size, size] matrices: the yardstick for everything in this process.
+    """Matmul peak in GFLOP/s: the median rate of products of two [size, size] matrices in this process.
 
-    By default 1024 on CPU, 8192 on accelerators, which smaller ones do not fill.
+    The default size is 1024 on CPU and 8192 on accelerators, which smaller products do not saturate.
     """
     size = size or (1024 if jax.devices()[0].platform == "cpu" else 8192)
     product, matrix = _square_product(size, dtype)
@@ -130,7 +130,7 @@ def matmul_peak(size: int = 0, repeats: int = 7, dtype: Any = jnp.float32) -> fl
 
 
 def describe_device() -> dict[str, Any]:
-    """Where a measurement was made: device, usable cores, versions."""
+    """The machine of a measurement: device, usable cores, versions."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -145,7 +145,7 @@ def describe_device() -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's model name, as far as the system tells."""
+    """The model name of the processor, if the system reports it."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

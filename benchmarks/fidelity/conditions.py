@@ -1,10 +1,10 @@
-"""How a state denoiser should see its conditions: clean, clean with the sampler's churn noise on them, or noised (in-painting).
+"""How to condition a state denoiser: on clean conditions, with the sampler's churn noise on them, or noised (in-painting).
 
-On linear dynamics the distribution of the states given the first state and all actions is known: errors are those of the
-samples' mean and spread against it, in standard deviations of the data. The same network and training for all.
+With linear dynamics, the distribution of the states given the first state and all actions is known. Errors compare the mean and
+spread of samples with it, in standard deviations of the data. Network and training are the same for all.
 
-Where the behaviour reacts to the states, its later actions tell about earlier states, and what data teach is not what the
-dynamics do with actions from elsewhere. `error_given_other_actions` says how far that leads.
+If the behaviour policy reacts to states, later actions carry information about earlier states. A model of states given all
+actions learns that too, and is then wrong about actions of another policy: `error_given_other_actions` measures by how much.
 """
 
 import dataclasses
@@ -35,54 +35,56 @@ class Size:
     conditions: int = 64  # (start, actions) pairs
     samples: int = 128  # per pair
     denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=10_000, batch_size=64, validate_every=1000)
-    sampler: SamplerConfig = SamplerConfig("heun", steps=32, churn=60.0, churn_min=0.37, churn_max=52.2, churn_noise=1.002)
+    # DyDiff's churn: published for sigma in [0.37, 52.2] and sigma_data = 0.5; tokens have unit variance here, so twice that
+    sampler: SamplerConfig = SamplerConfig("heun", steps=32, churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
 
 
 def problems() -> tuple[LinearGaussian, dict[str, Policy]]:
-    """Two states, one action that stays within its bounds, 16 steps; behaviours blind to the state and reacting to it."""
+    """Two states, one action within its bounds, 16 steps; one behaviour ignores the state, the other reacts to it."""
     env = make_env([[1.0, 0.2], [0.0, 0.95]], [[0.06], [0.6]], 0.02 * np.eye(2), 0.5 * np.eye(2), horizon=16)
     blind = linear_policy([[0.0, 0.0]], [0.0], 0.25)
     return env, {"blind": blind, "reacting": linear_policy([[-0.17, -0.2]], [0.0], 0.17)}
 
 
-def windows_of(made: Trajectory, next_obs: Array) -> Windows:
-    """Every episode as one training window; the same ones validate."""
-    count, length = made.reward.shape
+def windows_of(data: Trajectory, next_obs: Array) -> Windows:
+    """Every episode as one window, for training and for validation."""
+    count, length = data.reward.shape
     flat = lambda x: x.reshape(count * length, *x.shape[2:])
-    data = Transition(flat(made.obs), flat(made.action), flat(made.reward), flat(made.discount), flat(next_obs))
+    transitions = Transition(flat(data.obs), flat(data.action), flat(data.reward), flat(data.discount), flat(next_obs))
     starts = np.arange(0, count * length, length)
-    return Windows(data, jnp.asarray(starts), jnp.asarray(starts), fit_codec(data, starts, length), length)
+    first = jnp.asarray(starts)
+    return Windows(transitions, first, first, fit_codec(transitions, starts, length), length)
 
 
 TRAINED: tuple[tuple[str, tuple[Conditions, ...]], ...] = (("clean", ("clean", "churned")), ("noised", ("noised",)))
 
 
 class Test(NamedTuple):
-    """Episodes, and the moments of their states after the first given it and their actions."""
+    """Episodes, and the moments of their later states given the first state and all actions."""
 
-    made: Trajectory
+    data: Trajectory
     mean: np.ndarray  # [N, T - 1, O]
     std: np.ndarray  # [T - 1, O]
 
 
 def make_test(key: Array, env: LinearGaussian, policy: Policy, count: int) -> Test:
     """Test episodes of a policy."""
-    made, _ = collect(key, env, policy, count)
-    return Test(made, *exact_moments(env, policy, made))
+    data, _ = collect(key, env, policy, count)
+    return Test(data, *exact_moments(env, policy, data))
 
 
-def exact_moments(env: LinearGaussian, policy: Policy, made: Trajectory) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [N, T - 1, O] and standard deviation [T - 1, O] of the states after the first, given it and all actions of `made`.
+def exact_moments(env: LinearGaussian, policy: Policy, data: Trajectory) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [N, T - 1, O] and standard deviation [T - 1, O] of the later states given the first state and all actions.
 
-    Gaussian conditioning in the joint distribution of trajectories under `policy`. A blind policy's actions tell nothing about
-    the states before them: for it, these are the moments of the dynamics.
+    Gaussian conditioning in the joint distribution of trajectories under `policy`. The actions of a blind policy say nothing
+    about earlier states; for it, these are the moments of the dynamics.
     """
     mean, cov = trajectory_moments(env, policy)
-    features, count = env.obs_dim + env.action_dim, made.obs.shape[0]
+    features, count = env.obs_dim + env.action_dim, data.obs.shape[0]
     entry = np.arange(len(mean)).reshape(-1, features)
     states = entry[1:, : env.obs_dim].ravel()
     given = np.concatenate([entry[0, : env.obs_dim], entry[:, env.obs_dim :].ravel()])
-    values = np.concatenate([np.asarray(made.obs[:, 0]), np.asarray(made.action).reshape(count, -1)], axis=1, dtype=np.float64)
+    values = np.concatenate([np.asarray(data.obs[:, 0]), np.asarray(data.action).reshape(count, -1)], axis=1, dtype=np.float64)
     gain = np.linalg.solve(cov[np.ix_(given, given)], cov[np.ix_(given, states)]).T
     means = mean[states] + (values - mean[given]) @ gain.T
     variance = np.diag(cov[np.ix_(states, states)] - gain @ cov[np.ix_(given, states)])
@@ -98,9 +100,9 @@ def draw(key: Array, synthesizer: DyDiffSynthesizer, start: Array, actions: Arra
 
 
 def score(key: Array, synthesizer: DyDiffSynthesizer, test: Test, samples: int) -> dict[str, float]:
-    """Errors of the states sampled given the first state and actions of every test episode."""
+    """Errors of states sampled given the first state and the actions of every test episode."""
     unit = np.asarray(synthesizer.denoiser.codec.std[synthesizer.denoiser.codec.obs], np.float64)
-    states = np.asarray(draw(key, synthesizer, test.made.obs[:, 0], test.made.action, samples), np.float64)[:, :, 1:]
+    states = np.asarray(draw(key, synthesizer, test.data.obs[:, 0], test.data.action, samples), np.float64)[:, :, 1:]
     spread = np.sqrt(states.var(1, ddof=1).mean(0)) / test.std
     return {
         "error_of_the_mean": float(np.sqrt(np.mean(((states.mean(1) - test.mean) / unit) ** 2))),
@@ -111,7 +113,7 @@ def score(key: Array, synthesizer: DyDiffSynthesizer, test: Test, samples: int) 
 
 
 def run(size: Size = Size()) -> dict[str, Any]:
-    """Per behaviour, train one denoiser with clean and one with noised conditions; sample each way that fits."""
+    """For each behaviour, train one denoiser with clean and one with noised conditions, and sample in all ways that apply."""
     env, policies = problems()
     keys = jax.random.split(jax.random.key(0), 4)
     train = jax.jit(train_state_denoiser, static_argnames=("config", "conditions"))

@@ -1,7 +1,8 @@
-"""`python -m benchmarks guidance`: every guidance against its stated target where that is known in closed form.
+"""`python -m benchmarks guidance`: every guidance method against its target where that is known in closed form.
 
-Linear-Gaussian problems with their exact denoiser: 2-Wasserstein distance between the Gaussian fitted to samples and the
-target, log-likelihood of the actions, one-step dynamics error, estimate of the log normaliser, cost in forward-equivalents.
+Linear-Gaussian problems with their exact denoiser: 2-Wasserstein distance between a Gaussian fitted to the samples and the
+target, log-likelihood of the actions, one-step dynamics error, estimate of the log normaliser, cost in forward-equivalents. For
+one action with a mixture as behaviour: KL divergence from the target.
 """
 
 import dataclasses
@@ -15,16 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.speed.denoiser import Size as DenoiserSize
-from benchmarks.speed.denoiser import make_windows
-from benchmarks.speed.sampling import Method as SamplingMethod
-from benchmarks.speed.sampling import Size as SamplingSize
-from benchmarks.speed.sampling import synthesizer_of
+from benchmarks.speed.guidance_cost import costs
 from benchmarks.timing import describe_device
-from benchmarks.timing import measure as measure_call
-from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, SamplerConfig, make_sampler
+from jaxpgd.diffusion.solvers import Churn, make_sampler
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -50,25 +45,25 @@ HEADS = ("guidance", "coefficient", "steps", "forward_equivalents", "w2", "log_l
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A guidance with a sampler, and the numbers of steps it is measured at."""
+    """A guidance method with a sampler, and the numbers of steps at which it is measured."""
 
     name: str
     guidance: Guidance | None
     sampler: str
     steps: tuple[int, ...]
     churn: float = 0.0
-    step_size: float = 0.0  # published: its coefficient, of a step in 256, which is not that of the target
+    step_size: float = 0.0  # of `published` only: its coefficient, the size of a step; the target has another
 
 
 def nudge(step_size: float) -> Method:
-    """The published guidance with the published churn."""
+    """The published guidance and churn, at a step size."""
     return Method(
         f"published, step size {step_size:g}", Guidance(0.0, kind="published", at="noised"), "heun", (), 80.0, step_size
     )
 
 
 def methods(particles: int = COUNT) -> tuple[Method, ...]:
-    """The ladder but for `published`; coefficients are set later. Of "smc" only the noise levels of its sampler count."""
+    """All guidance methods but `published`, with coefficients to be set later. "smc" uses only the sampler's noise levels."""
     smc_with = lambda proposal: Guidance(0.0, kind="smc", proposal=proposal, particles=particles)
     return (
         Method("none", None, "heun", (32,)),
@@ -86,11 +81,11 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
     )
 
 
-NUDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of a step in 256 of the published guidance, normalised; the best is reported
+NUDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # step sizes of the published guidance (per 256 steps); the best one is reported
 
 
 def cases() -> dict[str, TiltedProblem]:
-    """The reference case, one of 64 steps, and one with 6 states and 3 actions."""
+    """The reference problem, one with 64 steps, and one with 6 states and 3 actions."""
     env, behaviour, target = reference_case()
     long = dataclasses.replace(env, horizon=64)
     rng = np.random.default_rng(0)
@@ -107,7 +102,7 @@ def cases() -> dict[str, TiltedProblem]:
 
 
 def codec_of(problem: TiltedProblem) -> TokenCodec:
-    """Tokens (s, a), standardised, actions as they are."""
+    """Codec of tokens (s, a), standardised; actions are not squashed."""
     single = lambda x: jnp.asarray(x, jnp.float32)
     env = problem.env
     return TokenCodec(single(problem.centre), single(problem.scale), env.obs_dim, env.action_dim, squashed=False)
@@ -126,7 +121,7 @@ def draw(
     length: int,
     sampler: str,
 ) -> tuple[Array, Array, Metrics]:
-    """Tokens [N, T, D], log weights [N] and what they cost."""
+    """Tokens [N, T, D], log weights [N], and metrics with their cost."""
     sampling = Sampling(sigmas, Churn(churn, 0.05, 50.0, 1.0), make_sampler(sampler), count)
     synthesizer = DiffusionSynthesizer(TrajectoryDenoiser(*denoiser, length), sampling, guidance, length)
     return synthesizer.sample(key, policy if guidance is not None else None, jnp.zeros((count, 1)))
@@ -141,7 +136,7 @@ def sample(
     length: int,
     count: int,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Unweighted tokens [N, T, D] of a method, and the row of what they cost. A larger population is thinned to `count`."""
+    """Unweighted tokens [N, T, D] of a method, and a row with their cost. More particles than `count` are thinned."""
     guidance, size = method.guidance, count
     if guidance is not None:
         guidance = dataclasses.replace(guidance, coefficient=jnp.asarray(coefficient))
@@ -160,7 +155,7 @@ def sample(
 
 
 def measure(problem: TiltedProblem, method: Method, coefficient: float, steps: int) -> dict[str, Any]:
-    """One row; `published` has its own step size in place of the coefficient."""
+    """One row of a method; `published` takes its step size instead of the coefficient."""
     setting = method.step_size or coefficient
     parts = (problem.denoise, codec_of(problem))
     x, row = sample(parts, problem.policy, method, setting, steps, problem.env.horizon, COUNT)
@@ -168,7 +163,7 @@ def measure(problem: TiltedProblem, method: Method, coefficient: float, steps: i
 
 
 def score(problem: TiltedProblem, x: np.ndarray, coefficient: float) -> dict[str, float]:
-    """Distance to the target (only where a coefficient says which), log-likelihood per action and dynamics error of tokens."""
+    """Distance of tokens to the target of a coefficient, log-likelihood per action, and dynamics error."""
     found = fitted(x)
     per_action = problem.env.horizon
     return {
@@ -179,7 +174,7 @@ def score(problem: TiltedProblem, x: np.ndarray, coefficient: float) -> dict[str
 
 
 def dynamics_error(problem: TiltedProblem, x: np.ndarray) -> float:
-    """Root mean square of s' - A s - B a over standardised states; the process noise is its floor on real data."""
+    """Root mean square of s' - A s - B a over standardised states; exact samples have that of the process noise."""
     env, states = problem.env, problem.env.obs_dim
     raw = x * problem.scale + problem.centre
     s, a = raw[..., :states], raw[..., states:]
@@ -197,13 +192,13 @@ def floor(problem: TiltedProblem, coefficient: float, count: int = COUNT) -> dic
 
 
 def published(problem: TiltedProblem, coefficient: float, steps: int) -> dict[str, Any]:
-    """The published guidance at the step size that comes closest to the target of a coefficient."""
-    made = (measure(problem, nudge(size), coefficient, steps) for size in NUDGES)
-    return min(made, key=lambda row: row["w2"])
+    """The published guidance at the step size whose samples are closest to the target."""
+    candidates = (measure(problem, nudge(size), coefficient, steps) for size in NUDGES)
+    return min(candidates, key=lambda row: row["w2"])
 
 
 def rows(problem: TiltedProblem) -> Iterator[dict[str, Any]]:
-    """All rows of one problem, exact samples first."""
+    """All rows of one problem; those of each coefficient begin with exact samples."""
     for coefficient in COEFFICIENTS:
         yield floor(problem, coefficient)
         yield published(problem, coefficient, 256)
@@ -213,7 +208,7 @@ def rows(problem: TiltedProblem) -> Iterator[dict[str, Any]]:
 
 
 def bias(problem: TiltedProblem, coefficient: float = 1.0, steps: int = 64) -> list[dict[str, Any]]:
-    """The error of `smc` as particles grow."""
+    """The error of `smc` as the number of particles grows."""
     found = []
     for particles in (64, 512, 4096, 16384):
         guidance = Guidance(0.0, kind="smc", particles=particles)
@@ -223,7 +218,7 @@ def bias(problem: TiltedProblem, coefficient: float = 1.0, steps: int = 64) -> l
 
 
 def mixtures() -> dict[str, Mixture]:
-    """Behaviours of one action, of which the policy prefers a side."""
+    """Behaviours of one action; the target policy prefers one side."""
     return {
         "two modes": mixture([0.5, 0.5], [-1.0, 1.0], [0.3, 0.3]),
         "three modes": mixture([0.2, 0.5, 0.3], [-1.5, 0.2, 1.6], [0.15, 0.4, 0.25]),
@@ -231,47 +226,20 @@ def mixtures() -> dict[str, Mixture]:
 
 
 def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, Any]]:
-    """KL of every guidance from the tilted density of one action, policy N(0.5, 0.5^2), 64 noise levels."""
+    """KL divergence of every method from the tilted density of one action, policy N(0.5, 0.5^2), 64 noise levels."""
     policy, edges = gaussian_policy(0.5, 0.5), np.linspace(-4.0, 4.0, 161)
     for coefficient in (0.25, 1.0, 4.0):
         masses = tilted_masses(edges, behaviour, policy, coefficient)
         exact = np.random.default_rng(0).choice((edges[:-1] + edges[1:]) / 2, count, p=masses)
         yield {"guidance": "exact samples", "coefficient": coefficient, "kl": divergence(exact, edges, masses)}
-        # the target's coefficient as the size of each of the 64 steps
+        # `published` takes the target's coefficient as the size of each of the 64 steps
         for method in (nudge(coefficient / float(nudge_share(64, 0.3))), *methods(count)):
             x, row = sample((behaviour, MIXTURE_CODEC), policy, method, coefficient, 64, 1, count)
             yield row | {"kl": divergence(x, edges, masses)}
 
 
-def costs(size: SamplingSize = SamplingSize(features=64, repeats=5)) -> list[dict[str, Any]]:
-    """Time of one guided evaluation over that of a forward pass, beside the forward-equivalents that are counted for it.
-
-    For a batch of `size.trajectories`; the network is the temporal U-Net, the policy that of TD3+BC, both with random weights.
-    """
-    windows = make_windows(DenoiserSize(window=size.window))
-    denoiser = synthesizer_of(windows, SamplingMethod("", SamplerConfig()), size).denoiser
-    agent = td3_bc(action_dim=windows.transitions.action.shape[-1])
-    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
-    shape = (size.trajectories, size.window, denoiser.codec.token_dim)
-    x, sigma = jax.random.normal(jax.random.key(0), shape), jnp.asarray(1.0)
-
-    def seconds(denoise: Denoise) -> float:
-        return measure_call(lambda x: jax.vmap(lambda y: denoise(y, sigma))(x), x, repeats=size.repeats).median_seconds
-
-    forward = seconds(denoiser.denoise)
-    found = []
-    for name, guidance in {
-        "reconstruction": Guidance(1.0),
-        "moment, 2 iterations": Guidance(1.0, kind="moment", iterations=2),
-        "moment, 4 iterations": Guidance(1.0, kind="moment", iterations=4),
-    }.items():
-        guided = seconds(guidance.guided(denoiser.denoise, policy, denoiser.codec))
-        found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
-    return found
-
-
 def table(found: list[dict[str, Any]]) -> str:
-    """Rows as text."""
+    """Rows as a text table."""
     heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "forward_equivalents", "kl", "forward_times")
     heads = tuple(head for head in heads if any(head in row for row in found) or head in HEADS[:2])
     text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
@@ -281,7 +249,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def run() -> dict[str, Any]:
-    """The whole suite."""
+    """Run the suite; prints each table as it comes."""
     found: dict[str, Any] = {}
     for name, problem in cases().items():
         found[name] = []

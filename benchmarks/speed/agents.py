@@ -1,8 +1,8 @@
-"""Agent updates a second inside the training loop, against a loop that works as the official one does.
+"""Agent updates per second inside the training loop, against a loop that works like the official one.
 
-Ours: `jaxpgd.training.agent.update_many`, whole intervals in one scan, each batch drawn with replacement, 240 of 256 from a
-replay of synthetic trajectories and the others from a million real transitions. Baseline: one jitted call per update from a
-Python loop, each drawing both parts without replacement (`jax.random.choice(replace=False)`), which permutes all of them.
+Ours: `jaxpgd.training.agent.update_many`, whole intervals in one scan. Each batch is drawn with replacement: 240 of 256 from a
+replay of synthetic trajectories, the rest from a million real transitions. Baseline: one jitted call per update from a Python
+loop, which draws both parts without replacement (`jax.random.choice(replace=False)`) and so permutes all transitions.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Size:
     obs_dim: int = 17
     action_dim: int = 6
     batch: int = 256
-    synthetic: int = 240  # of the batch
+    synthetic: int = 240  # transitions of the batch
     trajectories: int = 8192  # in the replay
     window: int = 32
     seeds: int = 8
@@ -58,7 +58,7 @@ def make_data(key: Array, size: Size) -> Transition:
 
 @functools.partial(jax.jit, static_argnames="size")
 def make_replay(key: Array, size: Size) -> Replay:
-    """A full replay of random trajectories, every step usable but the last."""
+    """A full replay of random trajectories, in which every step but the last is valid."""
     flat = make_data(key, dataclasses.replace(size, transitions=size.trajectories * size.window))
     shape = (size.trajectories, size.window)
     parts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
@@ -74,33 +74,33 @@ def scan_updates(state: AgentState, agent: Agent[Any], data: Transition, size: S
 
 @functools.partial(jax.jit, static_argnames="size")
 def scan_seeds(states: AgentState, agent: Agent[Any], data: Transition, size: Size) -> tuple[AgentState, Any]:
-    """The same for states [S] of as many seeds, as one program."""
+    """`scan_updates` for the states [S] of several seeds, as one program."""
     return map_seeds(lambda state: scan_updates(state, agent, data, size), states)
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def loop_update(key: Array, agent: Agent[Any], state: Any, data: Transition, replay: Replay, size: Size) -> tuple[Any, Any]:
     """One update with both parts of its batches drawn without replacement."""
-    key_real, key_made, key_update = jax.random.split(key, 3)
-    real, made = agent.batches * (size.batch - size.synthetic), agent.batches * size.synthetic
-    index = jax.random.choice(key_real, size.transitions, (real,), replace=False)
-    steps = jax.random.choice(key_made, replay.usable.shape[0], (made,), replace=False)
+    key_real, key_synthetic, key_update = jax.random.split(key, 3)
+    n_real, n_synthetic = agent.batches * (size.batch - size.synthetic), agent.batches * size.synthetic
+    index = jax.random.choice(key_real, size.transitions, (n_real,), replace=False)
+    steps = jax.random.choice(key_synthetic, replay.usable.shape[0], (n_synthetic,), replace=False)
     row, step = jnp.divmod(steps, size.window)
     t = replay.trajectory
     following = jnp.minimum(step + 1, size.window - 1)
     parts = Transition(t.obs[row, step], t.action[row, step], t.reward[row, step], t.discount[row, step], t.obs[row, following])
     join = lambda a, b: jnp.concatenate([x.reshape(agent.batches, -1, *x.shape[1:]) for x in (a, b)], axis=1)
-    return agent.update(key_update, state, jax.tree.map(lambda x, made: join(x[index], made), data, parts))
+    return agent.update(key_update, state, jax.tree.map(lambda x, synthetic: join(x[index], synthetic), data, parts))
 
 
 def baseline_rate(agent: Agent[Any], state: AgentState, data: Transition, size: Size) -> float:
-    """Updates a second of the Python loop (median of the repeats)."""
+    """Updates per second of the Python loop (median over repeats)."""
 
     def loop() -> Any:
         current = state.agent
         for i in range(size.baseline_updates):
             current, metrics = loop_update(jax.random.key(i), agent, current, data, state.replay, size)
-            float(metrics["critic_loss"])  # the official loop hands metrics to its logger
+            float(metrics["critic_loss"])  # the official loop logs its metrics
         return current
 
     jax.block_until_ready(loop())
@@ -108,11 +108,11 @@ def baseline_rate(agent: Agent[Any], state: AgentState, data: Transition, size: 
 
 
 def update_flops(agent: Agent[Any], size: Size) -> float:
-    """Arithmetic of one update: 2 per weight and example forward, 4 backward (2 where only the input's gradient is needed).
+    """FLOPs of one update: 2 per weight and example forward, 4 backward (2 if only the gradient of the input is needed).
 
-    Counts matrix products only. TD3+BC: per critic step a target actor and two target critics forward, two critics forward and
-    backward; then the actor and one critic. IQL: two target critics, the value three times forward and once backward, actor
-    and critics forward and backward.
+    Counts matrix products only. TD3+BC: per critic step one target actor and two target critics forward, two critics forward
+    and backward; then the actor and one critic. IQL: two target critics forward, the value network three times forward and
+    once backward, actor and critics forward and backward.
     """
     widths = size.hidden
     body = sum(a * b for a, b in itertools.pairwise(widths))
@@ -131,7 +131,7 @@ def start(key: Array, agent: Agent[Any], data: Transition, replay: Replay) -> Ag
 
 
 def measure_agent(agent: Agent[Any], data: Transition, replay: Replay, size: Size) -> dict[str, Any]:
-    """Rates of one agent, ours and the baseline's, and their ratio."""
+    """The rate of one agent, that of the baseline, and their ratio."""
     state = start(jax.random.key(0), agent, data, replay)
     timing = measure(
         lambda state, agent, data: scan_updates(state, agent, data, size), state, agent, data,
@@ -144,7 +144,7 @@ def measure_agent(agent: Agent[Any], data: Transition, replay: Replay, size: Siz
 
 
 def measure_seeds(agent: Agent[Any], data: Transition, replay: Replay, size: Size) -> dict[str, Any]:
-    """What seeds of one program cost against as many single runs, and how far their losses are apart."""
+    """The cost of several seeds in one program over that of as many single runs, and the difference of their losses."""
     keys = jax.random.split(jax.random.key(0), size.seeds)
     singles = [start(key, agent, data, replay) for key in keys]
     states = jax.tree.map(lambda *x: jnp.stack(x), *singles)
@@ -164,9 +164,9 @@ def measure_seeds(agent: Agent[Any], data: Transition, replay: Replay, size: Siz
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure TD3+BC (two critic updates each: TD3's with an actor's delay of two, counted by actor steps) and IQL.
+    """Measure TD3+BC and IQL in updates per second, and several seeds of one program against single runs.
 
-    Rates are updates a second. Seeds of one program are timed against single runs.
+    An update of TD3+BC is one actor step and two critic steps (TD3 with a policy delay of two).
     """
     size, peak = size or Size(), matmul_peak()
     data = jax.block_until_ready(make_data(jax.random.key(0), size))

@@ -1,8 +1,8 @@
-"""The least that a piece of work takes on a device, from its shapes: arithmetic, memory traffic, kernel launches.
+"""Lower bounds on the time of a computation from its shapes: arithmetic, memory traffic, kernel launches (a roofline).
 
-Arithmetic counts matrix products alone. Memory traffic is what has to cross the device's memory once nothing fits its caches:
-parameters, and the input and output of every product. Launches are an estimate: a kernel for each product, one for what stands
-between two of them, one for each array that an optimiser updates. `count_launches` counts those of a compiled program instead.
+Arithmetic counts matrix products only. Memory traffic counts what must cross the device's memory if nothing stays in caches:
+parameters, and the input and output of every product. Launches are an estimate: one kernel per product, one for the elementwise
+work between two products, one per array that an optimiser updates. `count_launches` counts them in a compiled program instead.
 """
 
 import dataclasses
@@ -14,51 +14,51 @@ from benchmarks.speed.agents import Size as AgentSize
 from benchmarks.speed.agents import update_flops
 from jaxpgd.types import Agent
 
-BYTES = {"float32": 4, "tensorfloat32": 4, "bfloat16": 2}  # of an activation, by precision of the products
+BYTES = {"float32": 4, "tensorfloat32": 4, "bfloat16": 2}  # per activation, by precision of the products
 
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """What a device does at most."""
+    """The peak rates of a device."""
 
     flops: dict[str, float]  # FLOP/s by precision
     bandwidth: float  # bytes a second, read and written
     launch: float  # seconds from one kernel to the next
 
 
-# data sheet (dense products), and what is known of a launch inside a compiled loop
+# from the data sheet (dense products); the launch time is that inside a compiled loop
 H100 = Peaks({"float32": 67e12, "tensorfloat32": 495e12, "bfloat16": 800e12}, 3.3e12, 2.5e-6)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one unit of a row takes: floating-point operations, bytes moved, kernels, at a precision."""
+    """One unit of work: floating-point operations, bytes moved, kernels launched, precision of the products."""
 
     flops: float
     bytes: float
     launches: float
-    precision: str  # of `Peaks.flops`
+    precision: str  # a key of `Peaks.flops`
 
     def times(self, factor: float) -> "Work":
-        """So many units."""
+        """The work of `factor` units."""
         return Work(self.flops * factor, self.bytes * factor, self.launches * factor, self.precision)
 
     def seconds(self, peaks: Peaks) -> dict[str, float]:
-        """The three bounds."""
+        """The three lower bounds in seconds."""
         arithmetic = self.flops / peaks.flops[self.precision]
         return {"arithmetic": arithmetic, "memory": self.bytes / peaks.bandwidth, "launches": self.launches * peaks.launch}
 
     def bound(self, peaks: Peaks) -> tuple[str, float]:
-        """The largest of them: its name and its seconds."""
+        """The largest of the three: its name and its seconds."""
         found = self.seconds(peaks)
         name = max(found, key=lambda key: found[key])
         return name, found[name]
 
 
 class Layer(NamedTuple):
-    """A product of the U-Net for one trajectory: [rows, taps * inputs] times [taps * inputs, outputs], with a bias.
+    """A matrix product of the U-Net for one trajectory: [rows, taps * inputs] times [taps * inputs, outputs], with a bias.
 
-    `norm`: channels of the normalisation that goes with it. `data`: its input is data, which needs no gradient.
+    `norm`: channels of the normalisation layer that belongs to it. `data`: the input is data and needs no gradient.
     """
 
     rows: int
@@ -70,22 +70,22 @@ class Layer(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Parameters."""
+        """Number of parameters."""
         return self.taps * self.inputs * self.outputs + self.outputs + 2 * self.norm
 
     @property
     def flops(self) -> int:
-        """Of a forward pass: a product and an addition for each weight and row."""
+        """FLOPs of a forward pass: a multiplication and an addition per weight and row."""
         return 2 * self.rows * self.taps * self.inputs * self.outputs
 
     @property
     def activations(self) -> int:
-        """Entries of input and output; the taps of a convolution read the same input."""
+        """Number of entries of input and output; the taps of a convolution read the same input."""
         return self.rows * (self.inputs + self.outputs)
 
 
 def layers(features: int, blocks: int, window: int, token: int, block: str = "residual") -> list[Layer]:
-    """Every product of `TemporalUNet`, in the order of its forward pass."""
+    """Every matrix product of `TemporalUNet`, in the order of the forward pass."""
     width = lambda level: features * 2**level
     rows = lambda level: window // 2**level
     found = [Layer(1, 2 * max(features // 8, 2), features, data=True), Layer(1, features, features)]
@@ -116,17 +116,17 @@ def layers(features: int, blocks: int, window: int, token: int, block: str = "re
 
 
 def parameters(network: list[Layer]) -> int:
-    """Of a network."""
+    """Number of parameters of a network."""
     return sum(layer.weights for layer in network)
 
 
 def training_work(network: list[Layer], batch: int, precision: str, ema_every: int = 1) -> Work:
     """One training step of `batch` trajectories.
 
-    Arithmetic: a forward product, and one for each gradient, of weights and input. Memory: parameters in float32, 13 passes
-    with averages at every step (read forward and backward; gradients written, read for their norm and by Adam; parameters and
-    two moments read and written; the average read and written, or both that seldom); of every product input and output three
-    times: once forward, twice backward.
+    Arithmetic: one forward product, and one for each of the two gradients (of weights and of the input). Memory: 13 passes over
+    the float32 parameters if weights are averaged at every step (parameters read forward and backward; gradients written, read
+    for their norm and by Adam; parameters and two moments read and written; the average read and written, which happens every
+    `ema_every` steps), and three passes over input and output of every product: one forward, two backward.
     """
     forward = sum(layer.flops for layer in network)
     free = sum(layer.flops for layer in network if layer.data)
@@ -138,20 +138,20 @@ def training_work(network: list[Layer], batch: int, precision: str, ema_every: i
     return Work(batch * (3 * forward - free), moved, 2 * products + leaves, precision)
 
 
-def sampling_work(network: list[Layer], batch: int, evaluations: int, cost: int, precision: str) -> Work:
-    """One trajectory of `batch` sampled at once, `evaluations` of the denoiser of `cost` forward-equivalents each.
+def sampling_work(network: list[Layer], batch: int, nfe: int, cost: int, precision: str) -> Work:
+    """One trajectory of `batch` sampled at once, with `nfe` function evaluations of `cost` forward-equivalents each.
 
-    A product with the Jacobian or its transpose takes what a forward pass takes. Parameters are read once for a batch and pass,
-    in the precision of the products. The policy that guides is left out: 2 to 6 % at 128 features.
+    A product with the Jacobian or its transpose counts as one forward pass. Parameters are read once per batch and pass, in the
+    precision of the products. The guiding policy is left out: it adds 2 to 6 % at 128 features.
     """
-    passes = evaluations * cost
+    passes = nfe * cost
     forward, activations = sum(layer.flops for layer in network), sum(layer.activations for layer in network)
     moved = BYTES[precision] * (activations + parameters(network) / batch)
     return Work(passes * forward, passes * moved, passes * 2 * len(network) / batch, precision)
 
 
 def agent_parameters(agent: Agent[Any], size: AgentSize) -> tuple[int, int]:
-    """Parameters that are trained, and those of target networks."""
+    """Number of trained parameters, and of parameters of target networks."""
     body = sum(a * b + b for a, b in itertools.pairwise(size.hidden))
     first, last = (lambda n: (n + 1) * size.hidden[0]), (lambda n: (size.hidden[-1] + 1) * n)
     critics = 2 * (first(size.obs_dim + size.action_dim) + body + last(1))
@@ -162,11 +162,11 @@ def agent_parameters(agent: Agent[Any], size: AgentSize) -> tuple[int, int]:
 
 
 def agent_work(agent: Agent[Any], size: AgentSize, precision: str, seeds: int = 1) -> Work:
-    """One update of one of `seeds` of one program, which share its launches.
+    """One update of one of `seeds` agents in one program, which share its launches.
 
     Memory: parameters, their two moments and the targets, each read and written once, and the batches. Launches: with networks
-    of d layers TD3+BC of two critic steps has 13 d - 3 products (targets 2 d, each critic step 3 d - 1, the actor's 5 d - 1),
-    IQL 12 d - 3 (target critics d, value 5 d - 1, actor and critics 3 d - 1 each), and each optimiser step 2 d arrays.
+    of d layers, TD3+BC with two critic steps has 13 d - 3 products (targets 2 d, each critic step 3 d - 1, actor 5 d - 1), IQL
+    has 12 d - 3 (target critics d, value 5 d - 1, actor and critics 3 d - 1 each); each optimiser step updates 2 d arrays.
     """
     trained, targets = agent_parameters(agent, size)
     entries = agent.batches * size.batch * (2 * size.obs_dim + size.action_dim + 2)
@@ -177,11 +177,11 @@ def agent_work(agent: Agent[Any], size: AgentSize, precision: str, seeds: int = 
 
 
 def product_work(size: int, precision: str) -> Work:
-    """A product of two square matrices."""
+    """One product of two [size, size] matrices."""
     return Work(2 * size**3, 3 * size**2 * BYTES[precision], 1, precision)
 
 
-# what a GPU starts a kernel for; `while`, `conditional` and `call` are followed, the rest is bookkeeping
+# HLO operations that launch a kernel; `while`, `conditional` and `call` are followed, the rest launch nothing
 KERNELS = frozenset(
     "add all-reduce broadcast cholesky concatenate convert convolution copy copy-start custom-call divide dot dynamic-slice "
     "dynamic-update-slice fft fusion gather iota multiply pad reduce reduce-window reverse rng rng-bit-generator scatter "

@@ -1,7 +1,7 @@
-"""Denoiser training steps a second, averaged weights included, against a loop of single steps with the published network.
+"""Denoiser training steps per second, with averaged weights, against a loop of single steps of the published network.
 
 Ours: whole intervals in one scan. Baseline: the published U-Net, one jitted step per call from a Python loop that reads the
-loss each time, as the official training script does.
+loss after each step, as the official training script does.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def make_windows(size: Size) -> Windows:
 
 @functools.partial(jax.jit, static_argnames=("config", "steps"), donate_argnums=0)
 def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Array]:
-    """`steps` steps in one program; the state and each loss."""
+    """`steps` training steps in one program; returns the state and the losses [steps]."""
 
     def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Array]:
         state, metrics = train_step(state, windows, config)
@@ -60,13 +60,13 @@ def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, s
 
 @functools.partial(jax.jit, static_argnames="config")
 def one_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Array]:
-    """One step."""
+    """One training step; returns the state and the loss."""
     state, metrics = train_step(state, windows, config)
     return state, metrics["loss"]
 
 
 def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float:
-    """Steps a second of the Python loop (median of the repeats)."""
+    """Steps per second of the Python loop (median over repeats)."""
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
 
     def loop() -> Any:
@@ -83,7 +83,7 @@ def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float
 def measure_features(
     windows: Windows, features: int, size: Size, compute: Literal["float32", "bfloat16"] = "float32"
 ) -> dict[str, Any]:
-    """Rates of one width and precision, ours and the baseline's, which is always float32."""
+    """Our rate at one width and precision, and that of the baseline, which always computes in float32."""
     config = DenoiserConfig(
         features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute, steps=1_000_000
     )
@@ -101,7 +101,7 @@ def measure_features(
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every width. Rates are steps a second."""
+    """Measure every width, in training steps per second."""
     size, peak = size or Size(), matmul_peak()
     windows = make_windows(size)
     rows = [measure_features(windows, features, size) for features in size.features]

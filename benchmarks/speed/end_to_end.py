@@ -37,13 +37,13 @@ class Size:
     transitions: int = 1_000_000
     repeats: int = 3
     protocol_features: int = 1024
-    protocol_batch: int = 32  # trajectories at once, of the network of the protocol
+    protocol_batch: int = 32  # trajectories sampled at once with the network of the protocol
     sampling: RefreshSize = RefreshSize()
     updating: AgentSize = AgentSize()
 
 
 def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
-    """Updates a second of chunks that begin with a refresh."""
+    """Updates per second in chunks that begin with a refresh."""
     config = AgentConfig(updates=2 * size.updates, updates_per_chunk=size.updates)
     synthesis = SynthesisConfig(regime="periodic", trajectories=size.trajectories, interval=size.updates)
     program = agent_program(agent, config, synthesis)
@@ -58,12 +58,12 @@ def measure_loop(windows: Windows, agent: Agent, method: refresh.Method, size: S
 
 
 def baseline(windows: Windows, agent: Agent, method: refresh.Method, size: Size) -> dict[str, Any]:
-    """The same interval in the official way, from the measured rates of its two parts."""
+    """The same interval in the official way, from the measured rates of updates and sampling."""
     data = agents.make_data(jax.random.key(0), size.updating)
     replay = agents.make_replay(jax.random.key(1), size.updating)
     updates = agents.baseline_rate(agent, agents.start(jax.random.key(0), agent, data, replay), data, size.updating)
-    made = refresh.measure_baseline(windows, agent, method, size.sampling)
-    rate = refresh.interval_rate(size.trajectories, made["compile_seconds"], made["sampling_rate"])
+    sampled = refresh.measure_baseline(windows, agent, method, size.sampling)
+    rate = refresh.interval_rate(size.trajectories, sampled["compile_seconds"], sampled["sampling_rate"])
     seconds = size.updates / updates + size.trajectories / rate
     return {"method": method.name, "rate": size.updates / seconds, "updates_rate": updates, "trajectories_rate": rate}
 
@@ -76,18 +76,18 @@ def evaluation_seconds(windows: Windows, size: Size, published: bool) -> float:
     state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
     denoise = trained_denoiser(state, windows, config).denoise
     x = jnp.zeros((size.protocol_batch, windows.length, windows.dim))
-    look = lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x)
-    return measure(look, denoise, x, repeats=size.repeats).median_seconds / size.protocol_batch
+    evaluate = lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x)
+    return measure(evaluate, denoise, x, repeats=size.repeats).median_seconds / size.protocol_batch
 
 
 def protocol(updates_rate: float, evaluation: float, passes: float) -> dict[str, float]:
-    """Device-minutes of the published protocol at so many forward passes a trajectory."""
+    """Device-minutes of the published protocol: `passes` forward passes per trajectory, of `evaluation` seconds each."""
     training, sampling = UPDATES / updates_rate, REFRESHES * TRAJECTORIES * passes * evaluation
     return {"updates_minutes": training / 60, "refreshes_minutes": sampling / 60, "minutes": (training + sampling) / 60}
 
 
 def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> float:
-    """Forward passes that one trajectory of a method costs."""
+    """Cost of one trajectory of a method, in forward passes."""
     synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.sampling, features=8, published_features=8))
     steps = method.sampler.steps
     evaluations = jnp.asarray(2 * steps - 1 if method.sampler.kind == "heun" else steps)
@@ -95,7 +95,7 @@ def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> floa
 
 
 def default_size() -> Size:
-    """What is measured where no sizes are given: the protocol's own interval on an accelerator."""
+    """Default sizes: small ones on CPU, the interval of the published protocol on an accelerator."""
     if jax.devices()[0].platform == "cpu":
         return Size()
     sampling = RefreshSize(trajectories=TRAJECTORIES, baseline_trajectories=512, features=1024, published_features=1024)
@@ -103,7 +103,7 @@ def default_size() -> Size:
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure the loop with every method of the refresh suite; ratios to the baseline with or without guidance."""
+    """Measure the loop with every method of the suite `refresh`; ratios are to the baseline, guided to the guided one."""
     size, peak = size or default_size(), matmul_peak()
     windows = make_windows(DenoiserSize(window=size.sampling.window, transitions=size.transitions))
     agent = td3_bc(action_dim=6)

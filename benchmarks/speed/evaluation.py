@@ -1,9 +1,8 @@
-"""Steps a second of evaluation in a Gymnasium environment, by one process and by one for each usable core.
+"""Environment steps per second of policy evaluation in Gymnasium, with one process and with one per usable core.
 
-The policy is a random tanh network of two hidden layers, as large as trained ones. Hopper goes on after a fall, so that
-episodes are of full length, as those of good policies are. Workers are started by an evaluation that is not measured;
-`start_seconds` is what they cost when they are not there yet. Rates are those of the fastest repeat, as nothing makes one
-faster than it is.
+The policy is a random tanh network with two hidden layers, of the size of trained ones. Hopper does not terminate on a fall, so
+episodes have full length, like those of good policies. The first evaluation starts the workers and is not timed;
+`start_seconds` is what starting them costs. Rates are those of the fastest repeat, because noise only slows a run down.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from jaxpgd.types import Policy, PyTree
 class Size:
     """Sizes of the measurement."""
 
-    env_id: str = "Hopper-v5"  # registered with Gymnasium; observations and actions with one axis
+    env_id: str = "Hopper-v5"  # registered with Gymnasium, with flat observations and actions
     kwargs: tuple[tuple[str, Any], ...] = (("terminate_when_unhealthy", False),)
     seeds: int = 8
     episodes: int = 10
@@ -45,7 +44,7 @@ def _mode(params: PyTree, obs: jax.Array) -> jax.Array:
 
 
 def setup(size: Size) -> tuple[Policy, DatasetInfo]:
-    """Policies [S] with random weights, and the environment that they act in."""
+    """Policies [S] with random weights, and the environment they act in."""
     spec = dataclasses.replace(gymnasium.spec(size.env_id), kwargs=gymnasium.spec(size.env_id).kwargs | dict(size.kwargs))
     env = gymnasium.make(spec)
     space, obs_dim = env.action_space, gymnasium.spaces.flatdim(env.observation_space)
@@ -62,7 +61,7 @@ def setup(size: Size) -> tuple[Policy, DatasetInfo]:
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """A row for each number of processes; `of_one` is its rate as a multiple of the first one's."""
+    """One row per number of processes; `of_one` is its rate over that of the first row."""
     size, peak = size or Size(), matmul_peak()
     policy, info = setup(size)
 

@@ -1,7 +1,7 @@
-"""One regeneration of the replay: trajectories made for the present policy and inserted, all on the device.
+"""One refresh of synthetic data: sample trajectories for the current policy and insert them into the replay, on the device.
 
-Ours: `jaxpgd.training.agent.refresh` as compiled inside a run; a second refresh for another policy must not compile. Baseline:
-the published network and sampler, built and compiled again at every regeneration, as the official loop does.
+Ours: `jaxpgd.training.agent.refresh` as compiled inside a run; a second refresh for another policy must not compile anything.
+Baseline: the published network and sampler, built and compiled again at every refresh, as in the official loop.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxpgd.types import Agent
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How a regeneration samples. `published`: the published network."""
+    """How a refresh samples. `published`: with the published network."""
 
     name: str
     sampler: SamplerConfig
@@ -53,7 +53,7 @@ class Size:
 
     trajectories: int = 128
     baseline_trajectories: int = 32
-    features: int = 96  # ours: as many as are as faithful as the published 128 for the same training
+    features: int = 96  # ours: as faithful as the published 128 for the same training compute
     published_features: int = 128
     blocks: int = 3
     window: int = 32
@@ -74,7 +74,7 @@ def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSyn
 
 
 def schedule_of(count: int) -> Schedule:
-    """A regime whose refreshes make `count` trajectories, all of the replay."""
+    """A schedule whose refreshes replace the whole replay by `count` trajectories."""
     return Schedule(chunk_updates=1, chunks=1, capacity=count, refresh_chunks=1, refresh_count=count, first_count=count)
 
 
@@ -87,7 +87,7 @@ def regenerate(state: AgentState, data: Experience, agent: Agent, schedule: Sche
 def fresh(
     windows: Windows, agent: Agent, synthesizer: DiffusionSynthesizer, schedule: Schedule
 ) -> tuple[AgentState, Experience]:
-    """An agent with an empty replay (nothing is sampled yet), and where it gets its experience."""
+    """An agent with an empty replay, and its sources of experience."""
     data = Experience(windows.transitions, synthesizer)
     structure = jax.eval_shape(lambda key, data: init_agent(key, data, agent, schedule), jax.random.key(0), data)
     blank = lambda s: jax.random.key(0) if jax.dtypes.issubdtype(s.dtype, jax.dtypes.prng_key) else jnp.zeros(s.shape, s.dtype)
@@ -97,7 +97,7 @@ def fresh(
 
 
 def measure_method(windows: Windows, agent: Agent, method: Method, size: Size) -> dict[str, Any]:
-    """Trajectories a second of a compiled refresh, and how many programs a second one for another policy compiles."""
+    """Trajectories per second of a compiled refresh, and the number of programs that a refresh for another policy compiles."""
     schedule = schedule_of(size.trajectories)
     state, data = fresh(windows, agent, synthesizer_of(windows, method, size), schedule)
     timing = measure(lambda s, d, a: regenerate(s, d, a, schedule), state, data, agent, repeats=size.repeats)
@@ -110,15 +110,15 @@ def measure_method(windows: Windows, agent: Agent, method: Method, size: Size) -
 
 
 def measure_baseline(windows: Windows, agent: Agent, method: Method, size: Size) -> dict[str, Any]:
-    """Trajectories a second of a regeneration that builds and compiles its sampler anew, as often as there is one.
+    """Trajectories per second of a refresh that builds and compiles its sampler.
 
-    Sampling is timed on `baseline_trajectories`, and counted for `trajectories`, beside one compilation.
+    Sampling is timed on `baseline_trajectories`, then scaled to `trajectories` and one compilation.
     """
     synthesizer = synthesizer_of(windows, method, size)
     policy = agent.policy(agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], windows.transitions)))
     target = policy if method.guidance is not None else None
     start = jnp.zeros((size.baseline_trajectories, 1))
-    sample = lambda key: synthesizer(key, target, start).trajectory  # weights and policy as constants, as there
+    sample = lambda key: synthesizer(key, target, start).trajectory  # weights and policy are constants, as in the official code
     timing = measure(sample, jax.random.key(2), repeats=max(1, size.repeats - 1))
     found = row(timing, size.baseline_trajectories)
     sampling = found["rate"]
@@ -128,12 +128,12 @@ def measure_baseline(windows: Windows, agent: Agent, method: Method, size: Size)
 
 
 def interval_rate(trajectories: int, compile_seconds: float, sampling_rate: float) -> float:
-    """Trajectories a second of a regeneration with its compilation."""
+    """Trajectories per second of a refresh, compilation included."""
     return trajectories / (compile_seconds + trajectories / sampling_rate)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every method; ratios are to the baseline with or without guidance."""
+    """Measure every method; ratios are to the baseline, guided methods to the guided one."""
     size, peak = size or Size(), matmul_peak()
     shape = DenoiserSize(window=size.window)
     windows = make_windows(shape)

@@ -1,7 +1,7 @@
-"""Trajectories a second, unguided and guided, against the published sampler: 256 Heun steps with churn, published network.
+"""Trajectories per second, unguided and guided, against the published sampler: 256 Heun steps with churn.
 
-The baseline compiles its sampler once, here; the official code does so again at every regeneration. Quality is not measured
-here: random weights take as long as trained ones.
+The baseline also uses the published network. It compiles its sampler once here; the official code compiles it again at every
+refresh. All weights are random, which takes as long as trained ones: fidelity is measured by `jaxpgd pareto`.
 """
 
 import dataclasses
@@ -25,29 +25,29 @@ from jaxpgd.types import Policy, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A sampler, with guidance or without."""
+    """A sampler, with or without guidance."""
 
     name: str
     sampler: SamplerConfig
     guidance: GuidanceConfig | None = None
     published: bool = False  # whether the network is the published one
-    features: int = 0  # of the network; 0: as in `Size`
+    features: int = 0  # width of the network; 0: that of `Size`
 
     @property
     def baseline(self) -> str:
-        """What it is held against."""
+        """The name of the method that it is compared with."""
         return BASELINES[self.guidance is not None].name
 
 
 SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
-NUDGE = GuidanceConfig("published", coefficient=0.768, at="noised")  # per 256 steps: of 24 steps each is 8, as measured
+NUDGE = GuidanceConfig("published", coefficient=0.768, at="noised")  # per 256 steps: 8 for each of 24 steps
 BASELINES = (
     Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
     Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig(kind="published", at="noised"), True),
 )
 METHODS = (
     *BASELINES,
-    # within the tolerance of `jaxpgd pareto` of the baseline on hopper/medium, at these coefficients: results/pareto_hopper
+    # as faithful as the baseline on Hopper medium at these coefficients, by `jaxpgd pareto`: results/pareto_hopper
     Method("dpmpp_2m_sde 12 of [0.01, 20], 96 features", SHORT, features=96),
     Method("dpmpp_2m_sde 24, nudged, 96 features", SamplerConfig("dpmpp_2m_sde", steps=24), NUDGE, features=96),
     Method("heun 32", SamplerConfig("heun", steps=32)),
@@ -89,34 +89,34 @@ def draw(key: jax.Array, synthesizer: DiffusionSynthesizer, policy: Policy | Non
 
 
 def measure_method(windows: Windows, method: Method, policy: Policy, size: Size) -> dict[str, Any]:
-    """Trajectories a second of one method."""
+    """Measure one method in trajectories per second."""
     synthesizer = synthesizer_of(windows, method, size)
     target = policy if method.guidance is not None else None
     timing = measure(
         lambda key, synthesizer, target: draw(key, synthesizer, target, size.trajectories),
         jax.random.key(1), synthesizer, target, repeats=size.repeats, peak=matmul_peak,
     )  # fmt: skip
-    flops, count = evaluation_flops(windows, method, size), evaluations(method)
+    flops, count = evaluation_flops(windows, method, size), nfe(method)
     found = row(timing, size.trajectories, flops=flops * count if method.guidance is None else None)
-    return {"method": method.name, "gflop_per_evaluation": flops / 1e9, "evaluations": count} | found
+    return {"method": method.name, "gflop_per_evaluation": flops / 1e9, "nfe": count} | found
 
 
 def evaluation_flops(windows: Windows, method: Method, size: Size) -> float:
-    """Arithmetic of one evaluation for one trajectory."""
+    """FLOPs of one function evaluation for one trajectory."""
     denoiser = synthesizer_of(windows, method, size).denoiser
     batch = jax.ShapeDtypeStruct((size.trajectories, windows.length, windows.dim), jnp.float32)
-    look = jax.jit(lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x))
-    return compiled_flops(look, denoiser.denoise, batch) / size.trajectories
+    evaluate = jax.jit(lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x))
+    return compiled_flops(evaluate, denoiser.denoise, batch) / size.trajectories
 
 
-def evaluations(method: Method) -> int:
-    """Of the denoiser, for one trajectory, without those of guidance."""
+def nfe(method: Method) -> int:
+    """Number of function evaluations (of the denoiser) per trajectory, without those that guidance adds."""
     steps = method.sampler.steps
     return 2 * steps - 1 if method.sampler.kind == "heun" else steps
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure all methods; ratios are to the published sampler with or without its guidance."""
+    """Measure all methods; ratios are to the published sampler, guided methods to the guided one."""
     size, peak = size or Size(), matmul_peak()
     shape = DenoiserSize(window=size.window)
     windows = make_windows(shape)

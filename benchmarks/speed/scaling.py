@@ -1,8 +1,8 @@
 """Denoiser training, sampling and agents on 1, 2, 4 and 8 devices of one mesh, as a run uses them.
 
-On CPU devices are emulated, each count in a process of its own. As they share the cores, that tells what dividing the work
-costs, not what it gains; on one the seeds of agents run one after another, on several at once. Denoiser steps include a
-validation batch every `steps`. On accelerators the first devices of this process.
+On CPU the devices are emulated, each count in a process of its own. They share the cores, so this measures what sharding
+costs, not what it gains. On one device the seeds of an agent run one after another, on several at the same time. Denoiser steps
+include a validation batch every `steps`. On accelerators the suite uses the first devices of this process.
 """
 
 import dataclasses
@@ -32,24 +32,24 @@ MARK = "RESULT"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Sizes of the measurement, the same on any number of devices."""
+    """Sizes of the measurement, the same for any number of devices."""
 
     counts: tuple[int, ...] = (1, 2, 4, 8)
     features: int = 128
     blocks: int = 3
     batch: int = 32
-    steps: int = 4  # of denoiser training, a call
+    steps: int = 4  # denoiser training steps per call
     trajectories: int = 64
     sampler_steps: int = 8
     seeds: int = 8
-    updates: int = 20  # of every seed, a call
+    updates: int = 20  # of every seed, per call
     agent_batch: int = 256
     transitions: int = 20_000
     repeats: int = 3
 
 
 def chunk_seconds(program: Program[Any], data: Any, devices: Any, repeats: int) -> float:
-    """Least seconds of a chunk after the first, placed as a run places it."""
+    """Shortest time of a chunk after the first, in seconds, with the state sharded as in a run."""
     placement = Placement(program.seeds, devices)
     shared = placement.replicate(data)
     state = placement.init(program.init)(jax.random.key(0), shared)
@@ -65,7 +65,7 @@ def chunk_seconds(program: Program[Any], data: Any, devices: Any, repeats: int) 
 
 
 def sampling_seconds(windows: Windows, size: Size, devices: Any) -> float:
-    """Least seconds of a batch of trajectories."""
+    """Shortest time of a batch of trajectories, in seconds."""
     method = refresh.Method("scaling", SamplerConfig("dpmpp_2m_sde", steps=size.sampler_steps, batch_size=size.trajectories))
     synthesizer = refresh.synthesizer_of(windows, method, refresh.Size(features=size.features, blocks=size.blocks))
     placement = Placement(0, devices)
@@ -76,7 +76,7 @@ def sampling_seconds(windows: Windows, size: Size, devices: Any) -> float:
 
 
 def measure_devices(count: int, size: Size) -> dict[str, Any]:
-    """Rates with the first `count` devices."""
+    """Rates on the first `count` devices."""
     devices = jax.devices()[:count]
     windows = denoiser.make_windows(denoiser.Size(transitions=size.transitions))
     config = DenoiserConfig(
@@ -97,7 +97,7 @@ def measure_devices(count: int, size: Size) -> dict[str, Any]:
 
 
 def measure_emulated(count: int, size: Size) -> dict[str, Any]:
-    """The same in a process with so many emulated devices."""
+    """`measure_devices` in a process with `count` emulated devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
     child = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.scaling", str(count), json.dumps(dataclasses.asdict(size))],
@@ -108,7 +108,7 @@ def measure_emulated(count: int, size: Size) -> dict[str, Any]:
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """A row for each number of devices; `of_one` are rates as shares of those of one device."""
+    """One row per number of devices; `of_one` has the rates over those on one device."""
     size, peak = size or Size(), matmul_peak()
     if jax.devices()[0].platform == "cpu":
         rows = [measure_emulated(count, size) for count in size.counts]

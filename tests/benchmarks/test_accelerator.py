@@ -181,8 +181,7 @@ def test_every_planned_row_has_a_prediction_and_fits_the_memory():
 def test_the_documented_predictions_are_those_of_the_code(capsys):
     cli.main(["accelerator", "--predict"])
     printed = capsys.readouterr().out.strip()
-    readme = Path(accelerator.__file__).with_name("README.md").read_text()
-    assert printed in readme
+    assert printed in Path(accelerator.__file__).with_name("accelerator.md").read_text()
 
 
 def test_aims_are_read_from_their_rows():

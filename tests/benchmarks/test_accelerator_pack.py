@@ -171,14 +171,14 @@ def test_a_wheel_that_pip_cannot_get_is_one_line(tmp_path: Path, monkeypatch: py
         accelerator_pack.download(["six==99.0"], tmp_path)
 
 
-def test_strangers_are_modules_of_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_modules_are_those_of_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "only_here.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "only_here", __import__("only_here"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert "only_here" in accelerator_check.strangers() and "jax" not in accelerator_check.strangers()
+    assert "only_here" in accelerator_check.foreign_modules() and "jax" not in accelerator_check.foreign_modules()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
-    assert "only_here" not in accelerator_check.strangers()
+    assert "only_here" not in accelerator_check.foreign_modules()
 
 
 SPEED = """

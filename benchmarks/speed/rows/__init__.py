@@ -1,1 +1,1 @@
-"""The rows of the accelerator's speed table (`benchmarks.accelerator`)."""
+"""The rows of the speed table of an accelerator (`benchmarks.accelerator`)."""

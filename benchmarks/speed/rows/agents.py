@@ -1,4 +1,4 @@
-"""Rows of agents inside the training loop, many seeds as one program, and the official way of them."""
+"""Rows of agents inside the training loop, many seeds as one program, and rows of the official way."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ AGENTS = {"td3_bc": td3_bc, "iql": iql}
 
 
 def replay_of(sizes: Sizes, seeds: int) -> int:
-    """Trajectories in the replay of each seed: as in a run, or the power of two that fits `sizes.memory` twice."""
+    """Trajectories in the replay of each seed: as in a run, or the power of two of which two copies fit into `sizes.memory`."""
     each = sizes.window * (4 * (sizes.obs_dim + sizes.action_dim + 3) + 1)
     return min(sizes.trajectories, 2 ** int(math.log2(sizes.memory / (2 * seeds * each))))
 
@@ -32,7 +32,7 @@ def data_of(size: agents.Size) -> Any:
 
 
 def agent_size(sizes: Sizes, seeds: int = 1, updates: int = 1) -> agents.Size:
-    """As the suite `agents` has it."""
+    """The sizes in the form of the suite `agents`."""
     return agents.Size(
         transitions=sizes.transitions, obs_dim=sizes.obs_dim, action_dim=sizes.action_dim, trajectories=replay_of(sizes, seeds),
         window=sizes.window, seeds=seeds, hidden=sizes.hidden, updates=updates,
@@ -49,7 +49,7 @@ def agent_state(agent: Agent[Any], size: agents.Size) -> AgentState:
 
 @functools.partial(jax.jit, static_argnames="seeds")
 def spread(state: AgentState, seeds: int) -> AgentState:
-    """So many agents, all alike but for their keys, in memory of their own."""
+    """Copies of an agent for `seeds` seeds, which differ only in their keys."""
     key, rest = state.key, state.replace(key=None)  # type: ignore[attr-defined]
     if seeds > 1:
         key, rest = jax.random.split(key, seeds), jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), rest)
@@ -58,12 +58,12 @@ def spread(state: AgentState, seeds: int) -> AgentState:
 
 @functools.partial(jax.jit, static_argnames="size", donate_argnums=0)
 def update_seeds(states: AgentState, agent: Agent[Any], data: Any, size: agents.Size) -> Any:
-    """Updates of all seeds as one program."""
+    """`size.updates` updates of all seeds, as one program."""
     return (agents.scan_updates if size.seeds == 1 else agents.scan_seeds)(states, agent, data, size)
 
 
 def agent_row(sizes: Sizes, name: str, seeds: int, precision: str = "tensorfloat32") -> Row:
-    """Updates of all seeds together, inside the training loop."""
+    """Updates of all seeds in one program, inside the training loop."""
     agent = AGENTS[name](action_dim=sizes.action_dim, hidden=sizes.hidden)
     work = agent_work(agent, agent_size(sizes), precision, seeds)
     updates = about(1.0, seeds * work.bound(H100)[1], min(32, sizes.most), sizes.most)
@@ -83,7 +83,7 @@ def agent_row(sizes: Sizes, name: str, seeds: int, precision: str = "tensorfloat
 
 
 def official_agent(sizes: Sizes, name: str) -> Row:
-    """One jitted call per update from a Python loop, each drawing both parts without replacement."""
+    """One jitted call per update from a Python loop, which draws both parts of a batch without replacement."""
     agent, size = AGENTS[name](action_dim=sizes.action_dim, hidden=sizes.hidden), agent_size(sizes)
 
     def build(units: int) -> Program:

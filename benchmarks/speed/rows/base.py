@@ -1,6 +1,7 @@
-"""What a row is: its work by its shapes, which needs no device, and the program that it compiles and runs.
+"""A row of the table: its work, computed from shapes without a device, and the program that it compiles and runs.
 
-Programs are made when their turn comes and compiled for the shapes of their arguments, which are made when they are timed.
+A program is built and compiled for the shapes of its arguments when its group's turn comes; the arguments are only created when
+it is timed.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ from jax import Array
 
 from benchmarks.speed.bounds import H100, Layer, Work, layers
 
-SHARE = 0.2  # of a bound that is expected before anything is measured
+SHARE = 0.2  # share of the bound expected to be reached, before anything is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Sizes of the table: HalfCheetah's tokens, the published window, batches and networks."""
+    """Sizes of the table: tokens of HalfCheetah, the published window, batches and networks."""
 
     window: int = 32
     obs_dim: int = 17
@@ -30,29 +31,29 @@ class Sizes:
     features: tuple[int, int] = (128, 1024)
     batches: tuple[int, int] = (32, 512)
     trajectories: int = 8192
-    at_once: tuple[int, int] = (4096, 1024)  # trajectories of a batch at most, by network
+    at_once: tuple[int, int] = (4096, 1024)  # at most so many trajectories per batch, by network
     transitions: int = 1_000_000
-    batch: int = 256  # of an agent
-    synthetic: int = 240  # of it
+    batch: int = 256  # transitions of an agent's batch
+    synthetic: int = 240  # of these
     hidden: tuple[int, ...] = (256, 256)
     seeds: tuple[int, ...] = (1, 8, 64, 256)
     matrix: int = 8192
-    copied: int = 2**28  # numbers
-    most: int = 1024  # steps or updates of a run at most
+    copied: int = 2**28  # numbers in the copied array
+    most: int = 1024  # at most so many steps or updates per run
     baseline_trajectories: tuple[int, int] = (1024, 256)
-    memory: float = 40e9  # bytes that a row may take beside its parameters
+    memory: float = 40e9  # bytes available to a row beside its parameters
 
     @property
     def token(self) -> int:
-        """Entries of a token."""
+        """Number of entries of a token."""
         return self.obs_dim + self.action_dim + 2
 
     def layers(self, features: int, block: str = "residual") -> list[Layer]:
-        """Of the denoiser."""
+        """The matrix products of the denoiser."""
         return layers(features, self.blocks, self.window, self.token, block)
 
     def index(self, features: int) -> int:
-        """Which of the two networks it is."""
+        """Index of the network with that width."""
         return self.features.index(features)
 
 
@@ -66,24 +67,23 @@ Args = tuple[Any, ...]
 
 
 def alike(call: Callable[..., Any], args: Args) -> Args:
-    """One run; the next is given the same."""
+    """One run; the next gets the same arguments."""
     jax.block_until_ready(call(*args))
     return args
 
 
 def carry(call: Callable[..., Any], args: Args) -> Args:
-    """One run; the next continues with its state, whose memory it may use again."""
+    """One run; the next continues from its state, whose memory is donated."""
     state, *_ = jax.block_until_ready(call(*args))
     return (state, *args[1:])
 
 
 @dataclasses.dataclass
 class Program:
-    """What a row compiles, `jitted(*args(), **static)`, and one run of it: `turn(call, args)`, which returns the next's args.
+    """What a row compiles, `jitted(*args(), **static)`, and one run of it, `turn(call, args)`, which returns the next args.
 
-    `looped`: a run calls the jitted function itself, as a Python loop does, and not what was compiled of it. `single`: the
-    program does one unit, and a run calls it for each.
-    `after(args)` says more once it is timed.
+    `looped`: a run calls the jitted function, as a Python loop does, instead of the compiled program. `single`: the program
+    does one unit, and a run calls it once per unit. `after(args)` returns more fields once the row is timed.
     """
 
     jitted: Any
@@ -95,17 +95,17 @@ class Program:
     after: Callable[[Args], dict[str, Any]] | None = None
 
     def lower(self) -> Any:
-        """Traced for the shapes of its arguments, none of which is made."""
+        """The program, traced for the shapes of its arguments without creating them."""
         return self.jitted.lower(*jax.eval_shape(self.args), **self.static)
 
     def call(self, compiled: Any) -> Callable[..., Any]:
-        """What a run calls."""
+        """The function that a run calls."""
         return functools.partial(self.jitted, **self.static) if self.looped else compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row: `work` is that of one unit. `build(units)` makes its program for so many of its `units`, whole `parts` of them."""
+    """A row of the table. `work` is that of one unit; `build(n)` makes the program for `n` of `units`, a multiple of `part`."""
 
     name: str
     group: str
@@ -113,30 +113,30 @@ class Row:
     work: Work
     units: int
     build: Callable[[int], Program]
-    precision: str | None = None  # of `jax.default_matmul_precision`; None: the default
-    part: int = 0  # units of a batch, fewer of which may be measured; 0: all are
-    compiling: float = 20.0  # seconds on an accelerator, roughly
-    baseline: str = ""  # the row that it is held against
+    precision: str | None = None  # value of `jax.default_matmul_precision`; None: the default
+    part: int = 0  # units per batch, if fewer batches may be measured; 0: all units are
+    compiling: float = 20.0  # rough compilation time on an accelerator, in seconds
+    baseline: str = ""  # the row that it is compared with
     single: str = ""  # the row of one seed
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def context(self) -> Any:
-        """Sets the precision."""
+        """Sets the matmul precision."""
         return contextlib.nullcontext() if self.precision is None else jax.default_matmul_precision(self.precision)
 
     @property
     def predicted(self) -> float:
-        """Seconds of one unit on an H100 at least, from shapes alone."""
+        """Lower bound on the seconds of one unit on an H100, from shapes alone."""
         return self.work.bound(H100)[1]
 
 
 def about(seconds: float, unit: float, least: int, most: int) -> int:
-    """How many units take so many seconds at the share that is expected: a power of two."""
+    """Number of units that take about `seconds` at the expected share of the bound: a power of two."""
     return max(least, min(most, 2 ** int(math.log2(max(1.0, seconds * SHARE / unit)))))
 
 
 def weights(structure: Any) -> Any:
-    """Parameters of a network by its shapes: numbers that look random, of a fresh network's size, made by little code."""
+    """Pseudo-random parameters at the scale of a fresh network: a hash of indices, which compiles faster than initialisers."""
 
     def fill(path: Any, leaf: Any) -> Array:
         name = str(getattr(path[-1], "key", path[-1]))

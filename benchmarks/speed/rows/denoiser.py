@@ -1,4 +1,4 @@
-"""Rows of denoiser training, and the official way of it."""
+"""Rows of denoiser training, and of the official way."""
 
 import dataclasses
 import functools
@@ -23,9 +23,9 @@ def windows_of(sizes: Sizes) -> Windows:
 
 
 def denoiser_state(windows: Windows, config: DenoiserConfig, training: bool) -> DenoiserState:
-    """A state before its first step; without `training` its averaged weights alone."""
+    """A state before the first step; without `training`, only its averaged weights."""
     other = {"convolution": "gathered"} if CONVOLUTIONS else {}
-    alike = dataclasses.replace(config, batch_size=1, compute="float32", ema=0.99, **other)  # one program for all of a shape
+    alike = dataclasses.replace(config, batch_size=1, compute="float32", ema=0.99, **other)  # one program per shape
     return _state(windows, alike, training)
 
 
@@ -43,7 +43,7 @@ def _state(windows: Windows, config: DenoiserConfig, training: bool) -> Denoiser
 
 
 def denoiser_config(sizes: Sizes, features: int, published: bool = False, **other: Any) -> DenoiserConfig:
-    """As the suite `denoiser` trains it."""
+    """The configuration that the suite `denoiser` trains."""
     kind: dict[str, Any] = {"block": "plain", "norm": "step", "ema": 0.995} if published else {"ema": 0.99}
     return DenoiserConfig(features=features, blocks=sizes.blocks, ema_every=10, steps=1_000_000, **kind, **other)
 
@@ -68,7 +68,7 @@ def training_row(sizes: Sizes, features: int, batch: int, compute: str, **other:
 
 
 def official_training(sizes: Sizes, features: int, batch: int) -> Row:
-    """The published network, one jitted step a call from a Python loop that reads the loss each time."""
+    """The published network, one jitted step per call from a Python loop that reads the loss after each step."""
     config = denoiser_config(sizes, features, published=True, batch_size=batch)
     work = training_work(sizes.layers(features, "plain"), batch, "tensorfloat32", config.ema_every)
 

@@ -1,4 +1,4 @@
-"""Compiling, running and describing one row."""
+"""Compile, time and describe one row."""
 
 import concurrent.futures
 import dataclasses
@@ -16,17 +16,17 @@ from benchmarks.speed.rows.base import Program, Row
 from benchmarks.timing import program_memory
 from jaxpgd.experiment.run.device_memory import peak_memory
 
-ENOUGH, REPEATS = 3.0, 7  # seconds that a row is repeated for, and times
+ENOUGH, REPEATS = 3.0, 7  # a row is repeated for at most so many seconds and times
 
 
 def timed(fn: Callable[[], Any]) -> tuple[Any, float]:
-    """A result, and its seconds."""
+    """The result of `fn()`, and how long it took in seconds."""
     began = time.monotonic()
     return fn(), time.monotonic() - began
 
 
 def in_background(fn: Callable[[], Any], gate: threading.Semaphore) -> "concurrent.futures.Future[Any]":
-    """`fn()` in a thread that does not keep the process from ending, as those of a pool do."""
+    """`fn()` in a daemon thread: unlike the threads of a pool, it does not keep the process from ending."""
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def work() -> None:
@@ -41,22 +41,22 @@ def in_background(fn: Callable[[], Any], gate: threading.Semaphore) -> "concurre
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """What a row says that failed."""
+    """The fields of a row that failed."""
     text = " ".join(str(error).split())
     return {"error": f"{type(error).__name__}: {text[:300]}"}
 
 
 def describe(row: Row) -> dict[str, Any]:
-    """What a row says before it is measured."""
+    """The fields of a row before it is measured."""
     precision = {"precision": row.work.precision, "matmul_precision": row.precision or "default"}
     expected = {"gflop": row.work.flops / 1e9, "mbytes": row.work.bytes / 1e6, "launches_estimated": row.work.launches}
-    said = {"name": row.name, "group": row.group, "unit": row.unit, "units": row.units, **row.details}
-    said |= {key: value for key, value in (("baseline", row.baseline), ("single", row.single)) if value}
-    return said | precision | expected | {"predicted_seconds": row.predicted}
+    fields = {"name": row.name, "group": row.group, "unit": row.unit, "units": row.units, **row.details}
+    fields |= {key: value for key, value in (("baseline", row.baseline), ("single", row.single)) if value}
+    return fields | precision | expected | {"predicted_seconds": row.predicted}
 
 
 def measure_row(row: Row, program: Program, compiled: Any, units: int, deadline: float) -> dict[str, Any]:
-    """Run a compiled program once unmeasured, then for a while; what it takes."""
+    """Run a compiled program once untimed, then repeat it; returns rates, times and memory."""
     seconds: list[float] = []
     with row.context():
         args, setup = timed(lambda: jax.block_until_ready(program.args()))
@@ -67,9 +67,9 @@ def measure_row(row: Row, program: Program, compiled: Any, units: int, deadline:
             seconds.append(taken)
             if time.monotonic() + taken > deadline:
                 break
-        more = spared(lambda: program.after(args), {}) if program.after else {}
+        more = or_default(lambda: program.after(args), {}) if program.after else {}
     median, done = statistics.median(seconds), 1 if program.single else units
-    launches = spared(lambda: count_launches(compiled.as_text()) / done, None)
+    launches = or_default(lambda: count_launches(compiled.as_text()) / done, None)
     return {
         "rate": units / median, "measured_units": units, "run_seconds": median, "seconds": median * row.units / units,
         "repeats": len(seconds), "spread_percent": 100 * (max(seconds) - min(seconds)) / median,
@@ -78,8 +78,8 @@ def measure_row(row: Row, program: Program, compiled: Any, units: int, deadline:
     }  # fmt: skip
 
 
-def spared(fn: Callable[[], Any], default: Any) -> Any:
-    """A result that a row can do without."""
+def or_default(fn: Callable[[], Any], default: Any) -> Any:
+    """`fn()`, or `default` with a warning if it fails: for fields that a row can do without."""
     try:
         return fn()
     except Exception as error:
@@ -87,8 +87,8 @@ def spared(fn: Callable[[], Any], default: Any) -> Any:
         return default
 
 
-def held_against(row: Row, said: dict[str, Any], peaks: Peaks, *, counted: bool) -> dict[str, Any]:
-    """A measurement beside its bound; launches as `counted` in the program of an accelerator, else as estimated."""
-    launches = (said["launches_counted"] if counted else None) or row.work.launches
+def share_of_bound(row: Row, measured: dict[str, Any], peaks: Peaks, *, counted: bool) -> dict[str, Any]:
+    """The bound of a row and the share of it that was reached; launches are `counted` in the program, or estimated."""
+    launches = (measured["launches_counted"] if counted else None) or row.work.launches
     bound, seconds = dataclasses.replace(row.work, launches=launches).bound(peaks)
-    return {"launches": launches, "bound": bound, "bound_seconds": seconds, "share": seconds * said["rate"]}
+    return {"launches": launches, "bound": bound, "bound_seconds": seconds, "share": seconds * measured["rate"]}

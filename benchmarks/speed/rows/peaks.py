@@ -1,4 +1,4 @@
-"""What the device does at most: products by precision, copies, launches."""
+"""Rows that measure the peaks of the device: products by precision, copies, launches."""
 
 import functools
 from typing import Any
@@ -19,13 +19,13 @@ def products(a: Array, x: Array, times: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="times")
 def copies(x: Array, times: int) -> Array:
-    """x read and written so many times."""
+    """x, read and written `times` times."""
     return jax.lax.fori_loop(0, times, lambda _, x: jnp.sqrt(x + 1.0), x)
 
 
 @functools.partial(jax.jit, static_argnames="times")
 def launches(a: Array, x: Array, times: int) -> Array:
-    """Small kernels, each of which waits for the one before: 16 in each turn of a loop."""
+    """`times` small kernels, each of which waits for the one before: 16 per turn of a loop."""
 
     def turn(_: Any, x: Array) -> Array:
         for _ in range(16):
@@ -36,13 +36,13 @@ def launches(a: Array, x: Array, times: int) -> Array:
 
 
 def matrices(size: int, dtype: Any) -> Args:
-    """Two of them."""
+    """Two matrices [size, size]."""
     one = jax.ShapeDtypeStruct((size, size), dtype)
     return tuple(jax.jit(lambda: [weights({"kernel": one})["kernel"] for _ in range(2)])())
 
 
 def peak_rows(sizes: Sizes) -> list[Row]:
-    """Products by precision, copies, launches."""
+    """One row each for products of every precision, copies and launches."""
     rows = []
     for precision, setting in (("float32", "float32"), ("tensorfloat32", "tensorfloat32"), ("bfloat16", None)):
         dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32

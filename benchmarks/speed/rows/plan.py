@@ -1,4 +1,4 @@
-"""All rows, in their order of importance."""
+"""All rows, most important first."""
 
 from benchmarks.speed.rows.agents import AGENTS, agent_row, official_agent
 from benchmarks.speed.rows.base import Row, Sizes
@@ -8,7 +8,7 @@ from benchmarks.speed.rows.sampling import official_sampling, refresh_row, sampl
 
 
 def plan(sizes: Sizes) -> list[list[Row]]:
-    """Groups of rows, most valuable first; the programs of a group are compiled together."""
+    """Groups of rows, most important first; the programs of a group are compiled together."""
     small, large = sizes.features
     few, many = sizes.batches
     one, more = sizes.seeds[0], sizes.seeds[-2]
@@ -20,7 +20,7 @@ def plan(sizes: Sizes) -> list[list[Row]]:
         official_training(sizes, large, many), official_agent(sizes, "td3_bc"), official_sampling(sizes, small, False),
         official_sampling(sizes, small, True), training_row(sizes, small, few, "float32"), official_training(sizes, small, few),
     ]  # fmt: skip
-    # apart, as a library's choice among its convolutions can take long
+    # a group of its own, because cuDNN may take long to choose a convolution
     primitive = [training_row(sizes, large, many, "bfloat16", convolution="primitive"),
                  training_row(sizes, small, few, "float32", convolution="primitive")] if CONVOLUTIONS else []  # fmt: skip
     training = [

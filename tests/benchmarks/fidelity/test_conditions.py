@@ -15,16 +15,16 @@ def test_exact_moments_of_states_given_actions_leave_nothing_to_explain():
     count = 20_000
     for policy in policies.values():
         test = conditions.make_test(jax.random.key(0), env, policy, count)
-        left = (np.asarray(test.made.obs[:, 1:]) - test.mean) / test.std
+        left = (np.asarray(test.data.obs[:, 1:]) - test.mean) / test.std
         assert np.abs(left.mean(0)).max() < 5 / np.sqrt(count)
         np.testing.assert_allclose(left.var(0), 1.0, atol=5 * np.sqrt(2 / count))
-        action = np.asarray(test.made.action[..., 0])
+        action = np.asarray(test.data.action[..., 0])
         related = np.einsum("nto,nk->tok", left, (action - action.mean(0)) / action.std(0)) / count
         assert np.abs(related).max() < 5 / np.sqrt(count)
     test = conditions.make_test(jax.random.key(1), env, policies["blind"], 3)
-    state = np.asarray(test.made.obs[:, 0], np.float64)
+    state = np.asarray(test.data.obs[:, 0], np.float64)
     for t in range(15):
-        state = state @ np.asarray(env.A).T + np.asarray(test.made.action[:, t]) @ np.asarray(env.B).T
+        state = state @ np.asarray(env.A).T + np.asarray(test.data.action[:, t]) @ np.asarray(env.B).T
         np.testing.assert_allclose(test.mean[:, t], state, rtol=1e-4, atol=1e-5)
 
 

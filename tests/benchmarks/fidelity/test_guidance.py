@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.fidelity import guidance
-from benchmarks.speed import sampling
+from benchmarks.speed import guidance_cost, sampling
 
 
 def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
@@ -19,7 +19,7 @@ def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
 
 @pytest.mark.slow
 def test_costs_are_measured_beside_those_counted():
-    found = guidance.costs(sampling.Size(trajectories=2, features=8, blocks=1, window=8, repeats=1))
+    found = guidance_cost.costs(sampling.Size(trajectories=2, features=8, blocks=1, window=8, repeats=1))
     assert [row["forward_equivalents"] for row in found] == [2, 5, 9]
     assert all(row["forward_times"] > 0 for row in found)
     assert "forward_times" in guidance.table(found)

@@ -31,9 +31,9 @@ def test_work_of_training_and_sampling_by_hand():
     assert work.bytes == 13 * 4 * weights + 10 * 3 * 2 * activations
     assert work.launches == 2 * (3 * 2 - 1) + 4  # products and what is between them, two arrays for each layer
     assert bounds.training_work(two, 10, "bfloat16", ema_every=2).bytes == 12 * 4 * weights + 10 * 3 * 2 * activations
-    made = bounds.sampling_work(two, batch=5, evaluations=7, cost=2, precision="float32")
-    assert (made.flops, made.bytes) == (14 * forward, pytest.approx(14 * 4 * (activations + weights / 5)))
-    assert made.launches == pytest.approx(14 * 4 / 5)
+    work = bounds.sampling_work(two, batch=5, nfe=7, cost=2, precision="float32")
+    assert (work.flops, work.bytes) == (14 * forward, pytest.approx(14 * 4 * (activations + weights / 5)))
+    assert work.launches == pytest.approx(14 * 4 / 5)
 
 
 def test_the_largest_bound_is_told():

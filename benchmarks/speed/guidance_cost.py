@@ -1,0 +1,42 @@
+"""What a guided function evaluation costs, in time and in forward-equivalents; part of the suite `guidance`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.speed.denoiser import Size as DenoiserSize
+from benchmarks.speed.denoiser import make_windows
+from benchmarks.speed.sampling import Method, Size, synthesizer_of
+from benchmarks.timing import measure
+from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.solvers import SamplerConfig
+from jaxpgd.guidance.kinds import Guidance
+from jaxpgd.types import Denoise
+
+
+def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
+    """Time of one guided function evaluation over that of a forward pass, and the forward-equivalents counted for it.
+
+    For a batch of `size.trajectories`, with the temporal U-Net and a TD3+BC policy, both with random weights.
+    """
+    windows = make_windows(DenoiserSize(window=size.window))
+    denoiser = synthesizer_of(windows, Method("", SamplerConfig()), size).denoiser
+    agent = td3_bc(action_dim=windows.transitions.action.shape[-1])
+    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
+    shape = (size.trajectories, size.window, denoiser.codec.token_dim)
+    x, sigma = jax.random.normal(jax.random.key(0), shape), jnp.asarray(1.0)
+
+    def seconds(denoise: Denoise) -> float:
+        return measure(lambda x: jax.vmap(lambda y: denoise(y, sigma))(x), x, repeats=size.repeats).median_seconds
+
+    forward = seconds(denoiser.denoise)
+    found = []
+    for name, guidance in {
+        "reconstruction": Guidance(1.0),
+        "moment, 2 iterations": Guidance(1.0, kind="moment", iterations=2),
+        "moment, 4 iterations": Guidance(1.0, kind="moment", iterations=4),
+    }.items():
+        guided = seconds(guidance.guided(denoiser.denoise, policy, denoiser.codec))
+        found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
+    return found
