@@ -95,7 +95,7 @@ class WorldModel:
         if self.terminates is not None:
             return 1.0 - self.terminates(next_obs).astype(jnp.float32)
         apply: Any = self.terminal_network.apply
-        logit = apply(self.terminal_params, self.scales.terminal_inputs(obs, action, next_obs))
+        logit: Array = apply(self.terminal_params, self.scales.terminal_inputs(obs, action, next_obs))
         return (logit <= 0).astype(jnp.float32)
 
     def clip_obs(self, obs: Array) -> Array:

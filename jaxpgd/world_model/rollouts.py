@@ -29,7 +29,8 @@ class RolloutConfig:
 def uncertainty(std: Array) -> Array:
     """MOPO's u(s, a) = max_k ||std_k(s, a)||, [], of the elites' standard deviations [K, O] (arXiv 2005.13239, section 4.3)."""
     chex.assert_rank(std, 2)
-    return jnp.linalg.norm(std, axis=-1).max()
+    norms: Array = jnp.linalg.norm(std, axis=-1)
+    return norms.max()
 
 
 def rollout(

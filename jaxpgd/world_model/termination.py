@@ -1,11 +1,11 @@
-"""Known termination rules: whether a step ended the episode, told from the observation that it led to.
+"""Known termination rules: whether a step ended the episode, computed from the observation that it led to.
 
-The inequalities are those of Gymnasium 1.4 (MuJoCo v4 and v5) and Gymnasium-Robotics 1.4 (mazes). Rules see what observations
-hold, in float32: values within rounding (1e-7) of a bound may fall on its other side, velocities that an environment clips at
-10 never reach wider bounds, and the root's x and y, which observations leave out, are taken as finite.
+The inequalities are those of Gymnasium 1.4 (MuJoCo v4 and v5) and Gymnasium-Robotics 1.4 (mazes). Rules see only observations,
+in float32. Values within rounding (1e-7) of a bound may fall on its other side. Velocities that an environment clips at 10
+never reach wider bounds. The root's x and y, which observations leave out, are assumed to be finite.
 
-Every rule is a struct dataclass without leaves: a pytree that costs nothing in a compiled step, static where that is wanted,
-and equal to any other made from the same settings, so that a rebuilt one causes no new trace.
+Every rule is a struct dataclass without leaves: a pytree that costs nothing in a compiled step, hashable for use as a static
+argument, and equal to any other with the same settings, so that building it again causes no new trace.
 """
 
 import re
@@ -39,9 +39,9 @@ class Never:
 
 @struct.dataclass
 class Hopper:
-    """Healthy: z and angle strictly inside their ranges, and so is everything from the angle on inside `state`. NaN is not.
+    """Ends unless healthy: z and angle strictly inside their ranges, and all entries from the angle on inside `state`.
 
-    Observed velocities are clipped at 10, so that only ranges up to 10 see them.
+    NaN is unhealthy. Observed velocities are clipped at 10, so they never leave a wider range.
     """
 
     z: Range = struct.field(pytree_node=False, default=(0.7, float("inf")))
@@ -57,7 +57,7 @@ class Hopper:
 
 @struct.dataclass
 class Walker2d:
-    """Healthy: z and angle strictly inside their ranges (NaN is not). Nothing else counts."""
+    """Ends unless healthy: z and angle strictly inside their ranges. NaN is unhealthy. Other entries have no effect."""
 
     z: Range = struct.field(pytree_node=False, default=(0.8, 2.0))
     angle: Range = struct.field(pytree_node=False, default=(-1.0, 1.0))
@@ -70,7 +70,7 @@ class Walker2d:
 
 @struct.dataclass
 class Ant:
-    """Healthy: z in its range, bounds included, and everything finite."""
+    """Ends unless healthy: z in its range, bounds included, and all entries finite."""
 
     z: Range = struct.field(pytree_node=False, default=(0.2, 1.0))
     first: int = struct.field(pytree_node=False, default=0)  # entry of next_obs that holds z
@@ -83,7 +83,7 @@ class Ant:
 
 @struct.dataclass
 class InvertedPendulum:
-    """Ends where the pole leans by more than 0.2 rad, or anything is not finite."""
+    """Ends where the pole leans by more than 0.2 rad, or any entry is not finite."""
 
     def __call__(self, next_obs: Array) -> Array:
         """As `Rule`."""
@@ -94,14 +94,15 @@ class InvertedPendulum:
 class InvertedDoublePendulum:
     """Ends where the tip of two poles of length 0.6 is at height 1 or lower. Entries 1 to 4: sines, then cosines of the angles.
 
-    The simulator looks at the tip of its solver's last stage. From the observed one it differs by less than 1e-3 in ordinary
+    The simulator tests the tip at its solver's last stage. That differs from the observed tip by less than 1e-3 in ordinary
     motion and by a few hundredths where velocities reach 10. A state that is not finite ends no episode there, nor here.
     """
 
     def __call__(self, next_obs: Array) -> Array:
         """As `Rule`."""
         sin1, sin2, cos1, cos2 = next_obs[1:5]
-        return 0.6 * cos1 + 0.6 * (cos1 * cos2 - sin1 * sin2) <= 1.0  # the second angle is relative to the first pole
+        height: Array = 0.6 * cos1 + 0.6 * (cos1 * cos2 - sin1 * sin2)  # the second angle is relative to the first pole
+        return height <= 1.0
 
 
 @struct.dataclass
@@ -113,8 +114,8 @@ class MazeGoal:
 
     def __call__(self, next_obs: Array) -> Array:
         """As `Rule`."""
-        away = next_obs[slice(*self.achieved)] - next_obs[slice(*self.desired)]
-        return jnp.linalg.norm(away) <= 0.45
+        distance: Array = jnp.linalg.norm(next_obs[slice(*self.achieved)] - next_obs[slice(*self.desired)])
+        return distance <= 0.45
 
 
 def _inside(value: Array, bounds: Range) -> Array:
@@ -126,12 +127,12 @@ Slices = Mapping[str, slice]  # where each entry of a dict observation lies; emp
 
 
 def _first(settings: Settings, omitted: int) -> int:
-    """Entry that holds z: the root's x (and y) come before it where the environment was asked to show them."""
+    """Index of z: `omitted` where the environment includes the root's x (and y) in front of it, else 0."""
     return 0 if settings.get("exclude_current_positions_from_observation", True) else omitted
 
 
 def _ranges(settings: Settings, **names: str) -> dict[str, Range]:
-    """Fields of a rule from the settings of these names, as far as they are given."""
+    """Fields of a rule from the settings of these names, where given. Raises InputError unless each is two numbers."""
     found = {field: settings[name] for field, name in names.items() if name in settings}
     for field, value in found.items():
         check(len(value) == 2, names[field], value, "two numbers")
@@ -183,8 +184,9 @@ _MAZE = re.compile(r"PointMaze_\w+-v3|AntMaze_\w+-v[345]")
 def known_rule(env_id: str | None, env_kwargs: Settings | None = None, obs_slices: Slices | None = None) -> str | None:
     """Name of the rule that an environment is known to follow, or None.
 
-    `env_kwargs` are the keyword arguments that it was made with and `obs_slices` the places of a dict observation's entries:
-    an environment that was told not to terminate never does, and reaching a maze's goal is only seen where both goals are.
+    `env_kwargs` are the environment's keyword arguments, `obs_slices` where the entries of a dict observation lie. With
+    terminate_when_unhealthy = False the rule is "never". A maze that ends at its goal has a rule only where observations hold
+    the achieved and the desired goal.
     """
     settings = env_kwargs or {}
     if _MAZE.fullmatch(env_id or ""):
@@ -208,10 +210,10 @@ def make_rule(name: str, env_kwargs: Settings | None = None, obs_slices: Slices 
 def termination(
     choice: str, env_id: str | None, env_kwargs: Settings | None = None, obs_slices: Slices | None = None
 ) -> Rule | None:
-    """The rule that the setting `world_model.termination` asks for; None where terminals are to be learned.
+    """The rule for a value of the setting `world_model.termination`; None for "learned".
 
-    `choice` is "auto" (the environment's known rule), "learned" or the name of a rule. Nothing is assumed about environments
-    without a known rule: "auto" raises InputError there, as does an unknown name.
+    `choice` is "auto" (the environment's known rule), "learned" or the name of a rule. Raises InputError for an unknown name,
+    and for "auto" where the environment has no known rule: nothing is assumed about it.
     """
     choices = f'"learned" or the name of a rule ({", ".join(RULES)})'
     if choice == "learned":
