@@ -147,9 +147,9 @@ def read_run_arguments(args: list[str], command: str) -> tuple[Config, bool]:
     """CONFIG, --resume and overrides of `run` as a validated config. Raises InputError."""
     args = [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     if "--help" in args or "-h" in args:
-        import tyro
+        from jaxpgd.experiment.settings_help import print_help
 
-        tyro.cli(Config, args=["--help"], prog=f"jaxpgd {command} [CONFIG.toml] [--resume]")
+        print_help(f"jaxpgd {command} [CONFIG.toml] [--resume]")
     path = args.pop(0) if args and not args[0].startswith("-") else None
     resume, debug = "--resume" in args, ["--health.debug-nans", "true"] if "--debug-nans" in args else []
     args = [a for a in args if a not in ("--resume", "--debug-nans")]
