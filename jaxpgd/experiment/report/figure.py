@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,13 +32,14 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def panels(
-    count: int, *, width: float = 5.0, height: float = 4.2, columns: int = _MOST_COLUMNS, **options: Any
+    count: int, *, width: float = 5.0, height: float = 4.2, columns: int = 0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels in rows of at most `columns`, `width` x `height` inches each; `options` as of `subplots`.
+    """A figure of `count` panels, `width` x `height` inches each; `options` as of `subplots`.
 
-    `finish` makes room on top of that for what stands above and below the panels.
+    Rows have `columns` panels; 0: at most four, none much shorter than the others. `finish` makes room on top of that for what
+    stands above and below the panels.
     """
-    across = min(count, columns)
+    across = min(count, columns) if columns else -(-count // -(-count // _MOST_COLUMNS))
     down = -(-count // across)
     with rc_context(STYLE):
         figure = Figure(figsize=(width * across, height * down), layout="constrained")
@@ -45,6 +47,8 @@ def panels(
         axes = list(figure.subplots(down, across, squeeze=False, **options).ravel())
     for spare in axes[count:]:
         spare.set_visible(False)
+    for above in axes[count - across : count]:
+        above.tick_params(labelbottom=True)  # also where panels share their x axis and there is none below
     return figure, axes[:count]
 
 
@@ -111,11 +115,20 @@ def _legend(figure: Figure, shown: Sequence[Axes]) -> float:
         return 0.0
     width = figure.get_figwidth() - 0.3
     labels = [broken(label, width - _HANDLE, _LEGEND) for label in found]
-    widest = max(text_width(line, _LEGEND) for label in labels for line in label.splitlines())
-    columns = max(1, min(len(labels), int(width / (widest + _HANDLE))))
+    columns = _legend_columns([max(text_width(line, _LEGEND) for line in label.splitlines()) for label in labels], width)
     figure.legend(
         list(found.values()), labels, loc="outside lower center", ncols=columns, fontsize=_LEGEND, frameon=False,
         columnspacing=1.2,
     )  # fmt: skip
     lines = max(label.count("\n") + 1 for label in labels)
     return -(-len(labels) // columns) * lines * _LINE * _LEGEND + 0.15
+
+
+def _legend_columns(widths: Sequence[float], room: float) -> int:
+    """Columns of as few rows as fit, for entries of these widths in inches, which fill one column after the other."""
+    count = len(widths)
+    for rows in range(1, count):
+        columns = -(-count // rows)
+        if sum(max(part) + _HANDLE for part in np.array_split(np.asarray(widths), columns)) <= room:
+            return columns
+    return 1

@@ -13,6 +13,7 @@ from jaxpgd.types import Trajectory
 
 Styles = Mapping[str, tuple[str, str]]  # colour and line by name, where they are not by the order of the names
 _NEUTRAL = "0.3"
+_PLANE = (0.75, 0.55)  # least width of a plane by its height, and height by its width
 
 
 def style_of(name: str, names: Sequence[str], styles: Styles | None = None) -> tuple[str, str]:
@@ -103,8 +104,13 @@ def goal_marks(axis: Axes, goals: Mapping[str, tuple[float, float]]) -> None:
 
 
 def plane_limits(sets: Sequence[Sequence[np.ndarray]], points: Iterable[tuple[float, float]] = ()) -> np.ndarray:
-    """Limits [2, 2] (low and high of each coordinate) that hold all paths and points, with a margin of 5 %."""
+    """Limits [2, 2] (low and high of each coordinate) that hold all paths and points, with a margin.
+
+    The shorter side is widened to about half of the longer one, so that a panel of equal scales has room for its numbers.
+    """
     states = np.concatenate([path for group in sets for path in group] + [np.asarray(p, np.float64)[None] for p in points])
     low, high = states.min(axis=0), states.max(axis=0)
-    margin = 0.05 * np.where(high > low, high - low, 1.0)
-    return np.stack([low - margin, high + margin], axis=1)
+    middle, sides = (low + high) / 2, 1.1 * np.where(high > low, high - low, 1.0)
+    least = sides[::-1] * np.array(_PLANE)  # of the width by the height, and of the height by the width
+    half = np.maximum(sides, least) / 2
+    return np.stack([middle - half, middle + half], axis=1)

@@ -13,13 +13,16 @@ from jaxpgd.files import write_text
 _CSS = """
 :root { color-scheme: light dark; --line: #bbb; --soft: #f3f3f3; }
 @media (prefers-color-scheme: dark) { :root { --line: #555; --soft: #262626; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; font-size: 1.2rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; font-size: 1.2rem; } li { margin: .3rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; } .number { text-align: right; }
-figure { margin: 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
-figcaption { opacity: .8; font-size: .92rem; } pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
+th { vertical-align: bottom; } td { vertical-align: top; min-width: 3rem; } td.short, td.number { white-space: nowrap; }
+figure { margin: 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figcaption { opacity: .8; font-size: .92rem; } summary { cursor: pointer; margin: .6rem 0; }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
 """
+_SHORT = 32  # characters of a cell that is not broken
 
 
 class Report:
@@ -32,6 +35,12 @@ class Report:
     def text(self, text: str) -> "Report":
         """Paragraphs, separated by blank lines."""
         self._parts += [f"<p>{html.escape(p.strip())}</p>" for p in text.split("\n\n") if p.strip()]
+        return self
+
+    def points(self, lines: Sequence[str]) -> "Report":
+        """A list of sentences; nothing where there is none."""
+        if lines:
+            self._parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
         return self
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> "Report":
@@ -104,7 +113,10 @@ def _numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
 
 
 def _side(rows: Sequence[Mapping[str, Any]], column: str) -> str:
-    return ' class="number"' if _numeric(rows, column) else ""
+    """The class of the cells of a column: numbers to the right, short texts in one line."""
+    if _numeric(rows, column):
+        return ' class="number"'
+    return ' class="short"' if all(len(_cell(row.get(column))) <= _SHORT for row in rows) else ""
 
 
 def _cell(value: Any) -> str:

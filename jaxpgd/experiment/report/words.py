@@ -6,6 +6,8 @@ NAMES: Mapping[str, str] = {
     "world_model": "world model",
     "dydiff": "DyDiff",
     "oneoff": "one-off",
+    "loss": "training loss",
+    "validation_loss": "validation loss",
     "smc": "SMC",
     "reconstruction-held": "reconstruction, states held",
     "euler": "Euler",

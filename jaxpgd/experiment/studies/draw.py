@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.report.figure import finish, panels
-from jaxpgd.experiment.report.marks import banded_line, barred_points, goal_marks, level, path_lines, paths, seed_dots
+from jaxpgd.experiment.report.marks import (
+    banded_line,
+    barred_points,
+    goal_marks,
+    level,
+    path_lines,
+    paths,
+    plane_limits,
+    seed_dots,
+)
 from jaxpgd.experiment.report.style import COLOURS, arm_of
 from jaxpgd.experiment.report.ticks import log_axis, name_ticks, number_ticks, width_of_names
 from jaxpgd.experiment.report.words import label_of, name_of
@@ -38,7 +47,7 @@ def _grid(results: Results, drawing: Drawing, width: float = 5.2) -> tuple[Figur
     ]
     check(bool(shown), "value", value, "cells that have it")
     last = len({where[drawing.panels[-1]] for where in shown}) if drawing.panels else 1
-    columns = last if len(drawing.panels) > 1 and last <= _MOST_COLUMNS else 4  # a row for each label of the axes before
+    columns = last if len(drawing.panels) > 1 and last <= _MOST_COLUMNS else 0  # a row for each label of the axes before
     figure, axes = panels(len(shown), width=width, columns=columns, sharey=drawing.kind == "intervals")
     for where, axis in zip(shown, axes, strict=True):
         axis.set(title=name_of_place(where), ylabel=value_label(results, drawing))
@@ -114,15 +123,18 @@ def trajectories(results: Results, drawing: Drawing) -> Figure | None:
     """Samples of every cell that kept some, with their dynamics error and the target's log-likelihood."""
     if not results.samples:
         return None
-    figure, axes = panels(len(results.samples), width=3.2, height=4.0, columns=_MOST_COLUMNS, sharex=True, sharey=True)
-    for axis, (cell, samples) in zip(axes, results.samples, strict=True):
+    plane = [[path[:, :2] for path in paths(samples)] for _, samples in results.samples]
+    limits = plane_limits(plane, [goal for cell, _ in results.samples for goal in results.goals(cell).values()])
+    height = 2.6 * float(np.ptp(limits[1]) / np.ptp(limits[0])) + 1.2
+    figure, axes = panels(len(plane), width=3.2, height=height, columns=_MOST_COLUMNS, sharex=True, sharey=True)
+    for axis, (cell, _), states in zip(axes, results.samples, plane, strict=True):
         colours = [COLOURS[arm] for label in cell.labels.values() if (arm := arm_of(label))]
-        path_lines(axis, [path[:, :2] for path in paths(samples)], [*colours, "0.4"][0])
+        path_lines(axis, states, [*colours, "0.4"][0])
         goal_marks(axis, results.goals(cell))
         scores = {text: summary(results, name, {"cell": cell.key}) for name, text in _SCORES.items()}
         said = [text.format(s.mean) for text, s in scores.items() if s is not None]
         axis.set_title("\n".join([name_of_place(dict(cell.labels)), *said]), fontsize=10)
-        axis.set(xlabel="x position", ylabel="y position", aspect="equal")
+        axis.set(xlabel="x position", ylabel="y position", xlim=limits[0], ylim=limits[1], aspect="equal")
     return finish(figure, drawing.title)
 
 

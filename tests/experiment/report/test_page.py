@@ -48,6 +48,16 @@ def test_the_document_is_whole_and_self_contained(tmp_path):
     assert "http" not in text and [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
+def test_lists_are_escaped_and_none_is_left_out():
+    assert "<ul><li>a &lt; b</li><li>c</li></ul>" in Report("x").points(["a < b", "c"]).html()
+    assert Report("x").points([]).html() == Report("x").html()
+
+
+def test_short_cells_are_not_broken_and_long_ones_are():
+    text = Report("x").table("t", [{"name": "[-26.98, -19.53]", "why": "words " * 20}]).html()
+    assert '<td class="short">[-26.98, -19.53]</td>' in text and "<td>words" in text
+
+
 def test_a_missing_figure_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"absent\.png"):
         Report("x").figure("t", tmp_path / "absent.png")

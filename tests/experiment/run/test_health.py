@@ -21,7 +21,7 @@ from jaxpgd.diffusion.edm import coefficients
 from jaxpgd.errors import DivergenceError
 from jaxpgd.experiment.config import Config, HealthConfig
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.report.run_report import health_notes
+from jaxpgd.experiment.report.run_tables import health_notes
 from jaxpgd.experiment.run.directory import RunDirectory, create_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.stages import agents as stages

@@ -1,8 +1,8 @@
-"""What the report says of a run's trajectory metrics."""
+"""What the report says of a run, in tables and sentences."""
 
 import numpy as np
 
-from jaxpgd.experiment.report.run_report import generation_rows, return_row, verdicts
+from jaxpgd.experiment.report.run_tables import refresh_rows, return_row, verdicts
 from jaxpgd.metrics.statistics import summarise
 
 
@@ -18,21 +18,21 @@ def test_a_missing_dynamics_error_is_named() -> None:
     assert verdicts(quality) == ["no dynamics error: no simulator replays this environment"]
     row = {"dynamics_error": 0.2, "persistence_error": 0.4, "log_likelihood": -1.0}
     (line,) = verdicts(quality | {"real": row, "arms": {"dydiff": row}})
-    assert line.startswith("dydiff: one-step dynamics error 0.2000 (0.50 of persistence)")
+    assert line.startswith("DyDiff: one-step dynamics error 0.2000 (0.50 of persistence)")
     assert verdicts({}) == []
 
 
-def test_each_generation_is_one_row() -> None:
+def test_each_refresh_is_one_row() -> None:
     made = {"coefficient": [0.5, 1.5], "ess": [1.0, 0.5], "clipped_actions": [0.0, 0.2]}
     log = lambda step, stage="agent-guided", **new: (
         {"stage": stage, "step": step} | {f"synthetic_{k}": v for k, v in (made | new).items()}
     )
     later = {"coefficient": [2.0, 2.0], "log_likelihood": [-1.0, -3.0], "data_log_likelihood": [-4.0, -4.0]}
-    rows = generation_rows([log(1), log(2), log(3, **later), log(3, stage="agent-unguided"), {"stage": "denoiser", "step": 4}])
+    rows = refresh_rows([log(1), log(2), log(3, **later), log(3, stage="agent-unguided"), {"stage": "denoiser", "step": 4}])
     assert rows == [
         {"updates": 1, "coefficient": 1.0, "effective sample size": 0.75, "actions at their bounds": 0.1},
         {
             "updates": 3, "coefficient": 2.0, "effective sample size": 0.75, "log-likelihood of the dataset's actions": -4.0,
-            "of those made": -2.0, "actions at their bounds": 0.1,
+            "of the synthetic actions": -2.0, "actions at their bounds": 0.1,
         },
     ]  # fmt: skip
