@@ -19,28 +19,32 @@ from jaxpgd.types import Trajectory, Transition, valid_steps
 class DataConfig:
     """Which dataset, and which windows of it train the denoiser."""
 
-    name: str = option("point2d", 'Minari id, path of a D4RL .hdf5 or flat .npz file, "point2d" or "point2d-N" (N steps)')
-    env_id: str = option("", "Gymnasium id to evaluate in; empty: the one that the dataset names")
-    window: int = positive(16, "steps per training window, and of synthetic trajectories")
-    stride: int = positive(1, "steps between window starts")
-    add_episode_starts: bool = option(True, "add the window that starts each episode")
-    add_terminals: bool = option(True, "add the window that ends in each terminal")
+    name: str = option(
+        "point2d", 'dataset: Minari id, path of a D4RL .hdf5 or flat .npz file, "point2d" or "point2d-N" (N steps)'
+    )
+    env_id: str = option("", "Gymnasium id of the environment to evaluate in; empty: the one that the dataset names")
+    window: int = positive(16, "steps per training window, and per synthetic trajectory where synthesis.length is 0")
+    stride: int = positive(1, "steps between the starts of training windows")
+    add_episode_starts: bool = option(True, "add the window that starts each episode, whatever the stride")
+    add_terminals: bool = option(True, "add the window that ends in each terminal, whatever the stride")
     allow_timeout_end: bool = option(True, "keep windows whose last step is a timeout")
-    pad_short: bool = option(False, "episodes shorter than a window have one, padded at its end; false: they are in none")
-    terminal_repeats: int = positive(1, "times that a window ending in a terminal is listed (published: once)")
+    pad_short: bool = option(False, "pad episodes shorter than a window at their end; false: leave them out")
+    terminal_repeats: int = positive(1, "copies of each window that ends in a terminal (published: 1)")
     done_scale: float = nonnegative(
-        0.25, "least number that divides the terminal flag in tokens; 0: its standard deviation, as published", high=1e3
+        0.25, "smallest divisor of the terminal flag in tokens; 0: its standard deviation, as published", high=1e3
     )
     normalisation: Literal["standard", "limits"] = option(
-        "standard", "of tokens: mean 0, variance 1; or limits at -1, 1, raw actions"
+        "standard", "tokens: mean 0 and variance 1 (PGD), or limits at -1 and 1 with actions as they are (DyDiff)"
     )
-    validation_fraction: float = share(0.05, "share of episodes held out of denoiser training")
-    episodes: int = positive(1000, "episodes generated, for built-in environments only")
-    clip_actions: bool = option(False, "actions that leave their bounds are clipped; false: data with such is refused")
-    reward_scale: float = positive(1.0, "what is learned is scale * (reward + shift); reports stay in the dataset's own units")
-    reward_shift: float = option(0.0, "added before the scale (IQL on antmaze: -1)")
+    validation_fraction: float = share(
+        0.05, "share of the episodes held out of denoiser training for the validation loss; 0: none"
+    )
+    episodes: int = positive(1000, "episodes to generate with a built-in environment; no effect on other datasets")
+    clip_actions: bool = option(False, "clip actions that leave their bounds; false: refuse such data")
+    reward_scale: float = positive(1.0, "learned rewards are scale * (reward + shift); reports stay in the dataset's units")
+    reward_shift: float = option(0.0, "number added to rewards before they are scaled (IQL on antmaze: -1)")
     reward_normalisation: Literal["none", "return_range", "standard"] = option(
-        "none", "to a range of 1000, to mean 0 and std 1"
+        "none", "scale returns to a range of 1000 (IQL), or standardise rewards (Diffusion-QL on pen)"
     )
 
 

@@ -18,12 +18,15 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 class BCConfig:
     """Behaviour cloning with a deterministic actor; settings as those of TD3+BC."""
 
-    lr: float = positive(3e-4, "learning rate", low=1e-12, high=1.0)
-    adam_eps: float = nonnegative(1e-8, "Adam's epsilon", low=1e-12, high=1.0)
+    lr: float = positive(3e-4, "learning rate of Adam", low=1e-12, high=1.0)
+    adam_eps: float = nonnegative(1e-8, "epsilon of Adam (PyTorch's default: 1e-8)", low=1e-12, high=1.0)
     policy_std: float = positive(
-        0.5, "std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)", low=1e-3, high=1e3
+        0.5,
+        "standard deviation of the Gaussian by which guidance replaces the deterministic actor (PGD: 1)",
+        low=1e-3,
+        high=1e3,
     )
-    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
+    hidden: tuple[int, ...] = option((256, 256), "widths of the actor's hidden layers")
 
 
 @struct.dataclass

@@ -28,21 +28,25 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 class CQLConfig:
     """CQL(H) on soft actor-critic (arXiv 2006.04779) with DyDiff's settings (arXiv 2405.19189)."""
 
-    actor_lr: float = positive(3e-5, "the actor's learning rate", low=1e-12, high=1.0)
-    critic_lr: float = positive(3e-4, "the critics' learning rate", low=1e-12, high=1.0)
-    alpha_lr: float = nonnegative(3e-5, "of the entropy temperature", low=1e-12, high=1.0)
+    actor_lr: float = positive(3e-5, "learning rate of the actor", low=1e-12, high=1.0)
+    critic_lr: float = positive(3e-4, "learning rate of the critics", low=1e-12, high=1.0)
+    alpha_lr: float = nonnegative(3e-5, "learning rate of the entropy temperature", low=1e-12, high=1.0)
     gamma: float = share(0.99, "discount factor")
-    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
-    weight: float = nonnegative(10.0, "of the conservative term")
-    cql_temperature: float = positive(1.0, "of the soft maximum over actions in the conservative term", low=1e-3)
-    n_actions: int = positive(10, "actions drawn for that term: so many uniformly, from the policy at s, and from it at s'")
-    initial_alpha: float = positive(1.0, "entropy temperature at the start; learned")
-    target_entropy: float = option(-1.0, "per action dimension", low=-1000.0, high=1e3)
-    cloning_updates: float = nonnegative(
-        0.0, "first updates in which the actor clones the data (CQL's code on MuJoCo: 40,000)", high=1e9
+    polyak: float = share(0.005, "step of the target critics: target <- target + polyak * (online - target)")
+    weight: float = nonnegative(10.0, "weight of the conservative term in the critics' loss; 0: soft actor-critic")
+    cql_temperature: float = positive(1.0, "temperature of the log-sum-exp over actions in the conservative term", low=1e-3)
+    n_actions: int = positive(
+        10, "actions in the conservative term: this many uniform ones, from the policy at s, and from it at s'"
     )
-    adam_eps: float = nonnegative(1e-8, "Adam's epsilon", low=1e-12, high=1.0)
-    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
+    initial_alpha: float = positive(1.0, "entropy temperature at the start of training; it is learned from then on")
+    target_entropy: float = option(
+        -1.0, "target entropy of the policy, in nats per action dimension (published: -1)", low=-1000.0, high=1e3
+    )
+    cloning_updates: float = nonnegative(
+        0.0, "updates at the start in which the actor clones the data (CQL's code on MuJoCo: 40,000); 0: none", high=1e9
+    )
+    adam_eps: float = nonnegative(1e-8, "epsilon of Adam (PyTorch's default: 1e-8)", low=1e-12, high=1.0)
+    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critics")
 
 
 @struct.dataclass

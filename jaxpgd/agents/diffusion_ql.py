@@ -32,42 +32,47 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 class DiffusionQLConfig:
     """Diffusion-QL (arXiv 2208.06193) with its paper's settings."""
 
-    lr: float = positive(3e-4, "of the actor", low=1e-12, high=1.0)
-    critic_lr: float = positive(3e-4, "the critics' learning rate", low=1e-12, high=1.0)
+    lr: float = positive(3e-4, "learning rate of the actor", low=1e-12, high=1.0)
+    critic_lr: float = positive(3e-4, "learning rate of the critics", low=1e-12, high=1.0)
     decay_updates: float = nonnegative(
-        0.0, "cosine decay of both to 0 over so many updates (published: all, in code 50 times all); 0: none", high=1e9
+        0.0, "updates in which both rates fall to 0 by a cosine (published: all; in code 50 times all); 0: none", high=1e9
     )
     max_q_backup: int = positive(
-        1, "next actions of every target, of which the largest value counts (published: 10 on most of antmaze)"
+        1, "next actions sampled per target, which takes the largest Q (published: 10 on most of antmaze)"
     )
     gamma: float = share(0.99, "discount factor")
-    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
-    eta: float = nonnegative(1.0, "weight of Q against behaviour cloning")
-    steps: int = positive(5, "of the sampling chain")
+    polyak: float = share(0.005, "step of the target critics: target <- target + polyak * (online - target)")
+    eta: float = nonnegative(1.0, "weight of Q against behaviour cloning in the actor's loss; 0: behaviour cloning alone")
+    steps: int = positive(5, "denoising steps of the policy's diffusion chain (published: 5)")
     beta_min: float = positive(
         0.1, "noise schedule: log abar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t from 0 to 1", high=50.0
     )
-    beta_max: float = positive(10.0, "largest rate of the noise schedule", high=50.0)
-    ema: float = share(0.995, "decay of the averaged actor, which makes the critics' targets")
-    ema_every: int = positive(5, "updates between averages")
-    ema_start: float = nonnegative(0.0, "updates before which the average stays as initialised (authors' code, DyDiff: 1000)")
-    gradient_clip: float = nonnegative(5.0, "global norm of the actor's and of the critics' gradient; 0: none")
-    candidates: int = positive(50, "actions of which evaluation takes one")
+    beta_max: float = positive(10.0, "largest rate of that noise schedule, at t = 1 (published: 10)", high=50.0)
+    ema: float = share(0.995, "decay of the averaged actor, which acts in the critics' targets (published: 0.995)")
+    ema_every: int = positive(5, "updates between two steps of that average (published: 5)")
+    ema_start: float = nonnegative(
+        0.0, "updates before which the average keeps its initial weights (authors' code, DyDiff: 1000)"
+    )
+    gradient_clip: float = nonnegative(5.0, "largest global norm of the actor's and of the critics' gradients; 0: no clipping")
+    candidates: int = positive(50, "actions sampled in evaluation, of which one is taken (published: 50)")
     choice: Literal["softmax", "best", "centre"] = option(
-        "softmax", "by softmax of Q, highest Q, or the chain without noise instead"
+        "softmax", "action in evaluation: drawn by a softmax of Q, of highest Q, or the chain without noise"
     )
-    time_features: int = option(16, "sinusoidal features of the step; an even number above 2")
-    adam_eps: float = nonnegative(1e-8, "Adam's epsilon", low=1e-12, high=1.0)
+    time_features: int = option(16, "sinusoidal features of the diffusion step; an even number above 2 (published: 16)")
+    adam_eps: float = nonnegative(1e-8, "epsilon of Adam (PyTorch's default: 1e-8)", low=1e-12, high=1.0)
     policy_std: float = positive(
-        0.5, "std of the Gaussian that stands for the policy in guidance, around its chain without noise", low=1e-3, high=1e3
+        0.5,
+        "standard deviation of the Gaussian, around the chain without noise, by which guidance replaces it",
+        low=1e-3,
+        high=1e3,
     )
-    own_score: bool = option(False, "guidance follows the policy's own score instead of that Gaussian's")
+    own_score: bool = option(False, "guide with the diffusion policy's own score instead of that Gaussian's")
     action_reconstruction: Literal["chain", "one_step"] = option(
-        "chain", "actor's Q of sampled actions, or of noised, denoised data"
+        "chain", "actions in the actor's Q term: sampled by the chain, or the data's, noised and denoised in one step"
     )
-    hidden: tuple[int, ...] = option((256, 256, 256), "widths of the hidden layers")
-    critic_hidden: tuple[int, ...] = option((), "of the critics; none: as hidden")
-    critic_activation: Literal["mish", "relu"] = option("mish", "of the critics")
+    hidden: tuple[int, ...] = option((256, 256, 256), "widths of the actor's hidden layers")
+    critic_hidden: tuple[int, ...] = option((), "widths of the critics' hidden layers; empty: those of the actor")
+    critic_activation: Literal["mish", "relu"] = option("mish", "activation function of the critics (DyDiff: relu)")
 
 
 Choice = Literal["softmax", "best", "centre"]  # of the action that evaluation takes

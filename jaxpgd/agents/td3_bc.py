@@ -32,27 +32,38 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 class TD3BCConfig:
     """TD3+BC (arXiv 2106.06860) with PGD's settings."""
 
-    lr: float = positive(3e-4, "learning rate", low=1e-12, high=1.0)
+    lr: float = positive(3e-4, "learning rate of Adam, of actor and critics", low=1e-12, high=1.0)
     gamma: float = share(0.99, "discount factor")
-    polyak: float = share(0.005, "target <- target + polyak * (online - target)")
-    alpha: float = nonnegative(2.5, "weight of Q against behaviour cloning")
-    cloning: float = nonnegative(1.0, "weight of behaviour cloning (DyDiff: a half)")
-    policy_noise: float = nonnegative(0.2, "std of target policy smoothing", high=1e3)
-    noise_clip: float = nonnegative(0.5, "largest target policy smoothing", high=1e3)
-    adam_eps: float = nonnegative(1e-5, "Adam's epsilon", low=1e-12, high=1.0)
-    critic_updates: int = positive(2, "per update, on a batch each; on one and the same with actor_first")
-    policy_delay: int = positive(1, "actor and targets move in every so many-th update (TD3, DyDiff: 2)")
-    actor: Literal["deterministic", "tanh_gaussian"] = option("deterministic", "tanh_gaussian: a stochastic one (DyDiff)")
+    polyak: float = share(0.005, "step of the target networks: target <- target + polyak * (online - target)")
+    alpha: float = nonnegative(2.5, "weight of Q against behaviour cloning in the actor's loss (TD3+BC: 2.5); 0: cloning alone")
+    cloning: float = nonnegative(1.0, "weight of the behaviour-cloning term (TD3+BC: 1; DyDiff: 0.5); 0: none")
+    policy_noise: float = nonnegative(
+        0.2, "standard deviation of the noise on target actions (target policy smoothing); 0: none", high=1e3
+    )
+    noise_clip: float = nonnegative(0.5, "bound of the absolute value of that noise", high=1e3)
+    adam_eps: float = nonnegative(1e-5, "epsilon of Adam (PGD: 1e-5; PyTorch's default: 1e-8)", low=1e-12, high=1.0)
+    critic_updates: int = positive(
+        2, "critic steps per update, each on a batch of its own, with actor_first all on the same batch"
+    )
+    policy_delay: int = positive(
+        1, "updates from one step of actor and targets to the next (TD3, DyDiff: 2); 1: a step in every update"
+    )
+    actor: Literal["deterministic", "tanh_gaussian"] = option(
+        "deterministic", "deterministic actor, as published, or a stochastic tanh-Gaussian one (DyDiff)"
+    )
     actor_first: bool = option(
-        False, "targets, actor, then critics, on one batch, as official code; false: critics, actor, targets"
+        False, "order in an update: targets, actor, critics, as PGD's code; false: critics, actor, targets"
     )
     init: Literal["uniform", "orthogonal", "lecun_normal"] = option(
-        "uniform", "of weights; lecun_normal: Flax's own, as official code"
+        "uniform", "initialiser of the weights; lecun_normal is Flax's default, which PGD's code uses"
     )
     policy_std: float = positive(
-        0.5, "std of the Gaussian that stands for the deterministic actor in guidance (PGD: 1)", low=1e-3, high=1e3
+        0.5,
+        "standard deviation of the Gaussian by which guidance replaces the deterministic actor (PGD: 1)",
+        low=1e-3,
+        high=1e3,
     )
-    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers")
+    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critics")
 
 
 Actor = Literal["deterministic", "tanh_gaussian"]

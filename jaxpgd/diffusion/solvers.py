@@ -27,16 +27,18 @@ class SamplerConfig:
     kind: SamplerKind = option(
         "dpmpp_2m_sde", 'dpmpp_*: no churn; "auto": the cheapest as good as 256 Heun steps, measured unguided'
     )
-    steps: int = positive(32, "noise levels; heun evaluates the network twice at each but the last, the others once")
-    sigma_min: float = positive(0.002, "least noise level")
-    sigma_max: float = positive(80.0, "largest noise level")
-    rho: float = positive(7.0, "how noise levels crowd towards the least (EDM equation 5)", low=0.1)
+    steps: int = positive(32, "solver steps; heun takes two function evaluations in each but the last, other solvers one")
+    sigma_min: float = positive(0.002, "smallest noise level (EDM: 0.002)")
+    sigma_max: float = positive(80.0, "largest noise level, where sampling starts (EDM: 80)")
+    rho: float = positive(
+        7.0, "spacing of the noise levels (EDM, equation 5: 7); larger values put more of them near sigma_min", low=0.1
+    )
     churn: float = nonnegative(80.0, "S_churn: total of noise put back over all steps")
     churn_min: float = nonnegative(0.05, "noise is put back for sigma in [churn_min, churn_max]")
     churn_max: float = option(50.0, "noise is put back for sigma up to this")
     churn_noise: float = nonnegative(1.003, "S_noise", high=10.0)
     predictor: Literal["churned", "unchurned"] = option("churned", 'where the Euler step starts; "unchurned" as official code')
-    batch_size: int = nonnegative(0, "trajectories sampled at once; 0: as many as fit the device's memory")
+    batch_size: int = nonnegative(0, "trajectories sampled at once; 0: the largest batch that fits the device's memory")
 
 
 Predictor = Literal["churned", "unchurned"]

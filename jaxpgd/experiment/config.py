@@ -19,16 +19,20 @@ Arm = Literal["real", "unguided", "guided", "dydiff", "world_model"]  # where an
 class EvaluationConfig:
     """Returns in the environment and quality of synthetic trajectories."""
 
-    episodes: int = positive(20, "per seed, at the end")
+    episodes: int = positive(20, "evaluation episodes per seed at the end of training")
     every: int = nonnegative(0, "updates between intermediate evaluations; 0: only at the end")
-    intermediate_episodes: int = positive(5, "per seed, in intermediate evaluations")
-    trajectories: int = positive(512, "synthetic trajectories scored")
+    intermediate_episodes: int = positive(5, "evaluation episodes per seed in intermediate evaluations")
+    trajectories: int = positive(512, "synthetic trajectories whose quality is measured")
     coefficients: tuple[float, ...] = option((0.1, 0.3, 1.0, 3.0), "guidance coefficients of the sweep in the report")
-    sampler_steps: int = nonnegative(0, "sampler steps for the scored trajectories; 0: as in training")
-    behaviour: str = option("", ".npz of the tanh-Gaussian actor that collected the data, to score actions under it")
-    confidence: float = option(0.95, "level of confidence intervals")
-    max_steps: int = nonnegative(0, "of an episode, where that is below the environment's limit, or it has none; 0: that limit")
-    processes: int = nonnegative(0, "that step Gymnasium environments; 0: as many as there are usable cores. Changes no result")
+    sampler_steps: int = nonnegative(0, "solver steps when those trajectories are sampled; 0: sampler.steps")
+    behaviour: str = option(
+        "", ".npz file of the tanh-Gaussian actor that collected the data, to score actions under; empty: none"
+    )
+    confidence: float = option(0.95, "level of the confidence intervals, between 0 and 1")
+    max_steps: int = nonnegative(0, "longest evaluation episode, in steps, if below the environment's own limit; 0: that limit")
+    processes: int = nonnegative(
+        0, "processes that step Gymnasium environments, without effect on results; 0: one per available core"
+    )
 
 
 @options
@@ -36,15 +40,15 @@ class HealthConfig:
     """What happens to numbers that are not finite. May differ when a run is continued."""
 
     lost_seeds: Literal["stop", "keep"] = option(
-        "stop", "one seed has such numbers: stop its stage, or go on while others are well"
+        "stop", "once a seed has a loss or parameter that is not finite: stop the stage, or keep training the others"
     )
     skip_updates: int = nonnegative(
-        0, "updates with such a loss or gradient that are left out per chunk; 0: the first stops the stage"
+        0, "updates per chunk that may be skipped for a loss or gradient that is not finite; 0: stop at the first"
     )
     value_excess: float = nonnegative(
-        1.0, "a critic is flagged whose values are so many widths of what rewards allow outside of it"
+        1.0, "flag critics with values further out of the range that rewards allow than this multiple of its width"
     )
-    debug_nans: bool = option(False, "find the operation that makes the first NaN, at several times the cost")
+    debug_nans: bool = option(False, "find the operation that produces the first NaN; training takes several times as long")
 
 
 @options
@@ -52,19 +56,27 @@ class Config:
     """One run: dataset -> denoiser -> one agent per arm and seed -> evaluation -> report."""
 
     preset: Literal["none", "paper", "official", "dydiff", "diffusion_ql"] = option(
-        "none", "published values, before the file's own"
+        "none", "published settings to start from; the file's own settings override them"
     )
     out: str = option("runs/point2d", "run directory")
-    seed: int = nonnegative(0, "of all random numbers")
-    seeds: int = positive(4, "agents per arm and setting, trained as one vmapped program")
-    sweep: tuple[str, ...] = option((), "settings in the same program: names and values in turn, such as agent.alpha 1,2.5,4")
-    arms: tuple[Arm, ...] = option(("real", "unguided", "guided"), "where agents get their data from: one arm each")
-    models_from: tuple[str, ...] = option((), "run directories whose trained models are used instead of training the same ones")
-    checkpoint_seconds: float = nonnegative(60.0, "least time between checkpoints within a stage", high=1e9)
-    keep_checkpoints: int = positive(2, "of each stage, besides the one with the best validation loss or returns")
-    wandb_project: str = option("", "also log to this Weights & Biases project (extra `wandb`)")
+    seed: int = nonnegative(0, "seed of all random numbers of the run")
+    seeds: int = positive(4, "agents per arm and swept setting, trained as one vmapped program")
+    sweep: tuple[str, ...] = option(
+        (), "hyperparameters swept in one program, names and values in turn, such as agent.alpha 1,2.5,4"
+    )
+    arms: tuple[Arm, ...] = option(
+        ("real", "unguided", "guided"), "sources of data to compare; each arm trains agents of its own"
+    )
+    models_from: tuple[str, ...] = option(
+        (), "run directories whose trained models are used instead of training the same ones again"
+    )
+    checkpoint_seconds: float = nonnegative(60.0, "shortest time between checkpoints within a stage, in seconds", high=1e9)
+    keep_checkpoints: int = positive(
+        2, "newest checkpoints kept of each stage, besides the one of best validation loss or returns"
+    )
+    wandb_project: str = option("", "Weights & Biases project that metrics are logged to as well (extra `wandb`); empty: none")
     matmul_precision: Literal["tensorfloat32", "float32"] = option(
-        "tensorfloat32", "of float32 products, on accelerators alone"
+        "tensorfloat32", "precision of float32 matrix products on accelerators; no effect on CPUs"
     )
     data: DataConfig = DataConfig()
     denoiser: DenoiserConfig = DenoiserConfig()

@@ -21,15 +21,17 @@ from jaxpgd.types import Denoise, Hook, Metrics, Policy
 class GuidanceConfig:
     """How samples are moved towards the policy (PGD section 4)."""
 
-    kind: Literal["published", "reconstruction", "moment", "smc"] = option("moment", "smc steps in its own way")
+    kind: Literal["published", "reconstruction", "moment", "smc"] = option(
+        "moment", "guidance method: published (PGD), reconstruction, moment, or smc (sequential Monte Carlo)"
+    )
     coefficient: float = nonnegative(
-        1.0, "lambda (published: per 256 steps); with target_ess or max_dynamics_error the largest"
+        1.0, "lambda (published: per 256 steps); its upper bound with target_ess or max_dynamics_error; 0: no guidance"
     )
     target_ess: float = share(
-        0.0, "above 0: largest lambda at which weighted unguided samples keep this share of effective size"
+        0.0, "use the largest lambda at which the effective size of weighted unguided samples is this share; 0: off"
     )
     max_dynamics_error: float = nonnegative(
-        0.0, "of runs; above 0: largest lambda whose dynamics error is within this times the unguided"
+        0.0, "in runs, use the largest lambda with at most this multiple of the unguided dynamics error; 0: off"
     )
     at: Literal["noised", "denoised"] = option("denoised", "published: where the policy's gradient is taken")
     normalise: Literal["none", "safe", "official"] = option(
@@ -46,8 +48,8 @@ class GuidanceConfig:
     order: Literal["first", "second"] = option("second", "smc: of the steps")
     particles: int = positive(256, "smc: trajectories of a population, at most")
     threshold: float = share(0.5, "smc: resampled where the effective size falls under this share of the population")
-    sigma_min: float = nonnegative(0.0, "guide only for sigma in [sigma_min, sigma_max]", high=1e9)
-    sigma_max: float = option(1e9, "guide only for sigma up to this", low=0.0, high=1e9)
+    sigma_min: float = nonnegative(0.0, "smallest noise level at which samples are guided; 0: down to the last step", high=1e9)
+    sigma_max: float = option(1e9, "largest noise level at which samples are guided", low=0.0, high=1e9)
 
 
 Kind = Literal["published", "reconstruction", "moment", "smc"]

@@ -21,18 +21,20 @@ class SynthesisConfig:
     """How much synthetic data, and when it is made anew. The regime sets interval and share."""
 
     regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option(
-        "periodic", "never refreshed; all replaced; the oldest share replaced; the same, filling up from one refresh"
+        "periodic", "refreshes: none; all trajectories; the oldest share; that share, into a replay that fills up"
     )
-    trajectories: int = positive(1024, "capacity of the replay; made at once at the first refresh, except in fifo")
-    interval: int = positive(1000, "agent updates between refreshes (all but oneoff)")
-    fraction: float = share(0.1, "continuous, fifo: share of the replay that a refresh makes, replacing the oldest")
-    length: int = nonnegative(0, "steps per trajectory; 0: the training window")
+    trajectories: int = positive(
+        1024, "capacity of the replay in trajectories; the first refresh fills it, except in regime fifo"
+    )
+    interval: int = positive(1000, "agent updates between refreshes, in all regimes but oneoff")
+    fraction: float = share(0.1, "share of the replay replaced by a refresh, oldest first, in regimes continuous and fifo")
+    length: int = nonnegative(0, "steps per synthetic trajectory; 0: data.window")
     drop_last: bool = option(
-        False, "never learn from a trajectory's last step, as official code; false: where its end is known"
+        False, "never learn from a trajectory's last step, as PGD's code; false: learn from it where its end is known"
     )
-    after_terminal: bool = option(False, "learn from steps after a generated terminal as well, as official code")
-    synthetic_ratio: float = share(0.9375, "share of each batch drawn from synthetic data (PGD: 240 of 256)")
-    first_unguided: bool = option(True, "guided arm: the first refresh ignores the untrained policy")
+    after_terminal: bool = option(False, "learn also from the steps after a generated terminal, as PGD's code")
+    synthetic_ratio: float = share(0.9375, "share of each agent batch drawn from synthetic data (PGD: 240 of 256)")
+    first_unguided: bool = option(True, "arm guided: sample the first refresh without guidance, as the policy is untrained")
     filter: FilterConfig = FilterConfig()
     world_model: RolloutConfig = RolloutConfig()
     dydiff: DyDiffConfig = DyDiffConfig()

@@ -43,11 +43,11 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc", "the offline-RL algorithm")
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc", "offline-RL algorithm")
     updates: int = positive(2000, "gradient updates of the agent")
-    batch_size: int = positive(256, "batch size")
-    updates_per_chunk: int = positive(500, "updates in one compiled call; logs and checkpoints come between chunks")
-    normalise_obs: bool = option(True, "standardise observations with the dataset's statistics")
+    batch_size: int = positive(256, "transitions per batch, real and synthetic together")
+    updates_per_chunk: int = positive(500, "updates per compiled call; logs and checkpoints are written between calls")
+    normalise_obs: bool = option(True, "standardise observations by the dataset's mean and standard deviation")
     td3_bc: TD3BCConfig = TD3BCConfig()
     iql: IQLConfig = IQLConfig()
     bc: BCConfig = BCConfig()

@@ -32,32 +32,41 @@ from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_win
 class DenoiserConfig:
     """Network, EDM training distribution and optimiser (EDM table 1; PGD table of hyperparameters)."""
 
-    features: int = positive(32, "channels of the first U-Net block; doubled per block")
-    blocks: int = positive(3, "U-Net blocks")
-    groups: int = positive(8, "group normalisation")
-    norm: Literal["sequence", "step"] = option("sequence", "statistics over the whole sequence, or of each time step alone")
-    block: Literal["plain", "residual"] = option("residual", '"plain": the published network')
+    features: int = positive(32, "channels of the first U-Net level; each further level has twice as many")
+    blocks: int = positive(3, "levels of the U-Net, each at half the length of the one above")
+    groups: int = positive(8, "groups of the group normalisation")
+    norm: Literal["sequence", "step"] = option(
+        "sequence", "group normalisation over the entire sequence, or over each time step alone, as PGD's code"
+    )
+    block: Literal["plain", "residual"] = option("residual", "residual blocks, or plain ones: the published network")
     compute: Literal["float32", "bfloat16"] = option(
-        "float32", "of products and activations; parameters and statistics are float32"
+        "float32", "precision of products and activations; parameters and statistics stay float32"
     )
     convolution: Literal["gathered", "primitive"] = option(
-        "gathered", "how it is computed, not what; gathered is the fast one on CPU"
+        "gathered", "how convolutions are computed, with the same result; gathered is faster on CPUs"
     )
-    sigma_data: float = positive(1.0, "standard deviation of the data (EDM)", low=1e-3, high=1e3)
-    p_mean: float = option(-1.2, "log sigma ~ Normal(p_mean, p_std) in training", low=-10.0, high=10.0)
-    p_std: float = positive(1.2, "standard deviation of log sigma in training", high=3.0)
-    p_high: float = share(0.0, "share of training noise levels drawn from [1, 80] instead, uniformly in log sigma")
-    steps: int = nonnegative(3000, "gradient steps, where epochs is 0")
-    epochs: int = nonnegative(0, "passes over the windows")
-    batch_size: int = positive(64, "batch size")
-    peak_lr: float = positive(2e-3, "largest learning rate", low=1e-12, high=1.0)
-    warmup_fraction: float = share(0.1, "of all steps")
-    initial_lr_fraction: float = share(0.1, "of peak_lr, at step 0")
-    ema: float = share(0.999, "decay of the averaged weights")
-    ema_every: int = positive(1, "steps between averages")
-    gradient_clip: float = nonnegative(0.0, "global norm; 0: none")
-    validate_every: int = positive(500, "steps between validation losses")
-    validation_batches: int = positive(8, "batches of a validation loss")
+    sigma_data: float = positive(
+        1.0,
+        "sigma_data of EDM, the standard deviation of the tokens (1 where they are standardised; EDM: 0.5)",
+        low=1e-3,
+        high=1e3,
+    )
+    p_mean: float = option(-1.2, "training noise levels: log sigma ~ Normal(p_mean, p_std^2) (EDM: -1.2)", low=-10.0, high=10.0)
+    p_std: float = positive(1.2, "standard deviation of log sigma in training (EDM: 1.2)", high=3.0)
+    p_high: float = share(0.0, "share of training noise levels drawn log-uniformly from [1, 80] instead; 0: none")
+    steps: int = nonnegative(3000, "gradient steps, if epochs is 0")
+    epochs: int = nonnegative(0, "passes over the training windows; 0: train for `steps` gradient steps")
+    batch_size: int = positive(64, "training windows per gradient step")
+    peak_lr: float = positive(2e-3, "learning rate of Adam at the end of the warm-up", low=1e-12, high=1.0)
+    warmup_fraction: float = share(
+        0.1, "share of all steps in which the learning rate rises to peak_lr; then it decays by a cosine"
+    )
+    initial_lr_fraction: float = share(0.1, "learning rate at step 0 as a share of peak_lr")
+    ema: float = share(0.999, "decay of the averaged weights, which sampling uses; 0: the last weights")
+    ema_every: int = positive(1, "gradient steps between two steps of that average")
+    gradient_clip: float = nonnegative(0.0, "largest global norm of the gradient; 0: no clipping")
+    validate_every: int = positive(500, "gradient steps between validation losses")
+    validation_batches: int = positive(8, "batches that a validation loss averages over")
 
 
 @struct.dataclass
