@@ -58,7 +58,7 @@ class Config:
     preset: Literal["none", "paper", "official", "dydiff", "diffusion_ql"] = option(
         "none", "published settings to start from; the file's own settings override them"
     )
-    out: str = option("runs/point2d", "run directory")
+    out: str = option("runs/point2d", "directory of the run")
     seed: int = nonnegative(0, "seed of all random numbers of the run")
     seeds: int = positive(4, "agents per arm and swept setting, trained as one vmapped program")
     sweep: tuple[str, ...] = option(

@@ -18,7 +18,7 @@ class FilterConfig:
     kind: Literal["none", "hardmax", "softmax"] = option("none", "trajectories kept by return: all, those of highest return, or a softmax sample (DyDiff)")
     keep: float = share(0.6, "share of the trajectories that the filter keeps (DyDiff: 0.6)", low=1e-3, positive=True)
     temperature: float = positive(0.05, "temperature of the softmax over standardised returns (DyDiff: 0.05)")
-    steps: Literal["alive", "all"] = option("alive", "whose rewards are summed; all: also those after a terminal, as published")
+    steps: Literal["alive", "all"] = option("alive", "steps whose rewards the return sums: those up to a terminal, or all (DyDiff)")
 
 
 def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") -> Array:
