@@ -15,10 +15,14 @@ from jaxpgd.types import Trajectory, until_terminal
 class FilterConfig:
     """Which synthetic trajectories are kept, by return (DyDiff section 4.3)."""
 
-    kind: Literal["none", "hardmax", "softmax"] = option("none", "trajectories kept by return: all, those of highest return, or a softmax sample (DyDiff)")
+    kind: Literal["none", "hardmax", "softmax"] = option(
+        "none", "trajectories kept by return: all, those of highest return, or a softmax sample (DyDiff)"
+    )
     keep: float = share(0.6, "share of the trajectories that the filter keeps (DyDiff: 0.6)", low=1e-3, positive=True)
     temperature: float = positive(0.05, "temperature of the softmax over standardised returns (DyDiff: 0.05)")
-    steps: Literal["alive", "all"] = option("alive", "steps whose rewards the return sums: those up to a terminal, or all (DyDiff)")
+    steps: Literal["alive", "all"] = option(
+        "alive", "steps whose rewards the return sums: those up to a terminal, or all (DyDiff)"
+    )
 
 
 def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") -> Array:
