@@ -47,9 +47,9 @@ class DiffusionQLConfig:
     beta_min: float = positive(
         0.1, "noise schedule: log abar(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2), t from 0 to 1", high=50.0
     )
-    beta_max: float = positive(10.0, "largest rate of that noise schedule, at t = 1 (published: 10)", high=50.0)
+    beta_max: float = positive(10.0, "largest rate of the noise schedule, at t = 1 (published: 10)", high=50.0)
     ema: float = share(0.995, "decay of the averaged actor, which acts in the critics' targets (published: 0.995)")
-    ema_every: int = positive(5, "updates between two steps of that average (published: 5)")
+    ema_every: int = positive(5, "updates between two steps of the averaged actor (published: 5)")
     ema_start: float = nonnegative(
         0.0, "updates before which the average keeps its initial weights (authors' code, DyDiff: 1000)"
     )
@@ -62,11 +62,13 @@ class DiffusionQLConfig:
     adam_eps: float = nonnegative(1e-8, "epsilon of Adam (PyTorch's default: 1e-8)", low=1e-12, high=1.0)
     policy_std: float = positive(
         0.5,
-        "standard deviation of the Gaussian, around the chain without noise, by which guidance replaces it",
+        "standard deviation of the Gaussian around the chain without noise that guidance uses as the policy",
         low=1e-3,
         high=1e3,
     )
-    own_score: bool = option(False, "guide with the diffusion policy's own score instead of that Gaussian's")
+    own_score: bool = option(
+        False, "guide with the diffusion policy's own score, instead of that of a Gaussian around its chain"
+    )
     action_reconstruction: Literal["chain", "one_step"] = option(
         "chain", "actions in the actor's Q term: sampled by the chain, or the data's, noised and denoised in one step"
     )

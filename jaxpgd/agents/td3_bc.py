@@ -40,7 +40,7 @@ class TD3BCConfig:
     policy_noise: float = nonnegative(
         0.2, "standard deviation of the noise on target actions (target policy smoothing); 0: none", high=1e3
     )
-    noise_clip: float = nonnegative(0.5, "bound of the absolute value of that noise", high=1e3)
+    noise_clip: float = nonnegative(0.5, "largest absolute value of the noise on target actions", high=1e3)
     adam_eps: float = nonnegative(1e-5, "epsilon of Adam (PGD: 1e-5; PyTorch's default: 1e-8)", low=1e-12, high=1.0)
     critic_updates: int = positive(
         2, "critic steps per update, each on a batch of its own, with actor_first all on the same batch"

@@ -24,7 +24,7 @@ class EvaluationConfig:
     intermediate_episodes: int = positive(5, "evaluation episodes per seed in intermediate evaluations")
     trajectories: int = positive(512, "synthetic trajectories whose quality is measured")
     coefficients: tuple[float, ...] = option((0.1, 0.3, 1.0, 3.0), "guidance coefficients of the sweep in the report")
-    sampler_steps: int = nonnegative(0, "solver steps when those trajectories are sampled; 0: sampler.steps")
+    sampler_steps: int = nonnegative(0, "solver steps when trajectories are sampled to measure their quality; 0: sampler.steps")
     behaviour: str = option(
         "", ".npz file of the tanh-Gaussian actor that collected the data, to score actions under; empty: none"
     )

@@ -43,7 +43,9 @@ from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option("td3_bc", "offline-RL algorithm")
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option(
+        "td3_bc", "offline-RL algorithm; the settings of its section are used"
+    )
     updates: int = positive(2000, "gradient updates of the agent")
     batch_size: int = positive(256, "transitions per batch, real and synthetic together")
     updates_per_chunk: int = positive(500, "updates per compiled call; logs and checkpoints are written between calls")

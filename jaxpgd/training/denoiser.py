@@ -63,7 +63,7 @@ class DenoiserConfig:
     )
     initial_lr_fraction: float = share(0.1, "learning rate at step 0 as a share of peak_lr")
     ema: float = share(0.999, "decay of the averaged weights, which sampling uses; 0: the last weights")
-    ema_every: int = positive(1, "gradient steps between two steps of that average")
+    ema_every: int = positive(1, "gradient steps between two steps of the averaged weights")
     gradient_clip: float = nonnegative(0.0, "largest global norm of the gradient; 0: no clipping")
     validate_every: int = positive(500, "gradient steps between validation losses")
     validation_batches: int = positive(8, "batches that a validation loss averages over")
