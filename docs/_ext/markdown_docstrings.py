@@ -1,4 +1,4 @@
-"""Docstrings are plain text with Markdown's code spans and lists; autodoc expects reStructuredText."""
+"""Docstrings are plain text with Markdown's code spans, lists and indented blocks; autodoc expects reStructuredText."""
 
 import re
 
@@ -28,9 +28,21 @@ def separated(lines: list[str]) -> list[str]:
     return found
 
 
+def paragraphs(lines: list[str]) -> list[str]:
+    """The converted lines of a docstring; a paragraph that is indented by four spaces is shown as it stands."""
+    found: list[str] = []
+    for block in "\n".join(lines).split("\n\n"):
+        inside = block.strip("\n").split("\n")
+        if all(line.startswith("    ") for line in inside):
+            found += ["::", "", *inside, ""]
+        else:
+            found += [*separated(as_rst("\n".join(inside)).split("\n")), ""]
+    return found
+
+
 def convert(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
     """Converts one docstring in place."""
-    lines[:] = separated(as_rst("\n".join(lines)).split("\n"))
+    lines[:] = paragraphs(lines)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

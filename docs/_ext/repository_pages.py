@@ -14,16 +14,17 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-SINGLE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md", "benchmarks.md": "benchmarks/README.md"}
-FOLDERS = {"notebooks": ("notebooks", "*.ipynb"), "results": ("benchmarks/results", "**/*.md")}
+SINGLE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+FOLDERS = {"notebooks": "*.ipynb", "benchmarks": "**/*.md"}
+CONTENTS = ("benchmarks/README", "benchmarks/results/README")  # pages that list those below them
 LINK = re.compile(r"(?P<open>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<path>(?![a-z]+:|#)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def copied(docs: Path) -> dict[Path, Path]:
     """The pages of the site that are copies: path in `docs` -> path of the source."""
     pages = {docs / name: ROOT / source for name, source in SINGLE.items()}
-    for folder, (source, pattern) in FOLDERS.items():
-        pages |= {docs / folder / p.relative_to(ROOT / source): p for p in sorted((ROOT / source).glob(pattern))}
+    for folder, pattern in FOLDERS.items():
+        pages |= {docs / p.relative_to(ROOT): p for p in sorted((ROOT / folder).glob(pattern))}
     return pages
 
 
@@ -52,10 +53,18 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
         return f"{match['open']}{relative}{match['anchor'] or ''})"
 
     content[0] = LINK.sub(resolved, content[0])
-    if docname == "results/README":
-        inner = [name.removeprefix("results/") for name in app.env.found_docs if name.startswith("results/")]
-        listed = "\n".join(sorted({*inner} - {"README"}, key=lambda name: (content[0].find(f"({name}.md)") % 10**9, name)))
-        content[0] += f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n" if listed else ""
+    if docname in CONTENTS:
+        content[0] += contents(docname, content[0], app.env.found_docs)
+
+
+def contents(docname: str, text: str, found: set[str]) -> str:
+    """A hidden table of contents of the pages below a page, in the order in which it links them."""
+    folder = docname.removesuffix("README")
+    others = tuple(page.removesuffix("README") for page in CONTENTS if page.startswith(folder) and page != docname)
+    below = {page for page in found if page.startswith(folder) and not page.startswith(others)} - {docname}
+    order = {page: text.find(f"({page.removeprefix(folder)}.md") % len(text) for page in below}
+    listed = "\n".join(page.removeprefix(folder) for page in sorted(below, key=lambda page: (order[page], page)))
+    return f"\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
