@@ -151,12 +151,12 @@ def make_dydiff(
     check(config.conditions in fit, "synthesis.dydiff.conditions", config.conditions, f"{' or '.join(fit)}, as in training")
     length = length or denoiser.length
     shape = (length, denoiser.codec.obs_dim + denoiser.codec.action_dim)
-    own = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
+    initial = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
     return DyDiffSynthesizer(
         model=model,
         denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,
-        rollout=own,
+        rollout=initial,
     )

@@ -76,9 +76,9 @@ def dydiff(z, **settings):
 
 
 def test_no_iteration_is_the_first_rollout():
-    made = dydiff([0.0] * T, iterations=0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
-    np.testing.assert_allclose(made.obs[0, :, 0], [3, 6, 12, 24])
-    np.testing.assert_allclose(made.action[0, :, 0], [0.03, 0.06, 0.12, 0.24], rtol=1e-6)
+    synthetic = dydiff([0.0] * T, iterations=0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_allclose(synthetic.obs[0, :, 0], [3, 6, 12, 24])
+    np.testing.assert_allclose(synthetic.action[0, :, 0], [0.03, 0.06, 0.12, 0.24], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("iterations", "mix", "states"), [
@@ -89,10 +89,10 @@ def test_no_iteration_is_the_first_rollout():
     (3, 1.0, [3, 6, 12, 24]),
 ])  # fmt: skip
 def test_mixing_with_the_previous_states_by_hand(iterations, mix, states):
-    made = dydiff([9.0, 2.0, 3.0, 4.0], iterations=iterations, mix=mix)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
-    np.testing.assert_allclose(made.obs[0, :, 0], states, rtol=1e-4)
-    np.testing.assert_allclose(made.action[0, :, 0], 0.01 * np.asarray(states), rtol=1e-4)  # the policy acts again
-    np.testing.assert_allclose(made.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
+    synthetic = dydiff([9.0, 2.0, 3.0, 4.0], iterations=iterations, mix=mix)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_allclose(synthetic.obs[0, :, 0], states, rtol=1e-4)
+    np.testing.assert_allclose(synthetic.action[0, :, 0], 0.01 * np.asarray(states), rtol=1e-4)  # the policy acts again
+    np.testing.assert_allclose(synthetic.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
 
 
 def test_the_policys_noise_is_the_same_in_every_iteration():
@@ -130,9 +130,9 @@ def test_conditions_must_be_those_of_the_training():
 
 def test_terminals_come_from_the_rule_at_the_refined_states_and_mask_the_rest():
     z = [(s - 1.0) / 2.0 for s in (3.0, 10.0, 31.0, 5.0)]
-    made = dydiff(z, iterations=1, mix=0.0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
-    np.testing.assert_array_equal(made.discount[0], [1, 0, 1, 1])  # the step that leads to 31
-    np.testing.assert_array_equal(made.mask[0], [True, True, False, False])
+    synthetic = dydiff(z, iterations=1, mix=0.0)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    np.testing.assert_array_equal(synthetic.discount[0], [1, 0, 1, 1])  # the step that leads to 31
+    np.testing.assert_array_equal(synthetic.mask[0], [True, True, False, False])
 
 
 def test_conditions_are_the_first_state_and_all_actions():
@@ -161,11 +161,11 @@ class Linear:
 
 def test_sampled_states_follow_the_conditional_distribution():
     codec = TokenCodec(jnp.zeros(4), jnp.ones(4), 1, 1)
-    made = make_dydiff(
+    synthetic = make_dydiff(
         Doubling(), StateDenoiser(Linear(), codec, T), DyDiffConfig(), SamplerConfig("heun", steps=24, churn=10.0)
     )
     actions, size = jnp.array([[0.5], [-0.5], [0.25], [0.0]]), 2000
-    draw = jax.jit(jax.vmap(lambda k: made.sample_states(k, jnp.array([1.0]), actions)[:, 0]))
+    draw = jax.jit(jax.vmap(lambda k: synthetic.sample_states(k, jnp.array([1.0]), actions)[:, 0]))
     states = np.asarray(draw(jax.random.split(jax.random.key(0), size)))
     np.testing.assert_array_equal(states[:, 0], 1.0)
     mean = [1.0]
@@ -228,12 +228,12 @@ PAIRS = [(kind, agent_kind) for kind in KINDS for agent_kind in AGENT_KINDS]
 def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent_kind):
     agent, data = small_agent(agent_kind), transitions()
     policy = agent.policy(agent.init(jax.random.key(1), jax.tree.map(lambda x: x[0], data)))
-    made = jax.jit(lambda s, p: s(jax.random.key(2), p, data.obs[:5]))(synthesizers[kind], policy)
-    assert made.trajectory.obs.shape == (5, T, OBS) and made.trajectory.action.shape == (5, T, ACT)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(made.trajectory))
-    assert float(jnp.abs(made.trajectory.action).max()) <= 1.0
+    synthetic = jax.jit(lambda s, p: s(jax.random.key(2), p, data.obs[:5]))(synthesizers[kind], policy)
+    assert synthetic.trajectory.obs.shape == (5, T, OBS) and synthetic.trajectory.action.shape == (5, T, ACT)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(synthetic.trajectory))
+    assert float(jnp.abs(synthetic.trajectory.action).max()) <= 1.0
     if kind in ("world_model", "dydiff"):
-        np.testing.assert_array_equal(made.trajectory.obs[:, 0], data.obs[:5])
+        np.testing.assert_array_equal(synthetic.trajectory.obs[:, 0], data.obs[:5])
 
 
 @pytest.mark.parametrize("agent_kind", AGENT_KINDS)

@@ -100,14 +100,14 @@ def test_the_best_parameters_are_not_the_last_where_training_makes_things_worse(
 
 def test_ends_without_a_next_observation_are_left_out():
     """Files without next observations repeat the last one at a terminal: a model must not learn that nothing moves there."""
-    whole = linear(100)
+    seen = linear(100)
     ends = np.arange(100) % 10 == 9
-    blind = whole.replace(discount=(~ends).astype(np.float32), next_obs=np.where(ends[:, None], whole.obs, whole.next_obs))
+    blind = seen.replace(discount=(~ends).astype(np.float32), next_obs=np.where(ends[:, None], seen.obs, seen.next_obs))
     data = prepare_transitions(blind, CONFIG)
     assert data.transitions.reward.shape == (90,) and (data.transitions.discount == 1).all()
     with pytest.raises(InputError, match=r"world_model.termination = 'learned': expected a known rule"):
         prepare_transitions(blind, dataclasses.replace(CONFIG, termination="learned"))
-    seen = whole.replace(discount=blind.discount)
+    seen = seen.replace(discount=blind.discount)
     assert prepare_transitions(seen, dataclasses.replace(CONFIG, termination="learned")).transitions.reward.shape == (100,)
 
 

@@ -166,11 +166,11 @@ def with_settings(about, **kwargs):
 
 def around(obs, entries, rng, count):
     """`count` copies of obs [O] with small noise, and some `entries` drawn from near their bounds."""
-    made = obs + 0.02 * rng.standard_normal((count, len(obs)))
+    noisy = obs + 0.02 * rng.standard_normal((count, len(obs)))
     for entry, bounds in entries.items():
         chosen = rng.random(count) < 0.5
-        made[chosen, entry] = rng.choice(bounds, chosen.sum()) + 0.02 * rng.standard_normal(chosen.sum())
-    return made
+        noisy[chosen, entry] = rng.choice(bounds, chosen.sum()) + 0.02 * rng.standard_normal(chosen.sum())
+    return noisy
 
 
 RANGES = {"healthy_z_range": (0.9, 1.6), "healthy_angle_range": (-0.1, 0.3), "healthy_state_range": (-8.0, 6.0)}

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxpgd.types import Policy, Transition
-from jaxpgd.world_model.networks import GaussianRegressor
+from jaxpgd.types import Policy
 from jaxpgd.world_model.rollouts import RolloutConfig, rollout, uncertainty
-from jaxpgd.world_model.scales import fit_scales, statistics
 
 
 @struct.dataclass
@@ -96,24 +94,8 @@ def test_penalty_is_the_largest_norm_over_members():
     np.testing.assert_allclose(plain.reward - punished.reward, 2.0 * 10.0, rtol=1e-4)  # member 2: 0.1 * 10^2
 
 
-def test_scales_standardise_and_constant_entries_stay_finite():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(np.stack([rng.normal(3.0, 2.0, 500), np.full(500, 7.0)], axis=1), jnp.float32)
-    found = statistics(x)
-    z = found.standardise(x)
-    np.testing.assert_allclose(z.mean(0), 0.0, atol=1e-4)
-    np.testing.assert_allclose(z.std(0), [1.0, 0.0], atol=1e-4)
-    np.testing.assert_allclose(found.restore(z), x, rtol=1e-5, atol=1e-5)
-    batch = Transition(x, jnp.zeros((500, 1)), jnp.arange(500.0), jnp.ones(500), x + 1.0)
-    scales = fit_scales(batch)
-    assert scales.inputs(batch.obs, batch.action).shape == (500, 3)
-    np.testing.assert_allclose(scales.target_delta(batch), 0.0, atol=1e-2)  # a constant change is its mean
-    np.testing.assert_allclose(scales.target_reward(batch).std(), 1.0, rtol=1e-4)
-
-
-def test_log_variance_stays_between_its_bounds():
-    network = GaussianRegressor(2, (8,))
-    params = network.init(jax.random.key(0), jnp.zeros(3))
-    _, log_variance = network.apply(params, 1e4 * jax.random.normal(jax.random.key(1), (100, 3)))
-    assert float(log_variance.max()) <= 0.5 + 1e-3 and float(log_variance.min()) >= -10.0 - 1e-3
-    assert float(log_variance.max()) > 0.4 and float(log_variance.min()) < -9.9  # inputs this large reach both
+def test_a_rollout_needs_a_length_and_one_start():
+    with pytest.raises(ValueError, match=r"expected a number of steps in config.length, not 0"):
+        roll(Exact(), length=0)
+    with pytest.raises(AssertionError, match="rank"):
+        rollout(jax.random.key(0), Exact(), constant(0.5), jnp.zeros((4, 1)), RolloutConfig(length=2))
