@@ -89,7 +89,8 @@ def test_no_iteration_is_the_first_rollout():
     (3, 1.0, [3, 6, 12, 24]),
 ])  # fmt: skip
 def test_mixing_with_the_previous_states_by_hand(iterations, mix, states):
-    synthetic = dydiff([9.0, 2.0, 3.0, 4.0], iterations=iterations, mix=mix)(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    synthesizer = dydiff([9.0, 2.0, 3.0, 4.0], iterations=iterations, mix=mix)
+    synthetic = synthesizer(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
     np.testing.assert_allclose(synthetic.obs[0, :, 0], states, rtol=1e-4)
     np.testing.assert_allclose(synthetic.action[0, :, 0], 0.01 * np.asarray(states), rtol=1e-4)  # the policy acts again
     np.testing.assert_allclose(synthetic.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
