@@ -16,7 +16,7 @@ from jaxpgd.agents import AGENTS, make_agent
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.envs.point2d import Point2D, goal_policy, importance_truth
-from jaxpgd.experiment.run.driver import over_seeds
+from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.dydiff import DyDiffConfig, make_dydiff
@@ -27,14 +27,13 @@ from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
-    Windows,
     denoiser_program,
-    state_windows,
     trained_denoiser,
     trained_state_denoiser,
 )
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import join_sources, sources_program
+from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Transition
 from jaxpgd.world_model.data import prepare_transitions
@@ -95,9 +94,9 @@ def models() -> dict[str, Any]:
         data, starts = transitions(), np.arange(0, 64 - T, T)
         windows = Windows(data, jnp.asarray(starts), jnp.asarray(starts), fit_codec(data, starts, T), T)
         chosen, found = state_windows(windows, "clean"), dict[str, Any]()
-        found["denoiser"] = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows, DENOISER)
+        found["denoiser"] = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows)
         states = zeros(traced(denoiser_program(chosen, DENOISER), chosen))
-        found["states"] = trained_state_denoiser(states, chosen, DENOISER, "clean")
+        found["states"] = trained_state_denoiser(states, chosen, "clean")
         known = prepare_transitions(jax.tree.map(np.asarray, data), WORLD_MODEL)
         for name, rule in (("world", make_rule("never")), ("learned", None)):
             state = zeros(traced(world_model_program(known, WORLD_MODEL, rule), known))
@@ -149,7 +148,7 @@ def test_padded_windows() -> None:
     data, starts = transitions(), jnp.arange(0, 64 - T, T)
     left = jnp.asarray(T - 1 - np.arange(64) % T, jnp.int32).at[starts].set(2)  # steps to an episode's end
     windows = Windows(data, starts, starts, fit_codec(data, np.asarray(starts), T), T, left=left)
-    denoiser = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows, DENOISER)
+    denoiser = trained_denoiser(zeros(traced(denoiser_program(windows, DENOISER), windows)), windows)
     guided = make_synthesizer(denoiser, SAMPLER, GuidanceConfig("moment", coefficient=0.1))
     traced(agent_program(small_agent("td3_bc"), AGENT, SYNTHESIS), Experience(data, guided))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxpgd.experiment.commands.reproduce import compare_runs
 from jaxpgd.experiment.run.checkpoints import CheckpointStore
-from jaxpgd.experiment.run.directory import open_run
+from jaxpgd.experiment.run.view import open_run
 
 CONFIG = """
 arms = ["guided", "dydiff"]

@@ -12,9 +12,9 @@ import jax
 from benchmarks.timing import describe_device
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
-from jaxpgd.experiment.stages.agents import agent_stage
-from jaxpgd.experiment.stages.models import models_stage
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.experiment.stages.train_agents import train_agents
+from jaxpgd.experiment.stages.train_models import train_models
 
 _SETTLED = 300.0  # seconds after which memory is expected not to grow
 SETTINGS: dict[str, Any] = {
@@ -45,7 +45,7 @@ def run(minutes: float = 40.0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jaxpgd-soak-") as folder:
         config = load_config(None, {**SETTINGS, "out": f"{folder}/run"})
         directory, prepared = create_run(config, resume=False), prepare(config)
-        models = models_stage(directory, prepared)
+        models = train_models(directory, prepared)
         write = directory.log.write
 
         def watch(stage: str, chunk: int, values: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def run(minutes: float = 40.0) -> dict[str, Any]:
 
         directory.log.write = watch  # type: ignore[method-assign]
         try:
-            agent_stage(directory, prepared, models, "guided")
+            train_agents(directory, prepared, models, "guided")
         except TimeIsUp:
             pass
     gc.collect()

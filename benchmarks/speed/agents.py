@@ -17,7 +17,7 @@ from jax import Array
 
 from benchmarks.timing import header, matmul_peak, measure, row, time_calls
 from jaxpgd.agents import iql, td3_bc
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.parallel import map_seeds
 from jaxpgd.synthesis.replay import Replay, init_replay
 from jaxpgd.training.agent import AgentState, Experience, update_many

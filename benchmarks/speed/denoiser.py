@@ -17,9 +17,10 @@ from jax import Array
 from benchmarks.speed.agents import Size as DataSize
 from benchmarks.speed.agents import make_data
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row, time_calls
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, Windows, denoiser_hypers, init_denoiser, train_step
+from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, init_denoiser, train_step
+from jaxpgd.training.windows import Windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,32 +48,32 @@ def make_windows(size: Size) -> Windows:
     return Windows(data, jnp.asarray(starts), jnp.asarray(starts), codec, size.window)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps"), donate_argnums=0)
-def scan_steps(state: DenoiserState, windows: Windows, config: DenoiserConfig, steps: int) -> tuple[DenoiserState, Array]:
+@functools.partial(jax.jit, static_argnames="steps", donate_argnums=0)
+def scan_steps(state: DenoiserState, windows: Windows, steps: int) -> tuple[DenoiserState, Array]:
     """`steps` training steps in one program; returns the state and the losses [steps]."""
 
     def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Array]:
-        state, metrics = train_step(state, windows, config)
+        state, metrics = train_step(state, windows)
         return state, metrics["loss"]
 
     return jax.lax.scan(step, state, None, length=steps)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def one_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Array]:
+@jax.jit
+def one_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, Array]:
     """One training step; returns the state and the loss."""
-    state, metrics = train_step(state, windows, config)
+    state, metrics = train_step(state, windows)
     return state, metrics["loss"]
 
 
 def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float:
     """Steps per second of the Python loop (median over repeats)."""
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    state = init_denoiser(jax.random.key(0), windows, config)
 
     def loop() -> Any:
         current = state
         for _ in range(max(1, size.steps // 4)):
-            current, loss = one_step(current, windows, config)
+            current, loss = one_step(current, windows)
             float(loss)
         return current
 
@@ -88,9 +89,9 @@ def measure_features(
         features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute, steps=1_000_000
     )
     published = dataclasses.replace(config, block="plain", norm="step", ema=0.995, compute="float32")
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
-    flops = compiled_flops(one_step, state, windows, config)
-    run = lambda state, windows: scan_steps.__wrapped__(state, windows, config, size.steps)
+    state = init_denoiser(jax.random.key(0), windows, config)
+    flops = compiled_flops(one_step, state, windows)
+    run = lambda state, windows: scan_steps.__wrapped__(state, windows, size.steps)
     dtype = jnp.bfloat16 if compute == "bfloat16" else jnp.float32
     timing = measure(run, state, windows, repeats=size.repeats, peak=lambda: matmul_peak(dtype=dtype))
     found = row(timing, size.steps, flops=flops)

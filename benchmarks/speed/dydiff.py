@@ -14,17 +14,15 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
-    Windows,
-    denoiser_hypers,
     init_denoiser,
-    state_windows,
     trained_state_denoiser,
 )
+from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.model import WorldModelConfig
@@ -55,12 +53,12 @@ def synthesizer_of(windows: Windows, sampler: SamplerConfig, size: Size) -> DyDi
     """DyDiff with random weights."""
     config = DenoiserConfig(features=size.features, blocks=size.blocks)
     chosen = state_windows(windows, "clean")
-    state = init_denoiser(jax.random.key(0), chosen, denoiser_hypers(config), config)
+    state = init_denoiser(jax.random.key(0), chosen, config)
     config = WorldModelConfig(hidden=size.hidden)
     data = prepare_transitions(windows.transitions, config)
     program = world_model_program(data, config, None)
     model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, config, None)
-    return make_dydiff(model, trained_state_denoiser(state, chosen, config, "clean"), sampler=sampler)
+    return make_dydiff(model, trained_state_denoiser(state, chosen, "clean"), sampler=sampler)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.speed.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, AgentState, agent_program
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Agent
 
 UPDATES, REFRESHES, TRAJECTORIES = 1_000_000, 100, 8192  # of the published protocol
@@ -73,8 +74,8 @@ def evaluation_seconds(windows: Windows, size: Size, published: bool) -> float:
     config = DenoiserConfig(features=size.protocol_features, blocks=size.sampling.blocks)
     if published:
         config = dataclasses.replace(config, block="plain", norm="step")
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
-    denoise = trained_denoiser(state, windows, config).denoise
+    state = init_denoiser(jax.random.key(0), windows, config)
+    denoise = trained_denoiser(state, windows).denoise
     x = jnp.zeros((size.protocol_batch, windows.length, windows.dim))
     evaluate = lambda denoise, x: jax.vmap(lambda x: denoise(x, jnp.ones(())))(x)
     return measure(evaluate, denoise, x, repeats=size.repeats).median_seconds / size.protocol_batch

@@ -16,11 +16,12 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.agent import AgentState, Experience, Schedule, init_agent, refresh
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Agent
 
 
@@ -69,8 +70,8 @@ def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSyn
     if method.published:
         config = dataclasses.replace(config, features=size.published_features, block="plain", norm="step")
         sampler = dataclasses.replace(sampler, steps=size.baseline_steps)
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
-    return make_synthesizer(trained_denoiser(state, windows, config), sampler, method.guidance)
+    state = init_denoiser(jax.random.key(0), windows, config)
+    return make_synthesizer(trained_denoiser(state, windows), sampler, method.guidance)
 
 
 def schedule_of(count: int) -> Schedule:

@@ -16,10 +16,11 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, init_denoiser, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Trajectory
 
 
@@ -77,9 +78,9 @@ def synthesizer_of(windows: Windows, method: Method, size: Size) -> DiffusionSyn
     config = DenoiserConfig(features=method.features or size.features, blocks=size.blocks)
     if method.published:
         config = dataclasses.replace(config, block="plain", norm="step")
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    state = init_denoiser(jax.random.key(0), windows, config)
     sampler = dataclasses.replace(method.sampler, batch_size=size.trajectories)
-    return make_synthesizer(trained_denoiser(state, windows, config), sampler, method.guidance)
+    return make_synthesizer(trained_denoiser(state, windows), sampler, method.guidance)
 
 
 @functools.partial(jax.jit, static_argnames="count")

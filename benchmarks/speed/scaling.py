@@ -19,13 +19,14 @@ from benchmarks.speed import denoiser, refresh
 from benchmarks.timing import header, matmul_peak, time_calls
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.experiment.run.device_memory import peak_memory
-from jaxpgd.experiment.run.driver import over_seeds
+from jaxpgd.experiment.run.peak_memory import peak_memory
+from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.parallel import Placement
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_program
+from jaxpgd.training.denoiser import DenoiserConfig, denoiser_program
 from jaxpgd.training.program import Program
+from jaxpgd.training.windows import Windows
 
 MARK = "RESULT"
 

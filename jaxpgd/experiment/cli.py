@@ -42,9 +42,9 @@ USAGE = """usage: jaxpgd COMMAND [ARGUMENTS]
         likelihood against dynamics error of every guidance (coefficients 0.03 to 10, 256 trajectories each), in
         RUN/frontier; the largest coefficient within an error
   pareto RUN [--guided | --policy ARM[:SEED] | --actor FILE.npz] [--guidance KIND] [--coefficient X] [--reference RUN]
-         [--kinds A,B] [--evaluations 4,8] [--trajectories N] [--out DIR] [--seed N]
-        denoiser evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the cheapest
-        within 5 % of 256 Heun steps, which is what sampler.kind = "auto" takes in this run
+         [--kinds A,B] [--nfe 4,8] [--trajectories N] [--out DIR] [--seed N]
+        number of function evaluations (4 to 512) against fidelity of every solver (256 trajectories each), in RUN/pareto; the
+        cheapest within 5 % of 256 Heun steps is recommended, and written as TOML
   study NAME|FILE.toml [--scale SCALE] [--only AXIS=A,B ...] [--minutes M] [--out DIR] [--show] [--section.key VALUE ...]
         an experiment over a grid of settings, resumed cell by cell: results.csv, figures, report.html under DIR (runs/studies);
         --only, once for each axis, keeps some of its labels; --minutes, of studies with a [budget], shortens training so that
@@ -200,28 +200,28 @@ def _run(args: list[str]) -> None:
 
 def _train_denoiser(args: list[str]) -> None:
     config, resume = read_run_arguments(args, "train-denoiser")
-    from jaxpgd.experiment.commands.run import run_denoiser
+    from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 
     run_denoiser(config, resume=resume)
 
 
 def _train_agent(args: list[str]) -> None:
     found = options(args, "train-agent", required=("run",), arm=str)
-    from jaxpgd.experiment.commands.run import run_agents
+    from jaxpgd.experiment.commands.train_agent import run_agents
 
     run_agents(found["run"], found.get("arm"))
 
 
 def _evaluate(args: list[str]) -> None:
     found = options(args, "evaluate", required=("run",))
-    from jaxpgd.experiment.commands.run import run_evaluation
+    from jaxpgd.experiment.commands.evaluate import run_evaluation
 
     run_evaluation(found["run"])
 
 
 def _report(args: list[str]) -> None:
     found = options(args, "report", required=("run",))
-    from jaxpgd.experiment.commands.run import run_report
+    from jaxpgd.experiment.commands.report import run_report
 
     run_report(found["run"])
 
@@ -248,7 +248,7 @@ def _synthesize(args: list[str]) -> None:
         seed=int,
     )
     check("out" in found, "--out", None, "the directory of the new dataset")
-    from jaxpgd.experiment.commands.export import export_synthetic
+    from jaxpgd.experiment.commands.synthesize import export_synthetic
 
     out = Path(found.pop("out"))
     export_synthetic(found.pop("run"), out, **found)
@@ -264,7 +264,7 @@ def _paths(args: list[str], command: str) -> tuple[list[str], list[str]]:
 def _compare(args: list[str]) -> None:
     paths, args = _paths(args, "compare-rollouts")
     found = options(args, "compare-rollouts", policy=str, actor=str, length=int, trajectories=int, out=Path, seed=int)
-    from jaxpgd.experiment.commands.compare import compare_runs
+    from jaxpgd.experiment.commands.compare_rollouts import compare_runs
 
     compare_runs(paths, found.pop("out", None), **found)
 
@@ -299,7 +299,7 @@ def _pareto(args: list[str]) -> None:
     guided = "--guided" in args
     found = options(
         [a for a in args if a != "--guided"], "pareto", required=("run",), policy=str, actor=str, guidance=str,
-        coefficient=float, reference=str, kinds=names, evaluations=counts, trajectories=int, out=Path, seed=int,
+        coefficient=float, reference=str, kinds=names, nfe=counts, trajectories=int, out=Path, seed=int,
     )  # fmt: skip
     from jaxpgd.experiment.commands.pareto import pareto_run
 
@@ -400,8 +400,8 @@ def _collect(args: list[str]) -> None:
         reference_return=float, measured_episodes=int, env_kwargs=str,
     )  # fmt: skip
     check("out" in found, "--out", None, "the folder of Minari datasets that the new one goes to")
-    from jaxpgd.experiment.commands.collect import collect_dataset
-    from jaxpgd.experiment.commands.collect_options import Collection
+    from jaxpgd.experiment.commands.data_collect import collect_dataset
+    from jaxpgd.experiment.commands.data_collect_options import Collection
 
     collect_dataset(Collection(**found, greedy=greedy))
 

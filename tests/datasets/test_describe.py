@@ -10,8 +10,8 @@ from jaxpgd.datasets.assemble import assemble
 from jaxpgd.datasets.describe import describe, format_description
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.training.denoiser import prepare_windows
+from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.training.windows import prepare_windows
 from jaxpgd.windows import DataConfig
 
 

@@ -14,11 +14,11 @@ from jaxpgd.datasets.rewards import RETURN_RANGE
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.stages.models import DECIDED_BY
-from jaxpgd.experiment.stages.parts import prepare
-from jaxpgd.experiment.stages.quality import real_windows
+from jaxpgd.experiment.stages.model_source import DECIDED_BY
+from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.experiment.stages.score_trajectories import real_windows
 from jaxpgd.experiment.studies.plan import settings_of
-from jaxpgd.training.denoiser import prepare_windows
+from jaxpgd.training.windows import prepare_windows
 
 PLAIN = load("point2d", episodes=6)
 CHOSEN = {"reward_scale": 4.0, "reward_shift": -0.5}  # CQL's on antmaze

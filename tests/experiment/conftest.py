@@ -8,7 +8,7 @@ import pytest
 from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.stages import truth
+from jaxpgd.experiment.stages import importance_truth
 
 TINY = {
     "seeds": 2,
@@ -39,8 +39,8 @@ def make_config() -> object:
 def few_rollouts() -> Iterator[None]:
     """The importance-weighted truth from fewer rollouts than a report deserves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(truth, "ROLLOUTS", 500)
-        patch.setattr(truth, "LEAST_EFFECTIVE_SIZE", 1.0, raising=False)
+        patch.setattr(importance_truth, "ROLLOUTS", 500)
+        patch.setattr(importance_truth, "LEAST_EFFECTIVE_SIZE", 1.0, raising=False)
         yield
 
 

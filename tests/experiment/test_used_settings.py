@@ -25,7 +25,7 @@ from jaxpgd.experiment.cli import read_run_arguments
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config, names_in
 from jaxpgd.experiment.presets import PRESETS
-from jaxpgd.experiment.stages.parts import build_synthesizer
+from jaxpgd.experiment.stages.build import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
 from jaxpgd.guidance.kinds import GuidanceConfig

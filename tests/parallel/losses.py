@@ -21,7 +21,7 @@ if HOSTS:
 import jaxpgd  # noqa: E402
 from jaxpgd.agents.td3_bc import TD3BCConfig  # noqa: E402
 from jaxpgd.diffusion.solvers import SamplerConfig  # noqa: E402
-from jaxpgd.experiment.run.driver import over_seeds  # noqa: E402
+from jaxpgd.experiment.run.seeds import over_seeds  # noqa: E402
 from jaxpgd.guidance.kinds import GuidanceConfig  # noqa: E402
 from jaxpgd.parallel import DATA, SEEDS, Placement, device_mesh, map_batches, shard  # noqa: E402
 from jaxpgd.synthesis.replay import SynthesisConfig  # noqa: E402
@@ -75,9 +75,7 @@ def main() -> None:
         state, losses = run(denoiser_program(windows, DENOISER), windows, devices, "loss")
         results[f"denoiser_{name}"] = losses
         if PRECISION == "single":
-            synthesizer = jaxpgd.make_synthesizer(
-                trained_denoiser(state, windows, DENOISER), SAMPLER, GuidanceConfig("reconstruction")
-            )
+            synthesizer = jaxpgd.make_synthesizer(trained_denoiser(state, windows), SAMPLER, GuidanceConfig("reconstruction"))
             experience = jaxpgd.Experience(windows.transitions, synthesizer, first=synthesizer.unguided())
             results[f"agent_{name}"] = run(seeds, experience, devices, "critic_loss")[1]
     rows = lambda x: x.sharding.shard_shape(x.shape)[0]  # of the leading axis on each device

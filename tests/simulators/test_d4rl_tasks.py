@@ -18,7 +18,7 @@ from jaxpgd.datasets.d4rl import REGISTRATIONS, environment_id, why_not_run
 from jaxpgd.datasets.scores import LOCAL, MINARI, OGBENCH, normalized_score, score_column
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.metrics.dynamics_error import dynamics_error
 from jaxpgd.simulators.d4rl_tasks import POINT_GOALS
 from jaxpgd.simulators.environments import make_environment, require_environment, with_environment

@@ -21,17 +21,19 @@ from jaxpgd.agents.td3_bc import TD3BCConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import precision_of, set_precision
-from jaxpgd.experiment.run.driver import over_seeds
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.run.seeds import over_seeds
+from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.options import as_arrays
 from jaxpgd.parallel import Placement
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, denoiser_hypers, denoiser_program, init_denoiser, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, denoiser_program, init_denoiser, trained_denoiser
 from jaxpgd.training.sources import join_sources, sources_program
+from jaxpgd.training.windows import Windows
 from jaxpgd.training.world_model import world_model_program
 from jaxpgd.types import Transition
 from jaxpgd.windows import DataConfig
@@ -117,10 +119,10 @@ def world_model_chunk() -> tuple[Any, Any]:
 def synthesizer(guidance: Any, **options: Any) -> Any:
     """Of a denoiser whose parameters are zeros, guided as `guidance` says."""
     small = dataclasses.replace(DENOISER, blocks=1)
-    init = functools.partial(init_denoiser, windows=data(), hypers=denoiser_hypers(small), config=small)
+    init = functools.partial(init_denoiser, windows=data(), config=small)
     state = jax.eval_shape(init, jax.random.key(0))
     zeros = state.replace(ema_params=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.ema_params))
-    denoiser = trained_denoiser(zeros.replace(hypers=denoiser_hypers(small)), data(), small)
+    denoiser = trained_denoiser(zeros.replace(hypers=as_arrays(small)), data())
     config = SamplerConfig(**{"steps": 3, "batch_size": 32, **options})
     return make_synthesizer(denoiser, config, guidance and GuidanceConfig(kind=guidance))
 

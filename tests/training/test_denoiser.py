@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,21 +15,17 @@ from jaxpgd.datasets.assemble import assemble
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.run.checkpoints import load_tree, save_tree
-from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, window_terminal_rate
+from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows, window_terminal_rate
+from jaxpgd.options import numeric
 from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
-    DenoiserHypers,
-    Windows,
     batch_loss,
-    denoiser_hypers,
     denoiser_program,
     init_denoiser,
     learning_rate,
     network,
-    prepare_windows,
-    state_windows,
     total_steps,
     train_denoiser,
     train_step,
@@ -36,6 +33,7 @@ from jaxpgd.training.denoiser import (
     trained_state_denoiser,
     validation_loss,
 )
+from jaxpgd.training.windows import Windows, prepare_windows, state_windows
 from jaxpgd.types import PyTree, Transition
 from jaxpgd.windows import DataConfig, gather_window
 
@@ -73,9 +71,9 @@ PADDED = DataConfig(window=4, pad_short=True, validation_fraction=0.0)
 @pytest.fixture(scope="module")
 def vmapped() -> Any:
     """Two trainings in one program: keys and learning rates differ; the second does not learn."""
-    hypers = dataclasses.replace(denoiser_hypers(CONFIG), peak_lr=jnp.asarray([1e-2, 0.0]))
-    axes = DenoiserHypers(**dict.fromkeys(vars(hypers), None) | {"peak_lr": 0})
-    train = jax.jit(jax.vmap(lambda k, h: train_denoiser(k, WINDOWS, h, config=CONFIG), in_axes=(0, axes)))
+    hypers = dataclasses.replace(CONFIG, peak_lr=jnp.asarray([1e-2, 0.0]))
+    axes = dataclasses.replace(CONFIG, **dict.fromkeys(numeric(DenoiserConfig), None) | {"peak_lr": 0})
+    train = jax.jit(jax.vmap(lambda k, h: train_denoiser(k, WINDOWS, h), in_axes=(0, axes)))
     return train(jax.random.split(jax.random.key(0), 2), hypers)
 
 
@@ -133,7 +131,7 @@ def test_adam_with_the_schedule(driven: Any) -> None:
     """The first Adam step moves every weight that has a gradient by the learning rate."""
     _, _, states, rows, _ = driven
     rates = [float(r["learning_rate"]) for r in rows]
-    expected = [float(learning_rate(jnp.asarray(i), denoiser_hypers(CONFIG), 4)) for i in range(4)]
+    expected = [float(learning_rate(jnp.asarray(i), CONFIG, 4)) for i in range(4)]
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
     moved = np.abs(leaves(states[1].params) - leaves(states[0].params))
     assert np.isclose(moved, rates[0], rtol=0.02).mean() > 0.8 and moved.max() < 1.02 * rates[0]
@@ -169,19 +167,19 @@ def test_validation_is_the_loss_of_the_averaged_weights_at_fixed_noise(driven: A
     config, _, states, rows, _ = driven
     state = states[-1]
     key = jax.random.split(jax.random.key(0), 1)[0]
-    loss = jax.jit(lambda p: batch_loss(key, p, state.hypers, WINDOWS, WINDOWS.validation, config.batch_size, config))
+    loss = jax.jit(lambda p: batch_loss(key, p, state.hypers, WINDOWS, WINDOWS.validation))
     np.testing.assert_allclose(rows[-1]["validation_loss"], loss(state.ema_params), rtol=1e-4)
-    again = jax.jit(lambda s: validation_loss(s, WINDOWS, config))
+    again = jax.jit(lambda s: validation_loss(s, WINDOWS))
     other = state.replace(key=jax.random.key(77), params=jax.tree.map(jnp.zeros_like, state.params))
     np.testing.assert_array_equal(again(state), again(other))
 
 
 def test_learning_rate_by_hand() -> None:
-    hypers = DenoiserHypers(peak_lr=2.0, warmup_fraction=0.1, initial_lr_fraction=0.1)
+    hypers = DenoiserConfig(peak_lr=2.0, warmup_fraction=0.1, initial_lr_fraction=0.1)
     rate = lambda step: float(learning_rate(jnp.asarray(step), hypers, 100))
     np.testing.assert_allclose([rate(s) for s in (0, 5, 10, 55, 100)], [0.2, 1.1, 2.0, 1.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(rate(40), 1.0 + np.cos(np.pi / 3), rtol=1e-5)  # a third of the decay
-    flat = DenoiserHypers(peak_lr=1.0, warmup_fraction=0.0)
+    flat = DenoiserConfig(peak_lr=1.0, warmup_fraction=0.0)
     np.testing.assert_allclose(learning_rate(jnp.asarray(1), flat, 3), 1.0)
 
 
@@ -214,7 +212,7 @@ def test_prepared_windows() -> None:
     scaled = prepare_windows(dataset, limits)
     np.testing.assert_allclose(scaled.codec.encode(real_windows(scaled, train)).max(), 1.0, rtol=1e-6)
     assert (scaled.codec.squashed, scaled.unit.squashed) == (False, True)
-    jax.tree.map(np.testing.assert_array_equal, scaled.unit, windows.unit)  # errors and distances keep their unit
+    chex.assert_trees_all_equal(scaled.unit, windows.unit)  # errors and distances keep their unit
     np.testing.assert_array_equal(
         flat_tokens(scaled, real_windows(scaled, train)), flat_tokens(windows, real_windows(windows, train))
     )
@@ -226,8 +224,8 @@ def test_prepared_windows() -> None:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_state_denoiser_scales_its_conditions_as_in_training(scaled: bool) -> None:
     chosen = state_windows(WINDOWS, "clean", scaled=scaled)
-    state = lambda: init_denoiser(jax.random.key(0), chosen, denoiser_hypers(CONFIG), CONFIG)
-    made = jax.eval_shape(lambda: trained_state_denoiser(state(), chosen, CONFIG, "clean"))
+    state = lambda: init_denoiser(jax.random.key(0), chosen, CONFIG)
+    made = jax.eval_shape(lambda: trained_state_denoiser(state(), chosen, "clean"))
     assert made.denoise.scaled is scaled and chosen.scaled is scaled and not WINDOWS.scaled
 
 
@@ -236,9 +234,9 @@ def test_padding_is_nothing_where_no_episode_is_short() -> None:
     dataset, config = load("point2d", episodes=4), dataclasses.replace(CONFIG, batch_size=2)
     windows = prepare_windows(dataset, DataConfig(window=8, pad_short=True))
     assert windows.left is None
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config)
+    state = init_denoiser(jax.random.key(0), windows, config)
 
-    def plain(key: Array, params: PyTree, h: DenoiserHypers, windows: Windows) -> Array:
+    def plain(key: Array, params: PyTree, h: DenoiserConfig, windows: Windows) -> Array:
         key_draw, key_loss = jax.random.split(key)
         drawn = windows.train[jax.random.randint(key_draw, (2,), 0, windows.train.shape[0])]
         drawn, keys = shard((drawn, jax.random.split(key_loss, 2)), SEEDS, DATA)
@@ -248,12 +246,12 @@ def test_padding_is_nothing_where_no_episode_is_short() -> None:
         return jax.vmap(loss)(keys, x0).mean()
 
     for chosen in (windows, state_windows(windows, "clean")):
-        params = init_denoiser(jax.random.key(0), chosen, state.hypers, config).params
+        params = init_denoiser(jax.random.key(0), chosen, config).params
         given = (jax.random.key(1), params, state.hypers, chosen)
-        ours = lambda key, params, h, w: batch_loss(key, params, h, w, w.train, 2, config)
+        ours = lambda key, params, h, w: batch_loss(key, params, h, w, w.train)
         programs = [jax.jit(f).lower(*given).as_text().partition("\n")[2] for f in (ours, plain)]  # without their names
         assert programs[0] == programs[1]
-    assert trained_denoiser(state, windows, config).ends is None
+    assert trained_denoiser(state, windows).ends is None
 
 
 @pytest.mark.parametrize("states", [False, True])
@@ -265,11 +263,11 @@ def test_nothing_after_a_short_episode_counts(states: bool) -> None:
         windows = dataclasses.replace(prepare_windows(short_episodes(others), PADDED), codec=codec)
         windows = dataclasses.replace(windows, train=jnp.array([0]), validation=jnp.array([0]))
         chosen = state_windows(windows, "clean") if states else windows
-        state = init_denoiser(jax.random.key(0), chosen, denoiser_hypers(config), config)
-        new, metrics = jax.jit(lambda s, w: train_step(s, w, config))(state, chosen)
-        losses.append((metrics, new.params, jax.jit(lambda s, w: validation_loss(s, w, config))(state, chosen)))
+        state = init_denoiser(jax.random.key(0), chosen, config)
+        new, metrics = jax.jit(lambda s, w: train_step(s, w))(state, chosen)
+        losses.append((metrics, new.params, jax.jit(lambda s, w: validation_loss(s, w))(state, chosen)))
     assert losses[0][0]["loss"] > 0
-    jax.tree.map(np.testing.assert_array_equal, *losses)
+    chex.assert_trees_all_equal(*losses)
 
 
 def test_statistics_are_those_of_own_steps() -> None:
@@ -282,8 +280,8 @@ def test_statistics_are_those_of_own_steps() -> None:
     ends = windows.ends(windows.train)
     assert ends is not None and ends.steps.tolist() == [2, 3, 4, 4, 4]
     assert ends.terminal.tolist() == [True, False, False, False, False]
-    state = init_denoiser(jax.random.key(0), windows, denoiser_hypers(CONFIG), CONFIG)
-    denoiser = jax.jit(lambda s, w: trained_denoiser(s, w, CONFIG))(state, windows)  # as inside a jitted training
+    state = init_denoiser(jax.random.key(0), windows, CONFIG)
+    denoiser = jax.jit(lambda s, w: trained_denoiser(s, w))(state, windows)  # as inside a jitted training
     assert denoiser.ends is not None
     np.testing.assert_allclose(denoiser.ends.share, np.array([[0, 0], [0, 1], [1, 0], [3, 0]]) / 5, rtol=1e-6)
     assert window_terminal_rate(windows) == pytest.approx(1 / 5)

@@ -11,12 +11,12 @@ from jax import Array
 from training.counting import COUNTING, REAL, Stamp
 
 from jaxpgd.agents import TD3BCHypers, td3_bc
-from jaxpgd.experiment.run.driver import over_seeds
+from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
 from jaxpgd.training.program import fit
 from jaxpgd.training.sources import join_sources, sources_program
-from jaxpgd.types import Policy, Synthesis, Transition
+from jaxpgd.types import Policy, Synthesis, Synthesizer, Transition
 
 CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
 SYNTHESIS = SynthesisConfig(trajectories=8, interval=10, fraction=0.25, synthetic_ratio=0.75)
@@ -64,7 +64,7 @@ def test_every_source_trains_as_it_does_alone(regime: str) -> None:
 
 
 @struct.dataclass
-class Rollouts:
+class Rollouts(Synthesizer):
     """`Stamp`, known to lead somewhere after its last step."""
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:

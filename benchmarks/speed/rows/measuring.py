@@ -14,7 +14,7 @@ import jax
 from benchmarks.speed.bounds import Peaks, count_launches
 from benchmarks.speed.rows.base import Program, Row
 from benchmarks.timing import program_memory
-from jaxpgd.experiment.run.device_memory import peak_memory
+from jaxpgd.experiment.run.peak_memory import peak_memory
 
 ENOUGH, REPEATS = 3.0, 7  # a row is repeated for at most so many seconds and times
 

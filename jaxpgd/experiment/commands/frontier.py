@@ -1,9 +1,9 @@
 """`jaxpgd frontier`: what every guidance gains in likelihood and costs in dynamics error, over coefficients and denoisers."""
 
 import dataclasses
-import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +14,29 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config, check_seed
+from jaxpgd.experiment.config_files import apply_values
 from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.report.tradeoff_plots import frontier_figure
-from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run, write_atomic
-from jaxpgd.experiment.run.logs import plain
-from jaxpgd.experiment.stages.agents import chosen_policy
-from jaxpgd.experiment.stages.models import models_stage, needs, require_models
-from jaxpgd.experiment.stages.parts import Models, Prepared, build_synthesizer, known_target, prepare, stage_key
-from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
-from jaxpgd.experiment.stages.truth import known_truth
+from jaxpgd.experiment.run.directory import make_directory, write_atomic, write_json
+from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.build import build_synthesizer
+from jaxpgd.experiment.stages.importance_truth import known_truth
+from jaxpgd.experiment.stages.load import LoadedRun, load_run, open_trained, target_or_chosen
+from jaxpgd.experiment.stages.prepare import stage_key
+from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows, score_trajectories
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.simulators.resimulation import has_simulator
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.types import Policy, Synthesis, Synthesizer
 
-LADDER: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "published": {"kind": "published"},
     "reconstruction": {"kind": "reconstruction"},
-    "reconstruction-held": {"kind": "reconstruction", "hold_states": True},  # no gradient through the policy's observation
-    "moment": {"kind": "moment", "iterations": 2},
-    "smc": {"kind": "smc", "proposal": "reconstruction"},
+    # no gradient through the policy's observation
+    "reconstruction-held": {"kind": "reconstruction", "reconstruction": {"hold_states": True}},
+    "moment": {"kind": "moment", "moment": {"iterations": 2}},
+    "smc": {"kind": "smc", "smc": {"proposal": "reconstruction"}},
 }
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SHOWN = (
@@ -52,7 +54,7 @@ def frontier_runs(
     actor: str = "",
     trajectories: int = 256,
     coefficients: tuple[float, ...] = COEFFICIENTS,
-    kinds: tuple[str, ...] = tuple(LADDER),
+    kinds: tuple[str, ...] = tuple(METHODS),
     max_dynamics_error: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -67,44 +69,37 @@ def frontier_runs(
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     sound = bool(coefficients) and all(0 < c < math.inf for c in coefficients)
     check(sound, "--coefficients", coefficients, "finite numbers above 0")
-    unknown = [kind for kind in kinds if kind not in LADDER]
-    check(not unknown, "--kinds", unknown, f"some of {', '.join(LADDER)}")
+    unknown = [kind for kind in kinds if kind not in METHODS]
+    check(not unknown, "--kinds", unknown, f"some of {', '.join(METHODS)}")
     began = time.monotonic()
-    runs = [open_run(path) for path in paths]
-    for path, run in zip(paths, runs, strict=True):
-        check(needs(run.config, "denoiser"), "RUN", path, "a run with a trajectory denoiser (an arm unguided or guided)")
-        require_models(run)
+    runs = [open_trained(path, denoiser=True) for path in paths]
+    for run in runs:
         for section in ("data", "sampler", "guidance"):
             ours, first = getattr(run.config, section), getattr(runs[0].config, section)
             check(ours == first, section, str(run.path), f"a run with the [{section}] settings of {paths[0]}")
-    target_path = out or runs[0].path / "frontier"
-    make_directory(target_path)
-    opened = [_open(run) for run in runs]
-    for run in runs:  # "auto" is settled now
-        check(
-            run.config.sampler == runs[0].config.sampler,
-            "sampler",
-            str(run.path),
-            f"the one of {paths[0]}",
-            "Name a sampler.kind.",
-        )
-    target, name = _target(runs[0], *opened[0], policy, actor)
-    check(
-        target.score_fn is None or "smc" not in kinds, "--kinds", kinds, "no smc for a policy that is followed by its own score"
-    )
-    padded = opened[0][0].windows.left is not None
-    check(not padded or "smc" not in kinds, "--kinds", kinds, "no smc where data.pad_short pads windows")
+    directory = out or runs[0].path / "frontier"
+    make_directory(directory)
+    loaded = [_load(run) for run in runs]
+    target, name = target_or_chosen(loaded[0], policy, actor)
+    _check_smc(loaded[0], target, kinds)
     about = {"target": name, "dataset": runs[0].config.data.name, "trajectories": trajectories}
     found: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
-    for path, run, (prepared, models) in zip(paths, runs, opened, strict=True):
-        for row in _cells(run.config, prepared, models, target, trajectories, coefficients, kinds, seed):
+    for path, each in zip(paths, loaded, strict=True):
+        for row in _cells(each, target, trajectories, coefficients, kinds, seed):
             found.append(row | {"run": path})
             print(_line(found[-1]), flush=True)
         result = about | _summary(found, max_dynamics_error) | {"seconds": time.monotonic() - began}
-        text = _write(target_path, result)  # after every run: what is done is not lost
-    print(f"{text}\nfigure: {target_path / 'frontier.png'}", flush=True)
+        text = _write(directory, result)  # after every run: what is done is not lost
+    print(f"{text}\nfigure: {directory / 'frontier.png'}", flush=True)
     return result
+
+
+def _check_smc(loaded: LoadedRun, target: Policy, kinds: tuple[str, ...]) -> None:
+    """Raise InputError where `smc` has no weights for the target or the windows."""
+    own_score, padded = target.score_fn is not None, loaded.prepared.windows.left is not None
+    check(not own_score or "smc" not in kinds, "--kinds", kinds, "no smc for a policy that is followed by its own score")
+    check(not padded or "smc" not in kinds, "--kinds", kinds, "no smc where data.pad_short pads windows")
 
 
 def _summary(cells: list[dict[str, Any]], max_dynamics_error: float) -> dict[str, Any]:
@@ -114,19 +109,11 @@ def _summary(cells: list[dict[str, Any]], max_dynamics_error: float) -> dict[str
     return found | ({"largest": largest_coefficients(rows, max_dynamics_error)} if max_dynamics_error > 0 else {})
 
 
-def _open(run: RunDirectory) -> tuple[Prepared, Models]:
-    prepared = prepare(run.config)
-    check(
-        has_simulator(prepared.dataset.info), "env_id", prepared.dataset.info.env_id, "an environment with a simulator replay"
-    )
-    return prepared, models_stage(run, prepared)
-
-
-def _target(run: RunDirectory, prepared: Prepared, models: Models, policy: str, actor: str) -> tuple[Policy, str]:
-    known = known_target(prepared.dataset)
-    if known is None or policy or actor:
-        return chosen_policy(run, prepared, models, policy or ("" if actor else run.config.arms[-1]), actor)
-    return known, "the environment's target policy"
+def _load(run: RunView) -> LoadedRun:
+    loaded = load_run(run)
+    info = loaded.prepared.dataset.info
+    check(has_simulator(info), "env_id", info.env_id, "an environment with a simulator replay")
+    return loaded
 
 
 @jax.jit(static_argnames="count")
@@ -138,16 +125,10 @@ def _draw(key: Array, synthesizer: Synthesizer, policy: Policy, count: int) -> S
 
 
 def _cells(
-    config: Config,
-    prepared: Prepared,
-    models: Models,
-    policy: Policy,
-    count: int,
-    coefficients: tuple[float, ...],
-    kinds: tuple[str, ...],
-    seed: int,
-) -> Any:
+    loaded: LoadedRun, policy: Policy, count: int, coefficients: tuple[float, ...], kinds: tuple[str, ...], seed: int
+) -> Iterator[dict[str, Any]]:
     """A row for each guidance and coefficient of one denoiser, the unguided one first; the same noise in all."""
+    _, config, prepared, models = loaded
     assert models.denoiser is not None
     key, key_score, key_truth = jax.random.split(jax.random.fold_in(stage_key(config, "frontier"), seed), 3)
     truth = known_truth(prepared.dataset, policy, sorted(coefficients), key_truth)
@@ -156,10 +137,13 @@ def _cells(
     cells = [("unguided", 0.0), *((kind, c) for kind in kinds for c in coefficients)]
     plain = None
     for kind, coefficient in cells:
-        settings = LADDER.get(kind, {"kind": "reconstruction"})
-        rung = {"hold_states": False, "coefficient": coefficient, "target_ess": 0.0, "max_dynamics_error": 0.0} | settings
-        guidance = dataclasses.replace(config.guidance, **rung)
-        synthesizer = build_synthesizer(_with(config, guidance, count), models.denoiser, guided=coefficient > 0)
+        settings = METHODS.get(kind, {"kind": "reconstruction"})
+        stated = {"coefficient": coefficient, "target_ess": 0.0, "max_dynamics_error": 0.0, "smc": {"particles": count}}
+        plain_sections = {"reconstruction": {"hold_states": False}, "moment": {"hold_states": False}}
+        guidance = config.guidance
+        for values in (stated, plain_sections, settings):
+            guidance = apply_values(guidance, values, "frontier")
+        synthesizer = build_synthesizer(_with(config, guidance), models.denoiser, guided=coefficient > 0)
         made = _draw(key, synthesizer, policy, count)
         trajectory = jax.tree.map(np.asarray, made.trajectory)
         plain = trajectory if plain is None else plain
@@ -171,9 +155,8 @@ def _cells(
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 
 
-def _with(config: Config, guidance: GuidanceConfig, count: int) -> Config:
+def _with(config: Config, guidance: GuidanceConfig) -> Config:
     """The config with this guidance; `smc` takes twice the steps: an evaluation each, as Heun's two."""
-    guidance = dataclasses.replace(guidance, particles=count)
     steps = config.sampler.steps * (2 if guidance.kind == "smc" and config.sampler.kind == "heun" else 1)
     return dataclasses.replace(config, guidance=guidance, sampler=dataclasses.replace(config.sampler, steps=steps))
 
@@ -235,7 +218,7 @@ def largest_coefficients(rows: list[dict[str, Any]], times: float) -> dict[str, 
 
 def _write(out: Path, result: dict[str, Any]) -> str:
     """Table, figure and JSON; returns the table."""
-    write_atomic(out / "frontier.json", json.dumps(plain(result), indent=1, allow_nan=False))
+    write_json(out / "frontier.json", result)
     save(frontier_figure(result["rows"]), out / "frontier.png")
     shown = [name for name in (*SHOWN, *DISTANCES) if any(name in row for row in result["rows"])]
     table = [{k: _cell(row, k) for k in ("guidance", "coefficient", *shown)} for row in result["rows"]]

@@ -14,8 +14,10 @@ from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config import HealthConfig
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.run.checkpoints import checksum, read_arrays
-from jaxpgd.experiment.run.directory import RunDirectory, open_run, versions
-from jaxpgd.experiment.run.memory import remembered, with_batch
+from jaxpgd.experiment.run.directory import claim
+from jaxpgd.experiment.run.resolved import BATCH_SIZE
+from jaxpgd.experiment.run.versions import versions
+from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.training.health import SKIPPED
 
 RESULTS = ("returns.json", "quality.json", "results.json")
@@ -49,26 +51,25 @@ def reproduce(run_path: str, out: Path | None = None) -> bool:
     for name, before, now in environment_changes(run):
         print(f"note: {name} was {before} then and is {now} now", flush=True)
     config = dataclasses.replace(run.config, out=str(out), health=_health(run))
-    if run.config.sampler.batch_size > 0 or (run.path / "memory.json").exists():
-        config = with_batch(config, remembered(run, run.config.sampler.batch_size or 2**31))
-    again = RunDirectory(run_all(config, resume=True), config)
+    config = dataclasses.replace(config, sampler=run.effective((BATCH_SIZE,)).sampler)  # another batch may round otherwise
+    again = open_run(run_all(config, resume=True))
     found = compare_runs(run, again)
     print(text_table([dataclasses.asdict(each) for each in found]))
     same = all(each.differing == 0 for each in found)
     print(f"{run.path}: {'the same bits' if same else 'not the same'}, {len(found)} parts compared with {again.path}")
-    again.write_json(
-        "reproduction.json", {"of": str(run.path.resolve()), "same": same, "parts": [dataclasses.asdict(c) for c in found]}
-    )
+    parts = [dataclasses.asdict(each) for each in found]
+    with claim(again) as written:
+        written.write_json("reproduction.json", {"of": str(run.path.resolve()), "same": same, "parts": parts})
     return same
 
 
-def _make_room(run: RunDirectory, out: Path) -> None:
+def _make_room(run: RunView, out: Path) -> None:
     """Remove an earlier reproduction that was compared: reading it once more would show nothing.
 
     One that was interrupted goes on. Raises InputError where it was begun with other versions.
     """
     old = out.with_name(out.name + ".old")
-    record = RunDirectory(out, run.config).read_json("reproduction.json")
+    record = RunView(out, run.config).read_json("reproduction.json")
     if record:
         check(
             record.get("of") == str(run.path.resolve()), "--out", str(out), "no reproduction of another run", "Choose another."
@@ -81,7 +82,7 @@ def _make_room(run: RunDirectory, out: Path) -> None:
         check(not changes, "--out", str(out), f"a reproduction begun with the present {', '.join(changes)}", "Delete it.")
 
 
-def _check_one_program(run: RunDirectory) -> None:
+def _check_one_program(run: RunView) -> None:
     """Raise InputError where a stage began without `health.skip_updates` and went on with it."""
     skips: dict[str, set[bool]] = {}
     for row in run.log.read():
@@ -95,7 +96,7 @@ def _check_one_program(run: RunDirectory) -> None:
         )
 
 
-def _health(run: RunDirectory) -> HealthConfig:
+def _health(run: RunView) -> HealthConfig:
     """How the run got to its end: updates that any of its stages left out, seeds that one left behind."""
     used = [run.config.health]
     for path in (run.path / "stages").glob("*.json"):
@@ -109,14 +110,14 @@ def _health(run: RunDirectory) -> HealthConfig:
     )
 
 
-def environment_changes(run: RunDirectory) -> list[tuple[str, str, str]]:
+def environment_changes(run: RunView) -> list[tuple[str, str, str]]:
     """What differs of versions, device, source and data between the run's start and now: name, then, now."""
     then, config = run.read_json("versions.json"), run.config
     now = versions(config.matmul_precision) | {"data": data_hash(config.data.name)}
     return [(name, str(then[name]), str(now[name])) for name in now if name in then and then[name] != now[name]]
 
 
-def compare_runs(run: RunDirectory, again: RunDirectory) -> list[Comparison]:
+def compare_runs(run: RunView, again: RunView) -> list[Comparison]:
     """Everything that two finished runs of one config share."""
     stages = sorted(p.name for p in (run.path / "checkpoints").glob("*") if p.is_dir())
     found = [_compare_checkpoints(run, again, stage) for stage in stages]
@@ -124,7 +125,7 @@ def compare_runs(run: RunDirectory, again: RunDirectory) -> list[Comparison]:
     return found + [_compare_json(run, again, name) for name in RESULTS if (run.path / name).exists()]
 
 
-def _compare_checkpoints(run: RunDirectory, again: RunDirectory, stage: str) -> Comparison:
+def _compare_checkpoints(run: RunView, again: RunView, stage: str) -> Comparison:
     saved = [each.checkpoints(stage).saved() for each in (run, again)]
     if not all(saved) or saved[0][-1] != saved[1][-1]:
         return Comparison(stage, 0, 1, f"chunks {saved[0][-1:]} and {saved[1][-1:]}")
@@ -151,7 +152,7 @@ def _difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], name
     return f"{name}, by {float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)))):.3g} at most"
 
 
-def _compare_metrics(run: RunDirectory, again: RunDirectory, stage: str) -> Comparison:
+def _compare_metrics(run: RunView, again: RunView, stage: str) -> Comparison:
     ours, theirs = ([row for row in each.log.read() if row.get("stage") == stage] for each in (run, again))
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if _text(a) != _text(b)]
     missing = abs(len(ours) - len(theirs))
@@ -162,7 +163,7 @@ def _compare_metrics(run: RunDirectory, again: RunDirectory, stage: str) -> Comp
     return Comparison(f"{stage}, metrics", len(ours), len(pairs) + missing, first or ("lines missing" if missing else ""))
 
 
-def _compare_json(run: RunDirectory, again: RunDirectory, name: str) -> Comparison:
+def _compare_json(run: RunView, again: RunView, name: str) -> Comparison:
     ours, theirs = run.read_json(name), again.read_json(name)
     differing = [key for key in {**ours, **theirs} if _text(ours.get(key)) != _text(theirs.get(key))]
     return Comparison(name, len(ours), len(differing), differing[0] if differing else "")

@@ -14,8 +14,9 @@ from jaxpgd.experiment.report import plots
 from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.run_tables import rows_by_coefficient
 from jaxpgd.experiment.report.words import name_of
-from jaxpgd.experiment.run.directory import RunDirectory
-from jaxpgd.experiment.stages.parts import Prepared
+from jaxpgd.experiment.run.directory import ClaimedRun
+from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.prepare import Prepared
 from jaxpgd.metrics.statistics import Summary
 from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.types import Trajectory
@@ -23,7 +24,7 @@ from jaxpgd.types import Trajectory
 Row = dict[str, Any]
 
 
-def load_samples(run: RunDirectory) -> dict[str, Trajectory]:
+def load_samples(run: RunView) -> dict[str, Trajectory]:
     """The trajectories that the quality stage stored, by name."""
     path = run.path / "samples.npz"
     if not path.exists():
@@ -42,7 +43,7 @@ def load_samples(run: RunDirectory) -> dict[str, Trajectory]:
 
 
 def draw_figures(
-    run: RunDirectory, prepared: Prepared, returns: Row, summaries: dict[str, Summary], quality: Row
+    run: ClaimedRun, prepared: Prepared, returns: Row, summaries: dict[str, Summary], quality: Row
 ) -> dict[str, str]:
     """Draw and save what the run has data for; file name -> caption."""
     figures: dict[str, str] = {}

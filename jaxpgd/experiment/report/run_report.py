@@ -10,14 +10,15 @@ from jaxpgd.experiment.report.page import Report, text_table
 from jaxpgd.experiment.report.run_figures import draw_figures
 from jaxpgd.experiment.report.run_tables import health_notes, quality_row, refresh_rows, return_row, verdicts
 from jaxpgd.experiment.report.words import name_of
-from jaxpgd.experiment.run.directory import RunDirectory
-from jaxpgd.experiment.stages.parts import Prepared
+from jaxpgd.experiment.run.directory import ClaimedRun
+from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.prepare import Prepared
 from jaxpgd.metrics.statistics import summarise
 
 Row = dict[str, Any]
 
 
-def report_stage(run: RunDirectory, prepared: Prepared, returns: dict[str, Any], quality: dict[str, Any]) -> list[Row]:
+def report_stage(run: ClaimedRun, prepared: Prepared, returns: dict[str, Any], quality: dict[str, Any]) -> list[Row]:
     """Write everything, print the table of returns, and return its rows."""
     confidence = run.config.evaluation.confidence
     finite = {arm: _finite(r["returns"], arm) for arm, r in returns.items()}
@@ -49,7 +50,7 @@ def _finite(returns: list[list[float]], arm: str) -> np.ndarray:
 
 
 def write_report(
-    run: RunDirectory, prepared: Prepared, rows: list[Row], returns: Row, quality: Row, figures: dict[str, str]
+    run: ClaimedRun, prepared: Prepared, rows: list[Row], returns: Row, quality: Row, figures: dict[str, str]
 ) -> None:
     """`report.html`, self-contained: `rows` of the table of returns, and figures by file name with their captions."""
     info, config = prepared.dataset.info, run.config
@@ -103,7 +104,7 @@ def _sample_name(coefficient: float, quality: Row) -> str:
     return f"guided, {coefficient:g}" + (" (chosen)" if coefficient == quality["chosen"] else "")
 
 
-def _times(run: RunDirectory) -> list[Row]:
+def _times(run: ClaimedRun) -> list[Row]:
     """Seconds and steps of every stage."""
     return [
         {"stage": p.stem, **{k: v for k, v in run.facts(p.stem).items() if k in ("seconds", "steps", "resumed")}}

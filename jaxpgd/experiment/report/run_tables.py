@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxpgd.experiment.report.words import name_of
-from jaxpgd.experiment.run.directory import RunDirectory
+from jaxpgd.experiment.run.directory import ClaimedRun
+from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.statistics import Summary
 from jaxpgd.training.health import name_seeds
@@ -133,7 +134,7 @@ def _among_real(reference: dict[str, Any], key: str) -> str:
     return f"two halves of {reference['windows']} real windows each {halves:.4f}, training windows {held_out:.4f}"
 
 
-def health_notes(run: RunDirectory) -> list[str]:
+def health_notes(run: RunView) -> list[str]:
     """What went wrong on the way, a line for each: updates left out, critics that diverged, seeds that were lost."""
     notes = []
     for path in sorted((run.path / "stages").glob("*.json")):

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxpgd.errors import NOT_DAMAGE, InputError
-from jaxpgd.experiment.run.quiet import said_once
+from jaxpgd.experiment.run.orbax_errors import unprinted_errors
 from jaxpgd.files import bring_back, new_directory, writing
 
 MANIFEST = "manifest.json"  # types, shapes and checksums of the entries, beside Orbax's files
@@ -97,10 +97,10 @@ def save_tree(path: Path, tree: Any, score: float | None = None) -> None:
     entries = {name: {"type": str(x.dtype), "shape": list(x.shape), "sha256": checksum(x)} for name, x in values.items()}
     content = {"entries": entries, "score": score}
     with new_directory(path, _UNFINISHED) as partial:
-        with said_once(), _checkpointer() as writer:
+        with unprinted_errors(), _checkpointer() as writer:
             writer.save(partial, values)
             writer.wait_until_finished()
-        (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _digest(content)}, indent=1), encoding="utf-8")
+        (partial / MANIFEST).write_text(json.dumps({**content, "sha256": _hash(content)}, indent=1), encoding="utf-8")
 
 
 def checksum(value: np.ndarray) -> str:
@@ -109,7 +109,7 @@ def checksum(value: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,7 +121,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or not {"entries", "score", "sha256"} <= stored.keys():
         raise ValueError(f"{MANIFEST} is not what was written")
     content = {name: stored[name] for name in ("entries", "score")}
-    if stored["sha256"] != _digest(content):
+    if stored["sha256"] != _hash(content):
         raise ValueError(f"checksum of {MANIFEST} does not match")
     return content
 
@@ -158,7 +158,7 @@ def load_tree(path: Path, target: Tree) -> Tree:
 
 def _restore(path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays, which are those of the manifest or ValueError."""
-    with said_once(), _checkpointer() as reader:
+    with unprinted_errors(), _checkpointer() as reader:
         found: Any = reader.metadata(path)
         found = getattr(found, "item_metadata", found)
         shapes = {name: (str(x.dtype), list(x.shape)) for name, x in dict(getattr(found, "tree", found)).items()}
@@ -173,37 +173,17 @@ def _restore(path: Path, entries: dict[str, Any]) -> dict[str, np.ndarray]:
     return values
 
 
-class CheckpointStore:
-    """The checkpoints of one stage, `directory/<chunks done>`: the newest `keep` of them and the best."""
+class CheckpointReader:
+    """The checkpoints of one stage, `directory/<chunks done>`, read only."""
 
-    def __init__(self, directory: Path, keep: int = 2):
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path):
+        self.directory = directory
 
     def saved(self) -> list[int]:
         """Chunk counts of the complete checkpoints, in order."""
         if not self.directory.is_dir():
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit())
-
-    def recover(self) -> None:
-        """Bring back what a writer that was killed while it replaced a checkpoint had moved aside. For writers alone."""
-        for left in self.directory.glob(f"*.old{_UNFINISHED}"):
-            bring_back(self.directory / left.name.removesuffix(f".old{_UNFINISHED}"), _UNFINISHED)
-
-    def save(self, chunks: int, state: Any, score: float | None = None) -> None:
-        """Write the state after `chunks` chunks, then drop old ones and what killed writers left. Higher scores are better.
-
-        Raises StorageError where it cannot be written; the checkpoints that are there stay.
-        """
-        self.recover()
-        if self.directory.is_dir():
-            for left in self.directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        save_tree(self.directory / str(chunks), state, score)
-        kept = {*self.saved()[-self.keep :], self.best()}
-        for old in self.saved():
-            if old not in kept:
-                shutil.rmtree(self.directory / str(old), ignore_errors=True)
 
     def best(self) -> int | None:
         """Chunk count of the checkpoint with the highest score, the newest of several; None where none has a score."""
@@ -216,15 +196,6 @@ class CheckpointStore:
             if score is not None:
                 found.append((score, chunks))
         return max(found)[1] if found else None
-
-    def set_aside(self, after: int) -> None:
-        """Take checkpoints of more than `after` chunks out of the way: they are damaged, or their chunks are run again."""
-        for chunks in self.saved():
-            if chunks > after:
-                with writing(self.directory / str(chunks)):
-                    aside = self.directory / f"{chunks}{_DAMAGED}"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self.directory / str(chunks)).rename(aside)
 
     def restore(self, target: Tree) -> tuple[Tree, int] | None:
         """The newest state that can be read and its chunk count, or None where none was saved.
@@ -257,3 +228,40 @@ class CheckpointStore:
             except DamagedCheckpoint as error:
                 print(f"warning: {error}", file=sys.stderr, flush=True)
         return self.restore(target)
+
+
+class CheckpointStore(CheckpointReader):
+    """The same, to write: the newest `keep` checkpoints stay, and the best."""
+
+    def __init__(self, directory: Path, keep: int = 2):
+        super().__init__(directory)
+        self.keep = keep
+
+    def recover(self) -> None:
+        """Bring back what a writer that was killed while it replaced a checkpoint had moved aside. For writers alone."""
+        for left in self.directory.glob(f"*.old{_UNFINISHED}"):
+            bring_back(self.directory / left.name.removesuffix(f".old{_UNFINISHED}"), _UNFINISHED)
+
+    def save(self, chunks: int, state: Any, score: float | None = None) -> None:
+        """Write the state after `chunks` chunks, then drop old ones and what killed writers left. Higher scores are better.
+
+        Raises StorageError where it cannot be written; the checkpoints that are there stay.
+        """
+        self.recover()
+        if self.directory.is_dir():
+            for left in self.directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        save_tree(self.directory / str(chunks), state, score)
+        kept = {*self.saved()[-self.keep :], self.best()}
+        for old in self.saved():
+            if old not in kept:
+                shutil.rmtree(self.directory / str(old), ignore_errors=True)
+
+    def set_aside(self, after: int) -> None:
+        """Take checkpoints of more than `after` chunks out of the way: they are damaged, or their chunks are run again."""
+        for chunks in self.saved():
+            if chunks > after:
+                with writing(self.directory / str(chunks)):
+                    aside = self.directory / f"{chunks}{_DAMAGED}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.directory / str(chunks)).rename(aside)

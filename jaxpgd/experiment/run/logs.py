@@ -39,11 +39,33 @@ def numbers(value: Any, name: str = "") -> Any:
     return math.nan if value is None and name not in _ABSENT else value
 
 
-class MetricsLog:
+class MetricsReader:
+    """The rows of `path`, read only."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; one cut short by a crash is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_bytes().splitlines():
+            try:
+                row = numbers(json.loads(line))
+            except ValueError:  # UnicodeDecodeError is one as well
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+        return rows
+
+
+class MetricsLog(MetricsReader):
     """Appends to `path`. Lines of chunks that a resumed stage runs again are dropped first."""
 
-    def __init__(self, path: Path, wandb_project: str = "", name: str = ""):
-        self.path, self.project, self.name = path, wandb_project, name
+    def __init__(self, path: Path, project: str = "", name: str = ""):
+        super().__init__(path)
+        self.project, self.name = project, name
         self.wandb: Any = None  # begun by `start`: reading a run begins nothing
 
     def start(self) -> None:
@@ -63,20 +85,6 @@ class MetricsLog:
                 f"wandb_project = {self.project!r}: expected Weights & Biases to start ({_one_line(error)}). "
                 "WANDB_MODE=offline keeps the log on this machine, WANDB_MODE=disabled and an empty wandb_project do without."
             ) from error
-
-    def read(self) -> list[dict[str, Any]]:
-        """All complete lines; one cut short by a crash is left out."""
-        if not self.path.exists():
-            return []
-        rows = []
-        for line in self.path.read_bytes().splitlines():
-            try:
-                row = numbers(json.loads(line))
-            except ValueError:  # UnicodeDecodeError is one as well
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-        return rows
 
     def rewind(self, stage: str, chunks: int) -> None:
         """Keep only the first `chunks` chunks of `stage`; other stages stay. Of several processes the first writes."""

@@ -10,14 +10,18 @@ import numpy as np
 
 from jaxpgd.dataset import in_learned_units, in_own_units, state_entries
 from jaxpgd.errors import check
-from jaxpgd.experiment.commands.compare import compare_models
+from jaxpgd.experiment.commands.compare_rollouts import compare_models
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import create_run
-from jaxpgd.experiment.stages.agents import JOINT, agent_stage, by_setting, returns_stage, sources_stage
-from jaxpgd.experiment.stages.models import check_models, models_stage
-from jaxpgd.experiment.stages.parts import Models, Prepared, arm_synthesizer, known_target, require_steps, stage_key
-from jaxpgd.experiment.stages.quality import flat_tokens, real_windows
+from jaxpgd.experiment.stages.agent_programs import JOINT, by_setting
+from jaxpgd.experiment.stages.build import Models, arm_synthesizer
+from jaxpgd.experiment.stages.evaluate_returns import evaluate_returns
+from jaxpgd.experiment.stages.known_policies import known_target
+from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
+from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows
+from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
+from jaxpgd.experiment.stages.train_models import check_models, train_models
 from jaxpgd.experiment.studies.plan import Cell
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
@@ -87,8 +91,8 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
     with create_run(dataclasses.replace(config, models_from=models, out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
         require_steps(run.config, prepared.dataset)
-        policies = agent_stage(run, prepared, models_stage(run, prepared), arm)
-        found = list(returns_stage(run, prepared, by_setting(run.config, arm, policies)).values())
+        policies = train_agents(run, prepared, train_models(run, prepared), arm)
+        found = list(evaluate_returns(run, prepared, by_setting(run.config, arm, policies)).values())
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
     settings = list(read_sweep(config, arm).settings)
     order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
@@ -101,7 +105,7 @@ def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[
     with create_run(dataclasses.replace(config, models_from=store.models(config), out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
         require_steps(run.config, prepared.dataset)
-        found = returns_stage(run, prepared, sources_stage(run, prepared, models_stage(run, prepared)))
+        found = evaluate_returns(run, prepared, train_joint_agents(run, prepared, train_models(run, prepared)))
         log = [row for row in run.log.read() if row["stage"] == JOINT and "returns" in row]
     place = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])
     return [_returns(found[cell.config.arms[0]], log, slice(place(cell), place(cell) + config.seeds)) for cell in cells]

@@ -17,9 +17,11 @@ import numpy as np
 from jaxpgd.datasets.hashing import data_hash, file_hash
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.experiment.config_files import to_toml
-from jaxpgd.experiment.run.directory import RunLock, make_directory, versions, write_atomic
+from jaxpgd.experiment.run.directory import make_directory, write_atomic
+from jaxpgd.experiment.run.lock import RunLock
 from jaxpgd.experiment.run.logs import numbers, plain
 from jaxpgd.experiment.run.progress import clock
+from jaxpgd.experiment.run.versions import versions
 from jaxpgd.experiment.studies.measures import Found, measure
 from jaxpgd.experiment.studies.plan import Cell, Study, digest
 from jaxpgd.experiment.studies.report import study_report

@@ -10,19 +10,14 @@ from typing import Generic, TypeVar
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.experiment.config import Arm, Config
 from jaxpgd.experiment.precision import set_precision
-from jaxpgd.experiment.run.directory import RunDirectory, create_run
-from jaxpgd.experiment.stages.agents import agent_stage, seed_policy
-from jaxpgd.experiment.stages.models import (
-    DECIDED_BY,
-    NEEDS,
-    decided,
-    denoiser_stage,
-    models_stage,
-    needs,
-    state_denoiser_stage,
-    world_model_stage,
-)
-from jaxpgd.experiment.stages.parts import Models, Prepared, prepare
+from jaxpgd.experiment.run.directory import ClaimedRun, create_run
+from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.build import Models
+from jaxpgd.experiment.stages.load import load_models, seed_policy
+from jaxpgd.experiment.stages.model_source import DECIDED_BY, NEEDS, as_trained, needs
+from jaxpgd.experiment.stages.prepare import Prepared, prepare
+from jaxpgd.experiment.stages.train_agents import train_agents
+from jaxpgd.experiment.stages.train_models import train_denoiser, train_models, train_state_denoiser, train_world_model
 from jaxpgd.experiment.studies.plan import digest, get_nested, left_out, settings_of, slug
 from jaxpgd.experiment.validation import validate
 from jaxpgd.synthesis.dydiff import DyDiffConfig
@@ -32,12 +27,13 @@ from jaxpgd.types import Policy
 from jaxpgd.windows import DataConfig
 
 T = TypeVar("T")
-STAGES: dict[str, Callable[[RunDirectory, Prepared], object]] = {
-    "denoiser": denoiser_stage,
-    "world-model": world_model_stage,
-    "state-denoiser": state_denoiser_stage,
+STAGES: dict[str, Callable[[ClaimedRun, Prepared], object]] = {
+    "denoiser": train_denoiser,
+    "world-model": train_world_model,
+    "state-denoiser": train_state_denoiser,
 }
-LENDING: dict[str, Arm] = {"denoiser": "unguided", "world-model": "world_model", "state-denoiser": "dydiff"}
+# an arm that needs the model, and no other arm: of the run that trains it
+ARM_OF_MODEL: dict[str, Arm] = {"denoiser": "unguided", "world-model": "world_model", "state-denoiser": "dydiff"}
 
 
 class Store:
@@ -58,22 +54,22 @@ class Store:
 
     def models(self, config: Config) -> tuple[str, ...]:
         """Directories of runs that hold every model that a config's arms need; what is missing is trained, or continued."""
-        return tuple(self._trained(self.lender(config, stage), stage) for stage in NEEDS if needs(config, stage))
+        return tuple(self._trained(self.run_of_model(config, stage), stage) for stage in NEEDS if needs(config, stage))
 
-    def lender(self, config: Config, stage: str) -> Config:
+    def run_of_model(self, config: Config, stage: str) -> Config:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
         if stage == "world-model":  # whatever windows others take; those of two steps are in every episode
             loaded = {name: getattr(data, name) for name in ("name", "env_id", "episodes", *LOADED_BY)}
             data = DataConfig(**loaded, window=2)
-        found = Config(seed=config.seed, arms=(LENDING[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
+        found = Config(seed=config.seed, arms=(ARM_OF_MODEL[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
                        health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
         if stage == "world-model":
             flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
             return self._named(stage, dataclasses.replace(found, world_model=config.world_model, denoiser=flat))
         found = dataclasses.replace(found, denoiser=config.denoiser)
         if stage == "state-denoiser":
-            conditions = decided(config, "synthesis.dydiff.conditions")
+            conditions = as_trained(config, "synthesis.dydiff.conditions")
             scaled = config.synthesis.dydiff.scaled_conditions
             dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions, scaled_conditions=scaled)
             found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
@@ -84,7 +80,7 @@ class Store:
         named = self._named("agent", config)
         with self._once(named), create_run(named, resume=True) as run:
             prepared = self.prepared(run.config)
-            return seed_policy(agent_stage(run, prepared, models_stage(run, prepared), "real"), 0)
+            return seed_policy(train_agents(run, prepared, train_models(run, prepared), "real"), 0)
 
     def prepared(self, config: Config) -> Prepared:
         """The dataset and windows of a config; those used last are kept."""
@@ -93,10 +89,10 @@ class Store:
         return self._prepared.get(key, lambda: prepare(config))
 
     def opened(self, config: Config) -> tuple[Prepared, Models]:
-        """The same, with the models of the config's arms, which `models_from` lends."""
+        """The same, with the models of the config's arms, from the runs of `models_from`."""
         prepared = self.prepared(config)
         key = digest([config.models_from, config.arms])
-        return prepared, self._models.get(key, lambda: models_stage(RunDirectory(Path(config.out), config), prepared))
+        return prepared, self._models.get(key, lambda: load_models(RunView(Path(config.out), config), prepared))
 
     @contextmanager
     def _once(self, config: Config) -> Iterator[None]:

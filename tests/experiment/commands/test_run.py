@@ -12,15 +12,18 @@ from jaxpgd.datasets import load
 from jaxpgd.datasets.nested import nest
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.commands import run
-from jaxpgd.experiment.commands.export import export_synthetic
+from jaxpgd.experiment.commands.report import run_report
 from jaxpgd.experiment.commands.reproduce import compare_runs, environment_changes, reproduce
+from jaxpgd.experiment.commands.run import run_all
+from jaxpgd.experiment.commands.synthesize import export_synthetic
 from jaxpgd.experiment.run.checkpoints import read_arrays, save_tree
-from jaxpgd.experiment.run.directory import create_run, open_run
+from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.run.logs import MetricsLog
-from jaxpgd.experiment.stages import agents as stages
-from jaxpgd.experiment.stages import models, quality
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages import evaluate_returns, score_synthesizers
+from jaxpgd.experiment.stages.load import load_policy, load_trajectory_denoiser
+from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.experiment.stages.train_models import train_denoiser
 
 ARMS = ("real", "unguided", "guided")
 
@@ -91,10 +94,10 @@ def test_finished_stages_are_skipped(finished: Path, make_config: Any, monkeypat
         raise AssertionError("computed again")
 
     monkeypatch.setattr("jaxpgd.experiment.run.driver.StageProgress", fail)  # opened wherever a stage trains
-    for module, name in ((stages, "evaluate"), (quality, "score_trajectories")):
+    for module, name in ((evaluate_returns, "evaluate"), (score_synthesizers, "score_trajectories")):
         monkeypatch.setattr(module, name, fail)
     before = (finished / "results.json").read_text()
-    assert run.run_all(make_config(finished)) == finished
+    assert run_all(make_config(finished)) == finished
     assert (finished / "results.json").read_text() == before
 
 
@@ -114,7 +117,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, stage: str, calls: int) -> None:
 
         monkeypatch.setattr(MetricsLog, "write", write_then_stop)
         return
-    module, name = {"returns": (stages, "evaluate"), "quality": (quality, "score_trajectories")}[stage]
+    module, name = {"returns": (evaluate_returns, "evaluate"), "quality": (score_synthesizers, "score_trajectories")}[stage]
     function, count = getattr(module, name), 0
 
     def count_then_stop(*args: Any, **kwargs: Any) -> Any:
@@ -136,11 +139,11 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_bits(finished: Path, m
     for stage, calls in INTERRUPTIONS:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Interruption):
             interrupt(patch, stage, calls)
-            run.run_all(config, resume=True)
+            run_all(config, resume=True)
         assert not (tmp_path / "interrupted" / "stages" / f"{stage}.json").exists()
     with pytest.raises(InputError, match=r"unfinished run.*--resume"):
-        run.run_all(config)
-    path = run.run_all(config, resume=True)
+        run_all(config)
+    path = run_all(config, resume=True)
     expected, found = checkpoints(finished), checkpoints(path)
     assert expected.keys() == found.keys()
     for part in ("params", "optimiser", "replay", "key"):
@@ -231,14 +234,14 @@ def test_export_loads_with_minari(finished: Path, tmp_path: Path, monkeypatch: p
 def test_a_borrowed_denoiser(finished: Path, make_config: Any, tmp_path: Path) -> None:
     config = make_config(tmp_path / "borrower", models_from=[str(finished)])
     borrower, prepared = create_run(config, resume=False), prepare(config)
-    ours = models.denoiser_stage(borrower, prepared)
-    theirs = models.denoiser_stage(open_run(finished), prepared)
+    ours = train_denoiser(borrower, prepared)
+    theirs = load_trajectory_denoiser(open_run(finished), prepared)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not (tmp_path / "borrower" / "checkpoints").exists()
     other = make_config(tmp_path / "other", models_from=[str(finished)], denoiser={**vars(config.denoiser), "features": 16})
     with pytest.raises(InputError, match=r"denoiser.features = 16: expected 8, as in models_from"):
-        models.denoiser_stage(create_run(other, resume=False), prepared)
+        train_denoiser(create_run(other, resume=False), prepared)
 
 
 @pytest.mark.parametrize(
@@ -248,14 +251,14 @@ def test_a_borrowed_denoiser(finished: Path, make_config: Any, tmp_path: Path) -
 def test_policies_are_named_by_arm_and_seed(finished: Path, name: str, message: str) -> None:
     opened = open_run(finished)
     with pytest.raises(InputError, match=f"policy = '{name}': expected {message}"):
-        stages.policy_of(opened, None, None, name)  # type: ignore[arg-type]
+        load_policy(opened, None, None, name)  # type: ignore[arg-type]
 
 
 def test_report_again(finished: Path) -> None:
     page = finished / "report.html"
     before = page.read_text()
     page.unlink()
-    run.run_report(str(finished))
+    run_report(str(finished))
     assert page.read_text() == before
 
 
@@ -265,7 +268,7 @@ def test_a_finished_stage_without_its_last_checkpoint_is_run_again(finished: Pat
     shutil.copytree(finished, copy)
     saved = sorted(p.name for p in (copy / "checkpoints" / "agent-real").iterdir())
     shutil.rmtree(copy / "checkpoints" / "agent-real" / saved[-1])
-    run.run_all(make_config(copy), resume=True)
+    run_all(make_config(copy), resume=True)
     again = checkpoints(copy)
     for name, value in checkpoints(finished).items():
         np.testing.assert_array_equal(value, again[name], err_msg=name)

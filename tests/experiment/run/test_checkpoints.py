@@ -14,7 +14,7 @@ from jaxpgd.experiment.run.checkpoints import (
     MANIFEST,
     CheckpointStore,
     DamagedCheckpoint,
-    _digest,
+    _hash,
     checksum,
     flatten,
     load_tree,
@@ -108,7 +108,7 @@ def test_a_wrong_checksum_is_damage(tmp_path: Path) -> None:
     stored = tmp_path / "one" / MANIFEST
     content = read_manifest(tmp_path / "one")
     content["entries"]["params/bias"]["sha256"] = "0" * 64
-    stored.write_text(json.dumps({**content, "sha256": _digest(content)}))
+    stored.write_text(json.dumps({**content, "sha256": _hash(content)}))
     with pytest.raises(DamagedCheckpoint, match=r"damaged or incomplete \(checksum of entry 'params/bias' does not match"):
         load_tree(tmp_path / "one", tree())
     stored.write_text(stored.read_text().replace("params/bias", "params/bios"))  # other settings only where it is intact

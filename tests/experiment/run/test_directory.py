@@ -9,11 +9,15 @@ import pytest
 
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.commands.run import run_agents, run_evaluation, run_report
+from jaxpgd.experiment.commands.evaluate import run_evaluation
+from jaxpgd.experiment.commands.report import run_report
+from jaxpgd.experiment.commands.train_agent import run_agents
 from jaxpgd.experiment.config import Config, EvaluationConfig
 from jaxpgd.experiment.config_files import load_config
-from jaxpgd.experiment.run.directory import RunDirectory, create_run, open_run, versions, write_atomic
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.run.directory import create_run, write_atomic
+from jaxpgd.experiment.run.versions import versions
+from jaxpgd.experiment.run.view import RunView, open_run
+from jaxpgd.experiment.stages.prepare import prepare
 
 
 def config(path: Path) -> Config:
@@ -127,7 +131,7 @@ def test_who_waits_for_a_stage_is_told_who_writes(tmp_path: Path) -> None:
     (tmp_path / "run.lock").touch()
     hold = "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); f.truncate(0); "
     hold += "f.write(str(os.getpid())); f.flush(); print('held', flush=True); sys.stdin.read()"
-    run = RunDirectory(tmp_path, Config())
+    run = RunView(tmp_path, Config())
     command = [sys.executable, "-c", hold, str(tmp_path / "run.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"

@@ -15,7 +15,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run import progress
-from jaxpgd.experiment.run.directory import RunDirectory
+from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.logs import MetricsLog, plain, require_wandb
 from jaxpgd.experiment.run.progress import StageProgress, clock, evaluation_progress
 
@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_are_null_and_read_as_nan(tmp_path: Path) ->
 
 
 def test_results_are_json_whatever_the_numbers(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path, Config())
+    run = ClaimedRun(tmp_path, Config())
     run.write_json("returns.json", {"real": {"returns": np.array([[np.nan, 1.0]]), "score": None, "error": float("inf")}})
     run.finish("agent", {"seconds": np.float32(np.nan), "peak_memory_bytes": None})
     assert strict((tmp_path / "returns.json").read_text(encoding="utf-8"))["real"]["returns"] == [[None, 1.0]]

@@ -1,10 +1,13 @@
 """Locks and signals."""
 
+import dataclasses
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +19,17 @@ import pytest
 
 from jaxpgd.errors import InputError, StorageError
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.run.directory import RunDirectory, RunLock, claim, create_run, open_run
+from jaxpgd.experiment.run.directory import ClaimedRun, claim, create_run
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.interruption import Interruption
+from jaxpgd.experiment.run.lock import RunLock
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages.load import load_trained
+from jaxpgd.experiment.stages.model_programs import Training
 from jaxpgd.training.program import Program
 
-HOLD = "import sys, time; from pathlib import Path; from jaxpgd.experiment.run.directory import RunLock;" \
+HOST = re.escape(socket.gethostname())
+HOLD = "import sys, time; from pathlib import Path; from jaxpgd.experiment.run.lock import RunLock;" \
        "lock = RunLock(Path(sys.argv[1])); lock.take(); print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 
@@ -29,7 +37,7 @@ def test_two_processes_cannot_write_into_one_directory(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=rf"another process \(number {other.pid}\) is writing there"):
+        with pytest.raises(InputError, match=rf"another process \(number {other.pid} on {HOST}\) is writing there"):
             RunLock(tmp_path).take()
         with pytest.raises(InputError, match="another process"):
             create_run(Config(out=str(tmp_path)), resume=False)
@@ -38,7 +46,7 @@ def test_two_processes_cannot_write_into_one_directory(tmp_path: Path) -> None:
         other.wait()
     lock = RunLock(tmp_path)  # the file of a killed process is still there, its lock is not
     lock.take()
-    assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+    assert (tmp_path / "run.lock").read_text() == f"{os.getpid()} on {socket.gethostname()}"
     lock.release()
 
 
@@ -94,9 +102,13 @@ def test_only_who_claims_a_run_trains_in_it(tmp_path: Path) -> None:
     run = create_run(Config(out=str(tmp_path)), resume=False)
     drive(run, "stage", jnp.zeros(()), counting(2), None)
     reader = open_run(tmp_path)
-    assert float(drive(reader, "stage", jnp.zeros(()), counting(2), None)) == 2.0
+    training = Training("stage", counting(2), None, jnp.zeros(()), float)
+    assert load_trained(reader, training) == 2.0
     with pytest.raises(InputError, match=r"stage 'other' cannot be read"):
-        drive(reader, "other", jnp.zeros(()), counting(2), None)
+        load_trained(reader, dataclasses.replace(training, stage="other"))
+    unfinished = dataclasses.replace(training, program=counting(3))
+    with pytest.raises(InputError, match=r"stage 'stage' cannot be read"):
+        load_trained(reader, unfinished)
 
 
 def test_a_run_that_has_ended_may_be_written_by_others(tmp_path: Path) -> None:
@@ -149,7 +161,7 @@ def test_a_full_disk_stops_a_figure_and_no_lock(tmp_path: Path, monkeypatch: pyt
     def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run = RunDirectory(tmp_path, Config())
+    run = ClaimedRun(tmp_path, Config())
     (tmp_path / "run.lock").symlink_to("/dev/full")
     run.lock.take()
     assert run.lock.file is not None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from jaxpgd.experiment.commands.run import run_denoiser
+from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 
 # of every four episodes of 16 steps the first 8 steps of one: 1/8
 SPARSE = {"episodes": 40, "validation_fraction": 0.0, "window": 8, "stride": 64, "add_episode_starts": False}

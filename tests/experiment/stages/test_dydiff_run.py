@@ -12,14 +12,14 @@ import pytest
 from jaxpgd.agents import AGENTS
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands import run
-from jaxpgd.experiment.commands.compare import compare_runs, crossings, greedy
-from jaxpgd.experiment.commands.export import export_synthetic
+from jaxpgd.experiment.commands.compare_rollouts import compare_runs, crossings, greedy
 from jaxpgd.experiment.commands.reproduce import reproduce
+from jaxpgd.experiment.commands.synthesize import export_synthetic
 from jaxpgd.experiment.config import Arm
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.logs import MetricsLog
-from jaxpgd.experiment.stages import models
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.stages.model_programs import termination_rule
+from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.types import Policy
 
 SMALL: dict[str, Any] = {
@@ -169,10 +169,10 @@ def test_every_arm_can_be_the_only_one() -> None:
 def test_an_environment_without_a_known_rule_is_refused_before_training(dydiff_config: Any, tmp_path: Path) -> None:
     config = dydiff_config(tmp_path / "x")
     info = dataclasses.replace(prepare(config).dataset.info, env_id="Swimmer-v5", env_spec=None)
-    with pytest.raises(InputError, match=r"world_model.termination = 'auto'.*Swimmer-v5"):
-        models.termination_of(config, info)
-    learned = dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, termination="learned"))
-    assert models.termination_of(learned, info) is None
+    with pytest.raises(InputError, match=r"dynamics.termination = 'auto'.*Swimmer-v5"):
+        termination_rule(config, info)
+    learned = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, termination="learned"))
+    assert termination_rule(learned, info) is None
 
 
 @pytest.mark.slow

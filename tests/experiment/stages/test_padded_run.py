@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.commands.export import export_synthetic
-from jaxpgd.experiment.commands.run import run_all, run_denoiser
+from jaxpgd.experiment.commands.run import run_all
+from jaxpgd.experiment.commands.synthesize import export_synthetic
+from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 from jaxpgd.experiment.config_files import load_config
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.commands.run import run_all, run_denoiser
+from jaxpgd.experiment.commands.run import run_all
+from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
@@ -156,23 +157,11 @@ def test_an_actor_of_other_sizes_is_refused_before_training(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sampler_that_nothing_could_choose_is_refused_before_training(line: str, tmp_path: Path) -> None:
-    data = {"name": line, "env_id": "jaxpgd/StraightFor9-v0"}
-    config = real(tmp_path / "run", data)
-    config = dataclasses.replace(
-        config, arms=("unguided",), sampler=dataclasses.replace(config.sampler, kind="auto"),
-        synthesis=dataclasses.replace(config.synthesis, length=8),
-    )  # fmt: skip
-    with pytest.raises(InputError, match=r"sampler.kind = 'auto': expected an environment that a simulator replays, which "):
-        run_all(config)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_simulator_that_cannot_be_made_shows_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(info: Any) -> None:
         raise EnvironmentFailure("no licence")
 
-    monkeypatch.setattr("jaxpgd.experiment.stages.quality.make_simulator", failing)
+    monkeypatch.setattr("jaxpgd.experiment.stages.score_synthesizers.make_simulator", failing)
     config = dataclasses.replace(real(tmp_path / "run", {"episodes": 4}), arms=("world_model",))
     with pytest.raises(EnvironmentFailure, match="no licence"):
         run_all(config)
@@ -189,9 +178,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for arm in ("real", "unguided"):
         found.append(str(tmp_path / arm))
         create_run(dataclasses.replace(real(tmp_path / arm, {"episodes": 4}), arms=(arm,)), resume=False).lock.release()
-    for command in ("export", "compare", "frontier", "pareto"):
-        monkeypatch.setattr(f"jaxpgd.experiment.{command}.models_stage", lambda *given, **more: pytest.fail("models were read"))
-        monkeypatch.setattr(f"jaxpgd.experiment.{command}.require_models", lambda run: None)
+    monkeypatch.setattr("jaxpgd.experiment.stages.load.load_models", lambda *given: pytest.fail("models were read"))
+    for module in ("stages.load", "commands.synthesize"):
+        monkeypatch.setattr(f"jaxpgd.experiment.{module}.require_models", lambda run: None)
     return found
 
 

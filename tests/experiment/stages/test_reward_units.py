@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpgd.experiment.commands.compare import compare_models
-from jaxpgd.experiment.commands.export import export_synthetic
+from jaxpgd.experiment.commands.compare_rollouts import compare_models
 from jaxpgd.experiment.commands.run import run_all
-from jaxpgd.experiment.run.directory import open_run
-from jaxpgd.experiment.stages.models import models_stage
-from jaxpgd.experiment.stages.parts import known_target, prepare
+from jaxpgd.experiment.commands.synthesize import export_synthetic
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages.known_policies import known_target
+from jaxpgd.experiment.stages.load import load_models
+from jaxpgd.experiment.stages.prepare import prepare
 
 SMALL = {
     "arms": ["unguided", "world_model"],
@@ -58,7 +59,7 @@ def test_exports_and_rollouts_are_in_own_units(runs: list[Path], tmp_path: Path)
         rewards.append(np.load(tmp_path / run.name / "transitions.npz")["rewards"])
         opened = open_run(str(run))
         prepared = prepare(opened.config)
-        models, policy = models_stage(opened, prepared), known_target(prepared.dataset)
+        models, policy = load_models(opened, prepared), known_target(prepared.dataset)
         assert policy is not None
         found = compare_models(jax.random.key(0), [("run", opened.config, prepared, models)], policy, 8, 4)
         errors.append({name: row["return_error"] for name, row in found["methods"].items()})

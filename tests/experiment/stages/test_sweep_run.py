@@ -10,8 +10,8 @@ import pytest
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config_files import to_dict
-from jaxpgd.experiment.run.directory import open_run
-from jaxpgd.experiment.stages.agents import policy_of
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages.load import load_policy
 from jaxpgd.experiment.sweep import read_sweep, with_setting
 
 ARMS = {"arms": ["guided"]}
@@ -45,4 +45,4 @@ def test_a_setting_alone_gives_the_same_agents(swept: Path, tmp_path: Path, make
 
 def test_policies_are_counted_through_the_settings(swept: Path) -> None:
     with pytest.raises(InputError, match="a seed below 8"):
-        policy_of(open_run(swept), None, None, "guided:8")  # type: ignore[arg-type]
+        load_policy(open_run(swept), None, None, "guided:8")  # type: ignore[arg-type]

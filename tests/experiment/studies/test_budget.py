@@ -11,14 +11,14 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.run.directory import RunDirectory
-from jaxpgd.experiment.stages.agents import joint_data, joint_program
-from jaxpgd.experiment.stages.models import models_stage
-from jaxpgd.experiment.stages.parts import build_agent
-from jaxpgd.experiment.studies.budget import Lengths, Rates, Workload, divide, fit_to_minutes
+from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.agent_programs import joint_training
+from jaxpgd.experiment.stages.load import load_models
+from jaxpgd.experiment.studies.budget import Lengths, divide, fit_to_minutes
 from jaxpgd.experiment.studies.plan import Budget, Study, load_study
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups, joined
+from jaxpgd.experiment.studies.workload import Rates, Workload
 
 MOST = Lengths(denoiser_chunks=1000, agent_chunks=20, denoiser_seconds=0.0, agent_seconds=0.0)
 RATES = Rates(denoiser=1.0, denoisers=1, agents=4.0, refreshes=2.0, starts=3.0)
@@ -120,11 +120,10 @@ def test_what_is_compiled_first_is_what_the_study_runs(study_file: str, tmp_path
     study, store = load_study(study_file), Store(tmp_path / "models")
     timed = Workload(study, store).agents[0]
     config = joined(groups(study.cells, joint=True)[0])
-    trained = RunDirectory(tmp_path / "run", dataclasses.replace(config, models_from=store.models(config)))
+    trained = RunView(tmp_path / "run", dataclasses.replace(config, models_from=store.models(config)))
     prepared = store.prepared(config)
-    data = joint_data(trained.config, prepared, models_stage(trained, prepared))
-    program = joint_program(config, build_agent(config, prepared.dataset))
-    texts = [jax.jit(program.init).lower(timed.key, each).as_text() for each in (timed.data, data)]
+    training = joint_training(trained.config, prepared, load_models(trained, prepared))
+    texts = [jax.jit(training.program.init).lower(timed.key, each).as_text() for each in (timed.data, training.data)]
     assert texts[0] == texts[1]
 
 

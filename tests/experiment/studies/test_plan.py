@@ -11,7 +11,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.precision import STATED
-from jaxpgd.experiment.stages.models import NEEDS, needs
+from jaxpgd.experiment.stages.model_source import NEEDS, needs
 from jaxpgd.experiment.studies import plan
 from jaxpgd.experiment.studies.plan import LATER, Budget, digest, load_study, merge, settings_of, shipped
 from jaxpgd.experiment.studies.results import Results

@@ -10,10 +10,11 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
-from jaxpgd.experiment.run.directory import open_run
 from jaxpgd.experiment.run.logs import MetricsLog
-from jaxpgd.experiment.stages import agents as stages
-from jaxpgd.experiment.stages.calibration import _healthy, largest_within, settled
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages import train_agents
+from jaxpgd.experiment.stages.agent_config import agent_config
+from jaxpgd.experiment.stages.choose_coefficient import _finite_policies, largest_within
 from jaxpgd.types import Policy
 
 
@@ -33,7 +34,7 @@ def test_search_by_hand() -> None:
     assert largest_within(lambda coefficient: float("nan"), 2.0, 1.0) == 0.0
 
 
-original = stages.calibrate
+original = train_agents.choose_coefficient
 
 
 def calibrated(make_config: Any, finished: Path, out: Path, times: float) -> Any:
@@ -58,7 +59,11 @@ def test_a_run_chooses_before_each_refresh(
     assert 0 < row["guided_dynamics_error"] <= times * row["unguided_dynamics_error"] or coefficient == 0
     assert (row["guided_dynamics_error"] == row["unguided_dynamics_error"]) == (coefficient == 0)
     # what comes after the training is of the coefficient that was chosen
-    assert settled(open_run(path)).guidance.coefficient == coefficient
+    view = open_run(path)
+    assert agent_config(view, view.effective()).guidance.coefficient == coefficient
+    assert view.config.guidance.coefficient == 0.5  # what was asked for stays
+    decided = view.resolved["guidance.coefficient"]
+    assert decided.value == coefficient and f"within {times:g} times the unguided one" in decided.why
     quality = json.loads((path / "quality.json").read_text())
     assert quality["chosen"] == coefficient and [r["coefficient"] for r in quality["rows"]] == sorted({0.0, coefficient, 1.0})
 
@@ -102,7 +107,7 @@ def test_an_interrupted_run_makes_the_same_choice(
         patch.setattr(MetricsLog, "write", stop)
         run_all(config)
     asked = []
-    monkeypatch.setattr(stages, "calibrate", lambda *args, **kwargs: asked.append(1) or original(*args, **kwargs))
+    monkeypatch.setattr(train_agents, "choose_coefficient", lambda *given: asked.append(1) or original(*given))
     assert choices(run_all(config, resume=True)) == expected and len(asked) == 1
     returns = [(tmp_path / name / "returns.json").read_text() for name in ("whole", "stopped")]
     assert returns[0] == returns[1]
@@ -110,9 +115,9 @@ def test_an_interrupted_run_makes_the_same_choice(
 
 def test_seeds_that_are_lost_do_not_count() -> None:
     policy = Policy(params={"a": np.array([[1.0], [np.nan], [2.0]])}, sample_fn=lambda *_: None, mode_fn=lambda *_: None)
-    assert np.asarray(_healthy(policy).params["a"]).tolist() == [[1.0], [2.0]]
+    assert np.asarray(_finite_policies(policy).params["a"]).tolist() == [[1.0], [2.0]]
     lost = policy.replace(params={"a": np.full((2, 1), np.nan)})  # type: ignore[attr-defined]
-    assert len(_healthy(lost).params["a"]) == 2
+    assert len(_finite_policies(lost).params["a"]) == 2
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -14,9 +14,9 @@ import pytest
 
 from jaxpgd.datasets import Dataset, load
 from jaxpgd.experiment.cli import main
-from jaxpgd.experiment.commands import collect as collect_module
-from jaxpgd.experiment.commands.collect import collect_dataset
-from jaxpgd.experiment.commands.collect_options import Collection
+from jaxpgd.experiment.commands import data_collect as collect_module
+from jaxpgd.experiment.commands.data_collect import collect_dataset
+from jaxpgd.experiment.commands.data_collect_options import Collection
 
 
 class Walk(gymnasium.Env):

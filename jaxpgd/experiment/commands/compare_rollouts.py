@@ -1,7 +1,6 @@
 """`jaxpgd compare-rollouts`: how far every model's rollouts of one policy are from the real environment, step by step."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,17 @@ from jaxpgd.experiment.config import Config, check_seed
 from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.report.tradeoff_plots import rollout_comparison_figure
-from jaxpgd.experiment.run.directory import make_directory, open_run, write_atomic
-from jaxpgd.experiment.run.logs import plain
-from jaxpgd.experiment.stages.agents import agent_number, chosen_policy
-from jaxpgd.experiment.stages.calibration import settled
-from jaxpgd.experiment.stages.models import NEEDS, models_stage, needs, require_models
-from jaxpgd.experiment.stages.parts import Models, Prepared, build_synthesizer, prepare, stage_key
+from jaxpgd.experiment.run.directory import make_directory, write_atomic, write_json
+from jaxpgd.experiment.stages.agent_config import agent_config
+from jaxpgd.experiment.stages.build import Models, build_synthesizer
+from jaxpgd.experiment.stages.load import agent_number, chosen_policy, load_run, open_trained
+from jaxpgd.experiment.stages.model_source import NEEDS, needs
+from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, terminal_rate
 from jaxpgd.metrics.rollout_comparison import compare_rollouts, crossing, paired_crossing
 from jaxpgd.simulators.environments import is_builtin
-from jaxpgd.simulators.resimulation import make_simulator, rollout
+from jaxpgd.simulators.resimulation import make_simulator
+from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
 from jaxpgd.synthesis.replay import sample_real
@@ -82,10 +82,9 @@ def compare_runs(
     """
     check(trajectories > 1, "--trajectories", trajectories, "at least 2")
     check_seed(seed)
-    runs = [open_run(path) for path in paths]
+    runs = [open_trained(path) for path in paths]
     first = runs[0]
     for run in runs:
-        require_models(run)
         same = run.config.data.name == first.config.data.name
         check(same, "data.name", run.config.data.name, f"{first.config.data.name!r}, as in {paths[0]}")
     check(any(needs(run.config, stage) for run in runs for stage in NEEDS), "RUN", paths,
@@ -98,16 +97,16 @@ def compare_runs(
         print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)
     target = out or first.path / "comparison"
     make_directory(target)
-    opened: list[tuple[str, Config, Prepared, Models]] = []
-    for index, run in enumerate(runs):
-        prepared = prepare(run.config)
-        models = models_stage(run, prepared)
-        opened.append((f"run {index + 1}, {run.path.name}", settled(run, agent_number(policy)), prepared, models))
-    _, _, prepared, models = opened[0]
-    chosen, name = chosen_policy(first, prepared, models, policy or ("" if actor else first.config.arms[-1]), actor)
+    loaded = [load_run(run) for run in runs]
+    configs = [agent_config(each.run, each.config, agent_number(policy)) for each in loaded]
+    models_of = [
+        (f"run {i + 1}, {each.run.path.name}", config, each.prepared, each.models)
+        for i, (each, config) in enumerate(zip(loaded, configs, strict=True))
+    ]
+    chosen, name = chosen_policy(loaded[0], policy or ("" if actor else first.config.arms[-1]), actor)
     key = jax.random.fold_in(stage_key(first.config, "compare"), seed)
-    result = compare_models(key, opened, chosen, length, trajectories)
-    result |= {"policy": name, "dataset": prepared.dataset.info.name, "runs": paths}
+    result = compare_models(key, models_of, chosen, length, trajectories)
+    result |= {"policy": name, "dataset": loaded[0].prepared.dataset.info.name, "runs": paths}
     _write(target, result)
     return result
 
@@ -218,11 +217,7 @@ def _number(x: float) -> str:
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out = {str(out)!r}: expected a directory that can be written ({error.strerror}).") from error
-    write_atomic(out / "rollouts.json", json.dumps(plain(result), indent=1, allow_nan=False))
+    write_json(out / "rollouts.json", result)
     save(rollout_comparison_figure(result["methods"]), out / "rollouts.png")
     text, truth = text_table(table(result)), result["truth"]
     notes = (

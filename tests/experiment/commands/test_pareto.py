@@ -1,3 +1,5 @@
+"""`jaxpgd pareto`: which solver is as faithful as the published sampler, and what it costs."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -6,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxpgd.diffusion.solvers import SAMPLERS, SamplerConfig
+from jaxpgd.diffusion.single_step import EDMConfig
+from jaxpgd.diffusion.solvers import SOLVERS, SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.experiment import cli
-from jaxpgd.experiment.stages import fidelity
-from jaxpgd.experiment.stages.fidelity import SHORT_RANGE, candidates, chosen_sampler, described, reference_of, suffices
+from jaxpgd.experiment.commands import pareto_measures
+from jaxpgd.experiment.commands.pareto import recommended
+from jaxpgd.experiment.commands.pareto_measures import SHORT_RANGE, candidates, described, reference_of, suffices
+from jaxpgd.experiment.config_files import load_config
 
 REFERENCE = {"dynamics_error": 1.0, "surviving_reward_error": 2.0, "sliced_wasserstein_1": 3.0}
 
@@ -44,19 +49,26 @@ def test_guided_the_likelihood_counts_and_the_distance_to_data_does_not(likeliho
 
 
 def test_candidates_come_cheapest_first_and_say_what_they_cost() -> None:
-    section = SamplerConfig("heun", sigma_max=50.0, churn=7.0)
-    found = candidates(section, (64, 8, 4), tuple(SAMPLERS))
-    costs = [described(s)["evaluations"] for s in found]
-    assert sorted({described(s)["solver"] for s in found}) == sorted(SAMPLERS)
+    section = SamplerConfig("heun", sigma_max=50.0, heun=EDMConfig(churn=7.0), euler=EDMConfig(churn=7.0))
+    found = candidates(section, (64, 8, 4), tuple(SOLVERS))
+    costs = [described(s)["nfe"] for s in found]
+    assert sorted({described(s)["solver"] for s in found}) == sorted(SOLVERS)
     assert [c for c in costs if c in (4, 8, 64)] == sorted(c for c in costs if c in (4, 8, 64))
-    assert max(described(s)["evaluations"] for s in found if s.kind == "heun") == 63
+    assert max(described(s)["nfe"] for s in found if s.kind == "heun") == 63
     assert {(s.sigma_min, s.sigma_max) for s in found if s.steps == 8} == {(0.002, 50.0), SHORT_RANGE}
     assert {(s.sigma_min, s.sigma_max) for s in found if s.steps == 64} == {(0.002, 50.0)}
-    assert {s.churn for s in found} == {7.0}
-    for sampler in (*found, reference_of(section)):
+    assert {part.churn for s in found for part in (s.heun, s.euler)} == {7.0}
+    assert described(reference_of(section)) == {"solver": "heun", "nfe": 511, "sigma_min": 0.002, "sigma_max": 80.0}
+
+
+def test_what_is_recommended_is_a_section_of_a_config(tmp_path: Path) -> None:
+    """Read back it is the sampler that was measured, and nothing in it is without effect; the batch size is the config's own."""
+    section = SamplerConfig("heun", sigma_max=50.0, batch_size=5)
+    for sampler in (*candidates(section, (64, 8), tuple(SOLVERS)), reference_of(section)):
         row = described(sampler) | {"settings": dataclasses.asdict(sampler)}
-        assert chosen_sampler(dataclasses.replace(section, batch_size=5), row) == dataclasses.replace(sampler, batch_size=5)
-    assert described(reference_of(section)) == {"solver": "heun", "evaluations": 511, "sigma_min": 0.002, "sigma_max": 80.0}
+        (tmp_path / "sampler.toml").write_text(recommended(row))
+        found = load_config(str(tmp_path / "sampler.toml"), {"arms": ["unguided"]}).sampler
+        assert dataclasses.replace(found, batch_size=5) == sampler and found.batch_size == 0
 
 
 SMALL = """
@@ -74,7 +86,8 @@ batch_size = 8
 validate_every = 10
 validation_batches = 1
 [sampler]
-kind = "auto"
+kind = "euler"
+steps = 2
 [synthesis]
 trajectories = 16
 interval = 10
@@ -92,46 +105,42 @@ trajectories = 16
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run whose sampler is left to measurement, with few candidates and a short reference."""
-    out = tmp_path_factory.mktemp("auto") / "run"
+    """A small run whose solvers are measured."""
+    out = tmp_path_factory.mktemp("pareto") / "run"
     config = out.with_suffix(".toml")
     config.write_text(SMALL.format(out=out))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "REFERENCE_STEPS", 2)
-        patch.setattr(fidelity, "EVALUATIONS", (2,))
-        cli.main(["run", str(config)])
+    cli.main(["run", str(config)])
     return out
 
 
-def test_auto_is_settled_before_the_first_trajectory_and_kept(run: Path) -> None:
-    facts = json.loads((run / "stages" / "sampler.json").read_text())
-    assert facts["solver"] in SAMPLERS and facts["evaluations"] <= 3 and facts["seconds"] > 0
-    assert facts["trajectories"] == 16 and np.isfinite(facts["reference"]["sliced_wasserstein_1"])
-    assert 'kind = "auto"' in (run / "config.toml").read_text()
-    assert json.loads((run / "quality.json").read_text())["rows"]
-
-
-def test_pareto_writes_its_table_and_the_choice(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    settled = (run / "stages" / "sampler.json").read_text()
-    monkeypatch.setattr(fidelity, "REFERENCE_STEPS", 2)
-    cli.main(["pareto", str(run), "--kinds", "euler,dpmpp_2m", "--evaluations", "2,3", "--trajectories", "16"])
-    assert "cheapest that suffices" in capsys.readouterr().out
+def test_pareto_writes_its_table_and_what_it_recommends(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*") if run / "pareto" not in (p, *p.parents)}
+    before = state()
+    monkeypatch.setattr(pareto_measures, "REFERENCE_STEPS", 2)
+    cli.main(["pareto", str(run), "--kinds", "euler,dpmpp_2m", "--nfe", "2,3", "--trajectories", "16"])
+    said = capsys.readouterr().out
+    assert "cheapest that suffices" in said
     found = json.loads((run / "pareto" / "pareto.json").read_text())
-    assert len(found["rows"]) == 8  # two solvers, two numbers of evaluations, two ranges
-    assert {row["evaluations"] for row in found["rows"]} == {2, 3}
+    assert len(found["rows"]) == 8  # two solvers, two NFE, two ranges
+    assert {row["nfe"] for row in found["rows"]} == {2, 3}
     assert all(np.isfinite(row["sliced_wasserstein_1"]) for row in found["rows"])
-    enough = [row["evaluations"] for row in found["rows"] if row["suffices"]]
-    assert (found["chosen"] or {}).get("evaluations") == min(enough, default=None)
-    assert (run / "stages" / "sampler.json").read_text() == settled  # what the run samples with does not change under it
+    enough = [row["nfe"] for row in found["rows"] if row["suffices"]]
+    assert (found["chosen"] or {}).get("nfe") == min(enough, default=None)
+    fragment = run / "pareto" / "sampler.toml"
+    assert fragment.exists() == bool(enough)
+    if enough:
+        assert load_config(str(fragment), {"arms": ["unguided"]}).sampler.kind == found["chosen"]["solver"]
+        assert fragment.read_text() in said
+    assert state() == before  # the run itself is only read
     assert (run / "pareto" / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "guided"
-    arguments = ["--kinds", "euler", "--evaluations", "2", "--trajectories", "16", "--out", str(out)]
+    arguments = ["--kinds", "euler", "--nfe", "2", "--trajectories", "16", "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "REFERENCE_STEPS", 2)
+        patch.setattr(pareto_measures, "REFERENCE_STEPS", 2)
         cli.main(
             [
                 "pareto",
@@ -156,7 +165,7 @@ def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_pa
     ("arguments", "message"),
     [
         (["--kinds", "rk4"], "--kinds"),
-        (["--evaluations", "1"], "--evaluations"),
+        (["--nfe", "1"], "--nfe"),
         (["--trajectories", "1"], "--trajectories"),
         (["--guidance", "smc"], "--guidance"),
         (["--coefficient", "-1", "--guided"], "--coefficient"),
@@ -171,14 +180,9 @@ def test_pareto_refuses_what_it_cannot_measure(run: Path, arguments: list[str], 
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_auto_is_refused_where_nothing_is_measured() -> None:
-    from jaxpgd.experiment.config_files import load_config
-    from jaxpgd.synthesis.sampling import make_sampling
-
-    with pytest.raises(InputError, match=r"sampler\.kind"):
-        load_config(None, {"arms": ["dydiff"], "sampler": {"kind": "auto"}})
-    with pytest.raises(InputError, match=r"sampler\.kind"):
-        make_sampling(SamplerConfig("auto"), lambda x, sigma: x, (8, 3), guided=False)
+def test_a_solver_is_named_and_not_left_to_the_run() -> None:
+    with pytest.raises(InputError, match=r"sampler\.kind = 'auto': expected one of"):
+        load_config(None, {"sampler": {"kind": "auto"}})
 
 
 def test_a_reference_without_any_number_is_refused() -> None:
@@ -187,9 +191,9 @@ def test_a_reference_without_any_number_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_pareto_guides_towards_an_agent_of_a_run_with_auto(run: Path, tmp_path: Path) -> None:
+def test_pareto_guides_towards_an_agent_of_the_run(run: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "REFERENCE_STEPS", 2)
-        cli.main(["pareto", str(run), "--policy", "unguided:0", "--kinds", "euler", "--evaluations", "2", "--trajectories", "8",
+        patch.setattr(pareto_measures, "REFERENCE_STEPS", 2)
+        cli.main(["pareto", str(run), "--policy", "unguided:0", "--kinds", "euler", "--nfe", "2", "--trajectories", "8",
                   "--out", str(tmp_path / "out")])  # fmt: skip
     assert json.loads((tmp_path / "out" / "pareto.json").read_text())["target"].startswith("unguided:0")

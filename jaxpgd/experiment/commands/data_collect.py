@@ -11,12 +11,10 @@ import numpy as np
 from jaxpgd.datasets.minari_writer import DatasetWriter, free_target, new_dataset
 from jaxpgd.datasets.scores import LOCAL_KEY
 from jaxpgd.errors import check
-from jaxpgd.experiment.commands.collect_options import Collection, check_options
-from jaxpgd.experiment.run.directory import open_run
+from jaxpgd.experiment.commands.data_collect_options import Collection, check_options
 from jaxpgd.experiment.run.progress import StageProgress
-from jaxpgd.experiment.stages.agents import policy_of
-from jaxpgd.experiment.stages.models import models_stage, require_models
-from jaxpgd.experiment.stages.parts import prepare
+from jaxpgd.experiment.stages.load import load_models, load_policy, open_trained
+from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.simulators.behaviour import fitting_actor
 from jaxpgd.simulators.collection import Behaviour, blend, collect, measure
 from jaxpgd.simulators.collection_task import Task, collection_task
@@ -59,14 +57,13 @@ def _policy(options: Collection, task: Task) -> Policy | None:
         return fitting_actor(options.actor, obs_dim, action_dim)
     if not options.run:
         return None
-    run = open_run(options.run)
-    require_models(run)
+    run = open_trained(options.run)
     prepared = prepare(run.config)
     theirs, ours = prepared.dataset, (task.info.obs_keys, obs_dim, action_dim)
     expected = (theirs.info.obs_keys, theirs.obs_dim, theirs.action_dim)
     check(ours == expected, "environment", options.env, f"observation keys, observation size and action size {expected}, "
           f"as the agents of {options.run} know them, not {ours}")  # fmt: skip
-    return policy_of(run, prepared, models_stage(run, prepared), options.policy)
+    return load_policy(run, prepared, load_models(run, prepared), options.policy)
 
 
 def _behaviours(options: Collection, task: Task, policy: Policy | None) -> tuple[list[Behaviour], dict[str, Any]]:

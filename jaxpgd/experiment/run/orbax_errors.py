@@ -1,4 +1,4 @@
-"""Orbax and TensorStore print what they raise as well: pages of tracebacks before the one message that says it."""
+"""Orbax and TensorStore print the errors that they raise as well: pages of tracebacks before the one message of jaxpgd."""
 
 import logging
 import sys
@@ -10,13 +10,13 @@ Hook = Callable[[type[BaseException], BaseException, TracebackType | None], obje
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
-    """Let what is inside raise, and not print, its errors."""
+def unprinted_errors() -> Iterator[None]:
+    """Let what is inside raise its errors without printing them."""
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.CRITICAL)
     if not isinstance(sys.excepthook, _WithoutClosedLoops):
-        sys.excepthook = _WithoutClosedLoops(sys.excepthook)  # stays: such callbacks come when all is over
+        sys.excepthook = _WithoutClosedLoops(sys.excepthook)  # stays installed: such callbacks come at the very end
     try:
         yield
     finally:
@@ -24,7 +24,7 @@ def said_once() -> Iterator[None]:
 
 
 class _WithoutClosedLoops:
-    """An exception hook without callbacks of reads and writes whose event loop has ended, as they come after a failure."""
+    """An exception hook that skips callbacks of reads and writes whose event loop has ended, as they come after a failure."""
 
     def __init__(self, before: Hook):
         self.before = before

@@ -9,13 +9,15 @@ import numpy as np
 
 from jaxpgd.datasets.export import export_minari, export_npz
 from jaxpgd.errors import check
-from jaxpgd.experiment.config import check_seed
-from jaxpgd.experiment.run.directory import RunDirectory, make_directory, open_run
-from jaxpgd.experiment.run.memory import fitting
-from jaxpgd.experiment.stages.agents import agent_number, chosen_policy
-from jaxpgd.experiment.stages.calibration import settled
-from jaxpgd.experiment.stages.models import models_stage, needs, require_models
-from jaxpgd.experiment.stages.parts import arm_synthesizer, prepare, stage_key
+from jaxpgd.experiment.config import Config, check_seed
+from jaxpgd.experiment.run.directory import make_directory
+from jaxpgd.experiment.run.out_of_memory import with_half_the_batch
+from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages.agent_config import agent_config
+from jaxpgd.experiment.stages.build import arm_synthesizer
+from jaxpgd.experiment.stages.load import agent_number, chosen_policy, load_run
+from jaxpgd.experiment.stages.model_source import needs, require_models
+from jaxpgd.experiment.stages.prepare import stage_key
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Trajectory
@@ -50,21 +52,20 @@ def export_synthetic(
         check(kind == "guided", "--coefficient", coefficient, "no value without --policy")
         check(0 <= coefficient < math.inf, "--coefficient", coefficient, "a finite number not below 0")
     require_models(run)
-    prepared = prepare(run.config)
     make_directory(out)
-    models = models_stage(run, prepared)
-    target = chosen_policy(run, prepared, models, policy, actor)[0] if policy or actor else None
+    loaded = load_run(run)
+    prepared = loaded.prepared
+    target = chosen_policy(loaded, policy, actor)[0] if policy or actor else None
     key, key_start = jax.random.split(jax.random.fold_in(stage_key(run.config, "export"), seed))
     start = sample_real(key_start, prepared.dataset.transitions(), trajectories).obs
 
-    @fitting
-    def synthesis(run: RunDirectory) -> Trajectory:
-        synthesizer = arm_synthesizer(settled(run, agent_number(policy)), models, kind)
+    def synthesis(config: Config) -> Trajectory:
+        synthesizer = arm_synthesizer(agent_config(run, config, agent_number(policy)), loaded.models, kind)
         if coefficient is not None:
             synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
         return jax.tree.map(np.asarray, synthesize_from(key, synthesizer, target, start))
 
-    trajectory = synthesis(run)
+    trajectory = with_half_the_batch(run, loaded.config, "synthesis", synthesis)
     text = f"Synthetic trajectories ({kind}) from a model of {prepared.dataset.info.name}, made by jaxpgd"
     name = f"jaxpgd/synthetic-{kind.replace('_', '-')}-v0"
     export_minari(trajectory, prepared.dataset.info, name, out, description=text)

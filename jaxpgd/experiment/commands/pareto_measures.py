@@ -1,9 +1,6 @@
-"""How faithful a sampler's trajectories are, and `sampler.kind = "auto"`: the cheapest sampler that suffices."""
+"""How faithful the trajectories of a solver are, for `jaxpgd pareto`: candidates, measures, and which of them suffice."""
 
 import dataclasses
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,57 +8,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpgd.diffusion.solvers import SAMPLERS, SamplerConfig
+from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.run.directory import RunDirectory
-from jaxpgd.experiment.run.progress import StageProgress
-from jaxpgd.experiment.stages.parts import Prepared, stage_key
-from jaxpgd.experiment.stages.quality import flat_tokens, real_windows, score_trajectories
-from jaxpgd.parallel import barrier, broadcast, check_same_across_hosts, is_writer
+from jaxpgd.experiment.stages.prepare import Prepared, stage_key
+from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows, score_trajectories
 from jaxpgd.simulators.resimulation import has_simulator
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
 from jaxpgd.types import Policy
 
-EVALUATIONS = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # of a trajectory
+NFE = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # function evaluations of a trajectory
 REFERENCE_STEPS = 256  # of Heun's method with churn (PGD, table of hyperparameters)
 TOLERANCE = 0.05  # a sampler suffices where no measure exceeds the reference's by more than this share
-# Noise levels for few evaluations: above 20 a token of unit variance is noise alone, below 0.01 nothing is left to correct.
+# Noise levels for a small NFE: above 20 a token of unit variance is noise alone, below 0.01 nothing is left to correct.
 SHORT_RANGE, SHORT_MOST = (0.01, 20.0), 32
-STAGE = "sampler"
 # Less is better. Rewards of trajectories that end in a terminal are left out: they are the hardest and decide by their number.
 MEASURES = ("dynamics_error", "surviving_reward_error", "sliced_wasserstein_1")
 GUIDED_MEASURES = MEASURES[:2]  # guidance is meant to leave the data
 SHOWN = (*MEASURES, "dynamics_error_se", "log_likelihood", "log_likelihood_se", "terminal_rate")
-_POOR = (
-    "warning: more than half of the trajectories end in a terminal even with 256 Heun steps; this denoiser is too poor to "
-    "choose a sampler by."
-)
 _HELD_OUT = 2000  # windows that trajectories are compared with, at most
 
 Row = dict[str, Any]
 Measure = Callable[[DiffusionSynthesizer], Row]
 
 
-def steps_for(kind: str, evaluations: int) -> int:
-    """Noise levels with which a solver looks at a denoiser at most so many times, at least 2."""
-    return max(2, evaluations // 2 if kind == "heun" else evaluations)
+def steps_for(kind: str, nfe: int) -> int:
+    """Noise levels with which a solver has at most this NFE, at least 2."""
+    return max(2, nfe // 2 if kind == "heun" else nfe)
 
 
-def candidates(sampler: SamplerConfig, evaluations: tuple[int, ...], kinds: tuple[str, ...]) -> list[SamplerConfig]:
-    """Samplers to look at, the cheapest first: every solver over the config's noise levels, for few evaluations also fewer.
+def candidates(sampler: SamplerConfig, nfe: tuple[int, ...], kinds: tuple[str, ...]) -> list[SamplerConfig]:
+    """Samplers to measure, the cheapest first: every solver over the noise levels of the config.
 
-    Churn stays the config's; those of few steps have its most, sqrt(2) - 1 a step.
+    For a small NFE also over fewer noise levels. Churn stays that of the config, at most sqrt(2) - 1 a step.
     """
     found = []
-    for count in sorted(evaluations):
+    churned = {kind: dataclasses.replace(getattr(sampler, kind), predictor="churned") for kind in ("heun", "euler")}
+    for count in sorted(nfe):
         ranges = [(sampler.sigma_min, sampler.sigma_max)]
         if count <= SHORT_MOST and SHORT_RANGE not in ranges:
             ranges.append(SHORT_RANGE)
         for kind in kinds:
             for low, high in ranges:
                 changes = {"kind": kind, "steps": steps_for(kind, count), "sigma_min": low, "sigma_max": high}
-                found.append(dataclasses.replace(sampler, predictor="churned", **changes))  # type: ignore[arg-type]
+                found.append(dataclasses.replace(sampler, **churned, **changes))  # type: ignore[arg-type]
     return found
 
 
@@ -112,9 +102,9 @@ def suffices(row: Row, reference: Row, tolerance: float = TOLERANCE) -> bool:
 
 def described(sampler: SamplerConfig) -> Row:
     """What a row says of its sampler."""
-    evaluations = 2 * sampler.steps - 1 if sampler.kind == "heun" else sampler.steps
+    nfe = 2 * sampler.steps - 1 if sampler.kind == "heun" else sampler.steps
     return {
-        "solver": sampler.kind, "evaluations": evaluations, "sigma_min": sampler.sigma_min, "sigma_max": sampler.sigma_max,
+        "solver": sampler.kind, "nfe": nfe, "sigma_min": sampler.sigma_min, "sigma_max": sampler.sigma_max,
     }  # fmt: skip
 
 
@@ -125,9 +115,9 @@ def measured(
     for sampler in samplers:
         synthesizer = build(config, denoiser, sampler, guided)
         row = described(sampler)
-        account = synthesizer.account(jnp.asarray(row["evaluations"]), guided=guided)
+        cost = synthesizer.cost(jnp.asarray(row["nfe"]), 0.0, guided=guided)
         row["settings"] = dataclasses.asdict(sampler)
-        yield row | {"forward_equivalents": float(account["forward_equivalents"])} | measure(synthesizer)
+        yield row | {"forward_equivalents": float(cost["forward_equivalents"])} | measure(synthesizer)
 
 
 def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
@@ -136,57 +126,6 @@ def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, 
     if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
     return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
-
-
-def settle_sampler(run: RunDirectory, prepared: Prepared, denoiser: TrajectoryDenoiser | None) -> None:
-    """Put a sampler in place of "auto" in the config of an open run.
-
-    It is the one that `jaxpgd pareto` chose in this run; where that has not been used, the cheapest of the candidates that
-    suffices is looked for now, and kept. Where none does, the reference itself. Trajectories are measured unguided, as there is
-    no policy yet: guidance may need more evaluations.
-    """
-    if run.config.sampler.kind != "auto" or denoiser is None:
-        return
-    done = run.is_done(STAGE)
-    check_same_across_hosts(int(done), "stages/sampler.json")
-    if not done:
-        began = time.monotonic()
-        row = _search(run.config, prepared, denoiser)
-        run.finish(STAGE, row | {"seconds": time.monotonic() - began})
-        barrier("sampler settled")
-    run.config = dataclasses.replace(run.config, sampler=chosen_sampler(run.config.sampler, run.facts(STAGE)))
-    s = run.config.sampler
-    if is_writer():
-        print(f"sampler: {s.kind}, {s.steps} noise levels from {s.sigma_max:g} to {s.sigma_min:g}", flush=True)
-    if is_writer() and not done and run.facts(STAGE).get("reference", {}).get("terminal_rate", 0.0) > 0.5:
-        print(_POOR, file=sys.stderr, flush=True)
-
-
-def chosen_sampler(sampler: SamplerConfig, row: Row) -> SamplerConfig:
-    """The config section of a row, all of it but the batch size."""
-    return dataclasses.replace(SamplerConfig(**row["settings"]), batch_size=sampler.batch_size)
-
-
-def _search(config: Config, prepared: Prepared, denoiser: TrajectoryDenoiser) -> Row:
-    """The best row of the cheapest number of evaluations at which one suffices, else the reference's."""
-    sampler = dataclasses.replace(config.sampler, kind="heun")
-    measure = make_measure(config, prepared, None, config.evaluation.trajectories, 0)
-    (reference,) = measured(config, denoiser, measure, [reference_of(sampler)], False)
-    guided = "guided" in config.arms
-    guided_down_to, guided_up_to = (config.guidance.sigma_min, config.guidance.sigma_max) if guided else (0.0, math.inf)
-    every = candidates(sampler, EVALUATIONS, tuple(SAMPLERS))
-    looked = [s for s in every if s.sigma_max > guided_down_to and s.sigma_min <= guided_up_to]
-    costs = sorted({described(s)["evaluations"] for s in looked})
-    facts = {"trajectories": config.evaluation.trajectories, "tolerance": TOLERANCE, "reference": reference}
-    with StageProgress(STAGE, len(costs), "numbers of evaluations") as progress:
-        for cost in costs:
-            level = [s for s in looked if described(s)["evaluations"] == cost]
-            rows = [row for row in measured(config, denoiser, measure, level, False) if suffices(row, reference)]
-            best = min(rows, key=error_of, default=None)
-            progress.advance(1)
-            if broadcast(float(best is not None)):
-                return (best or reference) | facts
-    return reference | facts
 
 
 def error_of(row: Row) -> float:

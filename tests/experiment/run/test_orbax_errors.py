@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from jaxpgd.experiment.run.quiet import said_once
+from jaxpgd.experiment.run.orbax_errors import unprinted_errors
 
 
 def test_closed_loops_are_left_out_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: heard.append(str(error)))
     level = logging.getLogger("absl").level
-    with pytest.raises(ValueError, match="full"), said_once():
+    with pytest.raises(ValueError, match="full"), unprinted_errors():
         assert not logging.getLogger("absl").isEnabledFor(logging.ERROR)
         raise ValueError("full")
     assert logging.getLogger("absl").level == level

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpgd.experiment.run import device_memory as memory
+from jaxpgd.experiment.run import peak_memory as memory
 
 
 def test_the_peak_counts_what_was_taken() -> None:

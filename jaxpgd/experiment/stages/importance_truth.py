@@ -14,7 +14,7 @@ from jaxpgd.envs.point2d import importance_truth
 from jaxpgd.metrics.distances import sliced_wasserstein
 from jaxpgd.resampling import effective_sample_size
 from jaxpgd.simulators.environments import is_builtin
-from jaxpgd.training.denoiser import Windows
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Trajectory
 
 ROLLOUTS = 20_000

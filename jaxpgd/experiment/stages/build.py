@@ -1,0 +1,68 @@
+"""Build: objects that a config names, made from data and trained models. Agent, synthesizer, where agents get their data."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxpgd.agents import make_agent
+from jaxpgd.dataset import Dataset
+from jaxpgd.experiment.config import Config
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
+from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
+from jaxpgd.synthesis.filters import make_filter
+from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.training.agent import Experience
+from jaxpgd.types import Agent, Synthesizer
+from jaxpgd.world_model.model import WorldModel
+
+
+@struct.dataclass
+class Models:
+    """What a run trains besides agents; None where no arm needs it."""
+
+    denoiser: TrajectoryDenoiser | None = None
+    world: WorldModel | None = None
+    states: StateDenoiser | None = None
+
+
+def build_agent(config: Config, dataset: Dataset) -> Agent:
+    """The agent of a config for a dataset, with its observation statistics where it normalises."""
+    section = getattr(config.agent, config.agent.kind)
+    mean = std = None
+    if config.agent.normalise_obs:
+        obs = np.asarray(dataset.obs, np.float64)
+        mean, std = jnp.asarray(obs.mean(0), jnp.float32), jnp.asarray(obs.std(0), jnp.float32)
+    return make_agent(config.agent.kind, section, dataset.action_dim, obs_mean=mean, obs_std=std)
+
+
+def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: bool, steps: int = 0) -> DiffusionSynthesizer:
+    """The synthesizer of a config; `steps` replaces the number of sampler steps where it is above 0."""
+    sampler = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps)
+    guidance = config.guidance if guided else None
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+
+
+def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:
+    """The synthesizer of any arm but `real`, from the models that it needs."""
+    length = config.synthesis.length
+    if arm in ("unguided", "guided"):
+        assert models.denoiser is not None
+        return build_synthesizer(config, models.denoiser, guided=arm == "guided")
+    assert models.world is not None
+    if arm == "world_model":
+        return make_world_model_synthesizer(models.world, config.synthesis.world_model, length=length or config.data.window)
+    assert models.states is not None
+    return make_dydiff(models.world, models.states, config.synthesis.dydiff, config.sampler, length=length)
+
+
+def build_experience(config: Config, dataset: Dataset, models: Models, arm: str) -> Experience:
+    """Where the agents of an arm get their batches from."""
+    if arm == "real":
+        return Experience(dataset.transitions())
+    synthesizer = arm_synthesizer(config, models, arm)
+    first = None
+    if arm == "guided" and config.synthesis.first_unguided:
+        first = arm_synthesizer(config, models, "unguided")
+    return Experience(dataset.transitions(), synthesizer, first, make_filter(config.synthesis.filter))

@@ -1,0 +1,68 @@
+"""How each model is trained: its program, data and key, as pure functions of config and data. Nothing trains or reads here."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from jax import Array
+
+from jaxpgd.dataset import DatasetInfo, obs_slices
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.stages.prepare import Prepared, prepare_state_windows, stage_key
+from jaxpgd.simulators.environments import environment_kwargs
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
+from jaxpgd.synthesis.dydiff import StateDenoiser
+from jaxpgd.training.denoiser import denoiser_program, trained_denoiser, trained_state_denoiser
+from jaxpgd.training.program import Program
+from jaxpgd.training.windows import state_windows
+from jaxpgd.training.world_model import trained_world_model, world_model_program
+from jaxpgd.types import PyTree
+from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.model import Terminates, WorldModel
+from jaxpgd.world_model.termination import termination
+
+Trained = TypeVar("Trained")
+WORLD_MODEL_KEY = "dynamics"  # names the random key of the world model: another name is another model
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Generic[Trained]):
+    """A stage that trains: its name in the run directory, its program with data and key, what its final state makes."""
+
+    stage: str
+    program: Program[Any]
+    data: PyTree
+    key: Array
+    trained: Callable[[Any], Trained]  # the model, or the policies, of a final state
+
+
+def denoiser_training(config: Config, prepared: Prepared) -> Training[TrajectoryDenoiser]:
+    """Of the trajectory denoiser."""
+    windows = prepared.windows
+    program = denoiser_program(windows, config.denoiser, skip=config.health.skip_updates > 0)
+    trained = lambda state: trained_denoiser(state, windows)
+    return Training("denoiser", program, windows, stage_key(config, "denoiser"), trained)
+
+
+def world_model_training(config: Config, prepared: Prepared) -> Training[WorldModel]:
+    """Of the one-step world model."""
+    rule = termination_rule(config, prepared.dataset.info)
+    data = prepare_transitions(prepared.dataset.transitions(), config.world_model, seed=config.seed)
+    program = world_model_program(data, config.world_model, rule, skip=config.health.skip_updates > 0)
+    trained = lambda state: trained_world_model(state, data, config.world_model, rule)
+    return Training("world-model", program, data, stage_key(config, WORLD_MODEL_KEY), trained)
+
+
+def state_denoiser_training(config: Config, prepared: Prepared) -> Training[StateDenoiser]:
+    """Of DyDiff's denoiser of states given actions."""
+    conditions, scaled = config.synthesis.dydiff.conditions, config.synthesis.dydiff.scaled_conditions
+    windows = state_windows(prepare_state_windows(config, prepared), conditions, scaled=scaled)
+    program = denoiser_program(windows, config.denoiser, skip=config.health.skip_updates > 0)
+    trained = lambda state: trained_state_denoiser(state, windows, conditions)
+    return Training("state-denoiser", program, windows, stage_key(config, "state-denoiser"), trained)
+
+
+def termination_rule(config: Config, info: DatasetInfo) -> Terminates | None:
+    """The terminal rule of a config for a dataset's environment; None: a classifier is learned. Raises InputError."""
+    kwargs: dict[str, Any] = environment_kwargs(info)
+    return termination(config.world_model.termination, info.env_id, kwargs, obs_slices(info))

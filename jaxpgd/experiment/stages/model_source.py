@@ -1,0 +1,75 @@
+"""Which models a run needs, and which run each is taken from: this one, or one of `models_from`."""
+
+import dataclasses
+from typing import Any
+
+from jaxpgd.datasets.load import LOADED_BY
+from jaxpgd.errors import check
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.run.view import RunView, open_run
+from jaxpgd.options import get
+
+# which arms need which model, by the stage that trains it
+NEEDS: dict[str, tuple[str, ...]] = {
+    "denoiser": ("unguided", "guided"),
+    "world-model": ("dydiff", "world_model"),
+    "state-denoiser": ("dydiff",),
+}
+
+# the settings that decide what each model becomes; the seed decides which episodes are held out as well
+DECIDED_BY: dict[str, tuple[str, ...]] = {
+    "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
+    "world-model": (
+        "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
+        "world_model",
+    ),
+    "state-denoiser": (
+        "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
+        "synthesis.dydiff.scaled_conditions",
+    ),
+}  # fmt: skip
+
+
+def needs(config: Config, stage: str) -> bool:
+    """Whether any arm uses the model of a stage of `NEEDS`."""
+    return any(arm in NEEDS[stage] for arm in config.arms)
+
+
+def model_source(config: Config, stage: str) -> RunView | None:
+    """The run that the model of a stage is taken from: the first of `models_from` that has it. None: it is trained here.
+
+    Raises InputError where that stage is not finished in any of them, or their settings of the model are others.
+    """
+    if not needs(config, stage):
+        return None
+    able = [run for run in map(open_run, config.models_from) if needs(run.config, stage)]
+    for run in able:
+        deeper = model_source(run.config, stage)
+        if deeper is None and not run.is_done(stage):
+            continue
+        for name in (each for part in DECIDED_BY[stage] for each in _names(config, part)):
+            mine, theirs = as_trained(config, name), as_trained(run.config, name)
+            check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {str(run.path)!r}")
+        return deeper or run
+    for run in able:
+        run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+    return None
+
+
+def require_models(run: RunView) -> None:
+    """Raise InputError unless every model that the run's arms need is trained."""
+    for stage in NEEDS:
+        if needs(run.config, stage) and model_source(run.config, stage) is None:
+            run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+
+
+def as_trained(config: Config, name: str) -> Any:
+    """What a setting comes to in the training of models: a denoiser sees clean conditions where only sampling churns them."""
+    value = get(config, name)
+    return "clean" if name == "synthesis.dydiff.conditions" and value == "churned" else value
+
+
+def _names(config: Config, part: str) -> list[str]:
+    """The settings of a section, or the one setting of that name."""
+    value = get(config, part)
+    return [f"{part}.{name}" for name in vars(value)] if dataclasses.is_dataclass(value) else [part]

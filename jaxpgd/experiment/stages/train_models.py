@@ -1,0 +1,97 @@
+"""Train: the first stages of a run, the models that its arms need. `load` reads what they leave, without training."""
+
+import sys
+from typing import Any
+
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.run.directory import ClaimedRun
+from jaxpgd.experiment.run.driver import drive
+from jaxpgd.experiment.run.out_of_memory import explained
+from jaxpgd.experiment.stages.batch_size import decide_batch_size
+from jaxpgd.experiment.stages.build import Models
+from jaxpgd.experiment.stages.load import load_state_denoiser, load_trajectory_denoiser, load_world_model
+from jaxpgd.experiment.stages.model_programs import (
+    denoiser_training,
+    state_denoiser_training,
+    termination_rule,
+    world_model_training,
+)
+from jaxpgd.experiment.stages.model_source import NEEDS, model_source, needs
+from jaxpgd.experiment.stages.prepare import Prepared, prepare_state_windows, window_coverage
+from jaxpgd.parallel import is_writer
+from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends
+from jaxpgd.synthesis.dydiff import StateDenoiser
+from jaxpgd.training.windows import Windows
+from jaxpgd.windows import low_coverage
+from jaxpgd.world_model.data import informative
+from jaxpgd.world_model.model import WorldModel
+
+
+def check_models(config: Config, prepared: Prepared) -> None:
+    """Raise InputError for what is known to be wrong before anything is trained."""
+    for stage in NEEDS:
+        model_source(config, stage)
+    if "guided" in config.arms:
+        check_ends(config.guidance, prepared.windows.left is not None)
+    if needs(config, "world-model"):
+        termination_rule(config, prepared.dataset.info)
+        informative(prepared.dataset.transitions(), config.world_model)
+    if needs(config, "state-denoiser"):
+        prepare_state_windows(config, prepared)
+
+
+def train_models(run: ClaimedRun, prepared: Prepared) -> Models:
+    """Train, continue or read every model that the run's arms need, and decide the batch size of sampling."""
+    config = run.config
+    models = Models(
+        denoiser=train_denoiser(run, prepared) if needs(config, "denoiser") else None,
+        world=train_world_model(run, prepared) if needs(config, "world-model") else None,
+        states=train_state_denoiser(run, prepared) if needs(config, "state-denoiser") else None,
+    )
+    decide_batch_size(run, models)
+    return models
+
+
+@explained
+def train_denoiser(run: ClaimedRun, prepared: Prepared) -> TrajectoryDenoiser:
+    """Train the trajectory denoiser, continue it, or read it where it is trained: here, or in a run of `models_from`."""
+    if source := model_source(run.config, "denoiser"):
+        return load_trajectory_denoiser(source, prepared)
+    _warn_of_coverage(run, "denoiser", prepared, prepared.windows, "data.window")
+    training = denoiser_training(run.config, prepared)
+    state = drive(run, training.stage, training.key, training.program, training.data, note="validation_loss", score=_validation)
+    return training.trained(state)
+
+
+@explained
+def train_world_model(run: ClaimedRun, prepared: Prepared) -> WorldModel:
+    """The same for the one-step world model."""
+    if source := model_source(run.config, "world-model"):
+        return load_world_model(source, prepared)
+    training = world_model_training(run.config, prepared)
+    state = drive(run, training.stage, training.key, training.program, training.data, unit="epochs", note="state_loss")
+    return training.trained(state)
+
+
+@explained
+def train_state_denoiser(run: ClaimedRun, prepared: Prepared) -> StateDenoiser:
+    """The same for DyDiff's denoiser of states given actions."""
+    if source := model_source(run.config, "state-denoiser"):
+        return load_state_denoiser(source, prepared)
+    training = state_denoiser_training(run.config, prepared)
+    _warn_of_coverage(run, training.stage, prepared, training.data, "synthesis.dydiff.window or data.window")  # type: ignore[arg-type]
+    state = drive(run, training.stage, training.key, training.program, training.data, note="validation_loss", score=_validation)
+    return training.trained(state)
+
+
+def _warn_of_coverage(run: ClaimedRun, stage: str, prepared: Prepared, windows: Windows, setting: str) -> None:
+    """Warn, where a stage is about to be trained, of windows that leave most of the data out."""
+    covered = window_coverage(run.config, prepared, windows)
+    if covered.low and is_writer() and not run.is_done(stage):
+        print(f"warning: stage {stage!r} of {run.path}: training windows of {windows.length} steps cover {covered}; "
+              f"{low_coverage(prepared.dataset, windows.length, run.config.data.pad_short, setting)}",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _validation(row: dict[str, Any]) -> float:
+    return -float(row["validation_loss"])
