@@ -54,10 +54,10 @@ def synthesizer_of(windows: Windows, sampler: SamplerConfig, size: Size) -> DyDi
     config = DenoiserConfig(features=size.features, blocks=size.blocks)
     chosen = state_windows(windows, "clean")
     state = init_denoiser(jax.random.key(0), chosen, config)
-    config = WorldModelConfig(hidden=size.hidden)
-    data = prepare_transitions(windows.transitions, config)
-    program = world_model_program(data, config, None)
-    model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, config, None)
+    model_config = WorldModelConfig(hidden=size.hidden)
+    data = prepare_transitions(windows.transitions, model_config)
+    program = world_model_program(data, model_config, None)
+    model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, model_config, None)
     return make_dydiff(model, trained_state_denoiser(state, chosen, "clean"), sampler=sampler)
 
 
