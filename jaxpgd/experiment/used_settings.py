@@ -12,6 +12,7 @@ from typing import Any
 from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.guidance.kinds import moved_by
 from jaxpgd.options import get
 from jaxpgd.training.agent import AgentConfig
 
@@ -51,27 +52,35 @@ def _of_agent(kind: str) -> Rule:
     return _rule(f"agent.{kind}", lambda c: c.agent.kind == kind, f"agent.kind is {kind!r}")
 
 
-def _guide(config: Config) -> str:
-    """The kind of guidance that moves samples: of "smc" its proposal."""
-    guidance = config.guidance
-    return guidance.proposal if guidance.kind == "smc" else guidance.kind
-
-
 def _steps(config: Config) -> float:
     """The largest number of sampler steps that a run takes; "auto" looks at many."""
     sampler = config.sampler
     return float("inf") if sampler.kind == "auto" else max(sampler.steps, config.evaluation.sampler_steps)
 
 
-def _has_churn(config: Config) -> bool:
-    return not config.sampler.kind.startswith("dpmpp_")
+def _churns(config: Config, solver: str) -> bool:
+    """Whether a solver's section puts noise back at some noise level."""
+    s, own = config.sampler, getattr(config.sampler, solver)
+    within = s.kind == "auto" or any(own.churn_min <= level <= own.churn_max for level in noise_levels(s))
+    return own.churn > 0 and within
 
 
-def _churns(config: Config) -> bool:
-    """Whether noise is put back at some noise level."""
-    s = config.sampler
-    within = s.kind == "auto" or any(s.churn_min <= level <= s.churn_max for level in noise_levels(s))
-    return _has_churn(config) and s.churn > 0 and within
+def _of_solver(kind: str) -> list[Rule]:
+    """Of a solver with churn: its section, and the numbers of churn in it."""
+    name, within = f"sampler.{kind}", "some noise level is within [churn_min, churn_max]"
+    return [
+        _rule(name, lambda c: c.sampler.kind in (kind, "auto"), f"sampler.kind is {kind!r}"),
+        _rule(
+            f"{name}.churn_min {name}.churn_max {name}.churn_noise {name}.predictor",
+            lambda c: _churns(c, kind), f"{name}.churn is above 0 and {within}",
+        ),
+        _rule(f"{name}.churn", lambda c: get(c, name).churn == 0.0 or _churns(c, kind), within),
+    ]  # fmt: skip
+
+
+def _of_guidance(kind: str) -> Rule:
+    return _rule(f"guidance.{kind}", lambda c: moved_by(c.guidance) == kind,
+                 f"guidance.kind, or the proposal of 'smc', is {kind!r}")  # fmt: skip
 
 
 def _refreshes(config: Config) -> bool:
@@ -104,31 +113,16 @@ RULES: tuple[Rule, ...] = (
     _rule("sampler.steps", lambda c: c.sampler.kind != "auto", "sampler.kind names a solver"),
     _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
     _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),
-    _rule("sampler.predictor", lambda c: c.sampler.kind in ("euler", "heun"), "sampler.kind is 'euler' or 'heun'"),
-    _rule(
-        "sampler.churn sampler.churn_min sampler.churn_max sampler.churn_noise sampler.predictor",
-        lambda c: _has_churn(c) or c.sampler.churn == 0.0,
-        "sampler.kind is one with churn (none of dpmpp_*)",
-    ),
-    _rule(
-        "sampler.churn_min sampler.churn_max sampler.churn_noise sampler.predictor",
-        _churns, "sampler.churn is above 0 and some noise level is within [churn_min, churn_max]",
-    ),
-    _rule(
-        "sampler.churn", lambda c: c.sampler.churn == 0.0 or _churns(c), "some noise level is within [churn_min, churn_max]"
-    ),
+    *(rule for kind in ("heun", "euler", "ancestral") for rule in _of_solver(kind)),
     # guidance
-    _rule("guidance.at guidance.normalise guidance.sine", lambda c: c.guidance.kind == "published",
-          "guidance.kind is 'published'"),
-    _rule("guidance.hold_states", lambda c: c.guidance.kind in ("reconstruction", "moment"),
+    _rule("guidance.published", lambda c: c.guidance.kind == "published", "guidance.kind is 'published'"),
+    _of_guidance("reconstruction"),
+    _of_guidance("moment"),
+    _rule("guidance.reconstruction.hold_states guidance.moment.hold_states", lambda c: c.guidance.kind != "smc",
           "guidance.kind is 'reconstruction' or 'moment'"),
-    _rule("guidance.limit", lambda c: _guide(c) in ("reconstruction", "moment"),
-          "guidance.kind, or the proposal of 'smc', is 'reconstruction' or 'moment'"),
-    _rule("guidance.sigma_min guidance.sigma_max", lambda c: _guide(c) != "none", "guidance.proposal is not 'none'"),
-    _rule("guidance.iterations guidance.damping", lambda c: _guide(c) == "moment",
-          "guidance.kind, or the proposal of 'smc', is 'moment'"),
-    _rule("guidance.proposal guidance.order guidance.particles guidance.threshold", lambda c: c.guidance.kind == "smc",
-          "guidance.kind is 'smc'"),
+    _rule("guidance.smc", lambda c: c.guidance.kind == "smc", "guidance.kind is 'smc'"),
+    _rule("guidance.sigma_min guidance.sigma_max", lambda c: moved_by(c.guidance) != "none",
+          "guidance.smc.proposal is not 'none'"),
     # synthesis
     _rule("synthesis.interval", lambda c: c.synthesis.regime != "oneoff", "synthesis.regime is not 'oneoff'"),
     _rule("synthesis.fraction", lambda c: c.synthesis.regime in ("continuous", "fifo"),

@@ -4,7 +4,7 @@ from typing import get_args
 
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Arm, Config
-from jaxpgd.guidance.kinds import check_guided
+from jaxpgd.guidance.kinds import check_guided, moved_by
 from jaxpgd.options import check_ranges, get, range_of
 from jaxpgd.synthesis.replay import check_share
 from jaxpgd.training.denoiser import check_denoiser
@@ -44,8 +44,10 @@ def validate(config: Config) -> None:
           "0 where guidance.kind is 'published', whose coefficient is a step size and no exponent")  # fmt: skip
     check(g.max_dynamics_error == 0 or g.target_ess == 0, "guidance.max_dynamics_error", g.max_dynamics_error,
           f"0 where guidance.target_ess = {g.target_ess} chooses the coefficient")  # fmt: skip
-    check(not g.hold_states or g.kind != "smc", "guidance.hold_states", True,
-          "false where guidance.kind is 'smc', whose weights move states")  # fmt: skip
+    for proposal in ("reconstruction", "moment"):
+        held = get(g, proposal).hold_states and g.kind == "smc" and moved_by(g) == proposal
+        check(not held, f"guidance.{proposal}.hold_states", True,
+              "false where guidance.kind is 'smc', whose weights move states")  # fmt: skip
     weighted = g.kind == "smc" or g.target_ess > 0
     own = a.kind == "diffusion_ql" and a.diffusion_ql.own_score
     check(not (weighted and own), "agent.diffusion_ql.own_score", True, "false with guidance.kind 'smc' or guidance.target_ess",
@@ -60,7 +62,8 @@ def validate(config: Config) -> None:
     check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
           "false where synthesis.dydiff.conditions is 'noised', which has no clean ones")  # fmt: skip
     ranges = (
-        ("guidance.sigma_min", "guidance.sigma_max"), ("sampler.churn_min", "sampler.churn_max"),
+        ("guidance.sigma_min", "guidance.sigma_max"),
+        *((f"sampler.{kind}.churn_min", f"sampler.{kind}.churn_max") for kind in ("heun", "euler", "ancestral")),
         ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),
     )  # fmt: skip
     for low, high in ranges:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.guidance.base import Guided, Look
+from jaxpgd.guidance.base import Estimate, Guided
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise
 
@@ -135,10 +135,11 @@ class ConsistentGuided:
     guided: Guided
     consistency: Consistency
 
-    def look(self, x: Array, sigma: Array) -> Look:
-        """As `Guided.look`, both points corrected; the twist is that of the point before."""
-        look = self.guided.look(x, sigma)
-        return Look(self.consistency(look.denoised, sigma), self.consistency(look.guided, sigma), look.log_twist)
+    def estimate(self, x: Array, sigma: Array) -> Estimate:
+        """As `Guided.estimate`, both points corrected; the twist is that of the point before."""
+        estimate = self.guided.estimate(x, sigma)
+        x0, x0_guided = self.consistency(estimate.x0, sigma), self.consistency(estimate.x0_guided, sigma)
+        return Estimate(x0, x0_guided, estimate.log_twist)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Corrected guided estimate: x [T, D], sigma [] -> [T, D]."""

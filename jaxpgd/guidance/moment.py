@@ -1,15 +1,15 @@
-"""Guidance with the posterior covariance that the denoiser itself implies.
+"""Moment guidance: the posterior covariance of the clean trajectory that the denoiser itself implies.
 
 Exact where trajectories and policy are Gaussian and tokens hold actions as they are. Of tokens that hold pre-tanh actions tanh
-is replaced by its tangent at D(x), which moves them less far than the target asks for: see `guidance`.
+is replaced by its tangent at D(x), which moves them less far than the target asks for: see `guidance.base`.
 
 Given x, the clean trajectory has mean D(x) and covariance C = sigma^2 dD/dx (Miyasawa 1961; Boys et al., arXiv 2310.06721).
 With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) = -|r|^2 / 2 near D(x), so that the target's
-posterior mean is  D'(x) = D(x) - coefficient * C M^T z  with  (I + coefficient * M C M^T) z = r(D(x)).  Nothing is formed as a
-matrix: the system, of size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose.
-Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
-Where it is linear in an action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C
-times the gradient, which is exact there, and states only as C ties them to actions.
+posterior mean is  D'(x) = D(x) - lambda C M^T z  with  (I + lambda M C M^T) z = r(D(x)).  No matrix is formed: the system, of
+size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose. Where log pi is convex in
+an action, the row of M changes sign: steps still follow the gradient, and the system stays positive. Where it is linear in an
+action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C times the gradient, which
+is exact there, and states only as C ties them to actions.
 """
 
 from collections.abc import Callable
@@ -20,69 +20,79 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.guidance.base import LEAST_CURVATURE, Likelihood, Look
+from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, NoiseRange, within_limit
+from jaxpgd.guidance.likelihood import LEAST_CURVATURE, Likelihood
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.types import Denoise, Policy
 
 
-@struct.dataclass
-class MomentGuidance:
-    """Guided Denoise by moments of the posterior. A learned Jacobian is neither symmetric nor positive: it is symmetrised,
-    `damping` is added to the system's diagonal, and the iterations stop where the system turns out not to be positive.
+@options
+class MomentConfig:
+    """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    Cost: 1 + 2 * `iterations` forward-equivalents. Any policy with a log_prob or a score; exact for Gaussian ones whose mean is
-    linear and whose standard deviation is constant, where tokens hold actions as they are.
+    limit: float = positive(
+        2.0, "largest change of a denoised entry, in units of its deviation sigma / sqrt(1 + sigma^2)", high=1e3
+    )
+    hold_states: bool = option(False, "hold the states: take the gradient of log pi(a|s) in the actions alone")
+    iterations: int = positive(2, "conjugate-gradient steps; each costs as much as two network evaluations")
+    damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
+
+
+@struct.dataclass
+class MomentGuidance(DenoisedPointGuidance):
+    """Guidance by moments of the posterior. A learned Jacobian is neither symmetric nor positive: it is symmetrised, `damping`
+    is added to the system's diagonal, and the iterations stop where the system turns out not to be positive.
+
+    For any policy with a log_prob or a score; exact for Gaussian ones whose mean is linear and whose standard deviation is
+    constant, where tokens hold actions as they are.
     """
 
-    denoise: Denoise
-    likelihood: Likelihood
-    damping: Array | float = 0.0
-    iterations: int = struct.field(pytree_node=False, default=2)
+    options: MomentConfig = MomentConfig()
+    levels: NoiseRange = NoiseRange()
 
-    def look(self, x: Array, sigma: Array) -> Look:
-        """As `Guided.look`."""
-        return self.solve(x, sigma)[0]
+    @property
+    def cost(self) -> int:
+        """As `DenoisedPointGuidance.cost`: a forward pass, and two products with the Jacobian an iteration."""
+        return 1 + 2 * self.options.iterations
 
-    def solve(self, x: Array, sigma: Array) -> tuple[Look, Array]:
-        """The look and the relative residual [] that conjugate gradients left."""
-        coefficient = jnp.asarray(self.likelihood.coefficient, jnp.float32)
-        x0, times = jax.linearize(lambda y: self.denoise(y, sigma), x)
-        transposed = jax.linear_transpose(times, x)
-        residual, forward = jax.linearize(self.residual, x0)
-        backward = jax.linear_transpose(forward, x0)
+    def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
+        """As `DenoisedPointGuidance.estimate`."""
+        return self.solve(denoise, likelihood, x, sigma)[0]
 
-        def product(z: Array) -> tuple[Array, Array]:
-            v = backward(z)[0]
-            moved = 0.5 * sigma**2 * (times(v) + transposed(v)[0])  # C M^T z
-            return (1.0 + self.damping) * z + coefficient * forward(moved), moved
+    def solve(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> tuple[Estimate, Array]:
+        """The estimate and the relative residual [] that conjugate gradients left."""
+        lam = jnp.asarray(likelihood.coefficient, jnp.float32)
+        x0, jacobian = jax.linearize(lambda y: denoise(y, sigma), x)
+        jacobian_t = jax.linear_transpose(jacobian, x)
+        r, M = jax.linearize(lambda y: standardised_residuals(likelihood, y), x0)
+        M_t = jax.linear_transpose(M, x0)
 
-        z, moved, left = conjugate_gradients(product, residual, x, self.iterations)
-        guided = self.likelihood.moved(x0, -self.likelihood.weight(sigma) * moved, sigma)
-        log_twist = self.likelihood.exact(x0) + 0.5 * coefficient * jnp.vdot(residual, residual - z)
-        return Look(x0, guided, log_twist), left
+        def system(z: Array) -> tuple[Array, Array]:
+            v = M_t(z)[0]
+            C_M_t_z = 0.5 * sigma**2 * (jacobian(v) + jacobian_t(v)[0])
+            return (1.0 + self.options.damping) * z + lam * M(C_M_t_z), C_M_t_z
 
-    def residual(self, x0: Array) -> Array:
-        """Standardised residuals [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature.
+        z, C_M_t_z, left = conjugate_gradients(system, r, x, self.options.iterations)
+        weight = jnp.where(self.levels.has(sigma), likelihood.coefficient, 0.0)
+        guided = x0 + within_limit(-weight * C_M_t_z, self.options.limit, sigma)
+        log_twist = likelihood.exact(x0) + 0.5 * lam * jnp.vdot(r, r - z)
+        return Estimate(x0, guided, log_twist), left
 
-        Their Jacobian has the sign of a concave log pi everywhere, and is not 0 where log pi is linear.
-        """
-        hold = jax.lax.stop_gradient
-        obs, action = self.likelihood.parts(x0)
-        score, second = jax.vmap(lambda o, a: _score(self.likelihood.policy, o, a))(obs, action)
-        second = hold(second)
-        plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), LEAST_CURVATURE))
-        sign = jnp.where(second > 0, -1.0, 1.0)
-        slope = jnp.where(jnp.abs(second) < LEAST_CURVATURE, LEAST_CURVATURE**0.5, 0.0)
-        residual = sign * plain + hold((1.0 - sign) * plain) + slope * (action - hold(action))
-        counted = self.likelihood.counted
-        return residual if counted is None else jnp.where(counted[:, None], residual, 0.0)
 
-    def __call__(self, x: Array, sigma: Array) -> Array:
-        """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
-        return self.look(x, sigma).guided
+def standardised_residuals(likelihood: Likelihood, x0: Array) -> Array:
+    """r(x0) [T, A] of the actions of tokens x0 [T, D]: minus the score over the root of the curvature of log pi.
 
-    def log_target(self, x0: Array) -> Array:
-        """As `Guided.log_target`."""
-        return self.likelihood.exact(x0)
+    Their Jacobian has the sign of a concave log pi everywhere, and is not 0 where log pi is linear.
+    """
+    hold = jax.lax.stop_gradient
+    obs, action = likelihood.steps(x0)
+    score, second = jax.vmap(lambda o, a: _score(likelihood.policy, o, a))(obs, action)
+    second = hold(second)
+    plain = -score / jnp.sqrt(jnp.maximum(jnp.abs(second), LEAST_CURVATURE))
+    sign = jnp.where(second > 0, -1.0, 1.0)
+    slope = jnp.where(jnp.abs(second) < LEAST_CURVATURE, LEAST_CURVATURE**0.5, 0.0)
+    residual = sign * plain + hold((1.0 - sign) * plain) + slope * (action - hold(action))
+    return residual if likelihood.valid is None else jnp.where(likelihood.valid[:, None], residual, 0.0)
 
 
 def _score(policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
@@ -96,8 +106,8 @@ def _score(policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
 def conjugate_gradients(
     product: Callable[[Array], tuple[Array, Array]], b: Array, like: Array, iterations: int
 ) -> tuple[Array, Array, Array]:
-    """`iterations` steps for A z = b from z = 0, with A positive; `product(p)` gives A p and another linear image of p, shaped
-    as `like`.
+    """`iterations` steps for A z = b from z = 0, with A positive; `product(p)` gives A p and another linear image of p, of
+    the shape of `like`.
 
     Returns z, that image of z, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved, so that it is finite
     and its gain bounded for any A.

@@ -1,7 +1,9 @@
 """Trajectories from a denoiser, unguided (SynthER-style) or guided towards a policy (PGD): one Synthesizer."""
 
 import dataclasses
+from typing import cast
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +14,19 @@ from jaxpgd.diffusion.conditioning import Chain, Clamp, CleanConditions, Conditi
 from jaxpgd.diffusion.padding import WindowEnds, padding
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
-from jaxpgd.guidance.base import Likelihood
-from jaxpgd.guidance.kinds import Guidance, GuidanceConfig, guidance_profile, make_guidance
-from jaxpgd.guidance.smc import largest_exponent, smc
+from jaxpgd.guidance.base import Guidance, Guided
+from jaxpgd.guidance.diagnostics import guidance_profile
+from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance, make_strength
+from jaxpgd.guidance.likelihood import Likelihood
+from jaxpgd.guidance.smc import SMCGuidance, on_one_scale, smc
+from jaxpgd.guidance.strength import FixedStrength, Strength
 from jaxpgd.options import check_ranges
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import Ends, TokenCodec, ended
 from jaxpgd.types import Denoise, Metrics, Policy, Synthesis, Synthesizer, Trajectory
 
-PROFILE_LEVELS = 8  # noise levels at which a generation tells the strength of its guidance
+PROFILE_LEVELS = 8  # noise levels at which a refresh tells the strength of its guidance
 _PROFILED = 16  # of its trajectories
 
 
@@ -36,8 +41,8 @@ class TrajectoryDenoiser:
 
 
 @struct.dataclass
-class DiffusionSynthesizer:
-    """Samples whole trajectories of `length` steps; with `guidance`, towards the policy it is called with.
+class DiffusionSynthesizer(Synthesizer):
+    """Samples entire trajectories of `length` steps; with `guidance`, towards the policy it is called with.
 
     Start observations only say how many: the model generates its own first states. With `from_start` the first state is
     in-painted instead: set to the start observation at the sampler's noise level at every stage, and exact at the end.
@@ -47,19 +52,22 @@ class DiffusionSynthesizer:
     denoiser: TrajectoryDenoiser
     sampling: Sampling
     guidance: Guidance | None
+    strength: Strength | None
     length: int = struct.field(pytree_node=False)
     from_start: bool = struct.field(pytree_node=False, default=False)
 
-    def sample_tokens(self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None) -> tuple[Array, Array]:
-        """One trajectory's tokens [T, D] and the number of denoiser evaluations []; start [O] counts with `from_start`."""
-        codec, denoise, nudge = self.denoiser.codec, self.knowing(ends), None
+    def sample_tokens(
+        self, key: Array, policy: Policy | None, coefficient: Array | float, start: Array, ends: Ends | None = None
+    ) -> tuple[Array, Array]:
+        """One trajectory's tokens [T, D] and its NFE []; start [O] counts with `from_start`."""
+        codec, denoise, hook = self.denoiser.codec, self.knowing(ends), None
         if self.guidance is not None and policy is not None:
-            denoise, nudge = self.guidance.attach(denoise, policy, codec, self.own(ends))
+            denoise, hook = self.guidance.attach(denoise, policy, codec, coefficient, self.valid(ends))
         clamp = self.clamp(start) if self.from_start else None
-        before = Chain((nudge, clamp)) if nudge is not None and clamp is not None else nudge or clamp
+        before = Chain((hook, clamp)) if hook is not None and clamp is not None else hook or clamp
         shape = (self.length, codec.token_dim)
         x, info = self.sampling.draw(key, denoise, shape, before_step=before, after_stage=clamp)
-        return x, info["evaluations"]
+        return x, info["nfe"]
 
     def knowing(self, ends: Ends | None) -> Denoise:
         """The denoiser, told where the trajectory ends."""
@@ -68,7 +76,7 @@ class DiffusionSynthesizer:
             return denoise
         return CleanConditions(denoise, padding(self.denoiser.codec, ends, self.length))  # type: ignore[arg-type]
 
-    def own(self, ends: Ends | None) -> Array | None:
+    def valid(self, ends: Ends | None) -> Array | None:
         """Which steps [..., T] are before the end; None: all."""
         return None if ends is None else ends.own(self.length)
 
@@ -81,135 +89,145 @@ class DiffusionSynthesizer:
         return Clamp(Condition(value, known), noised=True)
 
     def __call__(self, key: Array, policy: Policy | None, start: Array) -> Synthesis:
-        """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance."""
+        """start [N, O] -> N trajectories, weighted where guidance is "smc". `policy` may be None where there is no guidance.
+
+        Info: `nfe`, `forward_equivalents` and `coefficient` [] (0: unguided) of one trajectory, besides `summary`.
+        """
+        chex.assert_rank(start, 2)
         ends = None
         if self.denoiser.ends is not None:
             key, key_ends = jax.random.split(key)
             ends = self.denoiser.ends.draw(key_ends, start.shape[0], self.length)
-        tokens, log_weight, info = self.sample(key, policy, start, ends)
+        key, coefficient, spent = self.resolve(key, policy, start, ends)
+        tokens, log_weight, info = self.sample(key, policy, coefficient, start, ends)
+        info["forward_equivalents"] += spent
         trajectory = self.denoiser.codec.decode(tokens)
         if ends is not None:
             trajectory = jax.vmap(ended)(trajectory, ends)
-        if policy is not None and self.profiled:
+        if policy is not None and self.profile_levels > 0:
             key_profile = jax.random.fold_in(key, 2**32 - 1)  # of no trajectory
             heaviest = jnp.argsort(-log_weight)[:_PROFILED]  # lost particles may be no numbers
             those = jax.tree.map(lambda x: x[heaviest], ends)
-            info |= self.with_coefficient(info["coefficient"]).profile(key_profile, policy, tokens[heaviest], those)
-        return Synthesis(trajectory, log_weight, info | summary(trajectory, self.own(ends)))
+            info |= self.profile(key_profile, policy, coefficient, tokens[heaviest], those)
+        return Synthesis(trajectory, log_weight, info | summary(trajectory, self.valid(ends)))
 
     @property
-    def profiled(self) -> bool:
-        """Whether the strength of its guidance can be told: `published` moves samples, not the denoiser."""
-        return self.guidance is not None and self.guidance.kind != "published"
+    def guided(self) -> bool:
+        """As `Synthesizer.guided`."""
+        return self.guidance is not None
 
-    def profile(self, key: Array, policy: Policy, tokens: Array, ends: Ends | None = None) -> Metrics:
+    @property
+    def weighted(self) -> bool:
+        """As `Synthesizer.weighted`."""
+        return self.guidance is not None and self.guidance.weighted
+
+    @property
+    def profile_levels(self) -> int:
+        """As `Synthesizer.profile_levels`; `published` moves samples, not the denoiser."""
+        return PROFILE_LEVELS if self.guidance is not None and self.guidance.at_denoised_point else 0
+
+    def profile(
+        self, key: Array, policy: Policy, coefficient: Array | float, tokens: Array, ends: Ends | None = None
+    ) -> Metrics:
         """`guidance_profile` [K] around tokens [N, T, D] at noise levels of the sampler, "profile_sigma" [K]."""
         assert self.guidance is not None
-        levels = self.sampling.sigmas[:-1]
+        guidance, codec, levels = self.guidance, self.denoiser.codec, self.sampling.sigmas[:-1]
         sigmas = levels[np.linspace(0, levels.shape[0] - 1, PROFILE_LEVELS).round().astype(int)]
-        guided = lambda ends: self.guidance.guided(self.knowing(ends), policy, self.denoiser.codec, self.own(ends))
+
+        def guided_until(end: Ends | None) -> Guided:
+            denoise, _ = guidance.attach(self.knowing(end), policy, codec, coefficient, self.valid(end))
+            return cast(Guided, denoise)
+
         if ends is None:
-            return {"profile_sigma": sigmas, **guidance_profile(key, guided(None), tokens, sigmas)}
-        one = lambda key, x, end: guidance_profile(key, guided(end), x[None], sigmas)
+            return {"profile_sigma": sigmas, **guidance_profile(key, guided_until(None), tokens, sigmas)}
+        one = lambda key, x, end: guidance_profile(key, guided_until(end), x[None], sigmas)
         each = jax.vmap(one)(jax.random.split(key, tokens.shape[0]), tokens, ends)
         return {"profile_sigma": sigmas, **{name: jnp.sqrt(jnp.square(x).mean(axis=0)) for name, x in each.items()}}
 
-    def sample(self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
+    def resolve(
+        self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None
+    ) -> tuple[Array, Array, Array | int]:
+        """The key to go on with, the coefficient lambda [] of these trajectories, and the forward-equivalents that it took.
+
+        A strength that needs samples finds it on as many unguided trajectories as are asked for, which cost a forward pass an
+        evaluation. Raises TypeError for policies without log_prob_fn.
+        """
+        if self.strength is None or policy is None:
+            return key, jnp.zeros((), jnp.float32), 0
+        if not self.strength.needs_samples:
+            return key, self.strength.resolve(), 0
+        if policy.log_prob_fn is None:
+            raise TypeError("guidance.target_ess: expected a policy with log_prob_fn, which weights are made of")
+        key, key_unguided = jax.random.split(key)
+        plain, _, info = self.unguided().sample(key_unguided, None, 0.0, start, ends)
+        exact = lambda x, valid: Likelihood(policy, self.denoiser.codec, 1.0, valid=valid).exact(x)
+        return key, self.strength.resolve(jax.vmap(exact)(plain, self.valid(ends))), info["nfe"]
+
+    def sample(
+        self, key: Array, policy: Policy | None, coefficient: Array | float, start: Array, ends: Ends | None = None
+    ) -> tuple[Array, Array, Metrics]:
         """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded.
 
         `ends` [N] of trajectories that end before T, which only a denoiser of padded windows knows.
         """
-        if policy is not None and self.guidance is not None:
-            if self.guidance.adaptive:
-                return self.adapted(key, policy, start, ends)
-            if self.guidance.weighted:
-                return self.populations(key, policy, start)
-        tokens, evaluations = map_starts(
-            lambda key, x: self.sample_tokens(key, policy, *x), key, (start, ends), self.sampling.batch_size
+        if policy is not None and self.weighted:
+            return self.populations(key, policy, coefficient, start)
+        tokens, nfe = map_starts(
+            lambda key, x: self.sample_tokens(key, policy, coefficient, *x), key, (start, ends), self.sampling.batch_size
         )
-        return tokens, jnp.zeros(start.shape[0], jnp.float32), self.account(evaluations[0], guided=policy is not None)
+        return tokens, jnp.zeros(start.shape[0], jnp.float32), self.cost(nfe[0], coefficient, guided=policy is not None)
 
-    def adapted(self, key: Array, policy: Policy, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
-        """As `sample`, with the coefficient that `guidance.target_ess` asks for; info has it as "coefficient".
+    def cost(self, nfe: Array, coefficient: Array | float, *, guided: bool) -> Metrics:
+        """Info of one trajectory of so many evaluations: `nfe`, `forward_equivalents`, `coefficient`, each []."""
+        guided = guided and self.guidance is not None
+        steps = self.sampling.sigmas.shape[0] - 1
+        passes = self.guidance.forward_equivalents(nfe, steps) if guided and self.guidance is not None else nfe
+        number = jnp.asarray(coefficient if guided else 0.0, jnp.float32)
+        return {"nfe": nfe, "forward_equivalents": passes, "coefficient": number}
 
-        It is found on as many unguided trajectories as are asked for, which cost a forward pass an evaluation besides.
-        Raises TypeError for policies without log_prob_fn.
+    def populations(self, key: Array, policy: Policy, coefficient: Array | float, start: Array) -> tuple[Array, Array, Metrics]:
+        """As `sample`, by sequential Monte Carlo: populations of equal size, their weights on one scale.
+
+        At most one particle of each is drawn in vain. Raises ValueError with `from_start`, which particles do not support.
         """
-        assert self.guidance is not None
-        if policy.log_prob_fn is None:
-            raise TypeError("guidance.target_ess: expected a policy with log_prob_fn, which weights are made of")
-        key, key_unguided = jax.random.split(key)
-        plain, _, spent = self.unguided().sample(key_unguided, None, start, ends)
-        exact = lambda x, own: Likelihood(policy, self.denoiser.codec, 1.0, counted=own).exact(x)
-        log_q = jax.vmap(exact)(plain, self.own(ends))
-        coefficient = largest_exponent(log_q, self.guidance.target_ess, self.guidance.coefficient)
-        tokens, log_weight, info = self.with_coefficient(coefficient).sample(key, policy, start, ends)
-        cost = info["forward_equivalents"] + spent["evaluations"]
-        return tokens, log_weight, info | {"coefficient": coefficient, "forward_equivalents": cost}
-
-    @property
-    def weighted(self) -> bool:
-        """Whether trajectories come with weights."""
-        return self.guidance is not None and self.guidance.weighted
-
-    def account(self, evaluations: Array, *, guided: bool) -> Metrics:
-        """What one trajectory cost."""
-        cost = evaluations
-        if self.guidance is not None and guided:
-            cost = self.guidance.forward_equivalents(evaluations, self.sampling.sigmas.shape[0] - 1)
-        coefficient = self.guidance.coefficient if self.guidance is not None and guided else 0.0
-        return {"evaluations": evaluations, "forward_equivalents": cost, "coefficient": jnp.asarray(coefficient, jnp.float32)}
-
-    def populations(self, key: Array, policy: Policy, start: Array) -> tuple[Array, Array, Metrics]:
-        """As `sample`, by sequential Monte Carlo: populations of `guidance.particles`, their weights on one scale.
-
-        Populations are of equal size: at most one particle of each is made in vain. Raises ValueError with `from_start`,
-        which particles do not support.
-        """
-        assert self.guidance is not None
+        assert isinstance(self.guidance, SMCGuidance)
         if self.from_start:
             raise ValueError('guidance.kind = "smc": trajectories cannot be made to begin at given observations')
-        codec, count = self.denoiser.codec, start.shape[0]
-        number = -(-count // self.guidance.particles)
+        codec, count, options = self.denoiser.codec, start.shape[0], self.guidance.options
+        number = -(-count // options.particles)
         size = -(-count // number)
-        guidance, guided = self.guidance, self.guidance.guided(self.denoiser.denoise, policy, codec)
+        guided = self.guidance.guide(self.denoiser.denoise, policy, codec, coefficient)
 
         def one(key: Array) -> tuple[Array, Array, Metrics]:
             return smc(
                 key, guided, (self.length, codec.token_dim), self.sampling.sigmas,
-                particles=size, threshold=guidance.threshold, order=guidance.order, batch_size=self.sampling.batch_size,
+                particles=size, threshold=options.threshold, order=options.order, batch_size=self.sampling.batch_size,
             )  # fmt: skip
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
-        # a population counts by its estimate of the normaliser, its particles by their weights
-        # one without a living particle has the estimate -inf, and no weight
-        inside = log_weight - jax.nn.logsumexp(log_weight, axis=-1, keepdims=True) + info["log_normaliser"][:, None]
-        log_weight = jnp.where(jnp.isfinite(inside), inside, -jnp.inf)
-        alive = {name: jnp.where(jnp.isfinite(info[name]), info[name], 0.0) for name in ("ess", "least_ess")}
-        means = {"ess": alive["ess"].mean(), "least_ess": alive["least_ess"].min(), "resampled": info["resampled"].mean()}
-        means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
-        account = self.account(info["looks"][0], guided=True)
-        return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], account | means
+        log_weight, means = on_one_scale(log_weight, info)
+        cost = self.cost(info["nfe"][0], coefficient, guided=True)
+        return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], cost | means
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":
-        """The same synthesizer with another guidance coefficient, not adapted. Raises ValueError where it has no guidance."""
+        """As `Synthesizer.with_coefficient`."""
         if self.guidance is None:
             raise ValueError("this synthesizer has no guidance whose coefficient could be set")
-        number = jnp.asarray(coefficient, jnp.float32)  # as in `make_guidance`: another type would compile once more
-        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, coefficient=number, adaptive=False))
+        # as in `make_strength`: another type would compile once more
+        return dataclasses.replace(self, strength=FixedStrength(jnp.asarray(coefficient, jnp.float32)))
 
     def starting(self) -> "DiffusionSynthesizer":
         """The same synthesizer with trajectories that begin at the start observations.
 
-        Particles cannot be made to begin there: of "smc" its proposal is left, without weights. None ends before T.
+        Particles cannot begin there: of "smc" its proposal is left, without weights. None ends before T.
         """
         guidance = None if self.guidance is None else self.guidance.unweighted()
-        whole = dataclasses.replace(self.denoiser, ends=None)
-        return dataclasses.replace(self, denoiser=whole, from_start=True, guidance=guidance)
+        denoiser, strength = dataclasses.replace(self.denoiser, ends=None), self.strength if guidance is not None else None
+        return dataclasses.replace(self, denoiser=denoiser, from_start=True, guidance=guidance, strength=strength)
 
     def unguided(self) -> "DiffusionSynthesizer":
-        """The same synthesizer without guidance."""
-        return dataclasses.replace(self, guidance=None)
+        """As `Synthesizer.unguided`."""
+        return dataclasses.replace(self, guidance=None, strength=None)
 
 
 def make_synthesizer(
@@ -232,8 +250,8 @@ def make_synthesizer(
     length = length or denoiser.length
     shape = (length, denoiser.codec.token_dim)
     x, sigma = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)
-    made = getattr(jax.eval_shape(denoiser.denoise, x, sigma), "shape", None)
-    check(made == shape, "denoiser", made, f"tokens {list(shape)} of tokens {list(shape)} and a sigma []")
+    found = getattr(jax.eval_shape(denoiser.denoise, x, sigma), "shape", None)
+    check(found == shape, "denoiser", found, f"tokens {list(shape)} of tokens {list(shape)} and a sigma []")
     through = guidance is not None and guidance.kind != "published"
     check_ends(guidance, denoiser.ends is not None)
     check(not (through and denoiser.codec.bounded), "data.normalisation", "limits",
@@ -242,6 +260,7 @@ def make_synthesizer(
         denoiser=denoiser,
         sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=through),
         guidance=None if guidance is None else make_guidance(guidance),
+        strength=None if guidance is None else make_strength(guidance),
         length=length,
     )
 
@@ -268,7 +287,7 @@ def synthesize_from(key: Array, synthesizer: Synthesizer, policy: Policy | None,
     return _unweighted(key, synthesizer, synthesizer(key, policy, start))  # type: ignore[arg-type]
 
 
-def _unweighted(key: Array, synthesizer: Synthesizer, made: Synthesis) -> Trajectory:
-    if not getattr(synthesizer, "weighted", False):
-        return made.trajectory
-    return resample(jax.random.fold_in(key, 1), made.trajectory, made.log_weight)
+def _unweighted(key: Array, synthesizer: Synthesizer, synthesis: Synthesis) -> Trajectory:
+    if not synthesizer.weighted:
+        return synthesis.trajectory
+    return resample(jax.random.fold_in(key, 1), synthesis.trajectory, synthesis.log_weight)

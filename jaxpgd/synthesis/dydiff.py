@@ -15,7 +15,7 @@ from jaxpgd.errors import check
 from jaxpgd.options import nonnegative, option, options, share
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import TokenCodec
-from jaxpgd.types import Denoise, Policy, Synthesis, Trajectory, valid_steps
+from jaxpgd.types import Denoise, Policy, Synthesis, Synthesizer, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions, acting
 from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import RolloutConfig, rollout
@@ -66,7 +66,7 @@ def known_entries(codec: TokenCodec, length: int) -> Array:
 
 
 @struct.dataclass
-class DyDiffSynthesizer:
+class DyDiffSynthesizer(Synthesizer):
     """DyDiff's rollouts (arXiv 2405.19189, section 4, algorithm 1).
 
     With s and a the states and actions of a trajectory, pi the policy and D the state denoiser:

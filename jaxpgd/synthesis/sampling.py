@@ -1,4 +1,4 @@
-"""What the synthesizers share: a sampler with its noise levels, trajectories in batches, the account they give of them."""
+"""What the synthesizers share: a solver with its noise levels, trajectories in batches, and metrics of them."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, SamplerConfig, make_churn, make_sampler
+from jaxpgd.diffusion.sampling import Solver, sample
+from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.tokens import saturated
-from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Sampler, Trajectory
+from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Trajectory
 
 
 @struct.dataclass
 class Sampling:
-    """A sampler with its noise levels and churn: how a denoiser is turned into samples."""
+    """A solver with its noise levels: how a denoiser is turned into samples."""
 
     sigmas: Array  # [n + 1]
-    churn: Churn
-    sampler: Sampler = struct.field(pytree_node=False)
+    solver: Solver
     batch_size: int = struct.field(pytree_node=False)  # trajectories sampled at once
 
     def draw(
@@ -34,12 +34,10 @@ class Sampling:
         before_step: Hook | None = None,
         after_stage: Hook | None = None,
     ) -> tuple[Array, Metrics]:
-        """One sample of `shape` [T, D] from noise, and what the sampler says of it ("evaluations" [])."""
+        """One sample of `shape` [T, D] from noise, and what it cost: {"nfe": []}."""
         key_noise, key_sampler = jax.random.split(key)
         x = self.sigmas[0] * jax.random.normal(key_noise, shape, self.sigmas.dtype)
-        return self.sampler(
-            key_sampler, denoise, x, self.sigmas, churn=self.churn, before_step=before_step, after_stage=after_stage
-        )
+        return sample(key_sampler, denoise, x, self.sigmas, self.solver, before_step=before_step, after_stage=after_stage)
 
 
 def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> Sampling:
@@ -48,8 +46,7 @@ def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int
     check(config.kind != "auto", "sampler.kind", config.kind, "a solver by name")
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
-        churn=make_churn(config),
-        sampler=make_sampler(config.kind, config.predictor),
+        solver=make_solver(config),
         batch_size=config.batch_size or fitting_batch(denoise, shape, guided=guided),
     )
 

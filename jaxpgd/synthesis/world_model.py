@@ -9,14 +9,14 @@ from jax import Array
 
 from jaxpgd.options import as_arrays
 from jaxpgd.synthesis.sampling import map_starts, summary
-from jaxpgd.types import Policy, Synthesis
+from jaxpgd.types import Policy, Synthesis, Synthesizer
 from jaxpgd.world_model.acting import acting
 from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import RolloutConfig, rollout
 
 
 @struct.dataclass
-class WorldModelSynthesizer:
+class WorldModelSynthesizer(Synthesizer):
     """Rolls the policy out in `model` from the start observations it is given."""
 
     model: WorldModel

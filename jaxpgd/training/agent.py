@@ -144,7 +144,7 @@ def learned_from(trajectory: Trajectory, *, drop_last: bool, after_terminal: boo
 def _synthesize(
     key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int, coefficient: Array | None
 ) -> tuple[Trajectory, Metrics]:
-    if coefficient is not None:
+    if coefficient is not None and synthesizer.guided:
         synthesizer = synthesizer.with_coefficient(coefficient)
     key_start, key_sample, key_resample = jax.random.split(key, 3)
     start = sample_real(key_start, data.real, data.filter.needed(count))

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from flax import struct
 
+from jaxpgd.diffusion import sampling
 from jaxpgd.diffusion.conditioning import Chain, Clamp, Condition, attach
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss, karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, euler, heun
+from jaxpgd.diffusion.single_step import EDMConfig, Euler, Heun
 from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.types import Stage
 
 RHO = 0.8  # correlation of two unit Gaussians: given the first is v, the second is Normal(RHO v, 1 - RHO^2)
 KNOWN = jnp.array([[True, False]])
 SIGMAS = karras_sigmas(32, 0.01, 20.0, 7.0)
-CHURN = Churn(20.0, 0.05, 10.0, 1.0)
+CHURN = EDMConfig(20.0, 0.05, 10.0, 1.0)
 
 
 @struct.dataclass
@@ -38,18 +39,18 @@ class Conditional:
         return condition.impose(jnp.stack([x[0, :1], mean[None]], axis=1).reshape(1, 2))
 
 
-def sample(kind, key, value, sampler=heun, denoise=None):
+def sample(kind, key, value, solver=Heun(CHURN), denoise=None):
     condition = Condition(jnp.array([[value, 0.0]]), KNOWN)
     wrapped, clamp = attach(kind, Conditional(jnp.asarray(value)) if denoise is None else denoise, condition)
     key_noise, key = jax.random.split(key)
     x = SIGMAS[0] * jax.random.normal(key_noise, (1, 2))
-    return sampler(key, wrapped, x, SIGMAS, churn=CHURN, before_step=clamp, after_stage=clamp)[0]
+    return sampling.sample(key, wrapped, x, SIGMAS, solver, before_step=clamp, after_stage=clamp)[0]
 
 
-@pytest.mark.parametrize("sampler", [euler, heun])
-def test_clean_conditions_are_exact_at_every_evaluation_and_in_the_sample(sampler):
+@pytest.mark.parametrize("solver", [Euler(CHURN), Heun(CHURN)])
+def test_clean_conditions_are_exact_at_every_evaluation_and_in_the_sample(solver):
     """The denoiser gives NaN wherever it sees another value, so that a finite sample proves every stage."""
-    x = sample("clean", jax.random.key(0), 1.5, sampler)
+    x = sample("clean", jax.random.key(0), 1.5, solver)
     assert np.isfinite(x).all() and float(x[0, 0]) == 1.5
 
 

@@ -13,8 +13,9 @@ from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.diffusion.edm import edm_loss
 from jaxpgd.diffusion.padding import WindowEnds, padding, window_ends
 from jaxpgd.envs.linear_gaussian import linear_policy
-from jaxpgd.guidance.base import Likelihood, PolicyNudge
-from jaxpgd.guidance.moment import MomentGuidance
+from jaxpgd.guidance.likelihood import Likelihood
+from jaxpgd.guidance.moment import standardised_residuals
+from jaxpgd.guidance.published import PolicyGradientStep
 from jaxpgd.tokens import Ends, TokenCodec, ended
 from jaxpgd.types import Trajectory
 
@@ -131,13 +132,13 @@ def test_what_follows_an_end_is_no_transition(terminal: bool) -> None:
 def test_guidance_counts_no_padding() -> None:
     """It is that of the steps before the end, and leaves what follows alone."""
     part, cut = X0[:STEPS], jnp.asarray(0.7)
-    full, own = Likelihood(POLICY, CODEC, 0.5, counted=OWN), Likelihood(POLICY, CODEC, 0.5)
+    full, own = Likelihood(POLICY, CODEC, 0.5, valid=OWN), Likelihood(POLICY, CODEC, 0.5)
     np.testing.assert_allclose(full.exact(X0), own.exact(part), rtol=1e-6)
     np.testing.assert_allclose(full.blurred(X0, cut), own.blurred(part, cut), rtol=1e-6)
-    residual = MomentGuidance(Mixing(jnp.eye(4)), full).residual(X0)  # type: ignore[arg-type]
-    np.testing.assert_allclose(residual[:STEPS], MomentGuidance(Mixing(jnp.eye(4)), own).residual(part), rtol=1e-6)  # type: ignore[arg-type]
+    residual = standardised_residuals(full, X0)
+    np.testing.assert_allclose(residual[:STEPS], standardised_residuals(own, part), rtol=1e-6)
     assert not residual[STEPS:].any()
-    nudge = PolicyNudge(POLICY, CODEC, 1.0, 0.3, 0.0, jnp.inf)
-    counted = nudge.replace(counted=OWN).gradient(X0)  # type: ignore[attr-defined]
+    nudge = PolicyGradientStep(POLICY, CODEC, 1.0)
+    counted = nudge.replace(valid=OWN).gradient(X0)  # type: ignore[attr-defined]
     np.testing.assert_allclose(counted[:STEPS], nudge.gradient(part), rtol=1e-5)  # normalised over own steps
     assert not counted[STEPS:].any()

@@ -83,7 +83,7 @@ def test_bad_config_files(text: str, message: str, tmp_path: Path, capsys: pytes
         (["--seeds", "1.5"], "seeds = '1.5': expected an integer"),
         (["--seeds"], "option = '--seeds': expected one value"),
         (["--seeds", "1", "2"], "option = '--seeds 1 2': expected one value"),
-        (["--sampler.churn", "nan"], "sampler.churn = nan: expected a finite number"),
+        (["--sampler.heun.churn", "nan"], "sampler.heun.churn = nan: expected a finite number"),
         (["--data.add-terminals", "yes"], "data.add_terminals = 'yes': expected true or false"),
         (["--data.no-add-terminals", "true"], "option = '--data.no-add-terminals true': expected no value"),
         (["--arms", "fake"], "arms[0] = 'fake': expected one of 'real'"),
@@ -120,12 +120,13 @@ def test_what_an_interruption_leaves(
 
 def test_options_of_every_type() -> None:
     words = [
-        "--seeds=3", "--sampler.kind", "heun", "--sampler.churn", "1", "--sampler.sigma-min", "1e-3", "--data.no-add-terminals",
+        "--seeds=3", "--sampler.kind", "heun", "--sampler.heun.churn", "1", "--sampler.sigma-min", "1e-3",
+        "--data.no-add-terminals",
         "--data.add_episode_starts", "false", "--data.allow-timeout-end", "--evaluation.coefficients", "0.5", "2",
         "--out", "7", "--agent.td3-bc.hidden", "8", "8",
     ]  # fmt: skip
     config, _ = read_run_arguments(words, "run")
-    assert (config.seeds, config.sampler.churn, config.sampler.sigma_min, config.out) == (3, 1.0, 1e-3, "7")
+    assert (config.seeds, config.sampler.heun.churn, config.sampler.sigma_min, config.out) == (3, 1.0, 1e-3, "7")
     assert (config.data.add_terminals, config.data.add_episode_starts, config.data.allow_timeout_end) == (False, False, True)
     assert (config.evaluation.coefficients, config.agent.td3_bc.hidden) == ((0.5, 2.0), (8, 8))
 
@@ -150,7 +151,7 @@ def test_options_change_a_file(tmp_path: Path) -> None:
     assert resume and (config.seeds, config.sampler.steps, config.arms) == (3, 7, ("real", "guided"))
     assert config.denoiser.features == 1024
     config, resume = read_run_arguments(["--preset", "official"], "run")
-    assert not resume and config.sampler.predictor == "unchurned"
+    assert not resume and config.sampler.heun.predictor == "unchurned"
     assert read_run_arguments([], "run") == (Config(), False)
 
 

@@ -35,7 +35,7 @@ def test_values_over_preset_over_defaults(tmp_path: Path) -> None:
     config = load_config(path, {"seeds": 3, "agent": {"kind": "iql"}})
     assert (config.seeds, config.sampler.steps, config.agent.iql.beta, config.agent.kind) == (3, 64, 1.0, "iql")
     assert isinstance(config.agent.iql.beta, float)
-    assert config.sampler.churn_noise == 1.003 and config.denoiser.features == 1024  # of the preset
+    assert config.sampler.heun.churn_noise == 1.003 and config.denoiser.features == 1024  # of the preset
     assert config.data.name == Config().data.name
     assert load_config(None, {"preset": "paper"}).denoiser.epochs == 10_000
 
@@ -89,8 +89,9 @@ PAPER = {
     "denoiser.ema": 0.995, "denoiser.ema_every": 10, "denoiser.warmup_fraction": 0.1, "denoiser.initial_lr_fraction": 0.1,
     "denoiser.block": "plain", "data.validation_fraction": 0.05,
     "sampler.kind": "heun", "sampler.steps": 256, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
-    "sampler.churn": 80.0, "sampler.churn_min": 0.05, "sampler.churn_max": 50.0, "sampler.churn_noise": 1.003,
-    "guidance.kind": "published", "guidance.sine": 0.3,
+    "sampler.heun.churn": 80.0, "sampler.heun.churn_min": 0.05, "sampler.heun.churn_max": 50.0,
+    "sampler.heun.churn_noise": 1.003,
+    "guidance.kind": "published", "guidance.published.sine": 0.3,
     "synthesis.regime": "periodic", "synthesis.trajectories": 8192, "synthesis.interval": 10_000,
     "synthesis.synthetic_ratio": 240 / 256, "synthesis.first_unguided": True,
     "agent.updates": 1_000_000, "agent.batch_size": 256, "agent.td3_bc.alpha": 2.5, "agent.td3_bc.critic_updates": 2,
@@ -112,7 +113,8 @@ PAPER = {
 
 # what PGD's released code does at its defaults
 OFFICIAL = {
-    "denoiser.norm": "step", "sampler.predictor": "unchurned", "guidance.normalise": "none", "guidance.at": "noised",
+    "denoiser.norm": "step", "sampler.heun.predictor": "unchurned", "sampler.euler.predictor": "unchurned",
+    "guidance.published.normalise": "none", "guidance.published.at": "noised",
     "synthesis.length": 129, "synthesis.drop_last": True, "synthesis.after_terminal": True, "agent.normalise_obs": False,
     "agent.td3_bc.lr": 1e-3, "agent.td3_bc.actor_first": True, "agent.td3_bc.init": "lecun_normal",
     "agent.iql.lr": 1e-3, "agent.iql.stale_value": True, "agent.iql.init": "lecun_normal",
@@ -124,7 +126,7 @@ def test_published_values(preset: str) -> None:
     config = load_config(None, {"preset": preset})
     for name, value in (PAPER | (OFFICIAL if preset == "official" else {})).items():
         assert get(config, name) == value, name
-    defects = (config.sampler.predictor, config.guidance.normalise, config.denoiser.norm)
+    defects = (config.sampler.heun.predictor, config.guidance.published.normalise, config.denoiser.norm)
     assert preset == "official" or defects == ("churned", "safe", "sequence")
 
 
@@ -149,7 +151,8 @@ DYDIFF_PAPER = {
     "denoiser.sigma_data": 0.5, "denoiser.p_mean": -1.2, "denoiser.p_std": 1.2, "denoiser.steps": 500_000,
     "denoiser.batch_size": 8, "denoiser.peak_lr": 4e-4, "denoiser.warmup_fraction": 1.0, "denoiser.initial_lr_fraction": 0.0,
     "sampler.kind": "heun", "sampler.steps": 34, "sampler.sigma_min": 0.002, "sampler.sigma_max": 80.0, "sampler.rho": 7.0,
-    "sampler.churn": 60.0, "sampler.churn_min": 0.37, "sampler.churn_max": 52.2, "sampler.churn_noise": 1.002,
+    "sampler.heun.churn": 60.0, "sampler.heun.churn_min": 0.37, "sampler.heun.churn_max": 52.2,
+    "sampler.heun.churn_noise": 1.002,
     "world_model.members": 7, "world_model.elites": 5,
     "world_model.hidden": (200,) * 4, "world_model.reward_hidden": (256, 256),
     "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
@@ -271,7 +274,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
     [
         ("seeds", 0, "a number above 0"),
         ("data.window", 0, "a number above 0"),
-        ("sampler.churn", -1.0, "not below 0"),
+        ("sampler.heun.churn", -1.0, "not below 0"),
         ("synthesis.world_model.length", -1, "not below 0"),
         ("guidance.coefficient", -0.1, "not below 0"),
         ("synthesis.synthetic_ratio", 1.5, "from 0 to 1"),
@@ -319,7 +322,11 @@ def test_rollouts_of_one_step_are_allowed_unless_their_only_step_is_dropped() ->
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("guidance.hold_states", {"guidance": {"kind": "smc", "hold_states": True}}, "whose weights move states"),
+        (
+            "guidance.reconstruction.hold_states",
+            {"guidance": {"kind": "smc", "reconstruction": {"hold_states": True}}},
+            "whose weights move states",
+        ),
         ("agent.diffusion_ql.own_score", {"guidance": {"kind": "smc"}}, "guidance.target_ess. Their weights are"),
         ("agent.diffusion_ql.own_score", {"guidance": {"target_ess": 0.5}}, "guidance.target_ess. Their weights are"),
     ],
@@ -341,8 +348,10 @@ def test_guidance_that_takes_tokens_of_unit_variance_refuses_limits(kind: str) -
 
 def test_the_ancestral_sampler_has_no_unchurned_predictor() -> None:
     load_config(None, {"sampler": {"kind": "ancestral"}})
-    with pytest.raises(InputError, match=r"sampler.predictor = 'unchurned': expected its default 'churned'"):
-        load_config(None, {"sampler": {"kind": "ancestral", "predictor": "unchurned"}})
+    with pytest.raises(InputError, match=r"unknown key 'sampler.ancestral.predictor'"):
+        load_config(None, {"sampler": {"kind": "ancestral", "ancestral": {"predictor": "unchurned"}}})
+    with pytest.raises(InputError, match=r"sampler.heun.predictor = 'unchurned': expected its default 'churned'"):
+        load_config(None, {"sampler": {"kind": "ancestral", "heun": {"predictor": "unchurned"}}})
 
 
 @pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql"])
@@ -372,7 +381,7 @@ def test_a_guided_arm_that_would_never_be_guided_is_refused(changes: dict[str, A
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sampler": {"churn": 20.0}}, "sampler.churn = 20.0: expected its default"),
+        ({"sampler": {"heun": {"churn": 20.0}}}, "sampler.heun.churn = 20.0: expected its default"),
         (
             {"arms": ["dydiff"], "synthesis": {"dydiff": {"conditions": "churned"}}},
             "synthesis.dydiff.conditions = 'churned': expected",

@@ -10,7 +10,10 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import make_sampler
+from jaxpgd.diffusion.multistep import DPMpp2M
+from jaxpgd.diffusion.sampling import Solver
+from jaxpgd.diffusion.sampling import sample as sampled
+from jaxpgd.diffusion.single_step import Heun
 from jaxpgd.envs.linear_gaussian import (
     feature_statistics,
     gaussian_denoise,
@@ -18,7 +21,7 @@ from jaxpgd.envs.linear_gaussian import (
     standardise_moments,
     trajectory_moments,
 )
-from jaxpgd.guidance.base import Look
+from jaxpgd.guidance.base import Estimate
 from jaxpgd.guidance.consistency import Consistency, ConsistentDenoise, ConsistentGuided, conjugate_gradients
 from jaxpgd.tokens import TokenCodec
 
@@ -99,15 +102,15 @@ def test_statistics_of_tokens_are_taken_into_account() -> None:
     assert np.abs(make(UNIT)(x0, jnp.asarray(0.5)) - x0).max() > 0.1
 
 
-@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
-def test_exact_samples_of_deterministic_dynamics_stay_exact(solver: str) -> None:
+@pytest.mark.parametrize("solver", [DPMpp2M(), Heun()])
+def test_exact_samples_of_deterministic_dynamics_stay_exact(solver: Solver) -> None:
     mean, cov = trajectory_moments(ENV.without_noise(), BEHAVIOUR)
     centre, scale = feature_statistics(mean, cov, FEATURES)
     denoise = gaussian_denoise(*standardise_moments(mean, cov, centre, scale), FEATURES)
     codec = dataclasses.replace(UNIT, mean=jnp.asarray(centre, jnp.float32), std=jnp.asarray(scale, jnp.float32))
     sigmas, key = karras_sigmas(24, 0.01, 20.0, 7.0), jax.random.key(2)
     x = sigmas[0] * jax.random.normal(key, (32, STEPS, FEATURES))
-    sample = jax.jit(lambda d, x: jax.vmap(lambda x: make_sampler(solver, "churned")(key, d, x, sigmas)[0])(x))
+    sample = jax.jit(lambda d, x: jax.vmap(lambda x: sampled(key, d, x, sigmas, solver)[0])(x))
     plain = sample(denoise, x)
     found = sample(ConsistentDenoise(denoise, make(codec, tau=0.02, sigma_max=jnp.inf)), x)
     np.testing.assert_allclose(found, plain, atol=2e-3)
@@ -122,9 +125,8 @@ def test_white_tokens_give_the_stated_product_of_experts() -> None:
     white = lambda x, sigma: jnp.where(known, 0.0, x / (1 + sigma**2))
     sigmas = karras_sigmas(160, 0.002, 80.0, 7.0)
     consistent = make(codec, tau=tau, sigma_max=jnp.inf, iterations=24)
-    run = lambda x: make_sampler("dpmpp_2m", "churned")(jax.random.key(0), lambda x, s: consistent(white(x, s), s), x, sigmas)[
-        0
-    ]
+    denoise = lambda x, s: consistent(white(x, s), s)
+    run = lambda x: sampled(jax.random.key(0), denoise, x, sigmas, DPMpp2M())[0]
     entries = state_entries(steps)
     basis = jnp.eye(steps * FEATURES)[entries].reshape(-1, steps, FEATURES)
     columns = jax.jit(jax.vmap(run))(sigmas[0] * basis).reshape(len(entries), -1)[:, entries]
@@ -173,8 +175,8 @@ def test_no_gradient_passes_the_correction() -> None:
 
 def test_both_points_of_a_proposal_are_corrected() -> None:
     class Fixed:
-        def look(self, x: Array, sigma: Array) -> Look:
-            return Look(x, 2 * x, x.sum())
+        def estimate(self, x: Array, sigma: Array) -> Estimate:
+            return Estimate(x, 2 * x, x.sum())
 
         def __call__(self, x: Array, sigma: Array) -> Array:
             return 2 * x
@@ -184,11 +186,11 @@ def test_both_points_of_a_proposal_are_corrected() -> None:
 
     consistency, x, sigma = make(UNIT), jax.random.normal(jax.random.key(7), (STEPS, FEATURES)), jnp.asarray(0.4)
     guided = ConsistentGuided(Fixed(), consistency)
-    look = guided.look(x, sigma)
-    np.testing.assert_array_equal(look.denoised, consistency(x, sigma))
-    np.testing.assert_array_equal(look.guided, consistency(2 * x, sigma))
-    np.testing.assert_array_equal(guided(x, sigma), look.guided)
-    assert look.log_twist == x.sum() == guided.log_target(x)
+    estimate = guided.estimate(x, sigma)
+    np.testing.assert_array_equal(estimate.x0, consistency(x, sigma))
+    np.testing.assert_array_equal(estimate.x0_guided, consistency(2 * x, sigma))
+    np.testing.assert_array_equal(guided(x, sigma), estimate.x0_guided)
+    assert estimate.log_twist == x.sum() == guided.log_target(x)
 
 
 def test_a_single_step_has_no_dynamics() -> None:

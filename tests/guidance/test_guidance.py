@@ -6,12 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from guided import method
 from jax import Array
 
 from jaxpgd.envs.linear_gaussian import linear_policy
-from jaxpgd.guidance.base import Likelihood, PolicyNudge, ReconstructionGuidance, Unguided, log_likelihood
-from jaxpgd.guidance.kinds import Guidance, guidance_profile
+from jaxpgd.guidance.base import GuidedDenoise, NoGuidance, NoiseRange
+from jaxpgd.guidance.diagnostics import guidance_profile
+from jaxpgd.guidance.likelihood import Likelihood, log_likelihood
 from jaxpgd.guidance.moment import MomentGuidance
+from jaxpgd.guidance.published import PolicyGradientStep, PublishedConfig
+from jaxpgd.guidance.reconstruction import ReconstructionGuidance
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy, Stage
 
@@ -36,9 +40,10 @@ def stage(index: int, count: int = 8, sigma: float = 2.0) -> Stage:
     return Stage(index=jnp.asarray(index), count=count, sigma=jnp.asarray(sigma), key=jax.random.key(0), denoise=Shrink())
 
 
-def nudge(**changes: Any) -> PolicyNudge:
-    plain = PolicyNudge(POLICY, CODEC, 1.0, 0.3, 0.0, jnp.inf, "noised", "none")
-    return dataclasses.replace(plain, **changes)
+def step(**changes: Any) -> PolicyGradientStep:
+    options: dict[str, Any] = {"at": "noised", "normalise": "none", "sine": 0.3}
+    options |= {name: changes.pop(name) for name in options if name in changes}
+    return dataclasses.replace(PolicyGradientStep(POLICY, CODEC, 1.0, PublishedConfig(**options)), **changes)
 
 
 def hand_gradient(x: np.ndarray) -> np.ndarray:
@@ -56,10 +61,10 @@ def test_log_likelihood_sums_over_steps() -> None:
 
 
 def test_gradient_by_hand() -> None:
-    np.testing.assert_allclose(nudge().gradient(X), hand_gradient(X), rtol=1e-4)
-    safe = nudge(normalise="safe").gradient(X)
+    np.testing.assert_allclose(step().gradient(X), hand_gradient(X), rtol=1e-4)
+    safe = step(normalise="safe").gradient(X)
     np.testing.assert_allclose(safe, hand_gradient(X) / np.linalg.norm(hand_gradient(X)), rtol=1e-4)
-    np.testing.assert_allclose(nudge(normalise="official").gradient(X), safe, atol=1e-6)
+    np.testing.assert_allclose(step(normalise="official").gradient(X), safe, atol=1e-6)
 
 
 def ramp(index: Any, count: int, sine: float = 0.3) -> Any:
@@ -71,7 +76,7 @@ def ramp(index: Any, count: int, sine: float = 0.3) -> Any:
 @pytest.mark.parametrize("count", [2, 8, 24, 256])
 def test_schedule_by_hand(count: int, sine: float) -> None:
     """As published, times what makes them add up to what 256 steps of that coefficient add."""
-    at = jax.vmap(lambda i: nudge(coefficient=2.0, sine=sine).weight(stage(i, count)))
+    at = jax.vmap(lambda i: step(coefficient=2.0, sine=sine).weight(stage(i, count)))
     by_hand = 2.0 * ramp(np.arange(count), count, sine)
     wanted = by_hand * (ramp(np.arange(256), 256, sine).sum() / ramp(np.arange(count), count, sine).sum())
     np.testing.assert_allclose(at(jnp.arange(count)), wanted, rtol=1e-4, atol=1e-5)
@@ -80,42 +85,42 @@ def test_schedule_by_hand(count: int, sine: float) -> None:
 def test_at_the_published_number_of_steps_the_weights_are_the_published_ones_bit_for_bit() -> None:
     index, count = jnp.arange(256), 256
     published = 0.7 * (1.0 - index / count + 0.3 * jnp.sin(jnp.pi * (index + 1) / count))
-    found = jax.vmap(lambda i: nudge(coefficient=0.7).weight(stage(i, count)))(index)
+    found = jax.vmap(lambda i: step(coefficient=0.7).weight(stage(i, count)))(index)
     np.testing.assert_array_equal(found, jnp.where(index < count - 1, published, 0.0))
 
 
-def test_a_single_step_has_no_nudge() -> None:
-    np.testing.assert_array_equal(nudge(coefficient=0.5)(X, stage(0, 1)), X)
+def test_a_single_step_has_no_step() -> None:
+    np.testing.assert_array_equal(step(coefficient=0.5)(X, stage(0, 1)), X)
 
 
-def test_nudge_moves_actions_alone() -> None:
-    moved = nudge(coefficient=0.5)(X, stage(0, 256)) - X
+def test_the_step_moves_actions_alone() -> None:
+    moved = step(coefficient=0.5)(X, stage(0, 256)) - X
     weight = 0.5 * (1 + 0.3 * np.sin(np.pi / 256))
     np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(X), rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(moved[:, [0, 2, 3]], 0)
-    np.testing.assert_array_equal(nudge(coefficient=0.5)(X, stage(7)), X)
+    np.testing.assert_array_equal(step(coefficient=0.5)(X, stage(7)), X)
 
 
-def test_nudge_at_the_denoised_trajectory() -> None:
-    moved = nudge(at="denoised")(X, stage(0, 256, sigma=2.0)) - X
+def test_the_step_at_the_denoised_trajectory() -> None:
+    moved = step(at="denoised")(X, stage(0, 256, sigma=2.0)) - X
     weight = 1 + 0.3 * np.sin(np.pi / 256)
     np.testing.assert_allclose(moved[:, 1:2], weight * hand_gradient(np.asarray(X) / 5.0), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.4, 3.1])
-def test_nudge_outside_its_noise_levels(sigma: float) -> None:
-    np.testing.assert_array_equal(nudge(sigma_min=0.5, sigma_max=3.0)(X, stage(0, sigma=sigma)), X)
+def test_the_step_outside_its_noise_levels(sigma: float) -> None:
+    np.testing.assert_array_equal(step(levels=NoiseRange(0.5, 3.0))(X, stage(0, sigma=sigma)), X)
 
 
 def test_zero_gradient() -> None:
     """At the policy's mode the published division gives NaN; the safe one stays put."""
     policy = linear_policy([[0.0]], [0.0], 1.0)
     x = jnp.zeros((3, 4)).at[:, 1].set(0.1 / 0.7)  # u = 0
-    assert np.isnan(nudge(policy=policy, normalise="official").gradient(x)).all()
-    np.testing.assert_allclose(nudge(policy=policy, normalise="safe").gradient(x), 0, atol=1e-6)
+    assert np.isnan(step(policy=policy, normalise="official").gradient(x)).all()
+    np.testing.assert_allclose(step(policy=policy, normalise="safe").gradient(x), 0, atol=1e-6)
     x = x.at[:, 1].set(0.0)
     flat = dataclasses.replace(CODEC, mean=jnp.zeros(4))
-    np.testing.assert_array_equal(nudge(policy=policy, codec=flat, normalise="safe").gradient(x), 0)
+    np.testing.assert_array_equal(step(policy=policy, codec=flat, normalise="safe").gradient(x), 0)
 
 
 # Actions so small that tanh is linear: pre-tanh token z stands for the action 0.01 z, of which N(0.01 m, (0.01 s)^2) is likely.
@@ -127,8 +132,9 @@ def small_policy(gain: float = 0.0) -> Any:
     return linear_policy([[0.01 * gain]], [0.01 * TARGET_MEAN], 0.01 * TARGET_STD)
 
 
-def guided(coefficient: float = 1.0, gain: float = 0.0, **changes: Any) -> ReconstructionGuidance:
-    return ReconstructionGuidance(Shrink(), Likelihood(small_policy(gain), SMALL, coefficient, **changes))
+def guided(coefficient: float = 1.0, gain: float = 0.0, **options: Any) -> GuidedDenoise:
+    found: GuidedDenoise = method("reconstruction", **options).guide(Shrink(), small_policy(gain), SMALL, coefficient)
+    return found
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 4.0])
@@ -157,28 +163,28 @@ def test_no_coefficient_is_no_guidance_and_noise_levels_switch() -> None:
     sigma = jnp.asarray(1.0)
     np.testing.assert_allclose(guided(0.0)(X, sigma), Shrink()(X, sigma), rtol=1e-6)
     for outside in (0.4, 3.1):
-        switched = guided(1.0, sigma_min=0.5, sigma_max=3.0)
+        switched = guided(1.0, levels=NoiseRange(0.5, 3.0))
         np.testing.assert_allclose(switched(X, jnp.asarray(outside)), Shrink()(X, jnp.asarray(outside)), rtol=1e-6)
-    np.testing.assert_allclose(guided(1.0, sigma_min=0.5, sigma_max=3.0)(X, sigma), guided(1.0)(X, sigma), rtol=1e-6)
+    np.testing.assert_allclose(guided(1.0, levels=NoiseRange(0.5, 3.0))(X, sigma), guided(1.0)(X, sigma), rtol=1e-6)
 
 
 def test_attach_gives_a_hook_or_a_denoiser() -> None:
-    denoise, hook = Guidance(0.7, kind="published").attach(Shrink(), POLICY, CODEC)
-    assert isinstance(denoise, Shrink) and isinstance(hook, PolicyNudge)
-    assert hook.coefficient == 0.7 and hook.at == "denoised" and hook.normalise == "safe"
-    denoise, hook = Guidance(0.7, hold_states=True).attach(Shrink(), POLICY, CODEC)
-    assert isinstance(denoise, ReconstructionGuidance) and denoise.likelihood.hold_states and hook is None
-    assert isinstance(Guidance(1.0, kind="moment").attach(Shrink(), POLICY, CODEC)[0], MomentGuidance)
-    proposals = ("none", Unguided), ("reconstruction", ReconstructionGuidance), ("moment", MomentGuidance)
+    denoise, hook = method("published").attach(Shrink(), POLICY, CODEC, 0.7)
+    assert isinstance(denoise, Shrink) and isinstance(hook, PolicyGradientStep)
+    assert hook.coefficient == 0.7 and hook.options.at == "denoised" and hook.options.normalise == "safe"
+    denoise, hook = method(hold_states=True).attach(Shrink(), POLICY, CODEC, 0.7)
+    assert isinstance(denoise, GuidedDenoise) and denoise.likelihood.hold_states and hook is None
+    assert isinstance(denoise.method, ReconstructionGuidance) and denoise.likelihood.coefficient == 0.7
+    assert isinstance(method("moment").attach(Shrink(), POLICY, CODEC, 1.0)[0].method, MomentGuidance)
+    proposals = ("none", NoGuidance), ("reconstruction", ReconstructionGuidance), ("moment", MomentGuidance)
     for proposal, kind in proposals:
-        assert isinstance(Guidance(1.0, kind="smc", proposal=proposal).guided(Shrink(), POLICY, CODEC), kind)
-    with pytest.raises(ValueError, match="'published'"):
-        Guidance(1.0, kind="published").guided(Shrink(), POLICY, CODEC)
+        assert isinstance(method("smc", proposal=proposal).guide(Shrink(), POLICY, CODEC, 1.0).method, kind)
+    assert not hasattr(method("published"), "guide")  # a hook, no denoiser
 
 
 def test_cost_in_forward_equivalents() -> None:
-    """Heun with 32 steps evaluates 63 times; the nudge at the denoised point adds one forward pass a step."""
-    cost = lambda **settings: int(Guidance(1.0, **settings).forward_equivalents(jnp.asarray(63), 32))
+    """Heun with 32 steps evaluates 63 times; the gradient at the denoised point adds one forward pass a step."""
+    cost = lambda **settings: int(method(**settings).forward_equivalents(jnp.asarray(63), 32))
     assert cost() == 126 and cost(kind="moment", iterations=3) == 7 * 63
     assert cost(kind="published", at="noised") == 63 and cost(kind="published") == 95
     assert cost(kind="smc", proposal="none") == 63 and cost(kind="smc") == 126
@@ -188,14 +194,14 @@ def test_new_numbers_do_not_trace_again() -> None:
     traces = 0
 
     @jax.jit
-    def run(guidance: Guidance, policy: Any, scale: Array) -> Array:
+    def run(guidance: ReconstructionGuidance, coefficient: Array, policy: Any, scale: Array) -> Array:
         nonlocal traces
         traces += 1
-        denoise, _ = guidance.attach(Shrink(scale), policy, SMALL)
+        denoise, _ = guidance.attach(Shrink(scale), policy, SMALL, coefficient)
         return denoise(X, jnp.asarray(1.0))
 
-    first = run(Guidance(jnp.asarray(1.0)), small_policy(0.1), jnp.asarray(1.0))
-    second = run(Guidance(jnp.asarray(0.5)), small_policy(0.9), jnp.asarray(0.7))
+    first = run(method(), jnp.asarray(1.0), small_policy(0.1), jnp.asarray(1.0))
+    second = run(method(limit=3.0), jnp.asarray(0.5), small_policy(0.9), jnp.asarray(0.7))
     assert traces == 1 and (first != second).any()
 
 
@@ -204,14 +210,14 @@ def test_unknown_states_widen_the_policy() -> None:
     codec = dataclasses.replace(CODEC, squashed=False)
     sigma, coefficient = 0.8, 0.4
     unknown = sigma**2 / (1 + sigma**2)
-    likelihood = Likelihood(POLICY, codec, coefficient, states=True)
+    likelihood = Likelihood(POLICY, codec, coefficient, uncertain_states=True)
     np.testing.assert_allclose(likelihood.state_variance(jnp.array([0.7]), jnp.array([0.2])), [(GAIN * 2.0) ** 2], rtol=1e-4)
     total = STD**2 + coefficient * unknown * (0.7**2 + (GAIN * 2.0) ** 2)
     s, a = 2.0 * np.asarray(X[:, 0]) + 0.5, 0.7 * np.asarray(X[:, 1]) - 0.1
     wanted = jax.scipy.stats.norm.logpdf(a, GAIN * s + BIAS, np.sqrt(total)).sum()
     np.testing.assert_allclose(likelihood.blurred(X, jnp.asarray(sigma)), wanted, rtol=1e-4)
-    assert Guidance(1.0, kind="smc").guided(Shrink(), POLICY, CODEC).likelihood.states
-    assert not Guidance(1.0).guided(Shrink(), POLICY, CODEC).likelihood.states
+    assert method("smc").guide(Shrink(), POLICY, CODEC, 1.0).likelihood.uncertain_states
+    assert not method().guide(Shrink(), POLICY, CODEC, 1.0).likelihood.uncertain_states
 
 
 def test_a_convex_or_flat_policy_says_nothing_of_a_mean() -> None:
@@ -219,7 +225,7 @@ def test_a_convex_or_flat_policy_says_nothing_of_a_mean() -> None:
     log_prob = lambda p, obs, a, v: -jnp.sum(a**4) * obs[0] * p
     policy = Policy(jnp.ones(()), lambda p, k, o: o, lambda p, o: o, log_prob)
     variance = lambda squashed, obs, a: Likelihood(
-        policy, dataclasses.replace(CODEC, squashed=squashed), 1.0, states=True
+        policy, dataclasses.replace(CODEC, squashed=squashed), 1.0, uncertain_states=True
     ).state_variance(jnp.array([obs]), jnp.array([a]))
     for squashed in (False, True):
         np.testing.assert_array_equal(variance(squashed, -0.7, 0.5), 0.0)
@@ -247,11 +253,11 @@ def test_profile_of_unit_gaussians() -> None:
 def test_the_change_of_an_entry_is_limited_in_its_deviations(kind: str) -> None:
     sigma = jnp.asarray(0.5)
     free, bound = (
-        Guidance(jnp.asarray(4.0), kind=kind, limit=limit).guided(Shrink(), small_policy(0.8), SMALL).look(X, sigma)
+        method(kind, limit=limit).guide(Shrink(), small_policy(0.8), SMALL, jnp.asarray(4.0)).estimate(X, sigma)
         for limit in (jnp.inf, 0.4)
     )
     most = 0.4 * 0.5 / np.sqrt(1.25)
-    wanted = np.clip(np.asarray(free.guided - free.denoised), -most, most)
-    assert (np.abs(free.guided - free.denoised) > most).any() and (np.abs(wanted[:, :2]) < most).any()
-    np.testing.assert_allclose(bound.guided - bound.denoised, wanted, rtol=1e-3, atol=1e-5)
+    wanted = np.clip(np.asarray(free.x0_guided - free.x0), -most, most)
+    assert (np.abs(free.x0_guided - free.x0) > most).any() and (np.abs(wanted[:, :2]) < most).any()
+    np.testing.assert_allclose(bound.x0_guided - bound.x0, wanted, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(bound.log_twist, free.log_twist, rtol=1e-6)

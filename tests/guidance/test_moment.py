@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from guided import method
 
 from jaxpgd.envs.gaussian_tilt import tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, reference_case
-from jaxpgd.guidance.base import Likelihood
-from jaxpgd.guidance.moment import MomentGuidance, conjugate_gradients
+from jaxpgd.guidance.base import GuidedDenoise
+from jaxpgd.guidance.likelihood import Likelihood
+from jaxpgd.guidance.moment import conjugate_gradients, standardised_residuals
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
@@ -18,6 +20,10 @@ CODEC = TokenCodec(
     jnp.asarray(PROBLEM.centre, jnp.float32), jnp.asarray(PROBLEM.scale, jnp.float32), obs_dim=2, action_dim=1, squashed=False
 )
 PLAIN = TokenCodec(jnp.zeros(2), jnp.ones(2), obs_dim=1, action_dim=1, squashed=False)
+
+
+def moments(denoise, likelihood, **options):
+    return GuidedDenoise(method("moment", **options), denoise, likelihood)
 
 
 @struct.dataclass
@@ -35,11 +41,12 @@ class Linear:
 def test_it_is_the_exact_denoiser_of_the_tilted_gaussian(coefficient, sigma):
     """16 unknowns: as many iterations solve the system up to rounding."""
     x = 3.0 * jax.random.normal(jax.random.key(0), (16, 3)) * (1.0 + sigma)
-    guidance = MomentGuidance(PROBLEM.denoise, Likelihood(PROBLEM.policy, CODEC, coefficient), iterations=16)
-    look, left = jax.jit(guidance.solve)(x, jnp.asarray(sigma))
+    guidance = moments(PROBLEM.denoise, Likelihood(PROBLEM.policy, CODEC, coefficient), iterations=16)
+    solve = jax.jit(lambda x, sigma: guidance.method.solve(guidance.denoise, guidance.likelihood, x, sigma))
+    estimate, left = solve(x, jnp.asarray(sigma))
     wanted = PROBLEM.target_denoise(coefficient)(x, jnp.asarray(sigma))
-    np.testing.assert_allclose(look.denoised, PROBLEM.denoise(x, jnp.asarray(sigma)), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(look.guided, wanted, rtol=1e-3, atol=3e-3)
+    np.testing.assert_allclose(estimate.x0, PROBLEM.denoise(x, jnp.asarray(sigma)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(estimate.x0_guided, wanted, rtol=1e-3, atol=3e-3)
     assert float(left) < 1e-3
 
 
@@ -50,18 +57,18 @@ def test_the_twist_is_the_likelihood_of_the_noised_point():
     posterior = cov - cov @ np.linalg.solve(cov + sigma**2 * np.eye(48), cov)
     r = form.matrix @ np.asarray(PROBLEM.denoise(x, jnp.asarray(sigma)), np.float64).ravel() - form.offset
     wanted = -0.5 * c * r @ np.linalg.solve(np.eye(16) + c * form.matrix @ posterior @ form.matrix.T, r) + c * form.constant
-    guidance = MomentGuidance(PROBLEM.denoise, Likelihood(PROBLEM.policy, CODEC, c), iterations=16)
-    np.testing.assert_allclose(guidance.look(x, jnp.asarray(sigma)).log_twist, wanted, rtol=1e-3)
+    guidance = moments(PROBLEM.denoise, Likelihood(PROBLEM.policy, CODEC, c), iterations=16)
+    np.testing.assert_allclose(guidance.estimate(x, jnp.asarray(sigma)).log_twist, wanted, rtol=1e-3)
 
 
 def test_a_jacobian_that_is_not_symmetric_is_symmetrised():
     skewed = jnp.array([[0.8, 0.5], [-0.1, 0.9]])
     likelihood = Likelihood(linear_policy([[0.4]], [0.3], 0.5), PLAIN, 1.0)
     x, sigma = jax.random.normal(jax.random.key(2), (3, 2)), jnp.asarray(0.8)
-    shift = lambda K: (lambda look: look.guided - look.denoised)(
-        MomentGuidance(Linear(K), likelihood, iterations=3).look(x, sigma)
+    shift = lambda K: (lambda estimate: estimate.x0_guided - estimate.x0)(
+        moments(Linear(K), likelihood, iterations=3).estimate(x, sigma)
     )
-    residual = MomentGuidance(Linear(skewed), likelihood).residual(Linear(skewed)(x, sigma))
+    residual = standardised_residuals(likelihood, Linear(skewed)(x, sigma))
     cov = np.asarray(sigma**2 * (skewed + skewed.T) / 2 / (1 + sigma**2))
     m = np.array([[-0.4, 1.0]]) / 0.5
     by_hand = -np.asarray(residual) / (1 + m @ cov @ m.T) @ (m @ cov)
@@ -69,21 +76,22 @@ def test_a_jacobian_that_is_not_symmetric_is_symmetrised():
 
 
 def test_an_indefinite_jacobian_stays_finite():
-    guidance = MomentGuidance(Linear(-30.0 * jnp.eye(2)), Likelihood(linear_policy([[0.4]], [0.3], 0.5), PLAIN, 1.0))
-    look, left = guidance.solve(jax.random.normal(jax.random.key(2), (3, 2)), jnp.asarray(1.0))
-    np.testing.assert_array_equal(look.guided, look.denoised)  # no direction is safe: no guidance
+    guidance = moments(Linear(-30.0 * jnp.eye(2)), Likelihood(linear_policy([[0.4]], [0.3], 0.5), PLAIN, 1.0))
+    x, sigma = jax.random.normal(jax.random.key(2), (3, 2)), jnp.asarray(1.0)
+    estimate, left = guidance.method.solve(guidance.denoise, guidance.likelihood, x, sigma)
+    np.testing.assert_array_equal(estimate.x0_guided, estimate.x0)  # no direction is safe: no guidance
     assert float(left) == 1.0
 
 
 def test_residuals_of_a_gaussian_policy_and_held_states():
     policy = linear_policy([[0.4]], [0.3], 0.5)
     x0 = jnp.array([[1.0, 2.0], [-1.0, 0.5]])
-    residual = MomentGuidance(Linear(jnp.eye(2)), Likelihood(policy, PLAIN, 1.0)).residual(x0)
+    residual = standardised_residuals(Likelihood(policy, PLAIN, 1.0), x0)
     np.testing.assert_allclose(residual[:, 0], [(2 - 0.7) / 0.5, (0.5 + 0.1) / 0.5], rtol=1e-5)
-    held = MomentGuidance(Linear(jnp.eye(2)), Likelihood(policy, PLAIN, 1.0, hold_states=True))
-    look = held.look(2.0 * x0, jnp.asarray(1.0))
-    np.testing.assert_allclose(look.guided[:, 0], look.denoised[:, 0], atol=1e-6)
-    assert (np.abs(look.guided - look.denoised)[:, 1] > 0.1).all()
+    held = moments(Linear(jnp.eye(2)), Likelihood(policy, PLAIN, 1.0, hold_states=True))
+    estimate = held.estimate(2.0 * x0, jnp.asarray(1.0))
+    np.testing.assert_allclose(estimate.x0_guided[:, 0], estimate.x0[:, 0], atol=1e-6)
+    assert (np.abs(estimate.x0_guided - estimate.x0)[:, 1] > 0.1).all()
 
 
 def two_modes(spread):
@@ -101,24 +109,24 @@ def test_where_the_policy_is_convex_guidance_still_climbs():
     """The shift is along C times the gradient of log q, in the action and in the state."""
     likelihood, sigma = Likelihood(two_modes(0.25), PLAIN, 0.3), jnp.asarray(0.3)
     x = jnp.array([[0.2, 0.25], [-0.4, -0.1], [0.1, 0.75], [0.0, -0.55]])  # between the modes twice, then at the sides
-    guidance = MomentGuidance(Linear(jnp.eye(2)), likelihood)
-    look = guidance.look(x, sigma)
+    guidance = moments(Linear(jnp.eye(2)), likelihood)
+    estimate = guidance.estimate(x, sigma)
     log_q = lambda x0: likelihood.exact(x0)
-    gradient = jax.grad(log_q)(look.denoised)
-    curvature = jax.vmap(lambda row: jax.hessian(lambda a: log_q(row.at[1].set(a)[None]))(row[1]))(look.denoised)
+    gradient = jax.grad(log_q)(estimate.x0)
+    curvature = jax.vmap(lambda row: jax.hessian(lambda a: log_q(row.at[1].set(a)[None]))(row[1]))(estimate.x0)
     assert (curvature[:2] > 0).all() and (np.abs(gradient[:, 1]) > 0.1).all()
-    shift = np.asarray(look.guided - look.denoised)
+    shift = np.asarray(estimate.x0_guided - estimate.x0)
     assert (np.sign(shift) == np.sign(np.asarray(gradient))).all()
     # the twist falls towards the ridge between the modes, as the likelihood does
-    middle = guidance.look(x.at[:2, 1].set(0.5 * x[:2, 0]), sigma)
-    assert middle.log_twist < look.log_twist
+    middle = guidance.estimate(x.at[:2, 1].set(0.5 * x[:2, 0]), sigma)
+    assert middle.log_twist < estimate.log_twist
 
 
 def test_flat_policies_move_nothing():
     flat = Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, lambda p, o, a, v: jnp.zeros(()))
-    look = MomentGuidance(Linear(jnp.eye(2)), Likelihood(flat, PLAIN, 1.0)).look(jnp.ones((3, 2)), jnp.asarray(1.0))
-    np.testing.assert_array_equal(look.guided, look.denoised)
-    assert float(look.log_twist) == 0.0
+    estimate = moments(Linear(jnp.eye(2)), Likelihood(flat, PLAIN, 1.0)).estimate(jnp.ones((3, 2)), jnp.asarray(1.0))
+    np.testing.assert_array_equal(estimate.x0_guided, estimate.x0)
+    assert float(estimate.log_twist) == 0.0
 
 
 def test_a_linear_log_density_shifts_actions_by_the_posterior_covariance():
@@ -127,13 +135,13 @@ def test_a_linear_log_density_shifts_actions_by_the_posterior_covariance():
     linear = Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, lambda p, o, a, v: slope * a.sum())
     x = jax.random.normal(jax.random.key(0), (3, 2))
     likelihood = Likelihood(linear, PLAIN, c)
-    look = MomentGuidance(Linear(jnp.eye(2)), likelihood).look(x, sigma)
+    estimate = moments(Linear(jnp.eye(2)), likelihood).estimate(x, sigma)
     variance = float(sigma**2 / (1 + sigma**2))
-    shift = np.asarray(look.guided - look.denoised)
+    shift = np.asarray(estimate.x0_guided - estimate.x0)
     np.testing.assert_allclose(shift[:, 1], c * variance * slope, rtol=2e-3)
     np.testing.assert_allclose(shift[:, 0], 0.0, atol=1e-6)
-    wanted = float(likelihood.exact(look.denoised)) + 3 * 0.5 * (c * slope) ** 2 * variance
-    np.testing.assert_allclose(float(look.log_twist), wanted, rtol=2e-3)
+    wanted = float(likelihood.exact(estimate.x0)) + 3 * 0.5 * (c * slope) ** 2 * variance
+    np.testing.assert_allclose(float(estimate.log_twist), wanted, rtol=2e-3)
 
 
 def test_conjugate_gradients_solve_and_carry_the_image():

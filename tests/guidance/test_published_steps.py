@@ -4,6 +4,7 @@ One action, N(0, 1), and the gradient of N(1, 0.5^2) as it is, so that all is li
 between n steps and 256 is the solver's own error, which halves where n doubles.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -13,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from guided import method
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import SAMPLERS, Churn, heun
+from jaxpgd.diffusion.sampling import sample
+from jaxpgd.diffusion.single_step import EDMConfig, Heun
+from jaxpgd.diffusion.solvers import SOLVERS as KINDS
+from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.envs.gaussian_tilt import Gaussian, QuadraticLikelihood, tilt
 from jaxpgd.envs.mixture import CODEC, gaussian_policy, mixture
-from jaxpgd.guidance.base import PolicyNudge
-from jaxpgd.guidance.kinds import Guidance
+from jaxpgd.guidance.published import PolicyGradientStep
 from jaxpgd.types import Stage
 
 COUNT = 1024
@@ -32,12 +36,15 @@ TARGET = (float(_tilted.mean[0]), float(np.sqrt(_tilted.cov[0, 0])))
 @functools.cache
 def program(kind: str, steps: int) -> Any:
     sigmas = karras_sigmas(steps, 0.002, 80.0, 7.0)
+    none: Any = {"churn": 0.0, "churn_max": math.inf, "churn_noise": 1.0}
+    sections = {name: dataclasses.replace(getattr(SamplerConfig(), name), **none) for name in ("heun", "euler", "ancestral")}
+    solver = make_solver(SamplerConfig(kind, **sections))  # type: ignore[arg-type]
 
     def one(key: Array, coefficient: Array) -> Array:
         key_noise, key = jax.random.split(key)
-        denoise, hook = Guidance(coefficient, kind="published", normalise="none").attach(PRIOR, POLICY, CODEC)
+        denoise, hook = method("published", normalise="none").attach(PRIOR, POLICY, CODEC, coefficient)
         x = sigmas[0] * jax.random.normal(key_noise, (1, 1))
-        return SAMPLERS[kind](key, denoise, x, sigmas, before_step=hook)[0]
+        return sample(key, denoise, x, sigmas, solver, before_step=hook)[0]
 
     return jax.jit(lambda c: jax.vmap(one, in_axes=(0, None))(jax.random.split(jax.random.key(0), COUNT), c))
 
@@ -59,7 +66,7 @@ SOLVERS = {
 
 
 @pytest.mark.parametrize(
-    "kind", [k if k in ("heun", "ancestral", "dpmpp_2m_sde") else pytest.param(k, marks=pytest.mark.slow) for k in SAMPLERS]
+    "kind", [k if k in ("heun", "ancestral", "dpmpp_2m_sde") else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
 )
 def test_any_number_of_steps_does_what_256_do(kind: str) -> None:
     """By shift, KL to what 256 steps give and KL to the tilted Gaussian.
@@ -77,25 +84,25 @@ def test_any_number_of_steps_does_what_256_do(kind: str) -> None:
 
 
 @struct.dataclass
-class Published(PolicyNudge):
-    """The nudge with the weights of PGD's algorithm 1 as they are."""
+class Published(PolicyGradientStep):
+    """The step with the weights of PGD's algorithm 1 as they are."""
 
     def weight(self, stage: Stage) -> Array:
-        ramp = 1.0 - stage.index / stage.count + self.sine * jnp.sin(jnp.pi * (stage.index + 1) / stage.count)
-        active = (stage.index < stage.count - 1) & (stage.sigma >= self.sigma_min) & (stage.sigma <= self.sigma_max)
+        ramp = 1.0 - stage.index / stage.count + self.options.sine * jnp.sin(jnp.pi * (stage.index + 1) / stage.count)
+        active = (stage.index < stage.count - 1) & self.levels.has(stage.sigma)
         return jnp.where(active, self.coefficient * ramp, 0.0)
 
 
 def test_256_steps_are_the_published_ones_bit_for_bit() -> None:
     sigmas = karras_sigmas(256, 0.002, 80.0, 7.0)
 
-    @functools.partial(jax.jit, static_argnames="nudge")
-    def draw(coefficient: Array, nudge: type[PolicyNudge]) -> Array:
-        hook = nudge(POLICY, CODEC, coefficient, 0.3, 0.0, jnp.inf)
+    @functools.partial(jax.jit, static_argnames="kind")
+    def draw(coefficient: Array, kind: type[PolicyGradientStep]) -> Array:
+        hook, solver = kind(POLICY, CODEC, coefficient), Heun(EDMConfig(80.0, 0.05, 50.0, 1.003))
         x = sigmas[0] * jax.random.normal(jax.random.key(1), (64, 1, 1))
-        one = lambda key, x: heun(key, PRIOR, x, sigmas, churn=Churn(80.0, 0.05, 50.0, 1.003), before_step=hook)[0]
+        one = lambda key, x: sample(key, PRIOR, x, sigmas, solver, before_step=hook)[0]
         return jax.vmap(one)(jax.random.split(jax.random.key(2), 64), x)
 
-    ours = draw(jnp.asarray(0.01), PolicyNudge)
+    ours = draw(jnp.asarray(0.01), PolicyGradientStep)
     np.testing.assert_array_equal(ours, draw(jnp.asarray(0.01), Published))
     assert np.abs(np.asarray(ours) - draw(jnp.asarray(0.0), Published)).max() > 0.1

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guided import method
 
 from jaxpgd.agents.distributions import distribution_policy
 from jaxpgd.diffusion.edm import karras_sigmas
@@ -14,9 +15,9 @@ from jaxpgd.envs.gaussian_tilt import fitted, gaussian_wasserstein, log_normalis
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as CODEC_1D
 from jaxpgd.envs.mixture import gaussian_policy, mixture
-from jaxpgd.guidance.base import Look
-from jaxpgd.guidance.kinds import Guidance
-from jaxpgd.guidance.smc import carried, largest_exponent, smc
+from jaxpgd.guidance.base import Estimate
+from jaxpgd.guidance.smc import extrapolated, smc
+from jaxpgd.guidance.strength import largest_exponent
 from jaxpgd.resampling import effective_sample_size, systematic
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
@@ -29,12 +30,12 @@ SHAPE = (16, 3)
 
 
 def guided(coefficient, policy=PROBLEM.policy, **settings):
-    return Guidance(jnp.asarray(coefficient), kind="smc", **settings).guided(PROBLEM.denoise, policy, CODEC)
+    return method("smc", **settings).guide(PROBLEM.denoise, policy, CODEC, jnp.asarray(coefficient))
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_one_particle_is_its_proposal(order):
-    """Second order: points carried on by half the change since the last step, times the ratio of the steps in log sigma."""
+    """Second order: points extrapolated by half the change since the last step, times the ratio of the steps in log sigma."""
     key, sigmas, proposal = jax.random.key(3), karras_sigmas(6, 0.02, 20.0, 7.0), guided(1.0)
     x, log_weight, info = jax.jit(lambda k: smc(k, proposal, SHAPE, sigmas, particles=1, order=order))(key)
     key_start, key_march = jax.random.split(key)
@@ -49,7 +50,7 @@ def test_one_particle_is_its_proposal(order):
         before = now
         y = point + ratio * (y - point) + sigmas[i + 1] * jnp.sqrt(1 - ratio) * noise
     np.testing.assert_allclose(x[0], PROBLEM.denoise(y, sigmas[5]), rtol=1e-3, atol=1e-4)
-    assert float(info["ess"]) == 1.0 and int(info["resampled"]) == 0 and int(info["looks"]) == 6
+    assert float(info["ess"]) == 1.0 and int(info["resampled"]) == 0 and int(info["nfe"]) == 6
     np.testing.assert_allclose(info["log_normaliser"], log_weight[0], rtol=1e-6)
 
 
@@ -65,13 +66,13 @@ def test_a_constant_likelihood_leaves_weights_equal(proposal):
     assert len(np.unique(np.asarray(x), axis=0)) == 8
 
 
-def test_second_order_steps_carry_the_points_on():
+def test_second_order_steps_extrapolate_the_points():
     """From sigma 4 by 2 to 1: equal steps in log sigma, so half of the last change is added."""
-    look = lambda v: Look(jnp.full((2, 1, 1), v), jnp.full((2, 1, 1), 10 * v), jnp.zeros(2))
-    ahead = carried(look(1.0), look(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 1.0)))
-    np.testing.assert_allclose([ahead.denoised[0, 0, 0], ahead.guided[0, 0, 0]], [1.3, 13.0], rtol=1e-6)
-    last = carried(look(1.0), look(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 0.0)))
-    np.testing.assert_allclose(last.denoised[0, 0, 0], 1.0)
+    point = lambda v: Estimate(jnp.full((2, 1, 1), v), jnp.full((2, 1, 1), 10 * v), jnp.zeros(2))
+    ahead = extrapolated(point(1.0), point(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 1.0)))
+    np.testing.assert_allclose([ahead.x0[0, 0, 0], ahead.x0_guided[0, 0, 0]], [1.3, 13.0], rtol=1e-6)
+    last = extrapolated(point(1.0), point(0.4), *(jnp.asarray(s) for s in (4.0, 2.0, 0.0)))
+    np.testing.assert_allclose(last.x0[0, 0, 0], 1.0)
 
 
 def test_systematic_resampling_by_hand():
@@ -97,7 +98,7 @@ def test_every_proposal_is_corrected_to_one_target(proposal):
     problem = tilted_problem(env, linear_policy([[-0.4]], [0.1], 0.5), linear_policy([[-0.9]], [0.5], 0.4))
     centre, scale = (jnp.asarray(v, jnp.float32) for v in (problem.centre, problem.scale))
     codec = TokenCodec(centre, scale, obs_dim=1, action_dim=1, squashed=False)
-    guidance = Guidance(jnp.asarray(1.0), kind="smc", proposal=proposal).guided(problem.denoise, problem.policy, codec)
+    guidance = method("smc", proposal=proposal).guide(problem.denoise, problem.policy, codec, jnp.asarray(1.0))
     run = jax.jit(lambda k: smc(k, guidance, (1, 2), karras_sigmas(256, 0.002, 80.0, 7.0), particles=4096))
     x, log_weight, info = run(jax.random.key(0))
     target, found = problem.target(1.0), fitted(x, np.exp(np.asarray(log_weight, np.float64) - float(log_weight.max())))
@@ -129,7 +130,7 @@ def test_squashed_actions_are_weighted_by_their_density_without_the_slope_of_tan
     mean's own deviation; with the slope log(1 - tanh^2) added, the mean would be off by 0.1 to 0.2.
     """
     behaviour, codec = mixture([0.5, 0.5], [-0.4, 0.9], [0.5, 0.4]), dataclasses.replace(CODEC_1D, squashed=True)
-    guidance = Guidance(jnp.asarray(coefficient), kind="smc").guided(behaviour, policy, codec)
+    guidance = method("smc").guide(behaviour, policy, codec, jnp.asarray(coefficient))
     run = jax.jit(lambda k: smc(k, guidance, (1, 1), karras_sigmas(128, 0.002, 80.0, 7.0), particles=4096))
     x, log_weight, info = run(jax.random.key(0))
     u = np.linspace(-3.0, 3.5, 4001)
@@ -147,7 +148,8 @@ def test_squashed_actions_are_weighted_by_their_density_without_the_slope_of_tan
 
 def test_populations_vmap_and_batches_change_nothing():
     sigmas = karras_sigmas(4, 0.02, 20.0, 7.0)
-    guidance = Guidance(jnp.asarray(0.5), kind="smc").guided(mixture([1.0], [0.3], [0.7]), gaussian_policy(0.5, 0.5), CODEC_1D)
+    behaviour, policy = mixture([1.0], [0.3], [0.7]), gaussian_policy(0.5, 0.5)
+    guidance = method("smc").guide(behaviour, policy, CODEC_1D, jnp.asarray(0.5))
     run = jax.jit(lambda key, batch: smc(key, guidance, (1, 1), sigmas, particles=6, batch_size=batch)[0], static_argnums=1)
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(lambda k: run(k, 0)))(keys)
@@ -171,8 +173,9 @@ def test_a_particle_that_leaves_the_numbers_weighs_nothing():
         inner = guided(0.5)
         log_target = inner.log_target
 
-        def look(self, x, sigma):
-            return jax.tree.map(lambda v: jnp.where((x[0, 0] > 30.0) & (sigma > 20.0), jnp.nan, v), self.inner.look(x, sigma))
+        def estimate(self, x, sigma):
+            lost = (x[0, 0] > 30.0) & (sigma > 20.0)
+            return jax.tree.map(lambda v: jnp.where(lost, jnp.nan, v), self.inner.estimate(x, sigma))
 
     x, log_weight, info = smc(jax.random.key(0), Breaks(), SHAPE, karras_sigmas(6, 0.02, 80.0, 7.0), particles=32)
     lost = np.isneginf(np.asarray(log_weight))

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from guided import method
 from jax import Array
 from scipy import stats
 
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import heun
+from jaxpgd.diffusion.sampling import sample
+from jaxpgd.diffusion.single_step import Heun
 from jaxpgd.envs.mixture import gaussian_policy, mixture
 from jaxpgd.guidance import base as guidance
-from jaxpgd.guidance.kinds import Guidance
 from jaxpgd.guidance.smc import smc
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
@@ -71,8 +72,9 @@ def mean_action(codec: TokenCodec, policy: Policy, coefficient: Array, kind: str
     """Of trajectories without noise, started from 401 quantiles of the noise."""
     sigmas = karras_sigmas(48, 0.002, 80.0, 7.0)
     start = jnp.asarray(stats.norm.ppf((np.arange(401) + 0.5) / 401) * np.sqrt(80.0**2 + 1.0), jnp.float32)[:, None, None]
-    denoise, _ = Guidance(coefficient, kind=kind, iterations=1).attach(UNIT, policy, codec)
-    x = jax.vmap(lambda x: heun(jax.random.key(0), denoise, x, sigmas)[0])(start)
+    options = {"iterations": 1} if kind == "moment" else {}
+    denoise, _ = method(kind, **options).attach(UNIT, policy, codec, coefficient)
+    x = jax.vmap(lambda x: sample(jax.random.key(0), denoise, x, sigmas, Heun())[0])(start)
     return codec.action_of(codec.pre_tanh(x)).mean()
 
 
@@ -101,7 +103,7 @@ def test_where_actions_are_not_squashed_the_mean_is_exact() -> None:
 
 def test_smc_has_no_such_error() -> None:
     case = CASES[0][0]
-    guided = Guidance(jnp.asarray(case.c), kind="smc", proposal="moment", iterations=1).guided(UNIT, case.policy, case.codec)
+    guided = method("smc", proposal="moment", iterations=1).guide(UNIT, case.policy, case.codec, jnp.asarray(case.c))
     sigmas = karras_sigmas(48, 0.002, 80.0, 7.0)
     x, log_weight, _ = jax.jit(lambda key: smc(key, guided, (1, 1), sigmas, particles=4096))(jax.random.key(0))
     found = np.average(case.action(np.asarray(x)[:, 0, 0]), weights=np.exp(np.asarray(log_weight) - log_weight.max()))

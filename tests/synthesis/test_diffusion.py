@@ -9,10 +9,16 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.single_step import EDMConfig, Euler
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
 from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance
+from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
+from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
+from jaxpgd.guidance.reconstruction import ReconstructionGuidance
+from jaxpgd.guidance.smc import SMCConfig
+from jaxpgd.guidance.strength import FixedStrength
 from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize
 from jaxpgd.tokens import TokenCodec
@@ -36,7 +42,8 @@ class UnitGaussian:
 
 
 DENOISER = TrajectoryDenoiser(UnitGaussian(), CODEC, 2)
-SAMPLER = SamplerConfig("heun", steps=48, churn=10.0, churn_noise=1.0)
+CHURN = EDMConfig(churn=10.0, churn_noise=1.0)
+SAMPLER = SamplerConfig("heun", steps=48, heun=CHURN, euler=CHURN)
 GUIDANCE = GuidanceConfig(kind="reconstruction", coefficient=1.0)
 call = jax.jit(lambda key, synthesizer, policy: synthesizer(key, policy, START))
 
@@ -51,7 +58,7 @@ def test_unguided_samples_have_the_model_distribution() -> None:
     rate = float(made.info["terminal_rate"])  # either of two steps
     assert abs(rate - 0.75) < 5 * np.sqrt(0.75 * 0.25 / COUNT)
     assert float(made.info["saturated_actions"]) == 0.0
-    assert int(made.info["evaluations"]) == 2 * 48 - 1
+    assert int(made.info["nfe"]) == 2 * 48 - 1
     np.testing.assert_array_equal(made.log_weight, np.zeros(COUNT))
     first, second = np.asarray(made.trajectory.discount).T
     np.testing.assert_array_equal(
@@ -121,7 +128,7 @@ def test_weighted_populations_have_the_tilted_distribution(particles: int) -> No
 
     Populations of 600 make 4200, of which 4096 are kept; their weights are on one scale.
     """
-    guidance = GuidanceConfig(kind="smc", particles=particles)
+    guidance = GuidanceConfig(kind="smc", smc=SMCConfig(particles=particles))
     sampler = SamplerConfig(steps=128)
     made = call(jax.random.key(0), make_synthesizer(DENOISER, sampler, guidance), POLICY)
     z = np.arctanh(np.asarray(made.trajectory.action, np.float64))[:, :, 0] / 0.01
@@ -134,7 +141,7 @@ def test_weighted_populations_have_the_tilted_distribution(particles: int) -> No
     np.testing.assert_allclose(np.sqrt(weight @ (z - mean) ** 2), sd, rtol=4 / np.sqrt(2 * ess) + 0.03)
     exact = 2 * (-0.5 * np.log(2 * np.pi * 1.36) - 1.5**2 / (2 * 1.36) - np.log(0.01))
     assert float(made.info["log_normaliser"]) == pytest.approx(exact, abs=0.1)
-    assert int(made.info["evaluations"]) == 128 and int(made.info["forward_equivalents"]) == 256
+    assert int(made.info["nfe"]) == 128 and int(made.info["forward_equivalents"]) == 256
     # what enters compiled consumers has no weights left
     drawn = synthesize(jax.random.key(0), make_synthesizer(DENOISER, sampler, guidance), POLICY, count=COUNT)
     assert abs(np.arctanh(np.asarray(drawn.action)).mean() / 0.01 - 1.5 / 1.36) < 0.1
@@ -150,7 +157,7 @@ class HalfBroken:
 
 def test_a_population_without_a_living_particle_weighs_nothing() -> None:
     """Of 64 populations of two about 16 are lost whole."""
-    sampler, guidance = SamplerConfig(steps=4), GuidanceConfig(kind="smc", particles=2)
+    sampler, guidance = SamplerConfig(steps=4), GuidanceConfig(kind="smc", smc=SMCConfig(particles=2))
     synthesizer = make_synthesizer(TrajectoryDenoiser(HalfBroken(), CODEC, 2), sampler, guidance)
     made = jax.jit(lambda key: synthesizer(key, POLICY, START[:128]))(jax.random.key(0))
     lost = np.isneginf(np.asarray(made.log_weight)).reshape(64, 2)
@@ -162,7 +169,7 @@ def test_a_population_without_a_living_particle_weighs_nothing() -> None:
     assert np.isfinite(drawn.obs).all()
 
 
-def test_a_generation_tells_the_strength_of_its_guidance() -> None:
+def test_a_refresh_tells_the_strength_of_its_guidance() -> None:
     """At a chosen coefficient, too; unguided ones and `published`, which moves samples, have none."""
     strength = {}
     for name, config in {"one": GUIDANCE, "chosen": GuidanceConfig(target_ess=0.5)}.items():
@@ -180,8 +187,9 @@ def test_particles_cannot_start_where_they_are_told() -> None:
     with pytest.raises(ValueError, match="cannot be made to begin"):
         dataclasses.replace(made, from_start=True)(jax.random.key(0), POLICY, START[:4])
     started = made.starting()
-    assert started.guidance is not None and started.guidance.kind == "reconstruction"
-    assert make_synthesizer(DENOISER, SAMPLER, GuidanceConfig(kind="smc", proposal="none")).starting().guidance is None
+    assert isinstance(started.guidance, ReconstructionGuidance) and not started.weighted
+    alone = GuidanceConfig(kind="smc", smc=SMCConfig(proposal="none"))
+    assert make_synthesizer(DENOISER, SAMPLER, alone).starting().guidance is None
 
 
 def test_the_coefficient_that_keeps_an_effective_size() -> None:
@@ -199,17 +207,22 @@ def test_the_coefficient_that_keeps_an_effective_size() -> None:
 
 
 def test_settings_reach_the_sampler() -> None:
-    config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, churn=7.0, churn_noise=1.1)
-    made = make_synthesizer(DENOISER, config, GuidanceConfig(coefficient=0.7, sigma_max=9.0, hold_states=True))
-    np.testing.assert_allclose(made.sampling.sigmas, karras_sigmas(5, 0.1, 20.0, 3.0), rtol=1e-6)
-    assert (float(made.sampling.churn.total), float(made.sampling.churn.low), float(made.sampling.churn.high)) == pytest.approx(
-        (7.0, 0.05, 50.0)
+    churn = EDMConfig(churn=7.0, churn_noise=1.1)
+    config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, euler=churn)
+    made = make_synthesizer(
+        DENOISER, config, GuidanceConfig(coefficient=0.7, sigma_max=9.0, moment=MomentConfig(hold_states=True))
     )
-    assert float(made.sampling.churn.noise) == pytest.approx(1.1) and made.length == 2
-    assert made.guidance is not None and made.guidance.hold_states
-    assert (float(made.guidance.coefficient), float(made.guidance.sigma_max)) == pytest.approx((0.7, 9.0))
-    assert make_guidance(GuidanceConfig(kind="published", at="noised", normalise="official")).at == "noised"
-    assert int(call(jax.random.key(0), made, POLICY).info["evaluations"]) == 5
+    np.testing.assert_allclose(made.sampling.sigmas, karras_sigmas(5, 0.1, 20.0, 3.0), rtol=1e-6)
+    assert isinstance(made.sampling.solver, Euler)
+    own = made.sampling.solver.options
+    assert (float(own.churn), float(own.churn_min), float(own.churn_max)) == pytest.approx((7.0, 0.05, 50.0))
+    assert float(own.churn_noise) == pytest.approx(1.1) and made.length == 2
+    assert isinstance(made.guidance, MomentGuidance) and made.guidance.options.hold_states
+    assert isinstance(made.strength, FixedStrength) and float(made.strength.coefficient) == pytest.approx(0.7)
+    assert float(made.guidance.levels.sigma_max) == pytest.approx(9.0)
+    published = make_guidance(GuidanceConfig(kind="published", published=PublishedConfig(at="noised", normalise="official")))
+    assert isinstance(published, PublishedGuidance) and published.options.at == "noised"
+    assert int(call(jax.random.key(0), made, POLICY).info["nfe"]) == 5
 
 
 def test_one_trace_for_new_weights_policies_and_coefficients() -> None:
@@ -264,5 +277,5 @@ def test_what_cannot_sample_is_refused(denoiser: Any, sampler: dict, guidance: d
 
 
 def test_coefficients_may_be_traced() -> None:
-    many = jax.vmap(lambda x: make_synthesizer(DENOISER, SAMPLER, dataclasses.replace(GUIDANCE, coefficient=x)).guidance)
+    many = jax.vmap(lambda x: make_synthesizer(DENOISER, SAMPLER, dataclasses.replace(GUIDANCE, coefficient=x)).strength)
     assert jax.tree.leaves(many(jnp.arange(1.0, 4.0)))

@@ -9,6 +9,7 @@ import pytest
 from flax import struct
 
 from jaxpgd.agents import AGENTS, make_agent
+from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import InputError
 from jaxpgd.guidance.kinds import GuidanceConfig
@@ -20,12 +21,11 @@ from jaxpgd.tokens import TokenCodec, fit_codec
 from jaxpgd.training.agent import AgentConfig
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
-    Windows,
     denoiser_program,
-    state_windows,
     trained_denoiser,
     trained_state_denoiser,
 )
+from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Policy, Transition
 from jaxpgd.world_model.data import prepare_transitions
@@ -35,7 +35,7 @@ from jaxpgd.world_model.termination import make_rule
 
 T = 4
 CODEC = TokenCodec(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0, 1.0]), 1, 1)
-SAMPLER = SamplerConfig(steps=6, churn=0.0, batch_size=8)
+SAMPLER = SamplerConfig(steps=6, batch_size=8)
 
 
 @struct.dataclass
@@ -163,7 +163,10 @@ class Linear:
 def test_sampled_states_follow_the_conditional_distribution():
     codec = TokenCodec(jnp.zeros(4), jnp.ones(4), 1, 1)
     synthetic = make_dydiff(
-        Doubling(), StateDenoiser(Linear(), codec, T), DyDiffConfig(), SamplerConfig("heun", steps=24, churn=10.0)
+        Doubling(),
+        StateDenoiser(Linear(), codec, T),
+        DyDiffConfig(),
+        SamplerConfig("heun", steps=24, heun=EDMConfig(churn=10.0)),
     )
     actions, size = jnp.array([[0.5], [-0.5], [0.25], [0.0]]), 2000
     draw = jax.jit(jax.vmap(lambda k: synthetic.sample_states(k, jnp.array([1.0]), actions)[:, 0]))
@@ -196,9 +199,9 @@ def synthesizers():
     data, key = transitions(), jax.random.key(0)
     starts = np.arange(0, 64 - T, T)
     windows = Windows(data, jnp.asarray(starts), jnp.asarray(starts), fit_codec(data, starts, T), T)
-    denoiser = trained_denoiser(denoiser_program(windows, SMALL).init(key, windows), windows, SMALL)
+    denoiser = trained_denoiser(denoiser_program(windows, SMALL).init(key, windows), windows)
     chosen = state_windows(windows, "clean")
-    states = trained_state_denoiser(denoiser_program(chosen, SMALL).init(key, chosen), chosen, SMALL, "clean")
+    states = trained_state_denoiser(denoiser_program(chosen, SMALL).init(key, chosen), chosen, "clean")
     small = WorldModelConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,))
     known, rule = prepare_transitions(data, small), make_rule("never")
     world = trained_world_model(world_model_program(known, small, rule).init(key, known), known, small, rule)

@@ -9,7 +9,8 @@ from jaxpgd.datasets import load
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.synthesis import memory
 from jaxpgd.synthesis.diffusion import make_synthesizer, synthesize
-from jaxpgd.training.denoiser import DenoiserConfig, denoiser_hypers, init_denoiser, prepare_windows, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
+from jaxpgd.training.windows import prepare_windows
 from jaxpgd.windows import DataConfig
 
 
@@ -20,7 +21,7 @@ def denoisers() -> Any:
 
     def make(features: int) -> Any:
         config = DenoiserConfig(features=features, blocks=1)
-        return trained_denoiser(init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config), windows, config)
+        return trained_denoiser(init_denoiser(jax.random.key(0), windows, config), windows)
 
     return {features: make(features) for features in (8, 64)}
 

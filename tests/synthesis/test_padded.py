@@ -16,6 +16,7 @@ from jaxpgd.datasets import load
 from jaxpgd.datasets.export import export_npz
 from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.diffusion.padding import WindowEnds
+from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
@@ -48,7 +49,7 @@ class Watching:
 # three of eight windows end in a terminal after 2 steps, one is cut after 4, the others are whole
 SHARE = jnp.zeros((T, 2)).at[1, 1].set(3 / 8).at[3, 0].set(1 / 8).at[5, 0].set(1 / 2)
 DENOISER = TrajectoryDenoiser(Watching(), CODEC, T, WindowEnds(SHARE))
-SAMPLER = SamplerConfig("heun", steps=24, churn=0.0)
+SAMPLER = SamplerConfig("heun", steps=24, heun=EDMConfig(churn=0.0))
 call = jax.jit(lambda key, synthesizer, policy: synthesizer(key, policy, jnp.zeros((COUNT, 1))))
 
 

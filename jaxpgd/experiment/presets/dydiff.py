@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxpgd.errors import check
 
+_CHURN = {"churn": 60.0, "churn_min": 0.37, "churn_max": 52.2, "churn_noise": 1.002}
+
 DYDIFF: dict[str, Any] = {
     "arms": ["real", "world_model", "dydiff"],
     "data": {
@@ -23,8 +25,8 @@ DYDIFF: dict[str, Any] = {
         "ema": 0.9999723, "ema_every": 1, "gradient_clip": 0.0, "validate_every": 5000,  # a half-life of 200,000 windows
     },
     "sampler": {
-        "kind": "heun", "steps": 34, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "churn": 60.0,
-        "churn_min": 0.37, "churn_max": 52.2, "churn_noise": 1.002, "predictor": "churned",
+        "kind": "heun", "steps": 34, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0,
+        "heun": {**_CHURN, "predictor": "churned"}, "euler": {**_CHURN, "predictor": "churned"}, "ancestral": _CHURN,
     },
     "world_model": {
         "members": 7, "elites": 5, "hidden": [200, 200, 200, 200], "reward_hidden": [256, 256], "lr": 1e-4,

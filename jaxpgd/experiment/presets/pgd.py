@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_CHURN = {"churn": 80.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003}
+
 PAPER: dict[str, Any] = {
     "data": {"window": 32, "stride": 8, "allow_timeout_end": False, "terminal_repeats": 1, "done_scale": 0.0},
     "denoiser": {
@@ -11,10 +13,12 @@ PAPER: dict[str, Any] = {
         "ema": 0.995, "ema_every": 10,
     },
     "sampler": {
-        "kind": "heun", "steps": 256, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "churn": 80.0,
-        "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003, "predictor": "churned",
+        "kind": "heun", "steps": 256, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0,
+        "heun": {**_CHURN, "predictor": "churned"}, "euler": {**_CHURN, "predictor": "churned"}, "ancestral": _CHURN,
     },
-    "guidance": {"kind": "published", "coefficient": 1.0, "at": "denoised", "normalise": "safe", "sine": 0.3},
+    "guidance": {
+        "kind": "published", "coefficient": 1.0, "published": {"at": "denoised", "normalise": "safe", "sine": 0.3},
+    },
     "synthesis": {
         "regime": "periodic", "trajectories": 8192, "interval": 10_000, "synthetic_ratio": 0.9375, "first_unguided": True,
     },
@@ -28,8 +32,11 @@ PAPER: dict[str, Any] = {
 OFFICIAL: dict[str, Any] = {
     **PAPER,
     "denoiser": {**PAPER["denoiser"], "norm": "step"},
-    "sampler": {**PAPER["sampler"], "predictor": "unchurned"},
-    "guidance": {**PAPER["guidance"], "at": "noised", "normalise": "none"},
+    "sampler": {
+        **PAPER["sampler"],
+        "heun": {**_CHURN, "predictor": "unchurned"}, "euler": {**_CHURN, "predictor": "unchurned"},
+    },
+    "guidance": {**PAPER["guidance"], "published": {"at": "noised", "normalise": "none", "sine": 0.3}},
     "synthesis": {**PAPER["synthesis"], "length": 129, "drop_last": True, "after_terminal": True},
     "agent": {
         **PAPER["agent"], "normalise_obs": False,

@@ -22,7 +22,7 @@ LEAST: dict[str, Any] = {
         "features": 4, "blocks": 1, "block": "plain", "groups": 2, "steps": 2, "validate_every": 2, "batch_size": 8,
         "validation_batches": 1,
     },
-    "sampler": {"kind": "euler", "steps": 2, "batch_size": 2, "churn": 0.0},
+    "sampler": {"kind": "euler", "steps": 2, "batch_size": 2, "euler": {"churn": 0.0}},
     "guidance": {"kind": "reconstruction"},
     "world_model": {"members": 1, "elites": 1, "hidden": [4], "reward_hidden": [4], "epochs": 1, "batch_size": 8},
     "synthesis": {"trajectories": 2, "interval": 2, "dydiff": {"iterations": 1}},

@@ -1,0 +1,91 @@
+"""How strong guidance is: the coefficient lambda of a refresh, one number [] however it is chosen.
+
+It is stated (and may be swept over), or the largest at which weighted unguided samples keep their effective sample size, or the
+largest at which guided trajectories still follow the real dynamics.
+"""
+
+import math
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.resampling import effective_sample_size
+
+_SPAN = 256.0  # between the largest coefficient and what counts as none
+_HALVINGS = 4  # of the span's logarithm, to a factor of 1.41
+
+
+class Strength(Protocol):
+    """What gives a refresh its coefficient lambda []."""
+
+    needs_samples: ClassVar[bool]  # whether it is found on unguided samples
+
+    def resolve(self, log_likelihood: Array | None = None) -> Array:
+        """lambda [], where samples are needed from log q [N] of unguided ones."""
+        ...
+
+
+@struct.dataclass
+class FixedStrength:
+    """A stated coefficient lambda []."""
+
+    coefficient: Array | float
+    needs_samples: ClassVar[bool] = False
+
+    def resolve(self, log_likelihood: Array | None = None) -> Array:
+        """As `Strength.resolve`."""
+        return jnp.asarray(self.coefficient, jnp.float32)
+
+
+@struct.dataclass
+class EffectiveSizeStrength:
+    """The largest coefficient up to `most` at which weights q^lambda of unguided samples keep a share `target_ess` of N."""
+
+    target_ess: Array | float
+    most: Array | float
+    needs_samples: ClassVar[bool] = True
+
+    def resolve(self, log_likelihood: Array | None = None) -> Array:
+        """As `Strength.resolve`."""
+        if log_likelihood is None:
+            raise TypeError("guidance.target_ess: expected log q of unguided samples")
+        return largest_exponent(log_likelihood, self.target_ess, self.most)
+
+
+def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | float) -> Array:
+    """The largest exponent [] in [0, most] at which weights likelihood^exponent [N] keep an effective size of `share` times N.
+
+    The effective size falls as the exponent grows, so bisection finds it; 40 halvings leave `most` / 10^12.
+    """
+    chex.assert_rank(log_likelihood, 1)
+    log_likelihood = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood)
+    wanted = share * log_likelihood.shape[0]
+
+    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        low, high = bounds
+        middle = (low + high) / 2.0
+        enough = effective_sample_size(middle * log_likelihood) >= wanted
+        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
+
+    top = jnp.asarray(most, log_likelihood.dtype)
+    (low, _), _ = jax.lax.scan(halve, (jnp.zeros_like(top), top), None, length=40)
+    return jnp.where(effective_sample_size(top * log_likelihood) >= wanted, top, low)
+
+
+def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:
+    """The largest coefficient found, up to `most`, whose error is at most `bound`, where errors grow with it; 0: none."""
+    if error(most) <= bound:
+        return most
+    good, low, high = 0.0, math.log(most / _SPAN), math.log(most)
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        if error(math.exp(middle)) <= bound:
+            good, low = math.exp(middle), middle
+        else:
+            high = middle
+    return good

@@ -1,0 +1,25 @@
+"""Guidance methods for tests: by name, without a limit unless one is given."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxpgd.guidance.base import NoGuidance, NoiseRange
+from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
+from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
+from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
+from jaxpgd.guidance.smc import SMCConfig, SMCGuidance
+
+
+def method(kind: str = "reconstruction", levels: NoiseRange = NoiseRange(), **options: Any) -> Any:
+    """A guidance with options of its own; of "smc" `proposal` and those of the proposal."""
+    if kind == "smc":
+        proposal = options.pop("proposal", "reconstruction")
+        return SMCGuidance(SMCConfig(proposal=proposal), method(proposal, levels, **options))
+    if kind == "none":
+        return NoGuidance()
+    if kind == "published":
+        return PublishedGuidance(PublishedConfig(**options), levels)
+    if kind == "moment":
+        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | options), levels)
+    return ReconstructionGuidance(ReconstructionConfig(**{"limit": jnp.inf} | options), levels)
