@@ -13,6 +13,7 @@ Rules:
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -96,30 +97,14 @@ class Hook(Protocol):
     def __call__(self, x: Array, stage: Stage) -> Array: ...
 
 
-class Sampler(Protocol):
-    """Turns noise at `sigmas[0]` into a sample. x [T, D], sigmas [n + 1] decreasing, the last 0 -> ([T, D], info)."""
-
-    def __call__(
-        self,
-        key: Array,
-        denoise: Denoise,
-        x: Array,
-        sigmas: Array,
-        *,
-        churn: Any = ...,
-        before_step: Hook | None = None,
-        after_stage: Hook | None = None,
-    ) -> tuple[Array, Metrics]: ...
-
-
 @struct.dataclass
 class Policy:
-    """A policy as data: parameters are leaves, functions static. All functions take one observation.
+    """A policy as data: parameters are leaves, functions are static. All functions take one observation.
 
     `log_prob_fn(params, obs [O], action [A], variance [A] or [])` is the log-density of the action in [-1, 1]^A under the
-    policy blurred by Gaussian noise of that variance (0: the policy itself). A deterministic policy gives a Gaussian around
-    its action, with the standard deviation that its maker documents. A policy that knows a gradient of its log-density better
-    than log_prob does (a diffusion policy) gives it as `score_fn`, of the same arguments; guidance then follows that.
+    policy blurred by Gaussian noise of that variance (0: the policy itself). Deterministic policies define a Gaussian around
+    their action, with a documented standard deviation. A policy with a better score than the gradient of its `log_prob`, such
+    as a diffusion policy, provides it as `score_fn` with the same arguments, and guidance uses that.
     """
 
     params: PyTree
@@ -133,35 +118,65 @@ class Policy:
         return self.sample_fn(self.params, key, obs)
 
     def mode(self, obs: Array) -> Array:
-        """The action [A] that evaluation uses at obs [O]."""
+        """The action [A] at obs [O] that evaluation takes."""
         return self.mode_fn(self.params, obs)
 
     def log_prob(self, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
-        """Log-density [] of action [A] at obs [O]. Raises TypeError where the policy has none."""
+        """Log-density [] of action [A] at obs [O], blurred by `variance`. Raises TypeError if the policy has none."""
+        chex.assert_rank([obs, action], 1)
         if self.log_prob_fn is None:
             raise TypeError("this policy has no log_prob: give it log_prob_fn to guide towards it or to score actions")
         return self.log_prob_fn(self.params, obs, action, variance)
 
     def score(self, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
-        """Gradient [A] of the log-density in the action: the policy's own where it has `score_fn`, else that of `log_prob`."""
+        """Gradient [A] of the log-density in the action: by `score_fn` if the policy has one, else that of `log_prob`."""
+        chex.assert_rank([obs, action], 1)
         if self.score_fn is not None:
             return self.score_fn(self.params, obs, action, variance)
         return jax.grad(lambda a: self.log_prob(obs, a, variance))(action)
 
 
-class Synthesizer(Protocol):
-    """Makes trajectories for a policy. start [N, O] are real observations; those that do not start from them only use N."""
+class Synthesizer:
+    """Generates trajectories for a policy: the base class of synthesizers, with the defaults of what not all of them can do.
 
-    def __call__(self, key: Array, policy: Policy, start: Array) -> "Synthesis": ...
+    A subclass is a pytree (a struct dataclass) that implements `__call__`.
+    """
+
+    def __call__(self, key: Array, policy: Policy, start: Array) -> "Synthesis":
+        """`start` [N, O] are real observations. Some synthesizers start from them; the others only use N."""
+        raise NotImplementedError
+
+    @property
+    def weighted(self) -> bool:
+        """Whether trajectories come with weights that differ."""
+        return False
+
+    @property
+    def profile_levels(self) -> int:
+        """Noise levels K by which info has the strength of guidance (`profile_sigma`, `guidance_norm`, `score_norm`), or 0."""
+        return 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether it has a guidance whose coefficient can be set."""
+        return False
+
+    def with_coefficient(self, coefficient: Array | float) -> "Synthesizer":
+        """The same synthesizer with a guidance coefficient lambda []. Raises ValueError where it is not `guided`."""
+        raise ValueError("this synthesizer has no guidance whose coefficient could be set")
+
+    def unguided(self) -> "Synthesizer":
+        """The same synthesizer without guidance."""
+        return self
 
 
 @struct.dataclass
 class Synthesis:
-    """What a synthesizer returns. Weighted populations are resampled before they enter a replay."""
+    """N synthetic trajectories with importance weights. They are resampled before they enter a replay."""
 
     trajectory: Trajectory  # [N, T, ...]
-    log_weight: Array  # [N], zeros where samples are not weighted
-    info: Metrics  # numbers [], and [K] where they are by noise level
+    log_weight: Array  # [N], zeros if the samples are not weighted
+    info: Metrics  # metrics [], or [K] by noise level
 
 
 @struct.dataclass
@@ -186,6 +201,9 @@ class Agent(Generic[State]):
 
     def update(self, key: Array, state: State, batch: Transition) -> tuple[State, Metrics]:
         """One update from transitions with leading axes [batches, B]."""
+        chex.assert_equal_shape([batch.reward, batch.discount])
+        chex.assert_equal_shape([batch.obs, batch.next_obs])
+        chex.assert_rank([batch.reward, batch.obs, batch.action], [2, 3, 3])
         return self.update_fn(key, state, batch)
 
     def policy(self, state: State) -> Policy:
@@ -194,7 +212,7 @@ class Agent(Generic[State]):
 
 
 class Environment(Protocol):
-    """A pure-JAX environment for one episode; vmapped by its caller."""
+    """A pure-JAX environment for one episode. Callers vmap it."""
 
     obs_dim: int
     action_dim: int

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Trajectory, Transition, valid_steps
+from jaxpgd.types import Agent, Metrics, Policy, Synthesis, Synthesizer, Trajectory, Transition, valid_steps
 
 REAL_REWARD = 100.0
 
@@ -41,7 +41,7 @@ COUNTING = Agent(
 
 
 @struct.dataclass
-class Stamp:
+class Stamp(Synthesizer):
     """A synthesizer whose rewards say how many updates its policy has seen (plus `offset`)."""
 
     offset: Array | float = 0.0

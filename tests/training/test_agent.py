@@ -25,7 +25,7 @@ from jaxpgd.training.agent import (
     value_excess,
 )
 from jaxpgd.training.program import fit
-from jaxpgd.types import Synthesis, Trajectory, Transition, valid_steps
+from jaxpgd.types import Synthesis, Synthesizer, Trajectory, Transition, valid_steps
 
 DATA = Experience(REAL, Stamp(), Stamp(-1.0))
 CONFIG = AgentConfig(updates=30, batch_size=16, updates_per_chunk=5)
@@ -86,7 +86,7 @@ LEARNED = {  # (drop_last, after_terminal): the steps that agents learn from
 
 
 @struct.dataclass
-class Ending:
+class Ending(Synthesizer):
     """Trajectories that end as `ENDS`, in turn."""
 
     def __call__(self, key: Any, policy: Any, start: Any) -> Synthesis:
