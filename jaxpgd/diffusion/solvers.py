@@ -9,14 +9,14 @@ from jaxpgd.diffusion.sampling import Solver
 from jaxpgd.diffusion.single_step import Ancestral, ChurnConfig, EDMConfig, Euler, Heun
 from jaxpgd.options import as_arrays, nonnegative, option, options, positive
 
-SolverKind = Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde", "auto"]
+SolverKind = Literal["heun", "euler", "ancestral", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m", "dpmpp_3m_sde"]
 
 
 @options
 class SamplerConfig:
     """Noise levels and solver of sampling (EDM section 5, algorithm 2); of the solvers' sections that of `kind` is used."""
 
-    kind: SolverKind = option("dpmpp_2m_sde", '"auto": the cheapest as good as 256 Heun steps, measured unguided')
+    kind: SolverKind = option("dpmpp_2m_sde", "solver; `jaxpgd pareto` names the cheapest that suffices")
     steps: int = positive(32, "solver steps; heun takes two function evaluations in each but the last, other solvers one")
     sigma_min: float = positive(0.002, "smallest noise level (EDM: 0.002)")
     sigma_max: float = positive(80.0, "largest noise level, where sampling starts (EDM: 80)")

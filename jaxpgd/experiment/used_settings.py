@@ -52,24 +52,22 @@ def _of_agent(kind: str) -> Rule:
     return _rule(f"agent.{kind}", lambda c: c.agent.kind == kind, f"agent.kind is {kind!r}")
 
 
-def _steps(config: Config) -> float:
-    """The largest number of sampler steps that a run takes; "auto" looks at many."""
-    sampler = config.sampler
-    return float("inf") if sampler.kind == "auto" else max(sampler.steps, config.evaluation.sampler_steps)
+def _steps(config: Config) -> int:
+    """The largest number of sampler steps that a run takes."""
+    return max(config.sampler.steps, config.evaluation.sampler_steps)
 
 
 def _churns(config: Config, solver: str) -> bool:
     """Whether a solver's section puts noise back at some noise level."""
-    s, own = config.sampler, getattr(config.sampler, solver)
-    within = s.kind == "auto" or any(own.churn_min <= level <= own.churn_max for level in noise_levels(s))
-    return own.churn > 0 and within
+    own = getattr(config.sampler, solver)
+    return own.churn > 0 and any(own.churn_min <= level <= own.churn_max for level in noise_levels(config.sampler))
 
 
 def _of_solver(kind: str) -> list[Rule]:
     """Of a solver with churn: its section, and the numbers of churn in it."""
     name, within = f"sampler.{kind}", "some noise level is within [churn_min, churn_max]"
     return [
-        _rule(name, lambda c: c.sampler.kind in (kind, "auto"), f"sampler.kind is {kind!r}"),
+        _rule(name, lambda c: c.sampler.kind == kind, f"sampler.kind is {kind!r}"),
         _rule(
             f"{name}.churn_min {name}.churn_max {name}.churn_noise {name}.predictor",
             lambda c: _churns(c, kind), f"{name}.churn is above 0 and {within}",
@@ -110,7 +108,6 @@ RULES: tuple[Rule, ...] = (
     _rule("data.episodes", lambda c: c.data.name.split("-")[0] == "point2d", "data.name is a built-in environment"),
     _rule("denoiser.steps", lambda c: c.denoiser.epochs == 0, "denoiser.epochs is 0"),
     # sampler
-    _rule("sampler.steps", lambda c: c.sampler.kind != "auto", "sampler.kind names a solver"),
     _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
     _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),
     *(rule for kind in ("heun", "euler", "ancestral") for rule in _of_solver(kind)),

@@ -54,8 +54,6 @@ def validate(config: Config) -> None:
           "Their weights are of the log-density, not of the score.")  # fmt: skip
     if "guided" in config.arms:
         check_guided(s, g)
-    check(s.kind != "auto" or not {"dydiff"} & set(config.arms), "sampler.kind", s.kind,
-          "a solver by name with the arm 'dydiff', whose denoiser is not what is measured")  # fmt: skip
     multistep = s.kind.startswith("dpmpp_")
     check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip

@@ -83,8 +83,6 @@ def check_guided(sampler: SamplerConfig, guidance: GuidanceConfig) -> None:
           f"less than sampler.sigma_max = {sampler.sigma_max}, or no step is guided")  # fmt: skip
     check(high >= sampler.sigma_min, "guidance.sigma_max", high,
           f"at least sampler.sigma_min = {sampler.sigma_min}, or no step is guided")  # fmt: skip
-    if sampler.kind == "auto":  # levels are not known yet
-        return
     check(not published or sampler.steps > 1, "sampler.steps", sampler.steps,
           "at least 2 where guidance.kind is 'published', whose last step is not guided")  # fmt: skip
     levels = noise_levels(sampler)[: -1 if published else None]

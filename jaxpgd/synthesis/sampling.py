@@ -10,7 +10,6 @@ from jax import Array
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver, sample
 from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
-from jaxpgd.errors import check
 from jaxpgd.parallel import map_batches
 from jaxpgd.synthesis.memory import fitting_batch
 from jaxpgd.tokens import saturated
@@ -42,8 +41,7 @@ class Sampling:
 
 def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> Sampling:
     """The sampler of a config section, its numbers as leaves, for tokens of `shape` [T, D] and a denoiser, or one guided by its
-    gradient. Raises InputError for "auto", which a run has to settle."""
-    check(config.kind != "auto", "sampler.kind", config.kind, "a solver by name")
+    gradient."""
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
         solver=make_solver(config),

@@ -346,7 +346,7 @@ def test_ancestral_chain_without_noise_is_deterministic() -> None:
 
 def test_every_solver_can_be_chosen() -> None:
     """Equal options give equal structure, so that a jitted synthesizer is not traced again."""
-    assert set(get_args(get_type_hints(SamplerConfig)["kind"])) == {*SOLVERS, "auto"}
+    assert set(get_args(get_type_hints(SamplerConfig)["kind"])) == {*SOLVERS}
     shape = lambda kind: jax.tree.structure(make_solver(SamplerConfig(kind)))
     assert all(shape(kind) == shape(kind) for kind in SOLVERS)
     assert len({shape(kind) for kind in SOLVERS}) == len(SOLVERS)

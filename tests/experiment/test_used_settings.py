@@ -96,14 +96,23 @@ def program(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
 
 
 KEY, STARTS = jax.random.key(0), jnp.zeros((4, 2))
+TRACED: dict[Any, tuple[Any, ...]] = {}
+
+
+def traced(synthesizer: Any, policy: Policy | None) -> tuple[Any, ...]:
+    """The program of a synthesizer: the same one, and traced once, for configs that make equal synthesizers."""
+    leaves, tree = jax.tree.flatten(synthesizer)
+    key = (tree, policy is None, *(np.asarray(x).tobytes() for x in leaves))
+    if key not in TRACED:
+        TRACED[key] = program(lambda s, key, start: s(key, policy, start), synthesizer, KEY, STARTS)
+    return TRACED[key]
 
 
 @functools.cache
 def diffusion(config: Config) -> tuple[Any, ...]:
     denoiser = TrajectoryDenoiser(Gaussian(), CODEC, config.data.window)
     synthesizer = build_synthesizer(config, denoiser, guided="guided" in config.arms)
-    policy = POLICY if "guided" in config.arms else None
-    return program(lambda s, key, start: s(key, policy, start), synthesizer, KEY, STARTS)
+    return traced(synthesizer, POLICY if "guided" in config.arms else None)
 
 
 SAMPLE = jax.jit(lambda synthesizer, key, start: synthesizer(key, None, start).trajectory)
@@ -122,7 +131,7 @@ def dydiff(config: Config) -> tuple[Any, ...]:
     states, settings = StateDenoiser(Gaussian(), CODEC, config.data.window), config.synthesis.dydiff
     states = dataclasses.replace(states, conditions="noised" if settings.conditions == "noised" else "clean")
     made = make_dydiff(Model(jnp.ones(2)), states, settings, config.sampler, length=config.synthesis.length)  # type: ignore[arg-type]
-    return (settings.window, *program(lambda s, key, start: s(key, POLICY, start), made, KEY, STARTS))
+    return (settings.window, *traced(made, POLICY))
 
 
 @functools.cache
@@ -175,7 +184,8 @@ def agent(config: Config) -> tuple[Any, ...]:
 DYDIFF: dict[str, Any] = {"arms": ["dydiff"], "sampler": {"kind": "heun"}}
 # sections that are walked, what their settings make, and the choices between which settings are told apart
 GUIDANCES: list[dict[str, Any]] = [{"kind": kind} for kind in ("published", "reconstruction", "moment")] + [{"target_ess": 0.5}]
-GUIDANCES += [{"kind": "smc", "proposal": proposal, "particles": 2} for proposal in ("none", "reconstruction", "moment")]
+PROPOSALS = ("none", "reconstruction", "moment")
+GUIDANCES += [{"kind": "smc", "smc": {"proposal": proposal, "particles": 2}} for proposal in PROPOSALS]
 SAMPLERS = get_args(typing.get_type_hints(type(Config().sampler))["kind"])
 REGIMES = get_args(typing.get_type_hints(type(Config().synthesis))["regime"])
 FILTERS = get_args(typing.get_type_hints(type(Config().synthesis.filter))["kind"])
@@ -185,11 +195,11 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     *(("guidance", diffusion, {"arms": ["guided"], "guidance": own}) for own in GUIDANCES),
     ("guidance", replay, DYDIFF),
     ("guidance", diffusion, {"arms": ["guided"], "guidance": {"kind": "published"}, "sampler": {"steps": 2}}),
-    *(("sampler", diffusion, {"arms": ["unguided"], "sampler": {"kind": kind}}) for kind in SAMPLERS if kind != "auto"),
+    *(("sampler", diffusion, {"arms": ["unguided"], "sampler": {"kind": kind}}) for kind in SAMPLERS),
     ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "heun", "steps": 2}}),
     ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "euler", "steps": 1}}),
-    ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "heun", "churn": 0.0}}),
-    ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "euler", "churn_min": 60.0, "churn_max": 70.0}}),
+    ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "heun", "heun": {"churn": 0.0}}}),
+    ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "euler", "euler": {"churn_min": 60.0, "churn_max": 70.0}}}),
     ("sampler", dydiff, DYDIFF),
     *(("synthesis", replay, {"arms": ["unguided"], "synthesis": {"regime": regime}}) for regime in REGIMES),
     ("synthesis", replay, {"arms": ["unguided"], "synthesis": {"regime": "continuous", "interval": 16}}),
@@ -226,7 +236,7 @@ def others(name: str, value: Any) -> Iterator[Any]:
     """Other values of a setting, some of which may be refused for their range."""
     hint = hint_of(name)
     if get_origin(hint) is Literal:
-        yield from (each for each in get_args(hint) if each not in (value, "auto"))
+        yield from (each for each in get_args(hint) if each != value)
     elif isinstance(value, bool):
         yield not value
     elif isinstance(value, int):
@@ -356,14 +366,14 @@ def test_options_may_choose_what_a_file_or_preset_is_not_made_for(options: dict[
 
 def test_a_file_answers_for_its_own_choices_but_not_for_those_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text('[guidance]\nkind = "moment"\nsine = 0.5\n[agent.iql]\nbeta = 1.0\n')
+    path.write_text('[guidance]\nkind = "moment"\npublished.sine = 0.5\n[agent.iql]\nbeta = 1.0\n')
     with pytest.raises(
-        InputError, match=r"guidance.sine = 0.5: expected its default 0.3, as it counts only where guidance.kind"
+        InputError, match=r"guidance.published.sine = 0.5: expected its default 0.3, as it counts only where guidance.kind"
     ):
         load_config(path)
-    assert load_config(path, {"seeds": 2}, unused="kept").guidance.sine == 0.5
+    assert load_config(path, {"seeds": 2}, unused="kept").guidance.published.sine == 0.5
     (tmp_path / "versions.json").write_text("{}")
-    assert load_config(path, {"seeds": 2}).guidance.sine == 0.5
+    assert load_config(path, {"seeds": 2}).guidance.published.sine == 0.5
 
 
 STUDY = """
@@ -372,7 +382,7 @@ title = "A study"
 sampler.steps = 5
 [axes.source]
 real = {{ arms = ["real"] }}
-guided = {{ arms = ["guided"], guidance.kind = "{kind}", guidance.iterations = 1 }}
+guided = {{ arms = ["guided"], guidance.kind = "{kind}", guidance.moment.iterations = 1 }}
 """
 
 
@@ -381,12 +391,12 @@ def test_a_setting_of_a_study_counts_in_one_cell_at_least(tmp_path: Path, capsys
     path.write_text(STUDY.format(kind="moment"))
     load_study(str(path))
     load_study(str(path), only={"source": ("real",)})
-    with pytest.raises(InputError, match=r"--guidance.sine = 0.5: expected its default 0.3"):
-        load_study(str(path), overrides={"guidance": {"sine": 0.5}})
+    with pytest.raises(InputError, match=r"--guidance.published.sine = 0.5: expected its default 0.3"):
+        load_study(str(path), overrides={"guidance": {"published": {"sine": 0.5}}})
     load_study(str(path), only={"source": ("real",)}, overrides={"sampler": {"rho": 5.0}})
     assert "note: --sampler.rho = 5.0 has no effect" in capsys.readouterr().err
     path.write_text(STUDY.format(kind="published"))
-    with pytest.raises(InputError, match=r"study.toml: guidance.iterations = 1: expected its default 2"):
+    with pytest.raises(InputError, match=r"study.toml: guidance.moment.iterations = 1: expected its default 2"):
         load_study(str(path))
     path.write_text(STUDY.format(kind="moment") + "[measure]\nsamples = 3\n")
     with pytest.raises(InputError, match=r"measure.samples = 3: expected its default, as it counts only where measure.kind is"):

@@ -62,7 +62,7 @@ def export_synthetic(
     def synthesis(config: Config) -> Trajectory:
         synthesizer = arm_synthesizer(agent_config(run, config, agent_number(policy)), loaded.models, kind)
         if coefficient is not None:
-            synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))  # type: ignore[attr-defined]
+            synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
         return jax.tree.map(np.asarray, synthesize_from(key, synthesizer, target, start))
 
     trajectory = with_half_the_batch(run, loaded.config, "synthesis", synthesis)

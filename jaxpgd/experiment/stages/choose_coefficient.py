@@ -16,7 +16,6 @@ from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
 from jaxpgd.types import Policy, Trajectory
 
-COEFFICIENT = "guidance_coefficient"  # in metrics.jsonl
 TRAJECTORIES = 128  # of each coefficient that is tried, over all seeds
 
 
@@ -41,8 +40,8 @@ def choose_coefficient(
     """The largest coefficient up to `most` whose dynamics error is within `times` that of unguided trajectories.
 
     `policies` have a leading axis of seeds. Those that are finite are measured together, by at least `count` trajectories, and
-    by as many of each as make a population where guidance is weighted. Returns the coefficient, and with it the two errors for
-    the log. The noise is the same at every coefficient.
+    by as many of each as make a population where guidance is weighted. Returns the coefficient, and the two errors for the log,
+    which has the coefficient as `synthetic_coefficient`. The noise is the same at every coefficient.
     """
     windows, info = prepared.windows, prepared.dataset.info
     simulator, entries = make_simulator(info), state_entries(info)
@@ -62,7 +61,7 @@ def choose_coefficient(
         return errors[coefficient]
 
     found = largest_within(error, most, times * plain)
-    return found, {COEFFICIENT: found, "unguided_dynamics_error": plain, "guided_dynamics_error": errors[found]}
+    return found, {"unguided_dynamics_error": plain, "guided_dynamics_error": errors[found]}
 
 
 def _finite_policies(policies: Policy) -> Policy:

@@ -1,129 +1,26 @@
 """A study as its TOML file says it: axes, the product of which are cells, each a config with what is measured of it."""
 
 import dataclasses
-import functools
-import hashlib
 import itertools
-import json
-import operator
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, with_preset
 from jaxpgd.experiment.precision import STATED
+from jaxpgd.experiment.studies.cell import COLUMNS, MEASURED, STEP_COLUMNS, Cell, MeasureConfig, Target
+from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
+from jaxpgd.experiment.studies.tables import dotted, get_nested, merge
 from jaxpgd.experiment.used_settings import check_used, names_of
 from jaxpgd.experiment.validation import validate
-from jaxpgd.options import get
 
-Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
-# of a config: they change no result (but for what `settings_of` takes of `health`)
-IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
-# settings that came when studies had been measured: at their defaults they are in no key, and keys stay
-LATER = (STATED,
-         "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
-         "synthesis.dydiff.scaled_conditions",
-         "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
-         "agent.diffusion_ql.critic_activation",
-         "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
-         "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
-         "data.reward_normalisation", "data.pad_short", "evaluation.max_steps",
-         "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
-         "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
-         "synthesis.drop_last", "synthesis.after_terminal")  # fmt: skip
-
-
-# columns of results.csv by what is measured; a score stands there under the name of its family
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return", "length", "score"),
-    "trajectories": ("synthetic_return", "synthetic_length", "log_likelihood", "dynamics_error", "persistence",
-                     "sliced_wasserstein"),
-    "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
-                 "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
-    "tilt": ("coefficient", "divergence", "log_likelihood"),
-}  # fmt: skip
-# and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
-STEP_COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return",),
-    "trajectories": ("dynamics_error", "persistence"),
-    "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
-    "tilt": ("samples", "target", "behaviour", "policy"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasureConfig:
-    """What is measured of a cell: `[measure]` of a study, which axes may change.
-
-    - `returns`: agents are trained and evaluated (`config` as in `jaxpgd run`);
-    - `trajectories`: trajectories of `source` for the target policy are scored;
-    - `rollouts`: the target policy rolled out by every model, against the real environment, step by step;
-    - `tilt`: one action of a known mixture, guided towards a Gaussian policy, against the exact density.
-    """
-
-    kind: Literal["returns", "trajectories", "rollouts", "tilt"] = "returns"
-    source: Source = "guided"  # trajectories
-    trajectories: int = 256  # trajectories, rollouts, tilt: how many
-    length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
-    samples: int = 0  # trajectories: so many are kept, to be drawn
-    weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
-    means: tuple[float, ...] = (-1.0, 1.0)
-    stds: tuple[float, ...] = (0.3, 0.3)
-    policy_mean: float = 0.5  # tilt: of the policy
-    policy_std: float = 0.5
-
-
-# which kinds use what of a measure
-MEASURED: dict[str, tuple[str, ...]] = {
-    "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
-    "length": ("trajectories", "rollouts"), "samples": ("trajectories",),
-} | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
-
-    The config is that of a run of one agent on the cell's own data and at its `matmul_precision`, but for what `[target]` says.
-    Neither: the environment's own target policy, which built-in ones have.
-    """
-
-    actor: str = ""
-    config: Config | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One point of a study's grid."""
-
-    labels: Mapping[str, str]  # value of each axis, by name
-    measure: MeasureConfig
-    config: Config
-    target: Target
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
-        target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
-        return digest({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
-
-    @property
-    def label(self) -> str:
-        """What tells it apart in its study."""
-        return ", ".join(self.labels.values())
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.measure.kind}-{slug(self.config.data.name)}-{self.key}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,33 +52,6 @@ class Study:
     joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
     budget: Budget | None = None
     plan: str = ""  # what `--minutes` made of it, in words
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """All settings of a config that can change its results, those of `health` where they differ from a study's own."""
-    found = {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
-    del found["evaluation"]["processes"]  # changes no result either
-    for name in left_out(config):
-        *sections, last = name.split(".")
-        functools.reduce(operator.getitem, sections, found).pop(last)
-    health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
-    return found | ({"health": health} if health else {})
-
-
-def left_out(config: Config) -> list[str]:
-    """The settings of `LATER` that a config leaves as they were before there were such settings."""
-    return [name for name in LATER if get(config, name) == get(Config(), name)]
-
-
-def digest(values: Any) -> str:
-    """Ten hexadecimal digits that tell plain values apart."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def slug(name: str) -> str:
-    """A dataset's name as part of a folder's."""
-    stem = Path(name).stem if Path(name).suffix in (".hdf5", ".h5", ".npz") else name
-    return re.sub("[^A-Za-z0-9]+", "-", stem).strip("-")
 
 
 def shipped() -> dict[str, Traversable]:
@@ -243,7 +113,7 @@ def load_study(
     labels = {axis: tuple(values) for axis, values in axes.items()}
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
-    part = digest([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
+    part = short_hash([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
     whole = raw["axes"] | ({METHOD: {}} if "state_error" in values["steps"] else {})
     return Study(
         stem, toml, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
@@ -308,35 +178,6 @@ def _parse(name: str, text: str) -> dict[str, Any]:
         raise InputError(f"study = {name!r}: expected valid TOML ({error}).") from error
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables, those `above` on top. A key that ends in "!" replaces the whole table of its name."""
-    found = dict(below)
-    for key, value in above.items():
-        if key.endswith("!"):
-            found[key[:-1]] = value
-        elif isinstance(value, Mapping) and isinstance(found.get(key), Mapping):
-            found[key] = merge(found[key], value)
-        else:
-            found[key] = value
-    return found
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of all settings in nested tables."""
-    found = []
-    for key, value in values.items():
-        name = prefix + key.removesuffix("!")
-        found += dotted(value, name + ".") if isinstance(value, Mapping) else [name]
-    return found
-
-
-def get_nested(values: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name."""
-    for part in name.split("."):
-        values = values[part]
-    return values
-
-
 def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
     check(isinstance(values, Mapping) and len(values) > 0, f"axes.{axis}", values, "a table of labels with their settings")
     if only is None:
@@ -384,8 +225,6 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     check(confidence == 0.95, f"{where}: evaluation.confidence", confidence, "0.95, which a study's intervals always have")
     one = measure.kind != "returns" or len(config.arms) == 1
     check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
-    settled = measure.kind == "returns" or config.sampler.kind != "auto"
-    check(settled, f"{where}: sampler.kind", "auto", f"a solver, as cells of kind {measure.kind} choose none")
     return Cell(labels, measure, config, target)
 
 

@@ -13,9 +13,11 @@ from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.stages.model_source import NEEDS, needs
 from jaxpgd.experiment.studies import plan
-from jaxpgd.experiment.studies.plan import LATER, Budget, digest, load_study, merge, settings_of, shipped
+from jaxpgd.experiment.studies.identity import LATER, settings_of, short_hash, slug
+from jaxpgd.experiment.studies.plan import Budget, load_study, shipped
 from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
+from jaxpgd.experiment.studies.tables import merge
 from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.experiment.validation import validate
@@ -118,10 +120,10 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
     kept = lambda section: {n: v for n, v in asdict(getattr(config, section)).items() if f"{section}.{n}" not in LATER}
     network, data = kept("denoiser"), kept("data")
     names = {"seed": config.seed, "data": data, "denoiser": network}
-    assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{digest(names)}")
+    assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{short_hash(names)}")
     other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]
     assert other.key != usual.key and settings_of(other.config)["denoiser"]["convolution"] == "primitive"
-    assert store.lender(other.config, "denoiser").out.endswith(digest(names | {"denoiser": asdict(other.config.denoiser)}))
+    assert store.lender(other.config, "denoiser").out.endswith(short_hash(names | {"denoiser": asdict(other.config.denoiser)}))
     clipped = load_study(path, overrides={"data": {"clip_actions": True}}).cells[-1]
     assert clipped.key != usual.key and settings_of(clipped.config)["data"]["clip_actions"] is True
     for stage in ("denoiser", "world-model", "state-denoiser"):
@@ -255,7 +257,7 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (('arms = ["guided"]', 'arms = ["real", "guided"]'), r"guided, periodic: arms = .*: expected one of them"),
         (
             ("[base]", "[measure]\nkind = 'trajectories'\n[base]\nsampler.kind = 'auto'"),
-            r"sampler.kind = 'auto': expected a solver",
+            r"sampler.kind = 'auto': expected one of",
         ),
     ],
 )
@@ -386,7 +388,7 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
         with pytest.raises(SystemExit) as error:
             main(["study", *words])
         assert error.value.code == 2 and message in capsys.readouterr().err
-    assert plan.slug("../data/hopper_medium-v2.hdf5") == "hopper-medium-v2"
+    assert slug("../data/hopper_medium-v2.hdf5") == "hopper-medium-v2"
 
 
 def test_labels_of_several_axes_are_kept(study_file, monkeypatch: pytest.MonkeyPatch) -> None:
