@@ -98,9 +98,7 @@ class DiffusionSynthesizer(Synthesizer):
         if self.denoiser.ends is not None:
             key, key_ends = jax.random.split(key)
             ends = self.denoiser.ends.draw(key_ends, start.shape[0], self.length)
-        key, coefficient, spent = self.resolve(key, policy, start, ends)
-        tokens, log_weight, info = self.sample(key, policy, coefficient, start, ends)
-        info["forward_equivalents"] += spent
+        tokens, log_weight, info = self.sample(key, policy, start, ends)
         trajectory = self.denoiser.codec.decode(tokens)
         if ends is not None:
             trajectory = jax.vmap(ended)(trajectory, ends)
@@ -108,7 +106,7 @@ class DiffusionSynthesizer(Synthesizer):
             key_profile = jax.random.fold_in(key, 2**32 - 1)  # of no trajectory
             heaviest = jnp.argsort(-log_weight)[:_PROFILED]  # lost particles may be no numbers
             those = jax.tree.map(lambda x: x[heaviest], ends)
-            info |= self.profile(key_profile, policy, coefficient, tokens[heaviest], those)
+            info |= self.profile(key_profile, policy, info["coefficient"], tokens[heaviest], those)
         return Synthesis(trajectory, log_weight, info | summary(trajectory, self.valid(ends)))
 
     @property
@@ -159,23 +157,24 @@ class DiffusionSynthesizer(Synthesizer):
         if policy.log_prob_fn is None:
             raise TypeError("guidance.target_ess: expected a policy with log_prob_fn, which weights are made of")
         key, key_unguided = jax.random.split(key)
-        plain, _, info = self.unguided().sample(key_unguided, None, 0.0, start, ends)
+        plain, _, info = self.unguided().sample(key_unguided, None, start, ends)
         exact = lambda x, valid: Likelihood(policy, self.denoiser.codec, 1.0, valid=valid).exact(x)
         return key, self.strength.resolve(jax.vmap(exact)(plain, self.valid(ends))), info["nfe"]
 
-    def sample(
-        self, key: Array, policy: Policy | None, coefficient: Array | float, start: Array, ends: Ends | None = None
-    ) -> tuple[Array, Array, Metrics]:
+    def sample(self, key: Array, policy: Policy | None, start: Array, ends: Ends | None = None) -> tuple[Array, Array, Metrics]:
         """start [N, O] -> tokens [N, T, D], log weights [N], and what they cost: as `__call__`, before tokens are decoded.
 
         `ends` [N] of trajectories that end before T, which only a denoiser of padded windows knows.
         """
+        key, coefficient, spent = self.resolve(key, policy, start, ends)
         if policy is not None and self.weighted:
-            return self.populations(key, policy, coefficient, start)
-        tokens, nfe = map_starts(
-            lambda key, x: self.sample_tokens(key, policy, coefficient, *x), key, (start, ends), self.sampling.batch_size
-        )
-        return tokens, jnp.zeros(start.shape[0], jnp.float32), self.cost(nfe[0], coefficient, guided=policy is not None)
+            tokens, log_weight, info = self.populations(key, policy, coefficient, start)
+        else:
+            one = lambda key, x: self.sample_tokens(key, policy, coefficient, *x)
+            tokens, nfe = map_starts(one, key, (start, ends), self.sampling.batch_size)
+            log_weight = jnp.zeros(start.shape[0], jnp.float32)
+            info = self.cost(nfe[0], coefficient, guided=policy is not None)
+        return tokens, log_weight, info | {"forward_equivalents": info["forward_equivalents"] + spent}
 
     def cost(self, nfe: Array, coefficient: Array | float, *, guided: bool) -> Metrics:
         """Info of one trajectory of so many evaluations: `nfe`, `forward_equivalents`, `coefficient`, each []."""
