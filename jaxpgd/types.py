@@ -203,7 +203,6 @@ class Agent(Generic[State]):
         """One update from transitions with leading axes [batches, B]."""
         chex.assert_equal_shape([batch.reward, batch.discount])
         chex.assert_equal_shape([batch.obs, batch.next_obs])
-        chex.assert_rank([batch.reward, batch.obs, batch.action], [2, 3, 3])
         return self.update_fn(key, state, batch)
 
     def policy(self, state: State) -> Policy:
