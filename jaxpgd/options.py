@@ -49,9 +49,10 @@ def positive(default: Any, help: str = "", *, low: float = 1e-6, high: float = _
     return dataclasses.field(default=default, metadata={"help": help, "range": Range("positive", low, high)})
 
 
-def nonnegative(default: Any, help: str = "", *, low: float = 0.0, high: float = _MOST) -> Any:
-    """As `option`, for numbers not below 0."""
-    return dataclasses.field(default=default, metadata={"help": help, "range": Range("nonnegative", low, high)})
+def nonnegative(default: Any, help: str = "", *, low: float = 0.0, high: float = _MOST, static: bool = False) -> Any:
+    """As `option`, for numbers not below 0; where `static`, a real number that is structure and no leaf."""
+    metadata = {"help": help, "range": Range("nonnegative", low, high), "static": static}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def share(default: Any, help: str = "", *, low: float = 0.0, high: float = 1.0, positive: bool = False) -> Any:
@@ -64,7 +65,8 @@ def options(cls: type[Options]) -> type[Options]:
     """Class decorator: a frozen dataclass, and a pytree whose leaves are its real numbers and those of its sections."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     hints = typing.get_type_hints(cls)
-    leaves = [name for name, hint in hints.items() if hint is float or dataclasses.is_dataclass(hint)]
+    numbers = numeric(cls)
+    leaves = [name for name, hint in hints.items() if name in numbers or dataclasses.is_dataclass(hint)]
     static = [name for name in hints if name not in leaves]
     return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)  # type: ignore[type-var]
 
@@ -81,7 +83,8 @@ def structure(section: Options) -> Options:
 
 def numeric(section: Any) -> list[str]:
     """The names of a section's own options that are real numbers: those that may be traced, vmapped and swept."""
-    return [name for name, hint in typing.get_type_hints(section).items() if hint is float]
+    hints = typing.get_type_hints(section)
+    return [f.name for f in dataclasses.fields(section) if hints[f.name] is float and not f.metadata.get("static", False)]
 
 
 def get(config: Any, name: str) -> Any:

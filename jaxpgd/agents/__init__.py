@@ -1,27 +1,26 @@
-"""Offline-RL agents as pure functions, and the table that makes them by name."""
+"""Offline-RL agents as pure functions, and the table of them by name."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 from jax import Array
 
-from jaxpgd.agents.bc import BCHypers, bc
-from jaxpgd.agents.cql import CQLHypers, cql
-from jaxpgd.agents.diffusion_ql import DiffusionQLHypers, diffusion_ql
-from jaxpgd.agents.iql import IQLHypers, iql
+from jaxpgd.agents.bc import BCConfig, bc
+from jaxpgd.agents.cql import CQLConfig, cql
+from jaxpgd.agents.diffusion_ql import DiffusionQLConfig, diffusion_ql
+from jaxpgd.agents.iql import IQLConfig, iql
 from jaxpgd.agents.normalised import normalise_observations, replace_hypers
-from jaxpgd.agents.td3_bc import TD3BCHypers, td3_bc
+from jaxpgd.agents.td3_bc import TD3BCConfig, td3_bc
 from jaxpgd.errors import check
 from jaxpgd.types import Agent
 
 __all__ = [
     "AGENTS",
-    "BCHypers",
-    "CQLHypers",
-    "DiffusionQLHypers",
-    "IQLHypers",
-    "TD3BCHypers",
+    "BCConfig",
+    "CQLConfig",
+    "DiffusionQLConfig",
+    "IQLConfig",
+    "TD3BCConfig",
     "bc",
     "cql",
     "diffusion_ql",
@@ -32,48 +31,25 @@ __all__ = [
     "td3_bc",
 ]
 
-# factory, and the names of the structural settings that it takes besides action_dim
-AGENTS: dict[str, tuple[Callable[..., Agent[Any]], tuple[str, ...]]] = {
-    "td3_bc": (td3_bc, ("hidden", "critic_updates", "actor_first", "init", "actor", "policy_delay")),
-    "iql": (iql, ("hidden", "init", "stale_value")),
-    "bc": (bc, ("hidden",)),
-    "cql": (cql, ("hidden", "n_actions")),
-    "diffusion_ql": (
-        diffusion_ql,
-        (
-            "hidden",
-            "steps",
-            "candidates",
-            "choice",
-            "ema_every",
-            "time_features",
-            "own_score",
-            "max_q_backup",
-            "action_reconstruction",
-            "critic_hidden",
-            "critic_activation",
-        ),
-    ),
+AGENTS: dict[str, Callable[..., Agent[Any]]] = {
+    "td3_bc": td3_bc,
+    "iql": iql,
+    "bc": bc,
+    "cql": cql,
+    "diffusion_ql": diffusion_ql,
 }
 
 
 def make_agent(
-    kind: str, section: Any, action_dim: int, *, obs_mean: Array | None = None, obs_std: Array | None = None
+    kind: str, options: Any, action_dim: int, *, obs_mean: Array | None = None, obs_std: Array | None = None
 ) -> Agent[Any]:
-    """The agent `kind` for actions [action_dim], with structure and numeric settings read from the attributes of `section`.
+    """`AGENTS[kind](options, action_dim=action_dim)`, which standardises its observations by obs_mean [O] and obs_std [O].
 
-    With obs_mean [O] and obs_std [O] the agent standardises its observations. Raises InputError for an unknown kind, a missing
-    setting, or one of the two statistics without the other.
+    Raises InputError for an unknown kind, the options of another one, or one of the two statistics without the other.
     """
     check(kind in AGENTS, "agent.kind", kind, "one of " + ", ".join(sorted(AGENTS)))
-    factory, structural = AGENTS[kind]
+    expected = get_type_hints(AGENTS[kind])["options"]
+    check(isinstance(options, expected), f"agent.{kind}", type(options).__name__, f"{expected.__name__}, the options of {kind}")
     check((obs_mean is None) == (obs_std is None), "obs_std", obs_std, "given if and only if obs_mean is")
-    agent = factory(action_dim=action_dim, **{name: _setting(kind, section, name) for name in structural})
-    names = [field.name for field in dataclasses.fields(agent.hypers)]
-    agent = dataclasses.replace(agent, hypers=type(agent.hypers)(**{name: _setting(kind, section, name) for name in names}))
+    agent = AGENTS[kind](options, action_dim=action_dim)
     return agent if obs_mean is None or obs_std is None else normalise_observations(agent, obs_mean, obs_std)
-
-
-def _setting(kind: str, section: Any, name: str) -> Any:
-    check(hasattr(section, name), f"agent.{kind}", type(section).__name__, f"a section with {name!r}")
-    return getattr(section, name)

@@ -1,10 +1,10 @@
-"""CQL (Kumar et al., arXiv 2006.04779): soft actor-critic whose critics are pushed down where the data has no actions.
+"""CQL(H) (Kumar et al., arXiv 2006.04779): soft actor-critic with a penalty on the critics' values of actions not in the data.
 
-This is CQL(H): to each critic's squared error comes `weight` times log(integral of exp Q(s, .)) - Q(s, a), the integral
+The loss of each critic is its squared error plus `weight` times log(integral of exp Q(s, .)) - Q(s, a), with the integral
 estimated by importance sampling. One update, in this order, on one batch:
-1. critics, against r + gamma * discount * min Q'(s', a') with a' from the present actor and no entropy bonus;
-2. actor, against the smaller of the new critics and with the present entropy temperature;
-3. entropy temperature, from the log-density of the actions just drawn;
+1. critics, with targets r + gamma * discount * min_i Q'_i(s', a'), a' drawn from the actor, and no entropy bonus;
+2. actor, by the smaller of the new critics and with the entropy temperature from before its step;
+3. entropy temperature, from the log-density of the actions that the actor's loss drew;
 4. target critics move by `polyak`.
 """
 
@@ -18,9 +18,8 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
-from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import CriticEnsemble
-from jaxpgd.options import nonnegative, option, options, positive, share
+from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
 
@@ -50,23 +49,6 @@ class CQLConfig:
 
 
 @struct.dataclass
-class CQLHypers:
-    """Numeric settings; any of them may be traced. Weight and learning rates as DyDiff's base agent (arXiv 2405.19189)."""
-
-    actor_lr: Array | float = 3e-5
-    critic_lr: Array | float = 3e-4
-    alpha_lr: Array | float = 3e-5  # of the entropy temperature
-    gamma: Array | float = 0.99
-    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
-    weight: Array | float = 10.0  # of the conservative term
-    cql_temperature: Array | float = 1.0  # of the soft maximum in the conservative term
-    initial_alpha: Array | float = 1.0  # entropy temperature at the start
-    target_entropy: Array | float = -1.0  # per action dimension
-    cloning_updates: Array | float = 0.0  # first updates in which the actor clones the data instead of raising Q
-    adam_eps: Array | float = 1e-8
-
-
-@struct.dataclass
 class CQLState:
     """Parameters, the slow critics, optimiser states and hyperparameters."""
 
@@ -78,11 +60,11 @@ class CQLState:
     critic_opt: PyTree
     alpha_opt: PyTree
     updates: Array  # []
-    hypers: CQLHypers
+    hypers: CQLConfig  # real numbers as arrays []
 
 
 def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Array:
-    """temperature * log of the integral of exp(Q / temperature) over actions, by importance sampling (appendix F).
+    """temperature * log of the integral of exp(Q / temperature) over actions, by importance sampling (CQL, appendix F).
 
     q [..., K, B] at K actions that were drawn with log-density [K, B] -> [..., B].
     """
@@ -92,17 +74,17 @@ def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Ar
 class _CQL(TanhGaussian):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], n_actions: int) -> None:
-        super().__init__(action_dim, hidden)
-        self.n_actions = n_actions
-        self.critics: Any = CriticEnsemble(2, hidden)  # Any: flax types `apply` as more than the module returns
+    def __init__(self, action_dim: int, options: CQLConfig) -> None:
+        super().__init__(action_dim, options.hidden)
+        self.options = options
+        self.critics: Any = CriticEnsemble(2, options.hidden)  # Any: flax types `apply` as more than the module returns
 
-    def init(self, key: Array, hypers: CQLHypers, example: Transition) -> CQLState:
+    def init(self, key: Array, hypers: CQLConfig, example: Transition) -> CQLState:
         common.check_example(example, self.action_dim)
         actor_key, critic_key = jax.random.split(key)
         actor = self.actor.init(actor_key, example.obs)
         critic = self.critics.init(critic_key, example.obs, example.action)
-        hypers = common.as_arrays(hypers)
+        hypers = common.numbers(hypers, self.options)
         log_alpha = jnp.log(hypers.initial_alpha)
         return CQLState(
             actor=actor,
@@ -117,7 +99,7 @@ class _CQL(TanhGaussian):
         )
 
     def update(self, key: Array, state: CQLState, batch: Transition) -> tuple[CQLState, Metrics]:
-        common.check_batch(batch, 1)
+        common.check_batch(batch, 1, self.action_dim)
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         key_target, key_proposal, key_actor = jax.random.split(key, 3)
         targets = self.targets(key_target, state, batch)
@@ -133,7 +115,7 @@ class _CQL(TanhGaussian):
         metrics["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.actor_lr, h.adam_eps)
 
-        # the gradient of -log_alpha * (log pi + target entropy)
+        # the gradient of -log_alpha * (log pi + target entropy): SAC's code, for J(alpha) of its equation 18
         alpha_grad = -(log_prob + self.action_dim * h.target_entropy).mean()
         log_alpha, alpha_opt = common.adam_step(alpha_grad, state.alpha_opt, state.log_alpha, h.alpha_lr, h.adam_eps)
 
@@ -144,43 +126,46 @@ class _CQL(TanhGaussian):
         return CQLState(actor, critic, log_alpha, target_critic, *optimisers, state.updates + 1, h), metrics
 
     def targets(self, key: Array, state: CQLState, batch: Transition) -> Array:
-        """r + gamma * discount * min Q'(s', a') with a' from the actor, [B]."""
+        """Targets y = r + gamma * discount * min_i Q'_i(s', a') with a' drawn from the actor, [B]."""
         action, _ = self.draw(key, state.actor, batch.next_obs)
         q = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
         return batch.reward + state.hypers.gamma * batch.discount * q
 
     def proposals(self, key: Array, actor: PyTree, batch: Transition) -> tuple[Array, Array]:
         """K = 3 * n_actions actions [K, B, A] with their log-densities [K, B]: uniform ones, from pi(s), from pi(s')."""
+        n = self.options.n_actions
         key_uniform, key_policy = jax.random.split(key)
-        uniform = jax.random.uniform(key_uniform, (self.n_actions, *batch.action.shape), jnp.float32, minval=-1.0)
+        uniform = jax.random.uniform(key_uniform, (n, *batch.action.shape), jnp.float32, minval=-1.0)
         uniform_density = jnp.full(uniform.shape[:-1], -self.action_dim * jnp.log(2.0), jnp.float32)
         both = jnp.stack([batch.obs, batch.next_obs])
-        keys = jax.random.split(key_policy, self.n_actions)
+        keys = jax.random.split(key_policy, n)
         action, log_prob = jax.vmap(lambda k: self.draw(k, actor, both), out_axes=1)(keys)  # [2, n, B, ...]
         return jnp.concatenate([uniform, *action]), jnp.concatenate([uniform_density, *log_prob])
 
     def critic_loss(
-        self, params: PyTree, batch: Transition, targets: Array, proposals: tuple[Array, Array], h: CQLHypers
+        self, params: PyTree, batch: Transition, y: Array, proposals: tuple[Array, Array], h: CQLConfig
     ) -> tuple[Array, Metrics]:
-        """Squared error plus `weight` times the conservative term, averaged over the batch [B] and summed over the critics.
+        """(Q_i(s, a) - y)^2 + weight * (log integral exp Q_i(s, .) - Q_i(s, a)) (CQL, equation 4).
 
-        The squared error has no factor of a half (equation 4 has one), as in the authors' code, so that `weight` means
-        the same. The data's actions and the proposals go through the critics in one product.
+        Averaged over the batch [B] and summed over the critics i. Equation 4 halves the squared error; the authors' code does
+        not, and `weight` (alpha there) has the meaning that it has in that code. The actions of the data and the proposals go
+        through the critics in one product.
         """
         action, log_density = proposals
         action = jnp.concatenate([batch.action[None], action])
         obs = jnp.broadcast_to(batch.obs, (*action.shape[:2], batch.obs.shape[-1]))
         q = self.critics.apply(params, obs, action)  # [2, 1 + K, B]
-        error = jnp.square(q[:, 0] - targets).mean(axis=-1).sum()
+        error = common.squared_error(q[:, 0], y)
         gap = (log_integral(q[:, 1:], log_density, h.cql_temperature) - q[:, 0]).mean(axis=-1).sum()
         return error + h.weight * gap, {"q_error": error, "conservative_gap": gap, "q_mean": q[:, 0].mean()}
 
     def actor_loss(
         self, key: Array, params: PyTree, critic: PyTree, batch: Transition, alpha: Array, cloning: Array
     ) -> tuple[Array, Array]:
-        """alpha * log pi(a | s) - min Q(s, a) with a from the actor, averaged over the batch [B]; also log pi, [B].
+        """alpha * log pi(a | s) - min_i Q_i(s, a) with a drawn from the actor, averaged over the batch [B]; also log pi [B].
 
-        While `cloning` [] the log-density of the data's action stands in the place of Q, as in the authors' code.
+        The loss J_pi of soft actor-critic (arXiv 1812.05905, equation 7). Where `cloning` [] is true the log-density of the
+        data's action takes the place of Q, as in CQL's code.
         """
         action, log_prob = self.draw(key, params, batch.obs)
         q = self.critics.apply(critic, batch.obs, action).min(axis=0)
@@ -192,20 +177,19 @@ class _CQL(TanhGaussian):
 
 
 @functools.cache
-def _structure(action_dim: int, hidden: tuple[int, ...], n_actions: int) -> _CQL:
-    return _CQL(action_dim, hidden, n_actions)
+def _structure(action_dim: int, options: CQLConfig) -> _CQL:
+    return _CQL(action_dim, options)
 
 
-def cql(*, action_dim: int, hidden: tuple[int, ...] = (256, 256), n_actions: int = 10) -> Agent[CQLState]:
-    """CQL as an Agent for actions [action_dim]; its `hypers` are CQLHypers.
+def cql(options: CQLConfig = CQLConfig(), *, action_dim: int, **changes: Any) -> Agent[CQLState]:
+    """CQL as an Agent for actions [action_dim], with some options changed by name.
 
-    `update` takes transitions with leading axes [1, B] and returns the metrics critic_loss, q_error, conservative_gap, q_mean,
-    actor_loss, entropy, alpha, target_mean, critic_gradient_norm and actor_gradient_norm, all []. The conservative term
-    draws `n_actions` actions each uniformly, from the policy at s, and from it at s'. The policy is tanh of a normal
-    (`tanh_gaussian.TanhGaussian`).
-    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    Its `hypers` are the options, of which real numbers may be traced or vmapped. `update` takes transitions with leading axes
+    [1, B] and returns the metrics critic_loss, q_error, conservative_gap, q_mean, actor_loss, entropy, alpha, target_mean,
+    critic_gradient_norm and actor_gradient_norm, all []. The conservative term draws `n_actions` actions each uniformly, from
+    the policy at s, and from it at s'. The policy is tanh of a normal (`tanh_gaussian.TanhGaussian`).
+    Raises InputError where an option is out of its range, or where `init` or `update` get other shapes.
     """
-    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
-    check(n_actions > 0, "n_actions", n_actions, "a number above 0")
-    s = _structure(action_dim, tuple(hidden), n_actions)
-    return Agent("cql", s.init, s.update, s.policy, hypers=CQLHypers(), batches=1)
+    options = common.configure(options, action_dim, changes)
+    s = _structure(action_dim, structure(options))
+    return Agent("cql", s.init, s.update, s.policy, hypers=options, batches=1)

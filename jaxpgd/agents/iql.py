@@ -1,23 +1,22 @@
-"""IQL (Kostrikov et al., arXiv 2110.06169): values by expectile regression on dataset actions, actor by weighted cloning.
+"""IQL (Kostrikov et al., arXiv 2110.06169): expectile regression of values, advantage-weighted regression of the actor.
 
-One update, in this order, on one batch: value (against the target critics), actor (advantages of the target critics over the
-new value), critics (against the new value), target critics move by `polyak`. With `stale_value` actor and critics use the value
-from before its step, as PGD's released code.
+One update, in this order, on one batch: value V (from the target critics), actor (advantages of the target critics over the
+new V), critics (from the new V), target critics move by `polyak`. With `stale_value` actor and critics use V from before its
+step, as PGD's released code.
 """
 
 import functools
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
 from jaxpgd.agents import common
-from jaxpgd.errors import check
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
-from jaxpgd.networks.mlp import Init
-from jaxpgd.options import nonnegative, option, options, positive, share
+from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
 
@@ -47,20 +46,6 @@ class IQLConfig:
 
 
 @struct.dataclass
-class IQLHypers:
-    """Numeric settings; any of them may be traced. Defaults are those of PGD (arXiv 2404.06356, appendix)."""
-
-    lr: Array | float = 3e-4
-    decay_updates: Array | float = 0.0  # cosine decay of the actor's lr to 0 over so many updates; 0: none
-    gamma: Array | float = 0.99
-    polyak: Array | float = 0.005  # target <- target + polyak * (online - target)
-    tau: Array | float = 0.7  # expectile
-    beta: Array | float = 3.0  # inverse temperature of the advantage weights
-    advantage_clip: Array | float = 100.0  # upper bound of exp(beta * advantage)
-    adam_eps: Array | float = 1e-5
-
-
-@struct.dataclass
 class IQLState:
     """Parameters, the slow critics, optimiser states and hyperparameters."""
 
@@ -72,29 +57,29 @@ class IQLState:
     critic_opt: PyTree
     value_opt: PyTree
     updates: Array  # []
-    hypers: IQLHypers
+    hypers: IQLConfig  # real numbers as arrays []
 
 
-def expectile_loss(error: Array, tau: Array | float) -> Array:
-    """|tau - 1(error < 0)| * error^2, elementwise (equation 5); tau 0.5 is half the squared error."""
-    return jnp.abs(tau - (error < 0)) * jnp.square(error)
+def expectile_loss(u: Array, tau: Array | float) -> Array:
+    """L_2^tau(u) = |tau - 1(u < 0)| u^2, elementwise (IQL, equation 5); tau 0.5 is half the squared error."""
+    return jnp.abs(tau - (u < 0)) * jnp.square(u)
 
 
 def advantage_weight(advantage: Array, beta: Array | float, clip: Array | float) -> Array:
-    """min(exp(beta * advantage), clip), elementwise (equation 7)."""
+    """min(exp(beta * (Q - V)), clip), elementwise (IQL, equation 7, of advantage-weighted regression; the clip of its code)."""
     return jnp.minimum(jnp.exp(beta * advantage), clip)
 
 
 class _IQL:
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init, stale_value: bool) -> None:
-        self.action_dim, self.stale_value = action_dim, stale_value
+    def __init__(self, action_dim: int, options: IQLConfig) -> None:
+        self.action_dim, self.options, hidden, init = action_dim, options, options.hidden, options.init
         self.actor: Any = GaussianActor(action_dim, hidden, init)  # Any: flax types `apply` as more than the modules return
         self.critics: Any = CriticEnsemble(2, hidden, init)
         self.value: Any = ValueNetwork(hidden, init)
 
-    def init(self, key: Array, hypers: IQLHypers, example: Transition) -> IQLState:
+    def init(self, key: Array, hypers: IQLConfig, example: Transition) -> IQLState:
         common.check_example(example, self.action_dim)
         actor_key, critic_key, value_key = jax.random.split(key, 3)
         actor = self.actor.init(actor_key, example.obs)
@@ -109,18 +94,18 @@ class _IQL:
             critic_opt=common.adam_init(critic),
             value_opt=common.adam_init(value),
             updates=jnp.zeros((), jnp.int32),
-            hypers=common.as_arrays(hypers),
+            hypers=common.numbers(hypers, self.options),
         )
 
     def update(self, key: Array, state: IQLState, batch: Transition) -> tuple[IQLState, Metrics]:
-        common.check_batch(batch, 1)
+        common.check_batch(batch, 1, self.action_dim)
         h, batch = state.hypers, jax.tree.map(lambda x: x[0], batch)
         q = self.critics.apply(state.target_critic, batch.obs, batch.action).min(axis=0)
         value_loss, grads = jax.value_and_grad(self.value_loss)(state.value, batch, q, h.tau)
         norms = {"value_gradient_norm": common.norm(grads)}
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
-        used = state.value if self.stale_value else value
+        used = state.value if self.options.stale_value else value
         advantage = q - self.value.apply(used, batch.obs)
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
@@ -141,16 +126,27 @@ class _IQL:
         return IQLState(actor, critic, value, target_critic, *optimisers, state.updates + 1, h), metrics
 
     def value_loss(self, params: PyTree, batch: Transition, q: Array, tau: Array | float) -> Array:
-        return expectile_loss(q - self.value.apply(params, batch.obs), tau).mean()
+        """L_V = L_2^tau(Q'(s, a) - V(s)), averaged over the batch [B] (IQL, equation 5); q [B] is Q'."""
+        v = self.value.apply(params, batch.obs)
+        chex.assert_equal_shape([q, v])
+        return expectile_loss(q - v, tau).mean()
 
-    def critic_loss(self, params: PyTree, batch: Transition, targets: Array) -> Array:
-        """Squared error, averaged over the batch [B] and summed over the critics."""
-        q = self.critics.apply(params, batch.obs, batch.action)
-        return jnp.square(q - targets).mean(axis=-1).sum()
+    def critic_loss(self, params: PyTree, batch: Transition, y: Array) -> Array:
+        """L_Q = (y - Q_i(s, a))^2 with y = r + gamma * discount * V(s') (IQL, equation 6).
+
+        Averaged over the batch [B] and summed over the critics i.
+        """
+        return common.squared_error(self.critics.apply(params, batch.obs, batch.action), y)
 
     def actor_loss(self, params: PyTree, batch: Transition, weight: Array) -> Array:
+        """L_pi = -exp(beta * (Q'(s, a) - V(s))) log pi(a | s), averaged over the batch [B] (IQL, equation 7).
+
+        `weight` [B] is the exponential, clipped: `advantage_weight`.
+        """
         mean, std = self.actor.apply(params, batch.obs)
-        return -(weight * common.gaussian_log_prob(batch.action, mean, jnp.square(std))).mean()
+        log_pi = common.gaussian_log_prob(batch.action, mean, jnp.square(std))
+        chex.assert_equal_shape([weight, log_pi])
+        return -(weight * log_pi).mean()
 
     def policy(self, state: IQLState) -> Policy:
         return Policy(state.actor, self.sample, self.mode, self.log_prob)
@@ -168,22 +164,19 @@ class _IQL:
 
 
 @functools.cache
-def _structure(action_dim: int, hidden: tuple[int, ...], init: Init, stale_value: bool) -> _IQL:
-    return _IQL(action_dim, hidden, init, stale_value)
+def _structure(action_dim: int, options: IQLConfig) -> _IQL:
+    return _IQL(action_dim, options)
 
 
-def iql(
-    *, action_dim: int, hidden: tuple[int, ...] = (256, 256), init: Init = "orthogonal", stale_value: bool = False
-) -> Agent[IQLState]:
-    """IQL as an Agent for actions [action_dim]; its `hypers` are IQLHypers.
+def iql(options: IQLConfig = IQLConfig(), *, action_dim: int, **changes: Any) -> Agent[IQLState]:
+    """IQL as an Agent for actions [action_dim], with some options changed by name.
 
-    `update` takes transitions with leading axes [1, B] and returns the metrics value_loss, actor_loss, critic_loss, q_mean,
-    advantage_mean, weight_mean, target_mean, and gradient_norm of each network (critic_gradient_norm), all []. The policy
-    is Normal(tanh mean, std): `sample` clips to [-1, 1], `mode` is the mean, `log_prob` that of the unclipped normal with
-    variance std^2 + variance. `init` names the initialiser of weights (`networks.mlp.kernel_init`); with `stale_value`
-    advantages and the critics' targets come from the value before its step.
-    Raises InputError where sizes are not positive, or where `init` or `update` get other shapes.
+    Its `hypers` are the options, of which real numbers may be traced or vmapped. `update` takes transitions with leading axes
+    [1, B] and returns the metrics value_loss, actor_loss, critic_loss, q_mean, advantage_mean, weight_mean, target_mean, and
+    gradient_norm of each network (critic_gradient_norm), all []. The policy is Normal(tanh mean, std): `sample` clips to
+    [-1, 1], `mode` is the mean, `log_prob` that of the unclipped normal with variance std^2 + variance.
+    Raises InputError where an option is out of its range, or where `init` or `update` get other shapes.
     """
-    check(action_dim > 0, "action_dim", action_dim, "a number above 0")
-    s = _structure(action_dim, tuple(hidden), init, stale_value)
-    return Agent("iql", s.init, s.update, s.policy, hypers=IQLHypers(), batches=1)
+    options = common.configure(options, action_dim, changes)
+    s = _structure(action_dim, structure(options))
+    return Agent("iql", s.init, s.update, s.policy, hypers=options, batches=1)

@@ -1,10 +1,10 @@
-"""Standardised observations inside an agent, raw ones outside.
+"""Agents that standardise their observations: raw ones outside, standardised ones inside.
 
-The statistics travel as data: from `agent.hypers` into the state and the policy. They may therefore be traced or vmapped.
+The statistics are data: they pass from `agent.hypers` into the state and the policy, and may be traced or vmapped.
 """
 
 import functools
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxpgd.agents import common
 from jaxpgd.errors import check
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
+Inner = TypeVar("Inner")
 _STD_FLOOR = 1e-3  # added to the standard deviation, as TD3+BC (section 5); constant entries stay finite
 
 
@@ -32,42 +33,26 @@ class ObservationStats:
 
 
 @struct.dataclass
-class NormalisedHypers:
-    """Hyperparameters of the wrapped agent, and the statistics. `replace_hypers` changes the former by name."""
+class Normalised(Generic[Inner]):
+    """Something of the wrapped agent (its options, its state or its policy) with the statistics that belong to it."""
 
-    inner: PyTree
+    inner: Inner
     stats: ObservationStats
 
 
-@struct.dataclass
-class NormalisedState:
-    """State of the wrapped agent, and the statistics."""
-
-    inner: PyTree
-    stats: ObservationStats
-
-
-@struct.dataclass
-class NormalisedPolicyParams:
-    """The policy on standardised observations, and the statistics."""
-
-    inner: Policy
-    stats: ObservationStats
-
-
-def _sample(params: NormalisedPolicyParams, key: Array, obs: Array) -> Array:
+def _sample(params: Normalised[Policy], key: Array, obs: Array) -> Array:
     return params.inner.sample(key, params.stats.apply(obs))
 
 
-def _mode(params: NormalisedPolicyParams, obs: Array) -> Array:
+def _mode(params: Normalised[Policy], obs: Array) -> Array:
     return params.inner.mode(params.stats.apply(obs))
 
 
-def _log_prob(params: NormalisedPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+def _log_prob(params: Normalised[Policy], obs: Array, action: Array, variance: Array | float) -> Array:
     return params.inner.log_prob(params.stats.apply(obs), action, variance)
 
 
-def _score(params: NormalisedPolicyParams, obs: Array, action: Array, variance: Array | float) -> Array:
+def _score(params: Normalised[Policy], obs: Array, action: Array, variance: Array | float) -> Array:
     return params.inner.score(params.stats.apply(obs), action, variance)
 
 
@@ -77,23 +62,23 @@ class _Normalised:
     def __init__(self, init_fn: Any, update_fn: Any, policy_fn: Any) -> None:
         self.inner_init, self.inner_update, self.inner_policy = init_fn, update_fn, policy_fn
 
-    def init(self, key: Array, hypers: NormalisedHypers, example: Transition) -> NormalisedState:
-        check(isinstance(hypers, NormalisedHypers), "hypers", type(hypers).__name__, "NormalisedHypers",
+    def init(self, key: Array, hypers: Normalised[Any], example: Transition) -> Normalised[Any]:
+        check(isinstance(hypers, Normalised), "hypers", type(hypers).__name__, "Normalised",
               "Use replace_hypers(agent.hypers, name=value).")  # fmt: skip
         stats, expected = hypers.stats, jnp.shape(example.obs)
         check(jnp.shape(stats.mean) == expected, "obs_mean shape", jnp.shape(stats.mean), f"{expected}, the observation's")
-        stats = common.as_arrays(stats)
-        return NormalisedState(self.inner_init(key, hypers.inner, _standardise(stats, example)), stats)
+        stats = common.copies(stats)
+        return Normalised(self.inner_init(key, hypers.inner, _standardise(stats, example)), stats)
 
-    def update(self, key: Array, state: NormalisedState, batch: Transition) -> tuple[NormalisedState, Metrics]:
+    def update(self, key: Array, state: Normalised[Any], batch: Transition) -> tuple[Normalised[Any], Metrics]:
         inner, metrics = self.inner_update(key, state.inner, _standardise(state.stats, batch))
-        return NormalisedState(inner, state.stats), metrics
+        return Normalised(inner, state.stats), metrics
 
-    def policy(self, state: NormalisedState) -> Policy:
+    def policy(self, state: Normalised[Any]) -> Policy:
         inner = self.inner_policy(state.inner)
         log_prob_fn = None if inner.log_prob_fn is None else _log_prob
         score_fn = None if inner.score_fn is None else _score
-        return Policy(NormalisedPolicyParams(inner, state.stats), _sample, _mode, log_prob_fn, score_fn)
+        return Policy(Normalised(inner, state.stats), _sample, _mode, log_prob_fn, score_fn)
 
 
 def _standardise(stats: ObservationStats, batch: Transition) -> Transition:
@@ -105,7 +90,7 @@ def _structure(init_fn: Any, update_fn: Any, policy_fn: Any) -> _Normalised:
     return _Normalised(init_fn, update_fn, policy_fn)
 
 
-def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[NormalisedState]:
+def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[Normalised[Any]]:
     """`agent` with observations standardised inside: its `init`, `update` and policies take raw observations.
 
     mean [O] and std [O] become leaves of `hypers` and of every state; standardised is (obs - mean) / (std + 1e-3).
@@ -120,19 +105,16 @@ def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[
     if not isinstance(std, jax.core.Tracer):
         check(bool((np.asarray(std) >= 0).all()), "obs_std", np.asarray(std), "numbers not below 0")
     s = _structure(agent.init_fn, agent.update_fn, agent.policy_fn)
-    hypers = NormalisedHypers(agent.hypers, ObservationStats(mean, std))
+    hypers = Normalised(agent.hypers, ObservationStats(mean, std))
     return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches)
 
 
 def replace_hypers(hypers: PyTree, **changes: Any) -> PyTree:
-    """Hyperparameters with some replaced by name, whether or not the agent is wrapped.
+    """An agent's options with some real numbers replaced by name, whether or not the agent is wrapped.
 
     Values may be traced: `jax.vmap(lambda a: agent.init(key, example, replace_hypers(agent.hypers, alpha=a)))(alphas)`.
     Raises InputError for an unknown name.
     """
-    if isinstance(hypers, NormalisedHypers):
-        return NormalisedHypers(replace_hypers(hypers.inner, **changes), hypers.stats)
-    names = list(hypers.__dataclass_fields__)
-    for name in changes:
-        check(name in names, "hyperparameter", name, "one of " + ", ".join(names))
-    return hypers.replace(**changes)
+    if isinstance(hypers, Normalised):
+        return Normalised(replace_hypers(hypers.inner, **changes), hypers.stats)
+    return common.replace_options(hypers, changes)

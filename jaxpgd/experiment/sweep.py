@@ -3,12 +3,11 @@
 import dataclasses
 import itertools
 import math
-from typing import Any
 
-from jaxpgd.agents import AGENTS
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.validation import validate
+from jaxpgd.options import numeric
 
 COEFFICIENT = "guidance.coefficient"
 
@@ -55,11 +54,8 @@ def read_sweep(config: Config, arm: str = "guided") -> Sweep:
 
 def sweepable(config: Config) -> list[str]:
     """Names that a sweep of this config may have: numeric settings of its agent, and the guidance coefficient."""
-    factory, structural = AGENTS[config.agent.kind]
-    hypers: Any = factory(
-        action_dim=1, **{name: getattr(getattr(config.agent, config.agent.kind), name) for name in structural}
-    )
-    return [f"agent.{field.name}" for field in dataclasses.fields(hypers.hypers)] + [COEFFICIENT]
+    section = getattr(config.agent, config.agent.kind)
+    return [f"agent.{name}" for name in numeric(type(section))] + [COEFFICIENT]
 
 
 def with_setting(config: Config, setting: dict[str, float]) -> Config:

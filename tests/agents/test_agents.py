@@ -1,15 +1,16 @@
 """What every agent promises: vmapped seeds and hyperparameters, no retracing, donation, clear errors."""
 
 import dataclasses
-from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.agents import AGENTS, make_agent, normalise_observations, replace_hypers
+from jaxpgd.agents import AGENTS, BCConfig, TD3BCConfig, make_agent, normalise_observations, replace_hypers
 from jaxpgd.errors import InputError
+from jaxpgd.options import numeric
 from jaxpgd.training.agent import AgentConfig
 from jaxpgd.types import Transition
 
@@ -19,7 +20,7 @@ MEAN, STD = jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 0.0])
 
 
 def plain(name):
-    return AGENTS[name][0](action_dim=2, hidden=HIDDEN)
+    return AGENTS[name](action_dim=2, hidden=HIDDEN)
 
 
 def wrapped(name):
@@ -66,8 +67,8 @@ def test_vmapped_seeds_and_hyperparameters_equal_single_runs(name):
     for i, alone in enumerate(starts):
         for _ in range(3):
             alone, expected = UPDATE(agent, keys[i], alone, batch)
-        close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
-        jax.tree.map(close, (agent.policy(states).params, metrics), (agent.policy(alone).params, expected))
+        found = jax.tree.map(lambda x, i=i: x[i], (agent.policy(states).params, metrics))
+        chex.assert_trees_all_close(found, (agent.policy(alone).params, expected), rtol=1e-3, atol=1e-4)
     assert not np.allclose(metrics["actor_loss"][0], metrics["actor_loss"][1])
     assert all(m.shape == (2,) and np.isfinite(m).all() for m in metrics.values())
 
@@ -76,24 +77,24 @@ def test_vmapped_seeds_and_hyperparameters_equal_single_runs(name):
 def test_same_key_same_bits_and_another_key_other_parameters(name):
     agent = wrapped(name)
     first, second, other = (UPDATE(agent, k, INIT(agent, k), batch_for(agent)) for k in map(jax.random.key, (5, 5, 6)))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
     assert first[1]["actor_loss"] != other[1]["actor_loss"]
 
 
 @NAMES
 @BOTH
 def test_new_parameters_and_rebuilt_agents_do_not_retrace(name, make):
-    traces = []
+    chex.clear_trace_counter()
     example_batch = batch_for(make(name))
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def act(policy, obs):
-        traces.append("act")
         return policy.sample(jax.random.key(0), obs), policy.log_prob(obs, jnp.zeros(2), 0.1)
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def update(agent, state):
-        traces.append("update")
         return agent.update(jax.random.key(0), state, example_batch)[0]
 
     for seed in range(3):
@@ -101,7 +102,6 @@ def test_new_parameters_and_rebuilt_agents_do_not_retrace(name, make):
         state = agent.init(jax.random.key(seed), EXAMPLE)
         update.eval_shape(agent, state)  # traces where a call would, without compiling
         act.eval_shape(agent.policy(state), jnp.ones(3))
-    assert sorted(traces) == ["act", "update"]
 
 
 @NAMES
@@ -123,10 +123,10 @@ def test_wrapped_agent_equals_plain_agent_on_standardised_observations(name):
     (state, metrics), (expected, wanted) = (
         UPDATE(a, jax.random.key(1), s, b) for a, s, b in ((agent, state, raw), (reference, expected, scaled))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, wanted)
+    chex.assert_trees_all_close(metrics, wanted, rtol=1e-5)
     policy, inner, obs, action = agent.policy(state), reference.policy(expected), raw.obs[0, 0], raw.action[0, 0]
     outputs, wanted = (ACT(p, jax.random.key(2), o, action) for p, o in ((policy, obs), (inner, scale(obs))))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), outputs, wanted)
+    chex.assert_trees_all_close(outputs, wanted, rtol=1e-5)
 
 
 def test_statistics_can_be_vmapped():
@@ -142,61 +142,75 @@ def test_statistics_can_be_vmapped():
     assert not np.allclose(out[0], out[1])
 
 
-def section(name, **changes):
-    hypers = {f.name: 0.125 for f in dataclasses.fields(plain(name).hypers)}
-    return SimpleNamespace(**{**vars(getattr(AgentConfig(), name)), **hypers, "hidden": HIDDEN, "critic_updates": 3, **changes})
+def options(name, **changes):
+    """Options of which every number is 0.125, unless it is given."""
+    default = getattr(AgentConfig(), name)
+    return dataclasses.replace(default, **dict.fromkeys(numeric(type(default)), 0.125) | {"hidden": HIDDEN} | changes)
 
 
-def test_make_agent_reads_every_setting():
-    agent = make_agent("td3_bc", section("td3_bc", alpha=7.0), 2)
+def test_an_agent_has_every_option_that_it_is_given():
+    agent = make_agent("td3_bc", options("td3_bc", alpha=7.0, critic_updates=3), 2)
     assert (agent.name, agent.batches, agent.hypers.alpha, agent.hypers.policy_std) == ("td3_bc", 3, 7.0, 0.125)
-    agent = make_agent("iql", section("iql", tau=0.9), 2, obs_mean=MEAN, obs_std=STD)
+    agent = make_agent("iql", options("iql", tau=0.9), 2, obs_mean=MEAN, obs_std=STD)
     assert (agent.name, agent.batches, agent.hypers.inner.tau, agent.hypers.inner.lr) == ("iql", 1, 0.9, 0.125)
     np.testing.assert_array_equal(agent.hypers.stats.mean, MEAN)
 
 
+def test_options_are_changed_by_name():
+    agent = AGENTS["td3_bc"](TD3BCConfig(alpha=7.0, gamma=0.9), action_dim=2, hidden=[8], alpha=1.0)
+    assert agent.hypers == TD3BCConfig(alpha=1.0, gamma=0.9, hidden=HIDDEN)
+    with pytest.raises(TypeError, match="alfa"):
+        AGENTS["td3_bc"](action_dim=2, alfa=1.0)
+
+
+STRUCTURAL = {  # another value of everything that is structure
+    "hidden": HIDDEN,
+    "steps": 2,
+    "candidates": 3,
+    "choice": "best",
+    "ema_every": 2,
+    "time_features": 4,
+    "n_actions": 2,
+    "critic_updates": 3,
+    "policy_delay": 2,
+    "actor": "tanh_gaussian",
+    "actor_first": True,
+    "init": "lecun_normal",
+    "stale_value": True,
+    "max_q_backup": 2,
+    "own_score": True,
+    "action_reconstruction": "one_step",
+    "critic_hidden": HIDDEN,
+    "critic_activation": "relu",
+}
+
+
 @NAMES
-def test_sections_have_every_setting_of_their_agent_and_no_other(name):
-    config = getattr(AgentConfig(), name)
-    changed = {
-        "hidden": HIDDEN,
-        "steps": 2,
-        "candidates": 3,
-        "choice": "best",
-        "ema_every": 2,
-        "time_features": 4,
-        "n_actions": 2,
-        "actor_first": True,
-        "init": "lecun_normal",
-        "stale_value": True,
-        "max_q_backup": 2,
-    }
-    structural = AGENTS[name][1]
-    small = dataclasses.replace(config, **{k: v for k, v in changed.items() if k in structural})
-    agent, factory = make_agent(name, small, 2), AGENTS[name][0]
-    numeric = {f.name for f in dataclasses.fields(agent.hypers)}
-    assert numeric | set(structural) == {f.name for f in dataclasses.fields(config)}
-    same = factory(action_dim=2, **{k: getattr(small, k) for k in structural})
-    assert agent.name == name and agent.update_fn == same.update_fn
-    for k in structural:  # each of them reaches the structure
-        other = factory(action_dim=2, **{j: getattr(config if j == k else small, j) for j in structural})
-        assert (agent.update_fn == other.update_fn) == (getattr(config, k) == getattr(small, k))
-    assert dataclasses.asdict(agent.hypers) == dataclasses.asdict(same.hypers)  # one default, in Python and in configs
+def test_structure_makes_another_agent_and_numbers_do_not(name):
+    config, factory = getattr(AgentConfig(), name), AGENTS[name]
+    assert factory(action_dim=2).hypers == config  # one default, in Python and in configs
+    reference, numbers = factory(config, action_dim=2), numeric(type(config))
+    for field in dataclasses.fields(config):
+        value = 0.125 if field.name in numbers else STRUCTURAL[field.name]
+        other = factory(config, action_dim=2, **{field.name: value})
+        assert other.name == name and getattr(other.hypers, field.name) == value
+        assert (other.update_fn == reference.update_fn) == (field.name in numbers)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_agent("sac", section("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, td3_bc"),
-        (lambda: AGENTS["cql"][0](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
-        (lambda: AGENTS["diffusion_ql"][0](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
-        (lambda: AGENTS["diffusion_ql"][0](action_dim=2, time_features=5), "time_features = 5: expected an even number"),
-        (
-            lambda: make_agent("iql", SimpleNamespace(hidden=HIDDEN, init="uniform", stale_value=False), 2),
-            "a section with 'lr'",
-        ),
-        (lambda: make_agent("iql", section("iql"), 0), "action_dim = 0"),
-        (lambda: make_agent("iql", section("iql"), 2, obs_mean=MEAN), "obs_std = None"),
+        (lambda: make_agent("sac", options("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, td3_bc"),
+        (lambda: AGENTS["cql"](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
+        (lambda: AGENTS["diffusion_ql"](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
+        (lambda: AGENTS["diffusion_ql"](action_dim=2, time_features=5), "time_features = 5: expected an even number"),
+        (lambda: AGENTS["td3_bc"](action_dim=2, gamma=1.5), "gamma = 1.5: expected a number from 0 to 1"),
+        (lambda: make_agent("iql", BCConfig(), 2), "agent.iql = 'BCConfig': expected IQLConfig"),
+        (lambda: plain("iql").init(jax.random.key(0), EXAMPLE, BCConfig()), "hypers = 'BCConfig': expected IQLConfig"),
+        (lambda: plain("bc").init(jax.random.key(0), EXAMPLE, BCConfig()), r"hypers.hidden = \(256, 256\): .*replace_hypers"),
+        (lambda: replace_hypers(plain("iql").hypers, hidden=(4,)), "hyperparameter = 'hidden': expected one of lr, "),
+        (lambda: make_agent("iql", options("iql"), 0), "action_dim = 0"),
+        (lambda: make_agent("iql", options("iql"), 2, obs_mean=MEAN), "obs_std = None"),
         (lambda: normalise_observations(plain("iql"), MEAN, STD[:2]), "obs_std shape"),
         (lambda: normalise_observations(plain("iql"), MEAN * jnp.nan, STD), "obs_mean.*finite"),
         (lambda: normalise_observations(plain("iql"), MEAN, -STD), "obs_std.*not below 0"),
@@ -219,3 +233,11 @@ def test_batch_without_its_leading_axis_is_refused(name):
         agent.update(jax.random.key(0), state, jax.tree.map(lambda x: x[0], batch))
     with pytest.raises(InputError, match=r"batch\.reward shape"):
         agent.update(jax.random.key(0), state, jax.tree.map(lambda x: jnp.concatenate([x, x]), batch))
+
+
+def test_parts_of_a_batch_that_do_not_fit_each_other_are_refused():
+    agent = plain("bc")
+    state, batch = agent.init(jax.random.key(0), EXAMPLE), batch_for(agent)
+    for name, value in (("discount", batch.discount[..., None]), ("next_obs", batch.next_obs[:, 1:]), ("action", batch.obs)):
+        with pytest.raises(AssertionError, match="shape"):
+            agent.update(jax.random.key(0), state, batch.replace(**{name: value}))

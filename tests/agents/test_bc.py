@@ -1,5 +1,6 @@
 """Behaviour cloning against hand computations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def test_nothing_but_observations_and_actions_matters():
     update, state = jax.jit(AGENT.update), make_state()
     other = BATCH.replace(reward=BATCH.reward + 3, discount=0 * BATCH.discount, next_obs=BATCH.next_obs + 1)
     first, second = update(jax.random.key(1), state, BATCH), update(jax.random.key(2), state, other)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    chex.assert_trees_all_equal(first, second)
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.5])

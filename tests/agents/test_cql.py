@@ -1,5 +1,6 @@
 """CQL's conservative term, losses and tanh-Gaussian policy against hand computations, quadrature and distrax."""
 
+import chex
 import distrax
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from jaxpgd.agents import cql, replace_hypers
-from jaxpgd.agents.cql import _structure, log_integral
+from jaxpgd.agents.cql import CQLConfig, _structure, log_integral
 from jaxpgd.agents.tanh_gaussian import tanh_log_slope
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhGaussianActor, member
+from jaxpgd.options import structure
 
 HIDDEN, N = (8,), 3
-AGENT, STRUCTURE = cql(action_dim=2, hidden=HIDDEN, n_actions=N), _structure(2, HIDDEN, N)
+OPTIONS = CQLConfig(hidden=HIDDEN, n_actions=N)
+AGENT, STRUCTURE = cql(OPTIONS, action_dim=2), _structure(2, structure(OPTIONS))
 ACTOR, CRITICS, CRITIC = TanhGaussianActor(2, HIDDEN), CriticEnsemble(2, HIDDEN), Critic(HIDDEN)
 BATCH = random_batch(size=16)
 FLAT = jax.tree.map(lambda x: x[0], BATCH)
@@ -94,7 +97,7 @@ def test_one_update_by_hand():
     assert metrics["entropy"] < -10
     assert metrics["alpha"] == pytest.approx(0.5 * np.exp(0.1), rel=1e-4)
     expected = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, state.target_critic, new.critic)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, expected)
+    chex.assert_trees_all_close(new.target_critic, expected, rtol=1e-7, atol=1e-6)
 
 
 def test_the_actor_clones_the_data_at_first():
@@ -105,10 +108,10 @@ def test_the_actor_clones_the_data_at_first():
     new, metrics = update(jax.random.key(1), clone, BATCH)
     assert metrics["actor_loss"] == pytest.approx(float(-0.5 * metrics["entropy"] - log_prob.mean()), rel=1e-4)
     raised, other = update(jax.random.key(1), make_state(initial_alpha=0.5), BATCH)
-    jax.tree.map(np.testing.assert_array_equal, new.critic, raised.critic)
+    chex.assert_trees_all_equal(new.critic, raised.critic)
     past, metrics = update(jax.random.key(1), clone.replace(updates=jnp.asarray(2)), BATCH)
     assert metrics["actor_loss"] == other["actor_loss"] and past.updates == 3
-    jax.tree.map(np.testing.assert_array_equal, past.actor, raised.actor)
+    chex.assert_trees_all_equal(past.actor, raised.actor)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.3, 0.5), (-1.0, 0.8)])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +11,24 @@ from batches import random_batch
 from scipy.stats import norm
 
 from jaxpgd.agents import common, diffusion_ql, replace_hypers
-from jaxpgd.agents.diffusion_ql import _structure, key_of
+from jaxpgd.agents.action_diffusion import key_of
+from jaxpgd.agents.diffusion_ql import DiffusionQLConfig, _structure
 from jaxpgd.diffusion.edm import vp_sigmas
 from jaxpgd.errors import InputError
-from jaxpgd.guidance.base import log_likelihood
+from jaxpgd.guidance.likelihood import log_likelihood
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, DiffusionActor
+from jaxpgd.options import structure
 
 HIDDEN, STEPS = (8, 8), 5
 SETTINGS = {"steps": 5, "candidates": 16, "choice": "best", "ema_every": 3, "time_features": 4}
-AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), _structure(2, HIDDEN, *SETTINGS.values(), False)
+
+
+def structure_of(**changes):
+    return _structure(2, structure(DiffusionQLConfig(hidden=HIDDEN, **SETTINGS | changes)))
+
+
+AGENT, STRUCTURE = diffusion_ql(action_dim=2, hidden=HIDDEN, **SETTINGS), structure_of()
 ACTOR, CRITICS = DiffusionActor(2, HIDDEN, 4), CriticEnsemble(2, HIDDEN, activation=mish)
 BATCH = random_batch(size=16)
 FLAT = jax.tree.map(lambda x: x[0], BATCH)
@@ -131,10 +140,10 @@ def test_averages_move_when_due():
     for i in range(3):
         before, (state, metrics) = state, UPDATE(jax.random.key(i), state, BATCH)
         target = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, before.target_critic, state.critic)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.target_critic, target)
+        chex.assert_trees_all_close(state.target_critic, target, rtol=1e-7, atol=1e-6)
         rate = 0.1 if i == 2 else 0.0
         average = jax.tree.map(lambda t, o, rate=rate: t + rate * (o - t), old.ema_actor, state.actor)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_actor, average)
+        chex.assert_trees_all_close(state.ema_actor, average, rtol=1e-7, atol=1e-6)
         assert all(np.isfinite(m) for m in metrics.values())
     assert int(state.updates) == 3
 
@@ -163,7 +172,7 @@ def test_learning_rate_decays_as_a_cosine():
 def test_a_rate_of_zero_leaves_its_own_networks_alone():
     state = make_state(lr=1e-3, critic_lr=0.0)
     new, _ = UPDATE(jax.random.key(1), state, BATCH)
-    jax.tree.map(np.testing.assert_array_equal, new.critic, state.critic)
+    chex.assert_trees_all_equal(new.critic, state.critic)
     assert not np.allclose(*(jax.tree.leaves(s.actor)[-1] for s in (new, state)), atol=1e-4)
 
 
@@ -178,7 +187,7 @@ def test_the_clip_bounds_the_gradient_that_enters_the_step():
 
 def test_targets_of_the_largest_of_several_values_by_hand():
     """Each critic takes its own largest value of the same ten draws; the smaller of the two counts."""
-    ten = _structure(2, HIDDEN, *SETTINGS.values(), False, 10)
+    ten = structure_of(max_q_backup=10)
     state = make_state(gamma=0.6)
     many = jnp.repeat(FLAT.next_obs, 10, axis=0)
     action = jax.jit(ten.draw)(jax.random.key(1), state.ema_actor, state.hypers, many)
@@ -277,7 +286,7 @@ def test_its_own_score_is_that_of_the_noised_policy():
 
 def test_one_step_reconstruction_is_the_closed_form():
     """(x_t - sqrt(1 - abar) n) / sqrt(abar) of noised action and predicted noise, kept in [-1, 1], for Q and cloning."""
-    one_step = _structure(2, HIDDEN, *SETTINGS.values(), False, 1, "one_step")
+    one_step = structure_of(action_reconstruction="one_step")
     state = make_state(eta=0.7)
     key_cloning, _, key_pick = jax.random.split(jax.random.key(5), 3)
     key_step, key_noise = jax.random.split(key_cloning)
@@ -312,7 +321,7 @@ def test_the_average_stays_as_initialised_until_its_start():
         still = jax.tree.map(lambda a, b: np.array_equal(a, b), state.ema_actor, first.ema_actor)
         assert all(jax.tree.leaves(still)) == (i < 5)
     average = jax.tree.map(lambda t, o: t + 0.1 * (o - t), before.ema_actor, state.actor)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.ema_actor, average)
+    chex.assert_trees_all_close(state.ema_actor, average, rtol=1e-7, atol=1e-6)
 
 
 def test_critics_may_have_layers_and_activation_of_their_own():
@@ -320,9 +329,9 @@ def test_critics_may_have_layers_and_activation_of_their_own():
     state = agent.init(jax.random.key(0), jax.tree.map(lambda x: x[0], FLAT))
     relu = CriticEnsemble(2, (6,))
     assert jax.tree.map(jnp.shape, state.critic) == jax.tree.map(jnp.shape, relu.init(jax.random.key(0), OBS, ACTION))
-    made = _structure(2, HIDDEN, 5, 50, "softmax", 5, 16, False, 1, "chain", (6,), "relu").critics
+    made = structure_of(critic_hidden=(6,), critic_activation="relu").critics
     np.testing.assert_array_equal(made.apply(state.critic, OBS, ACTION), relu.apply(state.critic, OBS, ACTION))
-    with pytest.raises(InputError, match="critic_activation = 'tanh': expected one of mish, relu"):
+    with pytest.raises(InputError, match="critic_activation = 'tanh': expected one of 'mish', 'relu'"):
         diffusion_ql(action_dim=2, critic_activation="tanh")
-    with pytest.raises(InputError, match="action_reconstruction = 'two_steps': expected one of chain, one_step"):
+    with pytest.raises(InputError, match="action_reconstruction = 'two_steps': expected one of 'chain', 'one_step'"):
         diffusion_ql(action_dim=2, action_reconstruction="two_steps")

@@ -1,5 +1,6 @@
 """IQL's losses, order of updates and policy against hand computations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_one_update_by_hand():
     loss = np.square(CRITICS.apply(state.critic, FLAT.obs, FLAT.action) - y).mean(-1).sum()
     assert metrics["critic_loss"] == pytest.approx(float(loss), rel=1e-4)
     expected = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, state.target_critic, new.critic)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, expected)
+    chex.assert_trees_all_close(new.target_critic, expected, rtol=1e-7, atol=1e-6)
 
 
 def test_the_actors_learning_rate_decays_as_a_cosine():
@@ -91,7 +92,7 @@ def test_a_stale_value_makes_advantages_and_targets():
     agent = iql(action_dim=2, hidden=HIDDEN, stale_value=True)
     state = make_state(lr=0.01, beta=2.0, gamma=0.9, advantage_clip=1.5)
     (new, metrics), (usual, _) = (jax.jit(a.update)(jax.random.key(1), state, BATCH) for a in (agent, AGENT))
-    jax.tree.map(np.testing.assert_array_equal, new.value, usual.value)
+    chex.assert_trees_all_equal(new.value, usual.value)
     q = np.min(CRITICS.apply(state.target_critic, FLAT.obs, FLAT.action), axis=0)
     advantage = q - VALUE.apply(state.value, FLAT.obs)
     assert metrics["advantage_mean"] == pytest.approx(float(advantage.mean()), rel=1e-4)

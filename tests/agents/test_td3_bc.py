@@ -1,5 +1,6 @@
 """TD3+BC's targets, losses and policy against hand computations."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,14 +9,15 @@ from batches import random_batch
 from scipy.stats import norm
 
 from jaxpgd.agents import common, replace_hypers, td3_bc
-from jaxpgd.agents.td3_bc import _structure
+from jaxpgd.agents.td3_bc import TD3BCConfig, _structure
 from jaxpgd.errors import InputError
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, TanhActor, TanhGaussianActor, member
+from jaxpgd.options import structure
 from jaxpgd.types import Transition
 
 HIDDEN = (8,)
 AGENT = td3_bc(action_dim=1, hidden=HIDDEN)
-STRUCTURE = _structure(1, HIDDEN, 2)
+STRUCTURE = _structure(1, structure(TD3BCConfig(hidden=HIDDEN)))
 ACTOR, CRITICS, CRITIC = TanhActor(1, HIDDEN), CriticEnsemble(2, HIDDEN), Critic(HIDDEN)
 
 
@@ -108,8 +110,8 @@ def test_actor_first_by_hand():
     new, metrics = jax.jit(agent.update)(jax.random.key(1), state, part)
     assert (agent.batches, int(new.critic_opt.count), int(new.actor_opt.count)) == (1, 2, 1)
     targets = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, state.target_critic, state.critic)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_critic, targets)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.target_actor, state.actor)
+    chex.assert_trees_all_close(new.target_critic, targets, rtol=1e-7, atol=1e-6)
+    chex.assert_trees_all_close(new.target_actor, state.actor, rtol=1e-7, atol=1e-6)
     obs, action = part.obs[0], part.action[0]
     q = CRITIC.apply(member(state.critic, 0), obs, ACTOR.apply(state.actor, obs))
     assert metrics["q_mean"] == pytest.approx(float(q.mean()), rel=1e-5)  # the critic before its steps
@@ -126,7 +128,7 @@ def test_actor_first_by_hand():
         critic, opt = common.adam_step(grads, opt, critic, 1e-3, 1e-5)
         losses.append(float(value))
     assert metrics["critic_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), new.critic, critic)
+    chex.assert_trees_all_close(new.critic, critic, rtol=1e-7, atol=2e-6)
 
 
 def test_the_initialiser_is_that_of_actor_and_critics():
@@ -172,7 +174,7 @@ def test_half_of_the_cloning_term_acts_like_twice_the_alpha():
 
 
 STOCHASTIC = td3_bc(action_dim=1, hidden=HIDDEN, critic_updates=1, policy_delay=2, actor="tanh_gaussian")
-DRAWS = _structure(1, HIDDEN, 1, actor="tanh_gaussian", policy_delay=2)
+DRAWS = _structure(1, structure(TD3BCConfig(hidden=HIDDEN, critic_updates=1, policy_delay=2, actor="tanh_gaussian")))
 
 
 def test_a_stochastic_actor_draws_the_actions_of_targets_and_loss():

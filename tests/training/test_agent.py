@@ -9,9 +9,10 @@ from flax import struct
 from scipy.stats import norm
 from training.counting import COUNTING, REAL, Gain, Stamp
 
-from jaxpgd.agents import TD3BCHypers, td3_bc
+from jaxpgd.agents import TD3BCConfig, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
+from jaxpgd.options import numeric
 from jaxpgd.synthesis.replay import SynthesisConfig, no_replay
 from jaxpgd.training.agent import (
     AgentConfig,
@@ -176,7 +177,7 @@ def test_a_real_agent_over_keys_and_learning_rates() -> None:
     )  # fmt: skip
     agent = td3_bc(action_dim=1, hidden=(4,))
     config = AgentConfig(updates=4, batch_size=8, updates_per_chunk=2)
-    axes = TD3BCHypers(**dict.fromkeys(vars(agent.hypers), None) | {"lr": 0})
+    axes = dataclasses.replace(agent.hypers, **dict.fromkeys(numeric(TD3BCConfig), None) | {"lr": 0})
     hypers = dataclasses.replace(agent.hypers, lr=jnp.array([0.0, 1e-2, 1e-2]))
     keys = jnp.stack([jax.random.key(i) for i in (7, 7, 8)])
     train: Any = jax.jit(

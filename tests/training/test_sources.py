@@ -10,7 +10,7 @@ from flax import struct
 from jax import Array
 from training.counting import COUNTING, REAL, Stamp
 
-from jaxpgd.agents import TD3BCHypers, td3_bc
+from jaxpgd.agents import td3_bc
 from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, Experience, agent_program
@@ -48,7 +48,6 @@ def test_every_source_trains_as_it_does_alone(regime: str) -> None:
         reward=jax.random.normal(keys[2], (50,)), discount=jnp.ones(50), next_obs=jax.random.normal(keys[0], (50, 1)),
     )  # fmt: skip
     agent = td3_bc(action_dim=1, hidden=(8,))
-    agent = dataclasses.replace(agent, hypers=TD3BCHypers())
     synthesis = dataclasses.replace(SYNTHESIS, regime=regime)
     stamp = lambda offset: ZeroStamp(jnp.asarray(offset))
     sources = [Experience(real), Experience(real, stamp(0.5)), Experience(real, stamp(2.0), stamp(-1.0))]
