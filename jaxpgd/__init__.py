@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from jaxpgd.synthesis.dydiff import make_dydiff
     from jaxpgd.synthesis.world_model import make_world_model_synthesizer
     from jaxpgd.training.agent import Experience, train_agent
-    from jaxpgd.training.denoiser import prepare_windows, train_denoiser, train_state_denoiser
+    from jaxpgd.training.denoiser import train_denoiser, train_state_denoiser
+    from jaxpgd.training.windows import prepare_windows
     from jaxpgd.training.world_model import train_world_model
     from jaxpgd.types import Agent, Policy, Trajectory, Transition
     from jaxpgd.world_model.data import prepare_transitions
@@ -47,7 +48,7 @@ _DEFINED_IN = {
     "make_synthesizer": "jaxpgd.synthesis.diffusion",
     "make_world_model_synthesizer": "jaxpgd.synthesis.world_model",
     "prepare_transitions": "jaxpgd.world_model.data",
-    "prepare_windows": "jaxpgd.training.denoiser",
+    "prepare_windows": "jaxpgd.training.windows",
     "synthesize": "jaxpgd.synthesis.diffusion",
     "synthesize_from": "jaxpgd.synthesis.diffusion",
     "termination": "jaxpgd.world_model.termination",

@@ -1,31 +1,27 @@
 """Training a trajectory denoiser: EDM loss on dataset windows, Adam with warm-up and cosine decay, averaged weights."""
 
-import dataclasses
-import functools
 from typing import Literal
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.dataset import Dataset
 from jaxpgd.diffusion.conditioning import Condition, Conditions
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
-from jaxpgd.diffusion.padding import padding, window_ends
+from jaxpgd.diffusion.padding import window_ends
 from jaxpgd.errors import check
 from jaxpgd.networks.temporal_unet import TemporalUNet
-from jaxpgd.options import check_ranges, nonnegative, option, options, positive, share
+from jaxpgd.options import as_arrays, check_ranges, nonnegative, option, options, positive, share
 from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
-from jaxpgd.synthesis.dydiff import StateDenoiser, known_entries
-from jaxpgd.tokens import Ends, TokenCodec, fit_codec
+from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.training.health import firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.types import Metrics, PyTree, Trajectory, Transition
-from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_window, own_steps
+from jaxpgd.training.windows import Windows, state_windows
+from jaxpgd.types import Metrics, PyTree
 
 
 @options
@@ -64,112 +60,9 @@ class DenoiserConfig:
     initial_lr_fraction: float = share(0.1, "learning rate at step 0 as a share of peak_lr")
     ema: float = share(0.999, "decay of the averaged weights, which sampling uses; 0: the last weights")
     ema_every: int = positive(1, "gradient steps between two steps of the averaged weights")
-    gradient_clip: float = nonnegative(0.0, "largest global norm of the gradient; 0: no clipping")
+    gradient_clip: float = nonnegative(0.0, "largest global norm of the gradient; 0: no clipping", static=True)
     validate_every: int = positive(500, "gradient steps between validation losses")
     validation_batches: int = positive(8, "batches that a validation loss averages over")
-
-
-@struct.dataclass
-class Windows:
-    """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
-
-    `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean,
-    `scaled` if it scales them as its input. `standard` is the codec that distances and errors are measured in, of unit
-    variance; None: `codec` itself. Where windows are padded (`diffusion.padding`), `left` [M] are the steps from each
-    transition to the end of its episode.
-    """
-
-    transitions: Transition  # [M]
-    train: Array  # [W] int32
-    validation: Array  # [V] int32
-    codec: TokenCodec
-    length: int = struct.field(pytree_node=False)
-    known: Array | None = None
-    entries: int = struct.field(pytree_node=False, default=0)
-    standard: TokenCodec | None = None
-    left: Array | None = None  # [M] int32; None: no window is padded
-    scaled: bool = struct.field(pytree_node=False, default=False)
-
-    @property
-    def unit(self) -> TokenCodec:
-        """The codec of unit variance."""
-        return self.codec if self.standard is None else self.standard
-
-    @property
-    def dim(self) -> int:
-        """Entries per token that are modelled."""
-        return self.entries or self.codec.token_dim
-
-    def ends(self, start: Array) -> Ends | None:
-        """Where the windows at `start` [...] end; None where none is padded."""
-        if self.left is None:
-            return None
-        steps = jnp.minimum(self.left[start], self.length)
-        return Ends(steps=steps, terminal=jnp.asarray(self.transitions.discount)[start + steps - 1] == 0)
-
-    def gather(self, start: Array) -> Trajectory:
-        """The window [T] at `start` []."""
-        ends = self.ends(start)
-        if ends is None:
-            return gather_window(self.transitions, start, self.length)
-        return gather_padded(self.transitions, start, self.length, ends)
-
-    def tokens(self, start: Array) -> Array:
-        """Normalised tokens [T, dim] of the window at `start` []."""
-        return self.codec.encode(self.gather(start))[:, : self.dim]
-
-    def padding(self, start: Array) -> Condition | None:
-        """What a denoiser sees of the window at `start` [] in place of padding; None where no window is padded."""
-        ends = self.ends(start)
-        return None if ends is None else padding(self.codec, ends, self.length, self.dim)
-
-
-def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
-    """Choose windows, hold some episodes out, fit the codec to the training windows (host, once).
-
-    Where held-out episodes have no window, validation uses the training windows. Raises InputError where no episode is as long
-    as the window.
-    """
-    train, validation, _ = choose_windows(dataset, config, seed)
-    validation = validation if len(validation) else train
-    transitions = dataset.transitions()
-    steps = own_steps(dataset, np.concatenate([train, validation]), config.window)
-    left = np.repeat(dataset.offsets[1:], dataset.lengths()) - np.arange(dataset.size) if steps.min() < config.window else None
-    fit = functools.partial(fit_codec, transitions, np.asarray(train), steps[: len(train)], config.done_scale)
-    return Windows(
-        transitions=transitions,
-        train=jnp.asarray(train, jnp.int32),
-        validation=jnp.asarray(validation, jnp.int32),
-        codec=fit(config.normalisation),
-        length=config.window,
-        standard=None if config.normalisation == "standard" else fit("standard"),
-        left=None if left is None else jnp.asarray(left, jnp.int32),
-    )
-
-
-def state_windows(windows: Windows, conditions: Conditions, *, scaled: bool = False) -> Windows:
-    """The same windows for a denoiser of states given actions (DyDiff): [obs, action] entries.
-
-    Conditions (first state, all actions) are seen clean in training, unless `conditions` is "noised": then all is denoised.
-    `scaled`: with the network's input scaling.
-    """
-    codec = windows.codec
-    known = None if conditions == "noised" else known_entries(codec, windows.length)
-    return dataclasses.replace(windows, known=known, entries=codec.obs_dim + codec.action_dim, scaled=scaled)
-
-
-@struct.dataclass
-class DenoiserHypers:
-    """Numeric settings of denoiser training; any may be traced or vmapped. Meanings as in `settings.DenoiserConfig`."""
-
-    peak_lr: Array | float = 2e-3
-    warmup_fraction: Array | float = 0.1
-    initial_lr_fraction: Array | float = 0.1
-    ema: Array | float = 0.999
-    p_mean: Array | float = -1.2
-    p_std: Array | float = 1.2
-    p_high: Array | float = 0.0
-    sigma_data: Array | float = 1.0
 
 
 @struct.dataclass
@@ -179,16 +72,10 @@ class DenoiserState:
     params: PyTree
     ema_params: PyTree
     optimiser: optax.OptState
-    hypers: DenoiserHypers
+    hypers: DenoiserConfig  # real numbers as arrays []
     step: Array
     total: Array  # [] int32, the steps of the whole training
     key: Array
-
-
-def denoiser_hypers(config: DenoiserConfig) -> DenoiserHypers:
-    """The numeric settings of a config section."""
-    names = [f.name for f in dataclasses.fields(DenoiserHypers)]
-    return DenoiserHypers(**{name: jnp.asarray(getattr(config, name), jnp.float32) for name in names})
 
 
 def network(config: DenoiserConfig) -> TemporalUNet:
@@ -203,12 +90,15 @@ def total_steps(config: DenoiserConfig, windows: int) -> int:
     return -(-steps // config.validate_every) * config.validate_every
 
 
-def learning_rate(step: Array, hypers: DenoiserHypers, steps: Array | int) -> Array:
-    """Linear warm-up from `initial_lr_fraction * peak_lr` over `warmup_fraction` of the steps, then cosine decay to 0."""
-    warmup = jnp.maximum(hypers.warmup_fraction * steps, 1.0)
-    rise = hypers.initial_lr_fraction + (1.0 - hypers.initial_lr_fraction) * step / warmup
+def learning_rate(step: Array, config: DenoiserConfig, steps: Array | int) -> Array:
+    """Linear warm-up from `initial_lr_fraction * peak_lr` over `warmup_fraction` of the steps, then cosine decay to 0.
+
+    Not `optax.warmup_cosine_decay_schedule`, whose numbers of steps cannot be traced.
+    """
+    warmup = jnp.maximum(config.warmup_fraction * steps, 1.0)
+    rise = config.initial_lr_fraction + (1.0 - config.initial_lr_fraction) * step / warmup
     progress = jnp.clip((step - warmup) / jnp.maximum(steps - warmup, 1.0), 0.0, 1.0)
-    return hypers.peak_lr * jnp.where(step < warmup, rise, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
+    return config.peak_lr * jnp.where(step < warmup, rise, 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
 
 
 def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
@@ -216,27 +106,30 @@ def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
     return optax.chain(*clip, optax.scale_by_adam())
 
 
-def _denoise(params: PyTree, hypers: DenoiserHypers, config: DenoiserConfig, scaled: bool = False) -> EDMDenoise:
-    return EDMDenoise(params, hypers.sigma_data, network(config), scaled)
+def _denoise(params: PyTree, config: DenoiserConfig, windows: Windows) -> EDMDenoise:
+    return EDMDenoise(params, config.sigma_data, network(config), windows.scaled)
 
 
-def batch_loss(
-    key: Array, params: PyTree, hypers: DenoiserHypers, windows: Windows, starts: Array, batch: int, config: DenoiserConfig
-) -> Array:
-    """Mean EDM loss [] of `batch` windows drawn with replacement from `starts` [W]."""
+def batch_loss(key: Array, params: PyTree, config: DenoiserConfig, windows: Windows, starts: Array) -> Array:
+    """The EDM loss L(D; sigma) [] (EDM, equations 2 and 8) at log sigma ~ Normal(p_mean, p_std).
+
+    Its weight is lambda(sigma) = 1 / c_out(sigma)^2 (EDM, table 1). Mean over `batch_size` windows that are drawn with
+    replacement from `starts` [W].
+    """
     key_draw, key_loss = jax.random.split(key)
-    drawn = starts[jax.random.randint(key_draw, (batch,), 0, starts.shape[0])]
-    drawn, keys = shard((drawn, jax.random.split(key_loss, batch)), SEEDS, DATA)
+    drawn = starts[jax.random.randint(key_draw, (config.batch_size,), 0, starts.shape[0])]
+    drawn, keys = shard((drawn, jax.random.split(key_loss, config.batch_size)), SEEDS, DATA)
     x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
-    denoise, h = _denoise(params, hypers, config, windows.scaled), hypers
+    chex.assert_shape(x0, (config.batch_size, windows.length, windows.dim))
+    denoise, c = _denoise(params, config, windows), config
 
     def loss(key: Array, x0: Array, padded: Condition | None) -> Array:
-        return edm_loss(key, denoise, x0, h.p_mean, h.p_std, p_high=h.p_high, known=windows.known, padding=padded)
+        return edm_loss(key, denoise, x0, c.p_mean, c.p_std, p_high=c.p_high, known=windows.known, padding=padded)
 
     return jax.vmap(loss)(keys, x0, padded).mean()
 
 
-def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: DenoiserConfig) -> DenoiserState:
+def init_denoiser(key: Array, windows: Windows, config: DenoiserConfig) -> DenoiserState:
     """Fresh state. The averaged weights are a copy: they must not share buffers that a jitted step donates."""
     key, key_init = jax.random.split(key)
     example = jnp.zeros((windows.length, windows.dim), jnp.float32)
@@ -245,73 +138,66 @@ def init_denoiser(key: Array, windows: Windows, hypers: DenoiserHypers, config: 
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         optimiser=_optimiser(config).init(params),
-        hypers=hypers,
+        hypers=as_arrays(config),
         step=jnp.zeros((), jnp.int32),
         total=jnp.asarray(total_steps(config, windows.train.shape[0]), jnp.int32),
         key=key,
     )
 
 
-def train_step(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> tuple[DenoiserState, Metrics]:
+def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, Metrics]:
     """One gradient step of `state.total` in all, on a batch drawn with the state's key; averaged weights included."""
     key, key_loss = jax.random.split(state.key)
-    loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(
-        key_loss, state.params, state.hypers, windows, windows.train, config.batch_size, config
-    )
+    config = state.hypers
+    loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(key_loss, state.params, config, windows, windows.train)
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
-    lr = learning_rate(state.step, state.hypers, state.total)
+    lr = learning_rate(state.step, config, state.total)
     params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    ema = _averaged(state, params, config.ema_every)
     norm = optax.global_norm(gradient)
     metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": norm}
     if config.gradient_clip > 0:
         metrics["clipped_gradients"] = (norm > config.gradient_clip).astype(jnp.float32)
-    return state.replace(params=params, ema_params=ema, optimiser=optimiser, step=state.step + 1, key=key), metrics  # type: ignore[attr-defined]
+    new = DenoiserState(params, _averaged(state, params), optimiser, config, state.step + 1, state.total, key)
+    return new, metrics
 
 
-def _averaged(state: DenoiserState, params: PyTree, every: int) -> PyTree:
-    """The averaged weights after a step that made `params`, read and written every so many steps only."""
-    decay = state.hypers.ema
+def _averaged(state: DenoiserState, params: PyTree) -> PyTree:
+    """The averaged weights after a step that made `params`, read and written every `ema_every` steps only."""
+    decay, every = state.hypers.ema, state.hypers.ema_every
+    # not optax.incremental_update: it rounds otherwise
     blend = lambda average: jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
     if every == 1:
         return blend(state.ema_params)
     return jax.lax.cond((state.step + 1) % every == 0, blend, lambda average: average, state.ema_params)
 
 
-def validation_loss(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> Array:
+def validation_loss(state: DenoiserState, windows: Windows) -> Array:
     """EDM loss [] of the averaged weights on held-out windows, at the same noise every time; no gradients."""
-    keys = jax.random.split(jax.random.key(0), config.validation_batches)
-
-    def one(key: Array) -> Array:
-        return batch_loss(key, state.ema_params, state.hypers, windows, windows.validation, config.batch_size, config)
-
-    return jax.lax.map(one, keys).mean()
+    keys = jax.random.split(jax.random.key(0), state.hypers.validation_batches)
+    return jax.lax.map(lambda key: batch_loss(key, state.ema_params, state.hypers, windows, windows.validation), keys).mean()
 
 
-def denoiser_program(
-    windows: Windows, config: DenoiserConfig, hypers: DenoiserHypers | None = None, *, skip: bool = False
-) -> Program[DenoiserState]:
+def denoiser_program(windows: Windows, config: DenoiserConfig, *, skip: bool = False) -> Program[DenoiserState]:
     """Denoiser training in chunks of `validate_every` steps, each followed by a validation loss. Data: the Windows.
 
     `skip`: steps whose loss or gradient is not finite change nothing but the key, and are counted (`health.skipping`).
     """
     steps = total_steps(config, windows.train.shape[0])
-    numbers = denoiser_hypers(config) if hypers is None else hypers
 
     def chunk(state: DenoiserState, data: Windows, index: Array) -> tuple[DenoiserState, Metrics]:
         def step(state: DenoiserState, _: None) -> tuple[DenoiserState, Metrics]:
-            return train_step(state, data, config)
+            return train_step(state, data)
 
         def guarded(state: DenoiserState, x: None) -> tuple[DenoiserState, Metrics]:
             new, metrics = skipping(step)(state, x)
             return new.replace(key=jax.random.split(state.key)[0], step=state.step + 1), metrics
 
         state, metrics = jax.lax.scan(guarded if skip else step, state, None, length=config.validate_every)
-        last = {"learning_rate": metrics["learning_rate"][-1], "validation_loss": validation_loss(state, data, config)}
+        last = {"learning_rate": metrics["learning_rate"][-1], "validation_loss": validation_loss(state, data)}
         return state, {**mean_metrics(metrics), **last, **firsts(metrics)}
 
     return Program(
-        init=lambda key, data: init_denoiser(key, data, numbers, config),
+        init=lambda key, data: init_denoiser(key, data, config),
         chunk=chunk,
         chunks=steps // config.validate_every,
         steps_per_chunk=config.validate_every,
@@ -319,47 +205,44 @@ def denoiser_program(
     )
 
 
-def trained_denoiser(state: DenoiserState, windows: Windows, config: DenoiserConfig) -> TrajectoryDenoiser:
+def trained_denoiser(state: DenoiserState, windows: Windows) -> TrajectoryDenoiser:
     """The denoiser of the averaged weights, with the ends of its training windows where some are padded."""
     found = windows.ends(windows.train)
     ends = None if found is None else window_ends(found, windows.length)
-    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, config), windows.codec, windows.length, ends)
+    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, ends)
 
 
-def trained_state_denoiser(
-    state: DenoiserState, windows: Windows, config: DenoiserConfig, conditions: Conditions
-) -> StateDenoiser:
+def trained_state_denoiser(state: DenoiserState, windows: Windows, conditions: Conditions) -> StateDenoiser:
     """The state denoiser of the averaged weights, trained on `state_windows(windows, conditions)`."""
-    denoise = _denoise(state.ema_params, state.hypers, config, windows.scaled)
-    return StateDenoiser(denoise, windows.codec, windows.length, conditions)
-
-
-def train_state_denoiser(
-    key: Array,
-    windows: Windows,
-    hypers: DenoiserHypers | None = None,
-    *,
-    config: DenoiserConfig = DenoiserConfig(),
-    conditions: Conditions = "clean",
-    scaled: bool = False,
-) -> tuple[StateDenoiser, Metrics]:
-    """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
-    chosen = state_windows(windows, conditions, scaled=scaled)
-    state, metrics = fit(key, denoiser_program(chosen, config, hypers), chosen)
-    return trained_state_denoiser(state, chosen, config, conditions), metrics
+    return StateDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, conditions)
 
 
 def train_denoiser(
-    key: Array, windows: Windows, hypers: DenoiserHypers | None = None, *, config: DenoiserConfig = DenoiserConfig()
+    key: Array, windows: Windows, config: DenoiserConfig = DenoiserConfig()
 ) -> tuple[TrajectoryDenoiser, Metrics]:
-    """Train a denoiser from scratch: pure, so that it can be jitted and vmapped over keys and hypers.
+    """Train a denoiser from scratch: pure, so that it can be jitted, and vmapped over keys and the real numbers of `config`.
 
     Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm,
     and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
     check_denoiser(config)
-    state, metrics = fit(key, denoiser_program(windows, config, hypers), windows)
-    return trained_denoiser(state, windows, config), metrics
+    state, metrics = fit(key, denoiser_program(windows, config), windows)
+    return trained_denoiser(state, windows), metrics
+
+
+def train_state_denoiser(
+    key: Array,
+    windows: Windows,
+    config: DenoiserConfig = DenoiserConfig(),
+    *,
+    conditions: Conditions = "clean",
+    scaled: bool = False,
+) -> tuple[StateDenoiser, Metrics]:
+    """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
+    check_denoiser(config)
+    chosen = state_windows(windows, conditions, scaled=scaled)
+    state, metrics = fit(key, denoiser_program(chosen, config), chosen)
+    return trained_state_denoiser(state, chosen, conditions), metrics
 
 
 def check_denoiser(d: DenoiserConfig) -> None:

@@ -164,7 +164,7 @@ def test_a_checkpoint_without_the_number_of_steps_is_refused_by_name(tmp_path: P
 
 
 def test_validation_is_the_loss_of_the_averaged_weights_at_fixed_noise(driven: Any) -> None:
-    config, _, states, rows, _ = driven
+    _, _, states, rows, _ = driven
     state = states[-1]
     key = jax.random.split(jax.random.key(0), 1)[0]
     loss = jax.jit(lambda p: batch_loss(key, p, state.hypers, WINDOWS, WINDOWS.validation))

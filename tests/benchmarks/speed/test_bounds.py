@@ -67,7 +67,7 @@ def test_layers_have_the_parameters_and_products_of_the_network(published):
     x = jax.ShapeDtypeStruct((windows.length, windows.dim), jnp.float32)
     forward = jax.make_jaxpr(network(config).apply)(state.params, x, jnp.zeros(())).jaxpr
     assert traced_flops(forward) == sum(layer.flops for layer in found)
-    step = jax.make_jaxpr(lambda state: train_step(state, windows, config))(state).jaxpr
+    step = jax.make_jaxpr(lambda state: train_step(state, windows))(state).jaxpr
     assert traced_flops(step) == bounds.training_work(found, batch, "float32").flops
 
 
