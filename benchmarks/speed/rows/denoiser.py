@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from benchmarks.speed import denoiser
 from benchmarks.speed.bounds import H100, training_work
 from benchmarks.speed.rows.base import Args, Program, Row, Sizes, about, carry, weights
-from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, Windows, denoiser_hypers, init_denoiser, total_steps
+from jaxpgd.options import as_arrays
+from jaxpgd.training.denoiser import DenoiserConfig, DenoiserState, init_denoiser, total_steps
+from jaxpgd.training.windows import Windows
 
 CONVOLUTIONS = "convolution" in {field.name for field in dataclasses.fields(DenoiserConfig)}
 
@@ -26,13 +28,14 @@ def denoiser_state(windows: Windows, config: DenoiserConfig, training: bool) -> 
     """A state before the first step; without `training`, only its averaged weights."""
     other = {"convolution": "gathered"} if CONVOLUTIONS else {}
     alike = dataclasses.replace(config, batch_size=1, compute="float32", ema=0.99, **other)  # one program per shape
-    return _state(windows, alike, training)
+    state: DenoiserState = _state(windows, alike, training).replace(hypers=as_arrays(config))
+    return state
 
 
 @functools.partial(jax.jit, static_argnames=("config", "training"))
 def _state(windows: Windows, config: DenoiserConfig, training: bool) -> DenoiserState:
-    structure = jax.eval_shape(lambda: init_denoiser(jax.random.key(0), windows, denoiser_hypers(config), config))
-    key, hypers, params = jax.random.key(0), denoiser_hypers(config), weights(structure.params)
+    structure = jax.eval_shape(lambda: init_denoiser(jax.random.key(0), windows, config))
+    key, hypers, params = jax.random.key(0), as_arrays(config), weights(structure.params)
     if not training:
         return structure.replace(params=None, ema_params=params, optimiser=None, hypers=hypers, step=None, total=None, key=None)
     return structure.replace(
@@ -56,7 +59,7 @@ def training_row(sizes: Sizes, features: int, batch: int, compute: str, **other:
     def build(units: int) -> Program:
         windows = windows_of(sizes)
         args = lambda: (denoiser_state(windows, config, True), windows)
-        return Program(denoiser.scan_steps, args, {"config": config, "steps": units}, carry)
+        return Program(denoiser.scan_steps, args, {"steps": units}, carry)
 
     name = ", ".join([f"training, {features} features, batch {batch}, {compute}", *other.values()])
     return Row(
