@@ -1,10 +1,12 @@
-"""Trajectories as normalised token arrays, by named slices: token = [obs, arctanh(action), reward, done] (PGD, appendix).
+"""The codec between trajectories and normalised tokens, token = [obs, arctanh(action), reward, done].
 
-Tokens are standardised, or scaled to [-1, 1] by the limits of the data, then with actions as they are (DyDiff's code).
+PGD (arXiv 2404.06356, appendix) standardises tokens. DyDiff's code scales them to [-1, 1] by the limits of the data instead,
+without arctanh.
 """
 
 from typing import Any, Literal
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -20,29 +22,29 @@ Normalisation = Literal["standard", "limits"]
 
 @struct.dataclass
 class Ends:
-    """Where trajectories of T steps end: after `steps` of them, 1 ... T, in a terminal or cut. What follows is padding."""
+    """Where padded trajectories of T steps end: after `steps` (1 to T) steps, in a terminal or a cut. The rest is padding."""
 
     steps: Array  # [...] int32
-    terminal: Array  # [...] bool; of one without padding it says nothing
+    terminal: Array  # [...] bool; ignored where `steps` is T
 
     def own(self, length: int) -> Array:
-        """Which of `length` steps [..., T] are the trajectory's own."""
+        """Which of `length` = T steps [..., T] are not padding, bool."""
         return jnp.arange(length) < self.steps[..., None]
 
 
 @struct.dataclass
 class TokenCodec:
-    """Maps one Trajectory to tokens [T, D], (raw - mean) / std per feature, and back. D = O + A + 2.
+    """Maps trajectories to tokens [..., T, D], (raw - mean) / std per feature, and back. D = O + A + 2.
 
-    Mean and standard deviation, or the middle and half the width of the data's limits.
+    `mean` and `std` are the data's mean and standard deviation, or the centre and half-width of its range.
     """
 
     mean: Array  # [D]
     std: Array  # [D]
     obs_dim: int = struct.field(pytree_node=False)
     action_dim: int = struct.field(pytree_node=False)
-    squashed: bool = struct.field(pytree_node=False, default=True)  # whether action entries are arctanh of actions
-    bounded: bool = struct.field(pytree_node=False, default=False)  # whether what is decoded is clipped to tokens in [-1, 1]
+    squashed: bool = struct.field(pytree_node=False, default=True)  # action entries are arctanh(action)
+    bounded: bool = struct.field(pytree_node=False, default=False)  # tokens are clipped to [-1, 1] before decoding
 
     @property
     def token_dim(self) -> int:
@@ -71,29 +73,36 @@ class TokenCodec:
 
     def encode(self, trajectory: Trajectory) -> Array:
         """Tokens [..., T, D] of a trajectory."""
+        chex.assert_shape(trajectory.obs, (..., self.obs_dim))
+        chex.assert_shape(trajectory.action, (..., self.action_dim))
         raw = pack(trajectory.obs, trajectory.action, trajectory.reward, trajectory.discount, squashed=self.squashed)
         return (raw - self.mean) / self.std
 
     def encode_steps(self, obs: Array, action: Array) -> Array:
-        """The leading entries [..., T, O + A] of tokens of obs [..., T, O] and action [..., T, A]."""
+        """The leading entries [..., T, O + A] of the tokens of obs [..., T, O] and action [..., T, A]."""
+        chex.assert_shape(obs, (..., self.obs_dim))
+        chex.assert_shape(action, (..., self.action_dim))
         entries = slice(0, self.obs_dim + self.action_dim)
         raw = jnp.concatenate([obs, squash_inverse(action) if self.squashed else action], axis=-1)
         return (raw - self.mean[entries]) / self.std[entries]
 
     def observation(self, tokens: Array) -> Array:
-        """Observations [..., T, O] of tokens."""
+        """Observations [..., T, O] of tokens [..., T, D]."""
+        chex.assert_shape(tokens, (..., self.token_dim))
         return self._within(tokens[..., self.obs]) * self.std[self.obs] + self.mean[self.obs]
 
     def pre_tanh(self, tokens: Array) -> Array:
-        """Pre-tanh actions [..., T, A] of tokens."""
+        """Pre-tanh actions [..., T, A] of tokens [..., T, D]."""
+        chex.assert_shape(tokens, (..., self.token_dim))
         return tokens[..., self.action] * self.std[self.action] + self.mean[self.action]
 
     def action_of(self, pre_tanh: Array) -> Array:
-        """Actions [..., A] of pre-tanh actions; the same where the codec does not squash."""
+        """Actions [..., A] of pre-tanh actions. The identity if the codec does not squash."""
         return jnp.tanh(pre_tanh) if self.squashed else pre_tanh
 
     def decode(self, tokens: Array) -> Trajectory:
-        """Trajectory of tokens [..., T, D]. A done entry above one half is a terminal; what follows it is masked."""
+        """The trajectory of tokens [..., T, D]. A done entry above 0.5 is a terminal, and the steps after it are masked."""
+        chex.assert_shape(tokens, (..., self.token_dim))
         raw = self._within(tokens) * self.std + self.mean
         discount = 1.0 - (raw[..., self.done] > 0.5).astype(raw.dtype)
         return Trajectory(
@@ -109,13 +118,18 @@ class TokenCodec:
 
 
 def pack(obs: Array, action: Array, reward: Array, discount: Array, *, squashed: bool = True) -> Array:
-    """Raw tokens [..., D] of steps: [obs, arctanh(clip(action)), reward, 1 - discount]; raw actions unless `squashed`."""
+    """Tokens before normalisation, [..., D], of obs [..., O], action [..., A], reward [...] and discount [...].
+
+    [obs, arctanh(clip(action)), reward, 1 - discount], with the action itself unless `squashed`.
+    """
+    chex.assert_equal_shape([reward, discount])
+    chex.assert_equal_shape_prefix([obs, action, reward], reward.ndim)
     entries = squash_inverse(action) if squashed else action
     return jnp.concatenate([obs, entries, reward[..., None], 1.0 - discount[..., None]], axis=-1)
 
 
 def squash_inverse(action: Array) -> Array:
-    """Pre-tanh actions [..., A], finite at the bounds."""
+    """Pre-tanh actions [..., A]. Actions are clipped to +-0.999 first, so that the result is finite at the bounds."""
     return jnp.arctanh(jnp.clip(action, -ACTION_CLIP, ACTION_CLIP))
 
 
@@ -131,11 +145,12 @@ def unit_if_constant(mean: Any, std: Any) -> Any:
 
 
 def ended(trajectory: Trajectory, ends: Ends) -> Trajectory:
-    """A trajectory [T], without `last_obs`, that ends at `ends`; unchanged where that is its last step.
+    """A trajectory [T] padded after `ends` (of this trajectory, []). Unchanged if it ends at its last step.
 
-    After the end the last own observation stands, with action and reward 0. The last own step is a terminal if the end is one;
-    otherwise it is no more valid than the last step of a window.
+    Padding repeats the last observation, with action and reward 0. The last step before it is a terminal if `ends` says so.
+    Otherwise it is not valid, like the last step of a window. The result has no `last_obs`.
     """
+    chex.assert_rank([trajectory.obs, trajectory.action, trajectory.reward, ends.steps], [2, 2, 1, 0])
     length = trajectory.reward.shape[-1]
     own, last = ends.own(length), jnp.arange(length) == ends.steps - 1
     cut = ends.steps < length
@@ -156,14 +171,15 @@ def fit_codec(
     done_scale: float = 0.0,
     normalisation: Normalisation = "standard",
 ) -> TokenCodec:
-    """Codec of M transitions for windows of `length` steps, or of [W] own steps each, at `starts` [W].
+    """The codec of M transitions, for windows at `starts` [W] of `length` steps each (an int, or [W] steps without padding).
 
-    "standard": zero mean and unit variance over the windows: a transition counts as often as windows cover it. "limits":
-    least and largest value among all transitions become -1 and 1, with actions as they are; what is decoded stays within.
-    Constant features are divided by 1. The terminal flag is divided by no less than `done_scale`: terminals are
-    rare, and its own standard deviation would put them so many units away that a sampler decides about them at noise levels
-    which training hardly visits.
+    "standard": zero mean and unit variance over the windows, so that a transition counts as often as windows cover it.
+    "limits": the smallest and largest value over all transitions map to -1 and 1, actions are not squashed, and decoding stays
+    within the limits. Constant features are divided by 1. The done flag is divided by at least `done_scale`: terminals are
+    rare, and its own standard deviation would place them so far away that a sampler decides on them at noise levels that
+    training hardly visits.
     """
+    chex.assert_rank(starts, 1)
     limits = normalisation == "limits"
     raw = pack(transitions.obs, transitions.action, transitions.reward, transitions.discount, squashed=not limits)
     mean, std = (_limits if limits else _moments)(np.asarray(raw, np.float64), starts, length)
@@ -180,7 +196,7 @@ def fit_codec(
 
 
 def _moments(raw: np.ndarray, starts: np.ndarray, length: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [D] of raw tokens [M, D] in windows."""
+    """Mean and standard deviation [D] of raw tokens [M, D], weighted by the number of windows that cover each."""
     size = len(raw)
     steps = np.bincount(starts, minlength=size + 1) - np.bincount(starts + length, minlength=size + 1)
     weight = np.cumsum(steps)[:size].astype(np.float64)
@@ -190,6 +206,6 @@ def _moments(raw: np.ndarray, starts: np.ndarray, length: int | np.ndarray) -> t
 
 
 def _limits(raw: np.ndarray, starts: np.ndarray, length: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Middle and half the width [D] of the limits of raw tokens [M, D]."""
+    """Centre and half-width [D] of the range of raw tokens [M, D]."""
     low, high = raw.min(axis=0), raw.max(axis=0)
     return (low + high) / 2, (high - low) / 2

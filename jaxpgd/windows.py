@@ -1,8 +1,9 @@
-"""Training windows as start indices into the flat dataset: never crossing an episode, never materialised."""
+"""Training windows of a dataset, as start indices into its flat arrays. No window crosses an episode; none is copied."""
 
 import dataclasses
 from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ class DataConfig:
     )
 
 
-# settings of `DataConfig` that choose windows: arguments of `window_starts`
+# Options of `DataConfig` that select windows: arguments of `window_starts`.
 RULES = ("window", "stride", "add_episode_starts", "add_terminals", "allow_timeout_end", "terminal_repeats", "pad_short")
 
 
@@ -63,15 +64,16 @@ def window_starts(
     pad_short: bool = False,
     episodes: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Start indices [W] int32, sorted, of windows of `window` steps inside one episode each (on the host).
+    """Start indices [W] int32, sorted, of windows of `window` steps inside one episode each. Computed on the host.
 
-    A window is taken where its start is a multiple of `stride` in the flat dataset, where it starts an episode
-    (`add_episode_starts`), and where its last step is a terminal (`add_terminals`). Windows whose last step is a timeout are
-    left out unless `allow_timeout_end`. `episodes` [K] restricts the choice to those episodes. PGD selects windows like this,
-    because with a plain stride almost none end in a terminal. Even so terminals can be many times rarer per step than in the
-    dataset (a window holds at most one): windows that end in one are listed `terminal_repeats` times.
-    With `pad_short` each episode that is shorter than a window has one too, with fewer steps of its own (`own_steps`), by the
-    same rules of the last of them. Raises InputError when no window is left, or no episode is as long as one.
+    A window is selected if its start is a multiple of `stride` in the flat dataset, if it starts an episode
+    (`add_episode_starts`) or if it ends in a terminal (`add_terminals`). Windows that end in a timeout are excluded unless
+    `allow_timeout_end`. `episodes` [K] restricts the selection to those episodes. PGD's code selects windows in this way,
+    because with a plain stride almost none end in a terminal. Terminals can still be much rarer per step than in the dataset,
+    as a window contains at most one: windows that end in one are listed `terminal_repeats` times.
+    With `pad_short`, each episode shorter than a window adds one window, padded at its end (`own_steps`). Whether it counts as
+    ending in a terminal or a timeout depends on the last step before the padding.
+    Raises InputError if no window is left, or if every episode is shorter than a window.
     """
     check(window > 0, "data.window", window, "a number above 0")
     check(stride > 0, "data.stride", stride, "a number above 0")
@@ -99,11 +101,11 @@ def _starts(
     terminal_repeats: int,
     pad_short: bool,
 ) -> np.ndarray:
-    """`window_starts` of the chosen episodes [E] bool; there may be none."""
+    """`window_starts` for the episodes that `chosen` [E] marks. May be empty."""
     start, lengths = np.arange(dataset.size), dataset.lengths()
     last = np.minimum(start + window, np.repeat(dataset.offsets[1:], lengths)) - 1
     first = np.isin(start, dataset.offsets[:-1])
-    short = first & (last - start + 1 < window)  # all of an episode that is shorter than a window
+    short = first & (last - start + 1 < window)  # the only window of an episode that is shorter than one
     terminal = np.asarray(dataset.discount)[last] == 0
     take = start % stride == 0
     if add_episode_starts:
@@ -117,15 +119,15 @@ def _starts(
 
 
 def own_steps(dataset: Dataset, starts: np.ndarray, window: int) -> np.ndarray:
-    """Steps [W] of the windows at `starts` that are of their episode: fewer than `window` where it ends before."""
+    """Steps [W] without padding of the windows at `starts` [W]: less than `window` where the episode is shorter."""
     ends = dataset.offsets[np.searchsorted(dataset.offsets, starts, side="right")]
     return np.minimum(ends - np.asarray(starts, np.int64), window)
 
 
 def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts [W] of the windows that a run trains on, starts [V] of those of held-out episodes, and the training episodes [K].
+    """Starts [W] of training windows, starts [V] of windows in held-out episodes, and the training episodes [K].
 
-    V is 0 where held-out episodes have no window. Raises InputError where there is no window to train on.
+    V may be 0. Raises InputError if there is no window to train on.
     """
     selection = dataclasses.asdict(config)
     rules = {name: selection[name] for name in RULES}
@@ -135,14 +137,14 @@ def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple
 
 
 class Coverage(NamedTuple):
-    """The share of the training episodes that is inside a training window."""
+    """The shares of transitions and of terminals, among those of the training episodes, that training windows contain."""
 
     transitions: float
-    terminals: float | None  # None: there are none
+    terminals: float | None  # None: the episodes have none
 
     @property
     def low(self) -> bool:
-        """Whether most of something is never seen."""
+        """Whether windows miss more than half of the transitions or of the terminals."""
         return self.transitions < 0.5 or (self.terminals is not None and self.terminals < 0.5)
 
     def __str__(self) -> str:
@@ -151,7 +153,10 @@ class Coverage(NamedTuple):
 
 
 def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.ndarray) -> Coverage:
-    """What windows [W] of `window` steps hold of `episodes` [K]: shorter ones are in none unless they are padded."""
+    """Coverage of `episodes` [K] by windows of `window` steps at `starts` [W].
+
+    Episodes shorter than a window are covered only if they are padded.
+    """
     edges = np.zeros(dataset.size + 1, np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, np.asarray(starts) + own_steps(dataset, starts, window), -1)
@@ -162,16 +167,17 @@ def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.nda
 
 
 def low_coverage(dataset: Dataset, window: int, pad_short: bool, setting: str = "data.window") -> str:
-    """What to do where most of a dataset is in no window; `setting` is that of the window."""
+    """The advice for `Coverage.low`. `setting` names the option of the window's length."""
     pad = "" if pad_short or dataset.lengths().min() >= window else ", or set data.pad_short = true: it pads short episodes"
     return f"most transitions or terminals are in no training window: choose a shorter {setting}{pad}"
 
 
 def gather_window(transitions: Transition, start: Array, length: int) -> Trajectory:
-    """`length` (static) steps from `start` [] of flat transitions [M]; vmap over start for a batch.
+    """The trajectory [T] of `length` = T (static) steps from `start` [] in flat transitions [M]. vmap over `start`.
 
-    The mask follows `types.Trajectory`: the last step is usable only at a terminal, nothing is after one.
+    The mask follows `types.Trajectory`: the last step is valid only at a terminal, and steps after a terminal are not.
     """
+    chex.assert_rank([transitions.obs, transitions.action, transitions.reward, transitions.discount, start], [2, 2, 1, 1, 0])
     obs, action, reward, discount = (
         jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, length)
         for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
@@ -180,7 +186,8 @@ def gather_window(transitions: Transition, start: Array, length: int) -> Traject
 
 
 def gather_padded(transitions: Transition, start: Array, length: int, ends: Ends) -> Trajectory:
-    """As `gather_window`, of a window that ends at `ends`: nothing of the flat transitions after that is read."""
+    """As `gather_window`, for a window padded after `ends` (of this window, []). Later transitions are not read."""
+    chex.assert_rank([transitions.obs, transitions.action, transitions.reward, transitions.discount, start], [2, 2, 1, 1, 0])
     index = start + jnp.minimum(jnp.arange(length), ends.steps - 1)
     obs, action, reward, discount = (
         jnp.asarray(x)[index] for x in (transitions.obs, transitions.action, transitions.reward, transitions.discount)
@@ -189,10 +196,10 @@ def gather_padded(transitions: Transition, start: Array, length: int, ends: Ends
 
 
 def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random training and validation episodes, sorted [K] and [E - K]; validation holds about `fraction` of them.
+    """Random training and validation episodes, sorted, [K] and [E - K]. Validation gets about `fraction` of them.
 
-    At least one in each where there are two episodes and fraction > 0; none in validation otherwise. Raises InputError unless
-    fraction is in [0, 1].
+    With at least two episodes and fraction > 0, each part has at least one; otherwise validation is empty. Raises InputError
+    unless fraction is in [0, 1].
     """
     check(0 <= fraction <= 1, "data.validation_fraction", fraction, "a number from 0 to 1")
     count = dataset.episodes

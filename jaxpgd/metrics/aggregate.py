@@ -23,8 +23,8 @@ from jaxpgd.metrics.statistics import RESAMPLES
 class Aggregate:
     """Aggregates of one method, in the unit of its scores.
 
-    `runs` is the number of runs of each task. `unit` is what the intervals describe: "seeds" (agents trained anew on the same
-    tasks), or "none" where a task has a single run, whose bounds are NaN.
+    `runs` is the number of runs of each task. `unit` is what the intervals generalise over: "seeds" (retrained agents on the
+    same tasks), or "none" if a task has a single run; the bounds are then NaN.
     """
 
     mean: Interval
@@ -48,10 +48,10 @@ def aggregate(
     - optimality gap: mean amount by which runs fall short of `gamma`, runs above it counting as 0; lower is better. `gamma` is
       in the unit of the scores: 100 for normalised scores, where 100 is the reference of an expert.
 
-    Every task has the same weight, however many runs it has. Intervals are percentile bootstraps that resample runs within
-    each task: they tell how far the numbers would move with other seeds on the same tasks, nothing of other tasks. The
-    bootstrap's variance is the fraction (S - 1) / S of the unbiased one, so that with five seeds a task or fewer they are
-    clearly too narrow. Raises InputError for empty, non-finite or ill-shaped scores.
+    Every task has the same weight, however many runs it has. Intervals are percentile bootstraps that resample runs within each
+    task: they describe other seeds on the same tasks, not other tasks. The bootstrap's variance is the fraction (S - 1) / S of
+    the unbiased one, so that with five seeds per task or fewer the intervals are clearly too narrow. Raises InputError for
+    empty, non-finite or ill-shaped scores.
     """
     tasks = as_tasks(scores)
     check_bootstrap(confidence, resamples)
@@ -66,10 +66,10 @@ def aggregate(
 
 
 def pooled_interquartile_mean(scores: Scores) -> float:
-    """Mean of all runs of all tasks without the lowest and the highest floor(N / 4) of N (the 25 % trimmed mean).
+    """The 25 % trimmed mean over all N runs of all tasks: without the lowest and the highest floor(N / 4).
 
-    Where tasks have different numbers of runs, a run weighs 1 / (K S_k), the same fraction floor(N / 4) / N of the weight is
-    cut off at each end, and a run at the border is cut in part.
+    If tasks have different numbers of runs, a run of task k has the weight 1 / (K S_k). The fraction floor(N / 4) / N of the
+    weight is cut off at each end, and a run at the border is cut in part.
     """
     tasks = as_tasks(scores)
     return float(_pooled(tasks, weights_of_runs(tasks, 0, np.random.default_rng(0)))[0])
@@ -80,7 +80,10 @@ def _task_means(tasks: Tasks, weights: Tasks) -> np.ndarray:
 
 
 def _pooled(tasks: Tasks, weights: Tasks) -> np.ndarray:
-    """Interquartile means [1 + R]. Sorting once is enough, as a resample changes the weights and not the order."""
+    """Interquartile means [1 + R]. One sort suffices: a resample changes weights, not the order.
+
+    `scipy.stats.trim_mean` takes no weights.
+    """
     values = np.concatenate(list(tasks.values()))
     order = np.argsort(values)
     weight = np.concatenate([weights[name] / len(tasks) for name in tasks], axis=1)[:, order]

@@ -1,4 +1,4 @@
-"""Comparison of methods over tasks and seeds: probability of improvement and performance profiles."""
+"""Comparison of methods over tasks and seeds: probability of improvement, performance profiles."""
 
 import dataclasses
 
@@ -21,9 +21,9 @@ from jaxpgd.metrics.statistics import RESAMPLES
 
 @dataclasses.dataclass(frozen=True)
 class Improvement:
-    """Probability that a run of X scores above a run of Y, ties counting one half.
+    """Probability that a run of X scores above a run of Y. Ties count one half.
 
-    `by_task` has the estimate of each task, `runs` the numbers of runs (of X, of Y). `unit` as in `Aggregate`.
+    `by_task` holds the estimate of each task, `runs` the numbers of runs (of X, of Y). `unit` as in `Aggregate`.
     """
 
     probability: Interval
@@ -38,14 +38,15 @@ def probability_of_improvement(
 ) -> Improvement:
     """P(X > Y) + P(X = Y) / 2 averaged over tasks: Agarwal et al. 2021 (arXiv 2108.13264), section 4.3.
 
-    For each task it is the Mann-Whitney U over the number of pairs: all runs of X against all of Y. It says how often X is
-    better, not by how much. `x` and `y` have the same tasks (task -> [S_k], or [S, K]); their numbers of runs may differ.
+    Per task this is Mann-Whitney's U divided by the number of pairs, all runs of X against all runs of Y. It measures how often
+    X is better, not by how much. `x` and `y` have the same tasks (task -> [S_k], or [S, K]), possibly with different numbers of
+    runs.
 
-    The interval resamples the runs of X and of Y independently within each task (percentile bootstrap). Common random numbers
-    are not exploited: where runs of X and Y share a seed, and with it data, denoiser or initial weights, their scores are
-    correlated, and for a positive correlation the interval is wider than a paired one would be. It holds for this pair of
-    methods alone, not for several pairs at once. Where every run of X is above every run of Y, all resamples agree and the
-    interval is the point 1, which says that the bootstrap has found no exception, not that there is none.
+    The interval is a percentile bootstrap that resamples the runs of X and of Y independently within each task. It does not
+    exploit pairing: if runs of X and Y share a seed, and with it data, denoiser or initial weights, their scores are usually
+    positively correlated, and a paired interval would be narrower. It holds for this pair of methods, not for several pairs
+    jointly. If every run of X is above every run of Y, all resamples agree and the interval is the point 1: the bootstrap found
+    no exception, which does not mean that there is none.
     Raises InputError for empty, non-finite or ill-shaped scores and for tasks that differ.
     """
     first, second = as_tasks(x, "x"), as_tasks(y, "y")
@@ -70,7 +71,7 @@ def probability_of_improvement(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profile:
-    """Fraction of runs [N] that score above each threshold [N], with pointwise bounds [N]. `runs`, `unit` as in `Aggregate`."""
+    """Fraction of runs [N] above each threshold [N], with pointwise bounds [N]. `runs` and `unit` as in `Aggregate`."""
 
     thresholds: np.ndarray
     fraction: np.ndarray
@@ -86,9 +87,9 @@ def performance_profile(
 ) -> Profile:
     """Fraction of runs with a score above each threshold [N], averaged over tasks of equal weight.
 
-    The run-score distribution of Agarwal et al. 2021 (arXiv 2108.13264), section 4.2. Bounds are percentile bootstraps that
-    resample runs within each task. They hold for each threshold alone: the chance that a whole curve stays within its band is
-    lower. Where no run, or every run, is above a threshold, the band has no width there, which is no certainty.
+    This is the run-score distribution of Agarwal et al. 2021 (arXiv 2108.13264), section 4.2. Bounds are percentile bootstraps
+    that resample runs within each task. They are pointwise: a whole curve stays within its band less often. If no run, or every
+    run, is above a threshold, the band has no width there; this is not certainty.
     Raises InputError for empty, non-finite or ill-shaped scores or thresholds.
     """
     tasks = as_tasks(scores)

@@ -1,4 +1,4 @@
-"""Distances between two samples of windows or states."""
+"""Distances between two samples of windows or states: sliced Wasserstein distance, density and coverage."""
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ def sliced_wasserstein(
 ) -> float:
     """Sliced Wasserstein distance of samples x [N, F] and y [M, F], in the units of one feature.
 
-    The one-dimensional W_p (`order` p, 1 or 2) along random unit directions, averaged as (mean W_p^p)^(1/p). Pass
-    standardised tokens of windows, flattened. A unit direction has the average variance of the features, so for
-    standardised ones the result is in standard deviations and does not grow with F. W1 is the default because W2 is ruled by
-    the sample's few most extreme windows. Sizes may differ, and weights (unnormalised, e.g. importance weights) make a
-    weighted sample; each one-dimensional distance is exact. Two samples of one distribution do not give 0 but a floor that
-    falls as 1/sqrt(N): compare with the distance between two halves of the real windows, at equal sizes.
-    (Bonneel et al. 2015, Sliced and Radon Wasserstein Barycenters.) Raises InputError where the sizes do not fit.
+    The one-dimensional W_p (`order` p, 1 or 2) along random unit directions, averaged as (mean W_p^p)^(1/p) (Bonneel et al.
+    2015, Sliced and Radon Wasserstein Barycenters). Pass standardised tokens of windows, flattened: a projection on a unit
+    direction then has unit variance on average, so that the result is in standard deviations and does not grow with F. W1 is
+    the default because a few extreme windows dominate W2. The sizes may differ. `x_weights` [N] and `y_weights` [M] weight the
+    samples and need not be normalised. Each one-dimensional distance is exact. Two samples of one distribution do not give 0
+    but a floor that falls as 1/sqrt(N): compare with two halves of the real windows, at equal sizes.
+    Raises InputError if the sizes do not fit.
     """
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     check(x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1], "x, y", (x.shape, y.shape), "shapes [N, F] and [M, F]")
@@ -49,7 +49,10 @@ def _normalised(weights: np.ndarray | None, size: int, name: str) -> np.ndarray:
 
 
 def _wasserstein_power(x: np.ndarray, y: np.ndarray, wx: np.ndarray, wy: np.ndarray, order: int) -> float:
-    """W_p^p of two weighted one-dimensional samples: both quantile functions are constant between the merged levels."""
+    """W_p^p of two weighted one-dimensional samples: both quantile functions are constant between the merged levels.
+
+    `scipy.stats.wasserstein_distance` has the weighted W_1 only, not W_2.
+    """
     i, j = np.argsort(x), np.argsort(y)
     levels_x, levels_y = np.cumsum(wx[i]), np.cumsum(wy[j])
     levels = np.sort(np.concatenate([levels_x, levels_y]))
@@ -63,11 +66,11 @@ def _wasserstein_power(x: np.ndarray, y: np.ndarray, wx: np.ndarray, wy: np.ndar
 def coverage(key: Array, real: np.ndarray, synthetic: np.ndarray, *, k: int = 5, limit: int = 2000) -> dict[str, float]:
     """Density and coverage of `synthetic` [M, F] with respect to `real` [N, F] (standardised states or windows).
 
-    Around each real point lies a ball that reaches its k-th nearest other real point. `coverage` is the share of balls with
-    a synthetic point inside (about 1 - 2^-k for two samples of one distribution), `density` the number of balls around a
-    synthetic point, divided by k (about 1; less where synthetic points lie off the data). Both are thinned at random to the
-    same size, at most `limit`, because coverage depends on the sizes. (Naeem et al. 2020, Reliable Fidelity and Diversity
-    Metrics.) Raises InputError where there are not more than k points.
+    Around each real point lies a ball that reaches to its k-th nearest other real point (Naeem et al. 2020, Reliable Fidelity
+    and Diversity Metrics). `coverage` is the share of balls that contain a synthetic point (about 1 - 2^-k for two samples of
+    one distribution). `density` is the number of balls around a synthetic point, divided by k (about 1, and less if synthetic
+    points lie off the data). Both samples are thinned at random to the same size, at most `limit`, because coverage depends on
+    the sizes. Raises InputError unless there are more than k points.
     """
     real, synthetic = np.asarray(real, np.float32), np.asarray(synthetic, np.float32)
     size = min(len(real), len(synthetic), limit)
@@ -89,5 +92,5 @@ def _squared(a: Array, b: Array) -> Array:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    centre = a.mean(axis=0)  # differences do not change, rounding does
+    centre = a.mean(axis=0)  # distances do not change, and rounding errors are smaller
     return np.sqrt(np.maximum(np.asarray(_squared(a - centre, b - centre)), 0.0))

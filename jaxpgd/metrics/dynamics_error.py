@@ -1,7 +1,8 @@
-"""How good synthetic trajectories are: agreement with the simulator, likelihood of their actions, terminals."""
+"""Metrics of synthetic trajectories: dynamics error against true steps, likelihood of their actions, terminal rate."""
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,36 +11,42 @@ from jax import Array
 from jaxpgd.errors import check
 from jaxpgd.types import Policy, Trajectory, until_terminal
 
-# true step: obs [K, O], action [K, A] in [-1, 1] -> next_obs [K, O], reward [K], terminated [K] bool
+# True steps: obs [K, O], action [K, A] in [-1, 1] -> next_obs [K, O], reward [K], terminated [K] bool.
 Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def steps_taken(trajectory: Trajectory) -> np.ndarray:
-    """Steps [..., T] up to and including the first terminal, or the last step of its own where a trajectory ends before T."""
+    """Which steps [..., T] come before or at the end of a trajectory, bool: its first terminal, or the last before padding."""
     return np.asarray(until_terminal(jnp.asarray(trajectory.mask) & (jnp.asarray(trajectory.discount) > 0)))
 
 
 def terminal_rate(trajectory: Trajectory) -> float:
-    """Share of trajectories [N, T] that end in a terminal."""
+    """The share of trajectories [N, T] that end in a terminal."""
     return float((np.asarray(trajectory.discount) == 0).any(axis=-1).mean())
 
 
 def dynamics_error(
     trajectory: Trajectory, step: Step, obs_std: np.ndarray, entries: np.ndarray | None = None
 ) -> dict[str, np.ndarray | float]:
-    """One-step error of trajectories [N, T] against the simulator: root mean squares over standardised state entries.
+    """One-step error of trajectories [N, T] against true steps (dynamics error; PGD, arXiv 2404.06356, section 5).
 
-    Every usable step is replayed alone, from the trajectory's own observation and action, so errors do not add up.
-    `obs_std` [O] is the data's standard deviation (constant entries: 1), `entries` the entries that count (default all).
-    Keys: `rms`; `standard_error` of it over trajectories; `by_step` [T - 1], or [T] where `last_obs` is known,
-    and `per_trajectory` [N] (NaN where no step counts); the same two with `persistence` for the error of s' = s on the same
-    steps, and `persistence` itself;
-    `reward_rms` in reward units over all usable steps, `surviving_reward_rms` over those of trajectories without a terminal
-    (falls, whose rewards are the hardest, count for nothing there: it compares models that make them more or less often);
-    `steps` counted; `terminal_agreement`, the share of usable steps at
-    which the simulator ends the episode exactly where the trajectory does.
-    (PGD, arXiv 2404.06356, section 5: dynamics error.) Raises InputError where `obs_std` does not fit.
+    Every valid step is replayed alone with `step`, from the trajectory's own observation and action, so that errors do not
+    accumulate. `obs_std` [O] is the data's standard deviation (1 for constant entries). `entries` selects entries of the
+    observation (default: all). Errors of observations are root mean squares over standardised entries. Keys:
+
+    - `rms` and `standard_error`, its standard error over trajectories;
+    - `by_step` [T - 1] ([T] if `last_obs` is known) and `per_trajectory` [N]; NaN without a valid step;
+    - `persistence`, `persistence_by_step`, `persistence_per_trajectory`: the errors of s' = s on the same steps;
+    - `reward_rms`, in reward units, over all valid steps, and `surviving_reward_rms`, over those of trajectories without a
+      terminal. Rewards of falls are the hardest to predict: the latter compares models that fall more or less often;
+    - `terminal_agreement`: the share of valid steps at which simulator and trajectory agree on whether the episode ends;
+    - `steps`: the number of steps in `rms`.
+
+    Raises InputError if `obs_std` does not fit.
     """
+    chex.assert_rank([trajectory.obs, trajectory.action], 3)
+    chex.assert_equal_shape([trajectory.reward, trajectory.discount, trajectory.mask])
+    chex.assert_equal_shape_prefix([trajectory.obs, trajectory.action, trajectory.reward], 2)
     obs, std = np.asarray(trajectory.obs, np.float64), np.asarray(obs_std, np.float64)
     check(std.shape == obs.shape[-1:] and bool((std > 0).all()), "obs_std", std.tolist(),
           f"{obs.shape[-1]} numbers above 0")  # fmt: skip
@@ -50,7 +57,7 @@ def dynamics_error(
     states = obs if trajectory.last_obs is None else np.append(obs, np.asarray(trajectory.last_obs)[:, None], axis=1)
     scaled = (states / std)[..., chosen]
     steps = states.shape[1] - 1  # those that lead to a state
-    counted = mask[:, :steps] & (discount[:, :steps] > 0)  # what follows a terminal need not be its next state
+    counted = mask[:, :steps] & (discount[:, :steps] > 0)  # the observation after a terminal need not be its next state
     error = _squares((predicted / std)[:, :steps, chosen], scaled[:, 1:], counted)
     stay = _squares(scaled[:, :steps], scaled[:, 1:], counted)
     return {
@@ -64,7 +71,7 @@ def dynamics_error(
 
 
 def _replay(trajectory: Trajectory, step: Step, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Simulated next observation [N, T, O], reward and end [N, T] where `mask`, zeros elsewhere."""
+    """True next observations [N, T, O], rewards and ends [N, T] at the steps of `mask`. Zeros elsewhere."""
     next_obs = np.zeros(trajectory.obs.shape)
     reward, ends = np.zeros(mask.shape), np.zeros(mask.shape, bool)
     next_obs[mask], reward[mask], ends[mask] = step(np.asarray(trajectory.obs)[mask], np.asarray(trajectory.action)[mask])
@@ -76,7 +83,7 @@ def _rms(error: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _squares(a: np.ndarray, b: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mean square over entries [N, steps], zero where not counted."""
+    """Mean square over entries [N, steps], zero outside `counted`."""
     return np.where(counted, np.mean((a - b) ** 2, axis=-1), 0.0)
 
 
@@ -92,13 +99,14 @@ def _summary(squares: np.ndarray, counted: np.ndarray, prefix: str) -> dict[str,
         prefix or "rms": rms, name + "by_step": by_step, name + "per_trajectory": per_trajectory,
     }  # fmt: skip
     if not prefix:
-        # a ratio of sums, its square root taken: the delta method twice
+        # the standard error of the square root of a ratio of sums, by the delta method
         summary["standard_error"] = ratio_standard_error(total, number) / (2 * rms) if rms > 0 else 0.0
     return summary
 
 
 def ratio_standard_error(total: np.ndarray, number: np.ndarray) -> float:
-    """Standard error of sum(total) / sum(number) over N independent groups [N], to first order. NaN for one group."""
+    """Standard error of sum(total) / sum(number) over N independent groups, [N] each, to first order. NaN for one group."""
+    chex.assert_equal_shape([total, number])
     if len(total) < 2 or not number.sum():
         return float("nan")
     residual = total - total.sum() / number.sum() * number
@@ -111,11 +119,12 @@ def _log_probs(policy: Policy, obs: Array, action: Array) -> Array:
 
 
 def action_log_likelihood(policy: Policy, trajectory: Trajectory) -> tuple[float, float, np.ndarray]:
-    """Log-likelihood under one policy of the actions of trajectories [N, T], in nats per action (all A entries together).
+    """Log-likelihood of the actions of trajectories [N, T] under a policy, in nats per action (all A entries together).
 
-    All steps up to and including the first terminal count. Returns the mean per action, its standard error over
-    trajectories, and each trajectory's own mean [N].
+    Steps after the end of a trajectory do not count. Returns the mean over actions, its standard error over trajectories, and
+    the mean of each trajectory [N].
     """
+    chex.assert_rank([trajectory.obs, trajectory.action], 3)
     values = np.asarray(_log_probs(policy, jnp.asarray(trajectory.obs), jnp.asarray(trajectory.action)), np.float64)
     counted = steps_taken(trajectory)
     total, number = np.where(counted, values, 0.0).sum(axis=1), counted.sum(axis=1)

@@ -1,4 +1,4 @@
-"""What choosing a policy by a limited number of online evaluations is worth."""
+"""The expected return of a policy selected by a limited number of online evaluations."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ _BLOCK = 2_000_000  # episodes drawn at once, which bounds the memory
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selection:
-    """Expected true return of the policy selected, for K sizes of the evaluation; see `policy_selection`.
+    """Expected true return of the selected policy for K sizes of the evaluation. See `policy_selection`.
 
-    `evaluated` [K] is the number k of policies evaluated, `episodes` of them each, and `evaluations` [K] = k * episodes the
-    online episodes spent. `value` [K] is the expected true return of the policy selected and `value_se` [K] the standard error
-    of its Monte Carlo alone. `regret` [K] is `best - value`, where `best` is the true return of the best candidate.
-    `noiseless` [K] is what evaluations without noise would select. Returns are in the unit given.
+    `evaluated` [K] is the number k of evaluated policies, `episodes` the episodes of each, and `evaluations` [K] = k * episodes
+    the online episodes spent. `value` [K] is the expected true return of the selected policy, and `value_se` [K] its Monte
+    Carlo standard error. `regret` [K] is `best - value`, where `best` is the true return of the best candidate. `noiseless` [K]
+    is the value under evaluations without noise. Returns are in the unit of the input.
     """
 
     evaluated: np.ndarray
@@ -50,23 +50,21 @@ def expected_best(values: np.ndarray) -> np.ndarray:
 def policy_selection(
     returns: np.ndarray, *, episodes: int = 1, values: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0
 ) -> Selection:
-    """Selection among C candidates (seeds times settings, say) with recorded returns [C, E], for every k = 1 ... C.
+    """Selection among C candidates (for example, seeds times settings) with recorded returns [C, E], for every k = 1 ... C.
 
-    The procedure: k of the C candidates are taken at random, without replacement; each is evaluated online for `episodes` = e
-    fresh episodes; the one with the highest mean return is selected, of equals one at random. It spends k e episodes. What
-    counts is the expectation of the true return of the policy selected, over the choice of the k and over the episodes. With
-    k = 1 it is the mean candidate; as e grows it tends to `noiseless`, the expected maximum (`expected_best`); with noise it
-    need not grow with k. The idea of reporting offline RL against a budget of evaluations is that of Kurenkov and Kolesnikov
-    2022 (arXiv 2110.04156) and, with noise, of Jackson et al. 2025 (arXiv 2504.11453), who let a bandit allocate the episodes;
-    here all k get the same number.
+    The procedure takes k of the C candidates at random without replacement, evaluates each online for `episodes` = e fresh
+    episodes, and selects the one with the highest mean return (ties at random). It spends k e episodes. `value` is the expected
+    true return of the selected policy, over the choice of the k and over the episodes. For k = 1 it is the mean over
+    candidates. As e grows it tends to `noiseless`, the expected maximum (`expected_best`). With noise it need not increase with
+    k. Reporting offline RL against an evaluation budget follows Kurenkov and Kolesnikov 2022 (arXiv 2110.04156) and, with
+    noise, Jackson et al. 2025 (arXiv 2504.11453), who allocate episodes by a bandit; here all k get the same number.
 
-    A fresh episode is drawn, with replacement, from the E recorded ones of the candidate. They stand for its distribution of
-    returns, and their mean for its true return, unless `values` [C] gives returns measured in other episodes. E should
-    therefore be well above e: the recorded spread is the fraction (E - 1) / E of the true variance, and without `values` the
-    candidate that looks best is overrated by its luck in the recorded episodes, and `best` and `value` with it. The candidates
-    are taken as given: nothing here speaks of candidates that were not trained.
-    The expectation is a Monte Carlo over `draws`, the same for all k. Raises InputError for bad shapes or non-finite returns,
-    and for fewer than two recorded episodes, whose noise is unknown.
+    A fresh episode is drawn, with replacement, from the E recorded episodes of the candidate. These represent its distribution
+    of returns, and their mean its true return, unless `values` [C] holds returns measured in other episodes. E should be well
+    above e: the recorded variance is the fraction (E - 1) / E of the true one, and without `values` the winner is overrated by
+    its luck in the recorded episodes, and with it `best` and `value`. The result holds for these candidates only.
+    The expectation is a Monte Carlo estimate over `draws`, shared by all k. Raises InputError for bad shapes or non-finite
+    returns, and for fewer than two recorded episodes, whose noise is unknown.
     """
     returns = np.asarray(returns, np.float64)
     check(returns.ndim == 2 and returns.size > 0, "returns", returns.shape, "shape [C, E], not empty")
@@ -84,10 +82,10 @@ def policy_selection(
 
 
 def within_budget(selection: Selection, budgets: np.ndarray) -> Selection:
-    """The selection at budgets [B] of online episodes: with the largest k that each affords, k e <= budget and k <= C.
+    """The selection at budgets [B] of online episodes, with the largest k <= C such that k e <= budget.
 
-    `evaluations` of the result [B] is what is spent, which may be less than the budget. Raises InputError for a budget that
-    does not afford one candidate.
+    `evaluations` [B] of the result is the number of episodes spent, which may be below the budget. Raises InputError for a
+    budget below the episodes of one candidate.
     """
     budgets = np.asarray(budgets)
     check(budgets.ndim == 1 and budgets.size > 0, "budgets", budgets.shape, "shape [B], not empty")

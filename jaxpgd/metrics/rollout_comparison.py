@@ -1,7 +1,8 @@
-"""Synthetic trajectories against what their policy truly does from the same observations, step by step."""
+"""Synthetic trajectories compared step by step with true rollouts of their policy from the same observations."""
 
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 
@@ -24,25 +25,27 @@ def compare_rollouts(
     samples: Trajectory | None = None,
     projections: int = 256,
 ) -> Comparison:
-    """How far synthetic trajectories [N, T] are from the true ones [N, T], row by row from the same start observation.
+    """Errors of synthetic trajectories [N, T] against true ones [N, T]. Row n of both starts from the same observation.
 
-    States are divided by `obs_std` [O], the data's standard deviation (constant entries: 1), and only `entries` of them count
-    (default all). A trajectory is alive at step t unless it ended before it; its terminal step is its last.
-    Rows that drew different actions part for that alone: to judge a model by its errors, let the policy's mode act in both.
-    Where the environment is random, `truth` may be its noise-free rollout and `samples` [M, T] true rollouts with noise: they
-    stand for the truth in `state_distance`. Keys, of synthetic trajectories where nothing else is said:
+    States are divided by `obs_std` [O], the data's standard deviation (1 for constant entries). `entries` selects entries of
+    the observation (default: all). A trajectory has ended at step t if its terminal came before t. Rows that sample different
+    actions diverge for that reason alone: to measure the errors of a model, let the policy's mode act in both.
+    For a stochastic environment, `truth` can be its noise-free rollout and `samples` [M, T] true rollouts with noise, which
+    then replace the truth in `state_distance`. Keys, about the synthetic trajectories unless stated:
 
-    - `state_error` [T] and `state_error_se`: root mean square difference of the states at step t, over the trajectories that
-      are alive in both, and its standard error; `alive` and `true_alive` [T]: the share alive in each; `squares` [N, T]: the
-      mean square differences themselves, NaN where one has ended (for `paired_crossing`);
-    - `state_distance` [T]: sliced Wasserstein-1 distance between the states alive at step t, in standard deviations, along the
-      same random directions at every step. Two samples of one distribution do not give 0 (see `sliced_wasserstein`);
-    - `return_error` and `return_error_se`: mean absolute difference of the undiscounted returns over the steps alive;
-      `return_bias` and `return_bias_se`: mean difference, above 0 where synthetic returns are too high;
-    - `policy_log_likelihood` and `policy_log_likelihood_se`: of the actions, in nats per action (NaN where the policy has no
-      density); `terminal_rate` and `true_terminal_rate`: share of trajectories that end in a terminal.
+    - `state_error` [T] and `state_error_se` [T]: root mean square difference of the states at step t, over the trajectories
+      that have ended in neither, and its standard error;
+    - `alive` and `true_alive` [T]: the shares of trajectories that have not ended;
+    - `squares` [N, T]: mean square differences, NaN where either has ended (for `paired_crossing`);
+    - `state_distance` [T]: sliced Wasserstein-1 distance between the states at step t, in standard deviations, along the same
+      random directions at every step. Two samples of one distribution do not give 0 (see `sliced_wasserstein`);
+    - `return_error` and `return_error_se`: mean absolute difference of the undiscounted returns;
+    - `return_bias` and `return_bias_se`: mean difference of the returns, above 0 if synthetic returns are too high;
+    - `policy_log_likelihood` and `policy_log_likelihood_se`: of the actions, in nats per action (NaN for a policy without
+      density);
+    - `terminal_rate` and `true_terminal_rate`: the shares of trajectories that end in a terminal.
 
-    Steps at which fewer than 2 trajectories count are NaN. Raises InputError where shapes do not fit.
+    Values at steps with fewer than 2 trajectories are NaN. Raises InputError if shapes do not fit.
     """
     _check_shapes(truth, synthetic, samples, obs_std)
     scaled = [_states(t, obs_std, entries) for t in (truth, synthetic)]
@@ -89,12 +92,12 @@ def _states(trajectory: Trajectory, obs_std: np.ndarray, entries: np.ndarray | N
 
 
 def _state_error(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Root mean [T] of squares [N, T], NaN left out, and its standard error."""
+    """Square root of the mean [T] of squares [N, T], ignoring NaN, and its standard error [T]."""
     error, error_se = np.full((2, squares.shape[1]), np.nan)
     for t in np.flatnonzero((~np.isnan(squares)).sum(axis=0) >= 2):
         values = squares[~np.isnan(squares[:, t]), t]
         error[t] = np.sqrt(values.mean())
-        # the standard error of a mean, its square root taken: the delta method
+        # the standard error of the square root of a mean, by the delta method
         error_se[t] = ratio_standard_error(values, np.ones(len(values))) / (2 * error[t]) if error[t] > 0 else 0.0
     return error, error_se
 
@@ -102,7 +105,7 @@ def _state_error(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _state_distance(
     key: jax.Array, x: np.ndarray, alive_x: np.ndarray, y: np.ndarray, alive_y: np.ndarray, projections: int
 ) -> np.ndarray:
-    """Distance [T] between states x [M, T, F] and y [N, T, F], each where alive."""
+    """Distance [T] between states x [M, T, F] and y [N, T, F] of the trajectories that have not ended."""
     distance = np.full(x.shape[1], np.nan)
     for t in np.flatnonzero((alive_x.sum(axis=0) >= 2) & (alive_y.sum(axis=0) >= 2)):
         distance[t] = sliced_wasserstein(key, x[alive_x[:, t], t], y[alive_y[:, t], t], projections=projections)
@@ -119,17 +122,18 @@ def _return_errors(truth: Trajectory, synthetic: Trajectory) -> dict[str, float]
 
 
 def _returns(trajectory: Trajectory) -> np.ndarray:
-    """Undiscounted returns [N] of the steps up to and including the first terminal."""
+    """Undiscounted returns [N] up to the end of each trajectory."""
     return np.where(steps_taken(trajectory), np.asarray(trajectory.reward, np.float64), 0.0).sum(axis=1)
 
 
 def paired_crossing(a: np.ndarray, b: np.ndarray, errors: float = 0.0) -> int | None:
-    """The first step from which squares a [N, T] stay below b [N, T] in the mean, by more than `errors` standard errors.
+    """The first step from which the mean of squares a [N, T] stays below that of b [N, T] by over `errors` standard errors.
 
-    Only trajectories that are known (not NaN) in both count, so that a method gains nothing by ending its bad rollouts early,
-    and the standard error is that of the mean of their differences. Steps with fewer than 2 of them are left out.
-    None where the curve does not end below.
+    Only trajectories without NaN in either count, so that a method gains nothing by ending bad rollouts early. The standard
+    error is that of their mean difference. Steps with fewer than 2 trajectories are ignored. None if a does not end below b.
     """
+    chex.assert_rank([a, b], 2)
+    chex.assert_equal_shape([a, b])
     difference = np.asarray(a) - np.asarray(b)
     mean, error = np.full((2, difference.shape[1]), np.nan)
     for t in np.flatnonzero((~np.isnan(difference)).sum(axis=0) >= 2):
@@ -140,9 +144,9 @@ def paired_crossing(a: np.ndarray, b: np.ndarray, errors: float = 0.0) -> int | 
 
 
 def crossing(steps: np.ndarray, a: np.ndarray, b: np.ndarray) -> int | float | None:
-    """The first of `steps` [K] from which curve a [K] stays below curve b [K] to the end; None where it does not end below.
+    """The first of `steps` [K] from which curve a [K] stays below curve b [K]. None if a does not end below b.
 
-    Steps at which either curve is NaN say nothing and are left out. Raises InputError where lengths differ.
+    Steps at which either curve is NaN are ignored. Raises InputError if lengths differ.
     """
     steps, a, b = (np.asarray(x) for x in (steps, a, b))
     check(
@@ -150,6 +154,6 @@ def crossing(steps: np.ndarray, a: np.ndarray, b: np.ndarray) -> int | float | N
     )
     known = ~(np.isnan(a) | np.isnan(b))
     steps, below = steps[known], (a < b)[known]
-    first = len(below) - int(np.cumprod(below[::-1]).sum())  # the trailing run of steps below starts here
+    first = len(below) - int(np.cumprod(below[::-1]).sum())  # where the trailing run of steps below starts
     step: int | float | None = steps[first].item() if first < len(steps) else None
     return step

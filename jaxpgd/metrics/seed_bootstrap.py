@@ -1,4 +1,4 @@
-"""Scores of runs on several tasks, and the bootstrap over their seeds that keeps tasks apart."""
+"""Scores of runs on several tasks, and the stratified bootstrap over their seeds (Agarwal et al. 2021, section 4.1)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Tasks = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with the bounds of its interval, NaN where the data have none to give."""
+    """An estimate with the bounds of its confidence interval. The bounds are NaN if the data determine none."""
 
     value: float
     low: float
@@ -22,10 +22,10 @@ class Interval:
 
 
 def as_tasks(scores: Scores, field: str = "scores") -> Tasks:
-    """Task -> scores [S_k] as 64-bit floats. A run counts once: scores are means over its evaluation episodes.
+    """Task -> scores [S_k], float64. A score is the mean of a run over its evaluation episodes.
 
-    Raises InputError naming `field` where there is no task, a task has no run, a score is not finite, or the shape is not one
-    score per run.
+    Raises InputError naming `field` if there is no task, if a task has no run, if a score is not finite, or if the shape is not
+    one score per run.
     """
     if not isinstance(scores, Mapping):
         table = np.asarray(scores, np.float64)
@@ -41,10 +41,10 @@ def as_tasks(scores: Scores, field: str = "scores") -> Tasks:
 
 
 def unit_of(*algorithms: Tasks) -> str:
-    """What an interval describes: "seeds", or "none" where a task has a single run.
+    """What an interval generalises over: "seeds", or "none" if a task has a single run.
 
-    One run tells nothing of how far another would lie from it. Resampling would hold that task constant, and the interval
-    would leave its variance out without saying so; hence there is none.
+    A single run says nothing about the variance between runs. Resampling would hold that task constant, and the interval would
+    silently ignore its variance; so there is none.
     """
     return "seeds" if all(len(values) > 1 for tasks in algorithms for values in tasks.values()) else "none"
 
@@ -55,10 +55,11 @@ def run_counts(tasks: Tasks) -> dict[str, int]:
 
 
 def weights_of_runs(tasks: Tasks, resamples: int, rng: np.random.Generator) -> Tasks:
-    """Task -> weights [1 + R, S_k] that sum to one: first those of the data (all equal), then of R resamples of its runs.
+    """Task -> weights [1 + R, S_k], each row summing to 1: equal weights first, then those of R = `resamples` resamples.
 
-    A resample draws as many runs of a task as it has, with replacement, independently of the other tasks (Agarwal et al. 2021,
-    section 4.1). The statistics depend on it only by how often each run was drawn, which is a multinomial.
+    A resample draws as many runs of a task as it has, with replacement and independently of the other tasks. Statistics depend
+    only on how often each run was drawn, which is multinomial. `scipy.stats.bootstrap` would draw new
+    resamples for every statistic.
     """
     weights = {}
     for name, values in tasks.items():
@@ -69,7 +70,7 @@ def weights_of_runs(tasks: Tasks, resamples: int, rng: np.random.Generator) -> T
 
 
 def percentile_bounds(rows: np.ndarray, confidence: float, unit: str) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bounds [...] of statistics [1 + R, ...] laid out as `weights_of_runs`; NaN where `unit` is "none"."""
+    """Percentile bounds [...] of statistics [1 + R, ...] in the order of `weights_of_runs`. NaN if `unit` is "none"."""
     if unit == "none":
         return np.full(rows.shape[1:], np.nan), np.full(rows.shape[1:], np.nan)
     tail = (1 - confidence) / 2
@@ -78,13 +79,13 @@ def percentile_bounds(rows: np.ndarray, confidence: float, unit: str) -> tuple[n
 
 
 def interval(rows: np.ndarray, confidence: float, unit: str) -> Interval:
-    """Estimate and percentile bounds of statistics [1 + R] laid out as `weights_of_runs`."""
+    """Estimate and percentile bounds of statistics [1 + R] in the order of `weights_of_runs`."""
     low, high = percentile_bounds(rows, confidence, unit)
     return Interval(float(rows[0]), float(low), float(high))
 
 
 def check_bootstrap(confidence: float, resamples: int) -> None:
-    """Raise InputError for a confidence outside (0, 1) or resamples too few to place its bounds."""
+    """Raise InputError for a confidence outside (0, 1), or for too few resamples to place its bounds."""
     check(0 < confidence < 1, "confidence", confidence, "a number between 0 and 1")
     least = int(np.ceil(2 / (1 - confidence)))
     check(resamples >= least, "resamples", resamples, f"at least {least}, which leave one resample beyond each bound")

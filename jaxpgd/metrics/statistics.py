@@ -1,4 +1,4 @@
-"""Means, interquartile means and bootstrap intervals of returns or scores."""
+"""Mean, interquartile mean and bootstrap intervals of the returns or scores of one task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,8 +15,8 @@ RESAMPLES = 9999
 class Summary:
     """Mean and interquartile mean (IQM) with bootstrap intervals.
 
-    `unit` is what the interval describes: "seeds" (agents trained anew), "episodes" of the only seed (which says nothing of
-    other seeds), or "none" for a single score, whose bounds are NaN.
+    `unit` is what the intervals generalise over: "seeds" (retrained agents), "episodes" of a single seed (which says nothing
+    about other seeds), or "none" for a single score, whose bounds are NaN.
     """
 
     mean: float
@@ -34,10 +34,10 @@ class Summary:
 def summarise(scores: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Summary:
     """Summary of scores [S, E] (seeds, episodes) or [S].
 
-    A seed counts once, by its mean over episodes: episodes of one agent are not independent repetitions of the training.
-    The IQM is the mean of the middle half of the units (Agarwal et al. 2021, Deep RL at the Edge of the Statistical
-    Precipice). Intervals are percentile bootstraps over seeds; with fewer than about ten seeds they are somewhat too narrow.
-    Raises InputError for empty or non-finite scores.
+    A seed counts once, by its mean over episodes: episodes of one agent are not independent repetitions of training. The IQM is
+    the mean of the middle half of the seeds (Agarwal et al. 2021, arXiv 2108.13264). Intervals are percentile bootstraps over
+    seeds, with 9,999 resamples; with fewer than about ten seeds they are somewhat too narrow. Raises InputError for empty or
+    non-finite scores.
     """
     scores = np.asarray(scores, np.float64)
     table = scores[:, None] if scores.ndim == 1 else scores
@@ -54,7 +54,7 @@ def summarise(scores: np.ndarray, *, confidence: float = 0.95, seed: int = 0) ->
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean without the lowest and the highest quarter (rounded down) along an axis."""
+    """Mean along an axis without the lowest and the highest quarter of the values (each rounded down)."""
     return np.asarray(stats.trim_mean(values, 0.25, axis=axis))
 
 
@@ -69,7 +69,7 @@ def _interval(values: np.ndarray, statistic: Callable[..., np.ndarray], confiden
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of independent values [K], NaN entries left out; NaN for fewer than two."""
+    """Standard error of the mean of independent values [K], ignoring NaN. NaN for fewer than two values."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    return float(stats.sem(values)) if len(values) > 1 else float("nan")
