@@ -25,7 +25,10 @@ from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import apply_values, load_config
 from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.used_settings import names_of
-from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.kinds import GuidanceConfig, moved_by
+from jaxpgd.guidance.published import PublishedConfig
+from jaxpgd.guidance.smc import SMCConfig
+from jaxpgd.guidance.strength import EffectiveSizeStrength
 from jaxpgd.options import check_ranges, get, range_of
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.filters import make_filter
@@ -120,13 +123,25 @@ TOKENS = jax.jit(jax.vmap(lambda made, policy: made.sample(KEY, policy, STARTS)[
 
 def corners(section: Any, prefix: str) -> Iterator[Any]:
     """The section, and with each of its numbers at either end; then all of them at the low and the high end."""
-    names = [f.name for f in dataclasses.fields(section) if isinstance(getattr(section, f.name), float)]
+    names = [name for name in names_of(section) if isinstance(get(section, name), float)]
+    own = [part for part in (getattr(section, "kind", ""), proposal_of(section)) if part]  # sections that are used
+    names = [name for name in names if "." not in name or name.split(".")[0] in own]
     yield section
     for name in names:
         for end in ends(prefix + name):
-            yield dataclasses.replace(section, **{name: end})
+            yield with_value(section, name, end)
     for side in (0, 1):
-        yield dataclasses.replace(section, **{name: ends(prefix + name)[side] for name in names})
+        yield functools.reduce(lambda s, name: with_value(s, name, ends(prefix + name)[side]), names, section)  # noqa: B023
+
+
+def proposal_of(section: Any) -> str:
+    return moved_by(section) if isinstance(section, GuidanceConfig) else ""
+
+
+def with_value(section: Any, name: str, value: float) -> Any:
+    """The section with another value of an option of a dotted name."""
+    first, _, rest = name.partition(".")
+    return dataclasses.replace(section, **{first: with_value(getattr(section, first), rest, value) if rest else value})
 
 
 def stacked(made: list[Any]) -> Any:
@@ -142,7 +157,7 @@ def finite(tree: Any, given: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("kind", [k for k in get_args(typing.get_type_hints(SamplerConfig)["kind"]) if k != "auto"])
+@pytest.mark.parametrize("kind", get_args(typing.get_type_hints(SamplerConfig)["kind"]))
 def test_samplers_at_the_ends_of_their_settings(kind: Any, steps: int) -> None:
     """Ends that cross (sigma_min at its largest) become levels that are equal: those are levels too."""
     given = []
@@ -157,11 +172,12 @@ def test_samplers_at_the_ends_of_their_settings(kind: Any, steps: int) -> None:
 MEAN = lambda p, obs: jnp.tanh(obs[:1] - obs[1:2])
 LOG_PROB = lambda p, obs, action, variance: gaussian_log_prob(action, MEAN(p, obs), jnp.square(p) + variance)
 GUIDANCES: list[dict[str, Any]] = [
-    {"kind": "published", "normalise": normalise, "at": at} for normalise in ("safe", "none") for at in ("denoised", "noised")
+    {"kind": "published", "published": PublishedConfig(at=at, normalise=normalise)}  # type: ignore[arg-type]
+    for normalise in ("safe", "none") for at in ("denoised", "noised")
 ]
 GUIDANCES += [{"kind": kind} for kind in ("reconstruction", "moment")]
 GUIDANCES += [
-    {"kind": "smc", "proposal": proposal, "particles": particles, "order": order}
+    {"kind": "smc", "smc": SMCConfig(proposal, order, particles)}  # type: ignore[arg-type]
     for proposal in ("none", "reconstruction", "moment") for particles, order in ((1, "second"), (4, "first"))
 ]  # fmt: skip
 GUIDANCES += [{"kind": "reconstruction", "target_ess": 0.5}]
@@ -180,8 +196,9 @@ def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     made = []
     for section, _ in given:
         synthesizer = make_synthesizer(DENOISER, sampler, section)
-        adaptive = "target_ess" in choices
-        made.append(dataclasses.replace(synthesizer, guidance=dataclasses.replace(synthesizer.guidance, adaptive=adaptive)))
+        if "target_ess" in choices:  # also where a corner has it at 0
+            synthesizer = dataclasses.replace(synthesizer, strength=EffectiveSizeStrength(section.target_ess, section.coefficient))
+        made.append(synthesizer)
     finite(TOKENS(stacked(made), stacked(policies)), given)
 
 
