@@ -18,7 +18,7 @@ from jaxpgd.experiment.report.style import STYLE
 from jaxpgd.files import new_file
 
 _DPI = 120
-_TITLE, _PANEL, _LABEL, _LEGEND = 13.0, 12.0, 11.0, 10.0  # points
+_TITLE, _LEGEND = 13.0, 10.0  # points
 _LINE = 1.35 / 72  # inches of a line of text of one point
 _HANDLE = 0.75  # inches of a legend's entry before and after its text
 _MOST_COLUMNS = 4
@@ -62,15 +62,14 @@ def finish(figure: Figure, title: str = "") -> Figure:
     for axis in shown:
         box = axis.get_position()
         width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
-        axis.set_title(broken(axis.get_title(), width, _PANEL))
-        axis.set_xlabel(broken(axis.get_xlabel(), width, _LABEL))
-        axis.set_ylabel(broken(axis.get_ylabel(), height, _LABEL))
-    room = _legend(figure, shown)
+        for text, room in ((axis.title, width), (axis.xaxis.label, width), (axis.yaxis.label, height)):
+            text.set_text(broken(text.get_text(), room, text.get_fontsize()))
+    more = _legend(figure, shown)
     if title:
-        text = broken(title, figure.get_figwidth() - 0.2, _TITLE)
-        figure.suptitle(text, fontsize=_TITLE)
-        room += _LINE * _TITLE * (text.count("\n") + 1) + 0.1
-    figure.set_figheight(figure.get_figheight() + room)
+        heading = broken(title, figure.get_figwidth() - 0.2, _TITLE)
+        figure.suptitle(heading, fontsize=_TITLE)
+        more += _LINE * _TITLE * (heading.count("\n") + 1) + 0.1
+    figure.set_figheight(figure.get_figheight() + more)
     return figure
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from jaxpgd.experiment.report.style import GOAL, colour_of, line_of, marker_of
 from jaxpgd.experiment.report.words import name_of
@@ -13,7 +14,7 @@ from jaxpgd.types import Trajectory
 
 Styles = Mapping[str, tuple[str, str]]  # colour and line by name, where they are not by the order of the names
 _NEUTRAL = "0.3"
-_PLANE = (0.75, 0.55)  # least width of a plane by its height, and height by its width
+_PLANE = np.array([0.75, 0.55])  # least width of a plane by its height, and height by its width
 
 
 def style_of(name: str, names: Sequence[str], styles: Styles | None = None) -> tuple[str, str]:
@@ -110,7 +111,22 @@ def plane_limits(sets: Sequence[Sequence[np.ndarray]], points: Iterable[tuple[fl
     """
     states = np.concatenate([path for group in sets for path in group] + [np.asarray(p, np.float64)[None] for p in points])
     low, high = states.min(axis=0), states.max(axis=0)
-    middle, sides = (low + high) / 2, 1.1 * np.where(high > low, high - low, 1.0)
-    least = sides[::-1] * np.array(_PLANE)  # of the width by the height, and of the height by the width
-    half = np.maximum(sides, least) / 2
-    return np.stack([middle - half, middle + half], axis=1)
+    sides = 1.1 * np.where(high > low, high - low, 1.0)
+    return _around((low + high) / 2, np.maximum(sides, sides[::-1] * _PLANE))
+
+
+def equal_scales(figure: Figure, axes: Sequence[Axes], limits: np.ndarray) -> None:
+    """Give the panels of a finished figure, which share both axes, equal scales: one coordinate shows more than its limits.
+
+    Panels keep their boxes. Matplotlib's own aspect shrinks them after the layout, which then leaves titles no room.
+    """
+    figure.draw_without_rendering()  # boxes are known from here on
+    box, sides = axes[0].get_window_extent(), np.ptp(limits, axis=1)
+    shape = np.array([box.width, box.height])
+    x, y = _around(limits.mean(axis=1), shape * (sides / shape).max())
+    for axis in axes:
+        axis.set(xlim=x, ylim=y, aspect="equal")
+
+
+def _around(middle: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    return np.stack([middle - sides / 2, middle + sides / 2], axis=1)

@@ -18,7 +18,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; font-size: 1.2rem; } li { marg
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; } .number { text-align: right; }
 th { vertical-align: bottom; } td { vertical-align: top; min-width: 3rem; } td.short, td.number { white-space: nowrap; }
-figure { margin: 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure { margin: 0; overflow-x: auto; }
+img { max-width: 100%; min-width: 34rem; height: auto; background: #fff; border-radius: 4px; }
 figcaption { opacity: .8; font-size: .92rem; } summary { cursor: pointer; margin: .6rem 0; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
 """

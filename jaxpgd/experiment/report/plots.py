@@ -10,6 +10,7 @@ from jaxpgd.experiment.report.figure import finish, panels
 from jaxpgd.experiment.report.marks import (
     banded_line,
     barred_points,
+    equal_scales,
     goal_marks,
     level,
     neutral_entry,
@@ -60,9 +61,12 @@ def trajectories_figure(
             axis.plot(*np.mean(states, axis=0).T, color="black", linewidth=2.5, label="mean")
         goal_marks(axis, goals or {})
         axis.set(title=f"{name_of(name)} ({len(states)} trajectories)", xlabel=labels[0], ylabel=labels[1])
-        axis.set(xlim=limits[0], ylim=limits[1], aspect="auto" if coordinates is None else "equal")
+        axis.set(xlim=limits[0], ylim=limits[1])
     neutral_entry(axes[-1], "first state", marker="o", markersize=2.5)
-    return finish(figure, title)
+    finish(figure, title)
+    if coordinates is not None:
+        equal_scales(figure, axes, limits)
+    return figure
 
 
 def _principal_plane(states: np.ndarray) -> Any:

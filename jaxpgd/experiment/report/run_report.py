@@ -11,7 +11,6 @@ from jaxpgd.experiment.report.run_figures import draw_figures
 from jaxpgd.experiment.report.run_tables import health_notes, quality_row, refresh_rows, return_row, verdicts
 from jaxpgd.experiment.report.words import name_of
 from jaxpgd.experiment.run.directory import ClaimedRun
-from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.prepare import Prepared
 from jaxpgd.metrics.statistics import summarise
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxpgd.experiment.report.words import name_of
-from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.statistics import Summary

@@ -12,6 +12,7 @@ from jaxpgd.experiment.report.figure import finish, panels
 from jaxpgd.experiment.report.marks import (
     banded_line,
     barred_points,
+    equal_scales,
     goal_marks,
     level,
     path_lines,
@@ -134,8 +135,10 @@ def trajectories(results: Results, drawing: Drawing) -> Figure | None:
         scores = {text: summary(results, name, {"cell": cell.key}) for name, text in _SCORES.items()}
         said = [text.format(s.mean) for text, s in scores.items() if s is not None]
         axis.set_title("\n".join([name_of_place(dict(cell.labels)), *said]), fontsize=10)
-        axis.set(xlabel="x position", ylabel="y position", xlim=limits[0], ylim=limits[1], aspect="equal")
-    return finish(figure, drawing.title)
+        axis.set(xlabel="x position", ylabel="y position", xlim=limits[0], ylim=limits[1])
+    finish(figure, drawing.title)
+    equal_scales(figure, axes, limits)
+    return figure
 
 
 def densities(results: Results, drawing: Drawing) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from jaxpgd.experiment.studies.plan import COLUMNS, STEP_COLUMNS
+from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS
 
 _FIELDS = {c for found in (*COLUMNS.values(), *STEP_COLUMNS.values()) for c in found if "_" in c}
 _MATH = re.compile(r"\$[^$]*\$")

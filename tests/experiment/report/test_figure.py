@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from jaxpgd.experiment.commands.pareto_measures import MEASURES
 
+from jaxpgd.experiment.commands.pareto_measures import MEASURES
 from jaxpgd.experiment.report.figure import broken, finish, panels, save, text_width
 from jaxpgd.experiment.report.style import _PALETTE, COLOURS, arm_of, colour_of, line_of
 from jaxpgd.experiment.report.ticks import LogTicks, log_label, name_ticks, number_ticks
 from jaxpgd.experiment.report.words import LABELS, label_of, name_of
-from jaxpgd.experiment.studies.plan import COLUMNS, STEP_COLUMNS
+from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS
 
 
 def png_size(path):

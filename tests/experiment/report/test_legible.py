@@ -10,9 +10,9 @@ import pytest
 from experiment.report.legible import check_legible
 from matplotlib.figure import Figure
 
+from jaxpgd.experiment.commands.pareto_measures import GUIDED_MEASURES, MEASURES
 from jaxpgd.experiment.report import plots, study_plots, tradeoff_plots
 from jaxpgd.experiment.report.figure import panels
-from jaxpgd.experiment.commands.pareto_measures import GUIDED_MEASURES, MEASURES
 from jaxpgd.metrics.aggregate import aggregate
 from jaxpgd.metrics.comparison import performance_profile, probability_of_improvement
 from jaxpgd.metrics.policy_selection import policy_selection
