@@ -131,7 +131,7 @@ def corners(section: Any, prefix: str) -> Iterator[Any]:
         for end in ends(prefix + name):
             yield with_value(section, name, end)
     for side in (0, 1):
-        yield functools.reduce(lambda s, name: with_value(s, name, ends(prefix + name)[side]), names, section)  # noqa: B023
+        yield functools.reduce(lambda s, name: with_value(s, name, ends(prefix + name)[side]), names, section)
 
 
 def proposal_of(section: Any) -> str:
@@ -173,7 +173,8 @@ MEAN = lambda p, obs: jnp.tanh(obs[:1] - obs[1:2])
 LOG_PROB = lambda p, obs, action, variance: gaussian_log_prob(action, MEAN(p, obs), jnp.square(p) + variance)
 GUIDANCES: list[dict[str, Any]] = [
     {"kind": "published", "published": PublishedConfig(at=at, normalise=normalise)}  # type: ignore[arg-type]
-    for normalise in ("safe", "none") for at in ("denoised", "noised")
+    for normalise in ("safe", "none")
+    for at in ("denoised", "noised")
 ]
 GUIDANCES += [{"kind": kind} for kind in ("reconstruction", "moment")]
 GUIDANCES += [
@@ -197,7 +198,8 @@ def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     for section, _ in given:
         synthesizer = make_synthesizer(DENOISER, sampler, section)
         if "target_ess" in choices:  # also where a corner has it at 0
-            synthesizer = dataclasses.replace(synthesizer, strength=EffectiveSizeStrength(section.target_ess, section.coefficient))
+            strength = EffectiveSizeStrength(section.target_ess, section.coefficient)
+            synthesizer = dataclasses.replace(synthesizer, strength=strength)
         made.append(synthesizer)
     finite(TOKENS(stacked(made), stacked(policies)), given)
 
