@@ -13,13 +13,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from markdown_docstrings import as_rst
 from sphinx.application import Sphinx
-from sphinx.config import Config
+from sphinx.config import Config as SphinxConfig
 
 import jaxpgd
+from jaxpgd.experiment import Config, load_config
 
 NAMES = re.compile(r"<!-- public names of ([\w.]+) -->")
-EXPERIMENTS = {"experiment", "__main__"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cell(text: str) -> str:
@@ -54,13 +56,13 @@ def allowed(hint: Any, field: dataclasses.Field[Any]) -> str:
 def settings(section: type, name: str = "") -> str:
     """Headings and tables of a section of the config and of the sections in it."""
     hints, inner = typing.get_type_hints(section), []
-    rows = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    rows = ["| setting | default | meaning | allowed |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(hints[field.name]):
             inner.append(settings(typing.cast(type, hints[field.name]), f"{name}.{field.name}".lstrip(".")))
             continue
         default = field.default if field.default is not dataclasses.MISSING else typing.cast(Any, field.default_factory)()
-        shown = (f"`{field.name}`", f"`{value(default)}`", allowed(hints[field.name], field), field.metadata.get("help", ""))
+        shown = (f"`{field.name}`", f"`{value(default)}`", field.metadata.get("help", ""), allowed(hints[field.name], field))
         rows.append(f"| {' | '.join(map(cell, shown))} |")
     heading = f"### `[{name}]`" if name else "### Top level"
     table = "\n".join(rows) if len(rows) > 2 else ""
@@ -87,7 +89,7 @@ def public_names(module: str) -> str:
 
 def rooms() -> str:
     """The tables of rooms between their markers in CONTRIBUTING."""
-    text = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return text.split("<!-- rooms -->")[1].split("<!-- /rooms -->")[0].strip()
 
 
@@ -96,30 +98,57 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
     if docname == "architecture":
         content[0] = content[0].replace("<!-- rooms -->", rooms())
     if "<!-- settings -->" in content[0]:
-        config = importlib.import_module("jaxpgd.experiment.config").Config
-        content[0] = content[0].replace("<!-- settings -->", settings(config))
+        content[0] = content[0].replace("<!-- settings -->", settings(Config))
     content[0] = NAMES.sub(lambda match: public_names(match[1]), content[0])
 
 
+def used_experiments() -> list[str]:
+    """The modules of the experiments that notebooks and pages import."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    defined = {found.__module__ for found in (Config, load_config)}
+    return sorted(defined | set(re.findall(r"from (jaxpgd\.experiment\.[\w.]+) import", text)))
+
+
 def modules(part: str) -> list[str]:
-    """The modules of one part of the library, the part itself first."""
+    """The modules of one part of the package, the part itself first."""
+    if part == "jaxpgd.experiment":
+        return [part, *used_experiments()]
     package = importlib.import_module(part)
     inner = pkgutil.walk_packages(package.__path__, f"{part}.") if hasattr(package, "__path__") else []
     return [part, *sorted(found.name for found in inner)]
 
 
 def api_page(part: str) -> str:
-    """Markdown of one part of the library: every module with its documented members."""
+    """Markdown of one part: every module with its documented members; of the experiments those that are used from Python."""
     documented = "```{{eval-rst}}\n.. automodule:: {}\n   :members:\n   :ignore-module-all:\n```\n"
     first, *rest = modules(part)
     return "\n".join([f"# {first}\n", documented.format(first), *(f"## {name}\n\n{documented.format(name)}" for name in rest)])
 
 
-def write_api(app: Sphinx, config: Config) -> None:
+def is_options(of: Any) -> bool:
+    """Whether a class is a section of the config: a dataclass whose fields state their help."""
+    return isinstance(of, type) and dataclasses.is_dataclass(of) and any("help" in f.metadata for f in dataclasses.fields(of))
+
+
+def no_signature(app: Sphinx, what: str, name: str, of: Any, *_: Any) -> tuple[str, str] | None:
+    """Sections of the config list their fields instead of a signature."""
+    return ("", "") if is_options(of) else None
+
+
+def list_fields(app: Sphinx, what: str, name: str, of: Any, options: Any, lines: list[str]) -> None:
+    """Appends the fields of a section of the config to its docstring."""
+    for field in dataclasses.fields(of) if is_options(of) else ():
+        default = field.default if field.default is not dataclasses.MISSING else None
+        shown = f"{type(default).__name__}()" if dataclasses.is_dataclass(default) else value(default)
+        lines.append(as_rst(f"- `{field.name} = {shown}`: {field.metadata.get('help', 'a section')}"))
+
+
+def write_api(app: Sphinx, config: SphinxConfig) -> None:
     """Writes the pages of the API reference, those that have changed."""
     folder = Path(app.srcdir) / "api" / "generated"
     folder.mkdir(exist_ok=True)
-    parts = [p.name for p in pkgutil.iter_modules(jaxpgd.__path__) if p.name not in EXPERIMENTS]
+    parts = [p.name for p in pkgutil.iter_modules(jaxpgd.__path__) if p.name != "__main__"]
     for page in folder.glob("*.md"):
         if page.stem.removeprefix("jaxpgd.") not in parts:
             page.unlink()
@@ -133,4 +162,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
     app.connect("config-inited", write_api)
     app.connect("source-read", fill)
+    app.connect("autodoc-process-signature", no_signature)
+    app.connect("autodoc-process-docstring", list_fields, priority=900)  # after the docstring was converted
     return {"parallel_read_safe": True}
