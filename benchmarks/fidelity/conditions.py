@@ -19,12 +19,17 @@ from jax import Array
 
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.conditioning import Conditions
+from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env, trajectory_moments
 from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, train_state_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, train_state_denoiser
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Trajectory, Transition
+
+# DyDiff's churn: published for sigma in [0.37, 52.2] and sigma_data = 0.5; tokens have unit variance here, so twice that
+CHURN = EDMConfig(churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +40,7 @@ class Size:
     conditions: int = 64  # (start, actions) pairs
     samples: int = 128  # per pair
     denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=10_000, batch_size=64, validate_every=1000)
-    # DyDiff's churn: published for sigma in [0.37, 52.2] and sigma_data = 0.5; tokens have unit variance here, so twice that
-    sampler: SamplerConfig = SamplerConfig("heun", steps=32, churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
+    sampler: SamplerConfig = SamplerConfig("heun", steps=32, heun=CHURN)
 
 
 def problems() -> tuple[LinearGaussian, dict[str, Policy]]:

@@ -7,9 +7,10 @@ one action with a mixture as behaviour: KL divergence from the target.
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from jax import Array
 from benchmarks.speed.guidance_cost import costs
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.edm import karras_sigmas
-from jaxpgd.diffusion.solvers import Churn, make_sampler
+from jaxpgd.diffusion.sampling import Solver
+from jaxpgd.diffusion.single_step import EDMConfig
+from jaxpgd.diffusion.solvers import SamplerConfig, SolverKind, make_solver
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -31,14 +34,20 @@ from jaxpgd.envs.gaussian_tilt import (
 from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
-from jaxpgd.guidance.base import nudge_share
-from jaxpgd.guidance.kinds import Guidance
+from jaxpgd.guidance.base import Guidance
+from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance
+from jaxpgd.guidance.moment import MomentConfig
+from jaxpgd.guidance.published import PublishedConfig, step_share
+from jaxpgd.guidance.reconstruction import ReconstructionConfig
+from jaxpgd.guidance.smc import SMCConfig
+from jaxpgd.guidance.strength import FixedStrength
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Metrics, Policy
 
+MethodKind = Literal["published", "reconstruction", "moment", "smc"]
 COUNT, COEFFICIENTS = 4096, (0.25, 1.0)
 HEADS = ("guidance", "coefficient", "steps", "forward_equivalents", "w2", "log_likelihood", "dynamics_error", "log_normaliser")
 
@@ -48,8 +57,8 @@ class Method:
     """A guidance method with a sampler, and the numbers of steps at which it is measured."""
 
     name: str
-    guidance: Guidance | None
-    sampler: str
+    guidance: GuidanceConfig | None
+    solver: SolverKind
     steps: tuple[int, ...]
     churn: float = 0.0
     step_size: float = 0.0  # of `published` only: its coefficient, the size of a step; the target has another
@@ -57,24 +66,30 @@ class Method:
 
 def nudge(step_size: float) -> Method:
     """The published guidance and churn, at a step size."""
-    return Method(
-        f"published, step size {step_size:g}", Guidance(0.0, kind="published", at="noised"), "heun", (), 80.0, step_size
-    )
+    guidance = GuidanceConfig("published", published=PublishedConfig(at="noised"))
+    return Method(f"published, step size {step_size:g}", guidance, "heun", (), 80.0, step_size)
+
+
+def guided(kind: MethodKind, iterations: int = 2, smc: SMCConfig = SMCConfig()) -> GuidanceConfig:
+    """Options of a method, without its limit on changes: targets in closed form are those of the method itself."""
+    sections = ReconstructionConfig(limit=math.inf), MomentConfig(limit=math.inf, iterations=iterations)
+    return GuidanceConfig(kind, reconstruction=sections[0], moment=sections[1], smc=smc)
 
 
 def methods(particles: int = COUNT) -> tuple[Method, ...]:
-    """All guidance methods but `published`, with coefficients to be set later. "smc" uses only the sampler's noise levels."""
-    smc_with = lambda proposal: Guidance(0.0, kind="smc", proposal=proposal, particles=particles)
+    """All guidance methods but `published`, of which "smc" uses only the noise levels of its solver."""
+    smc_with = lambda proposal, order="second": guided("smc", smc=SMCConfig(proposal, order, particles))
+    moment = lambda iterations: guided("moment", iterations)
     return (
         Method("none", None, "heun", (32,)),
-        Method("reconstruction", Guidance(0.0), "heun", (16, 32, 64)),
-        Method("reconstruction, churn 20", Guidance(0.0), "heun", (32, 64, 128), 20.0),
-        Method("moment, 2 iterations", Guidance(0.0, kind="moment", iterations=2), "heun", (8, 12, 16, 32)),
-        Method("moment, 2 iterations, 2M", Guidance(0.0, kind="moment", iterations=2), "dpmpp_2m", (13, 26, 52)),
-        Method("moment, 1 iteration, 2M", Guidance(0.0, kind="moment", iterations=1), "dpmpp_2m", (21, 42, 84)),
-        Method("moment, 4 iterations", Guidance(0.0, kind="moment", iterations=4), "heun", (8, 16, 32)),
-        Method("moment, 16 iterations", Guidance(0.0, kind="moment", iterations=16), "heun", (32,)),
-        Method("smc, first order", Guidance(0.0, kind="smc", particles=particles, order="first"), "heun", (32, 64, 128)),
+        Method("reconstruction", guided("reconstruction"), "heun", (16, 32, 64)),
+        Method("reconstruction, churn 20", guided("reconstruction"), "heun", (32, 64, 128), 20.0),
+        Method("moment, 2 iterations", moment(2), "heun", (8, 12, 16, 32)),
+        Method("moment, 2 iterations, 2M", moment(2), "dpmpp_2m", (13, 26, 52)),
+        Method("moment, 1 iteration, 2M", moment(1), "dpmpp_2m", (21, 42, 84)),
+        Method("moment, 4 iterations", moment(4), "heun", (8, 16, 32)),
+        Method("moment, 16 iterations", moment(16), "heun", (32,)),
+        Method("smc, first order", smc_with("reconstruction", "first"), "heun", (32, 64, 128)),
         Method("smc of none", smc_with("none"), "heun", (32, 128)),
         Method("smc of reconstruction", smc_with("reconstruction"), "heun", (32, 64, 128, 256, 512)),
         Method("smc of moment", smc_with("moment"), "heun", (32, 64)),
@@ -108,22 +123,22 @@ def codec_of(problem: TiltedProblem) -> TokenCodec:
     return TokenCodec(single(problem.centre), single(problem.scale), env.obs_dim, env.action_dim, squashed=False)
 
 
-@functools.partial(jax.jit, static_argnames=("count", "length", "sampler"))
+@functools.partial(jax.jit, static_argnames=("count", "length"))
 def draw(
     key: Array,
     denoiser: tuple[Denoise, TokenCodec],
     policy: Policy,
     guidance: Guidance | None,
+    coefficient: Array,
     sigmas: Array,
-    churn: Array,
+    solver: Solver,
     *,
     count: int,
     length: int,
-    sampler: str,
 ) -> tuple[Array, Array, Metrics]:
     """Tokens [N, T, D], log weights [N], and metrics with their cost."""
-    sampling = Sampling(sigmas, Churn(churn, 0.05, 50.0, 1.0), make_sampler(sampler), count)
-    synthesizer = DiffusionSynthesizer(TrajectoryDenoiser(*denoiser, length), sampling, guidance, length)
+    sampling, strength = Sampling(sigmas, solver, count), None if guidance is None else FixedStrength(coefficient)
+    synthesizer = DiffusionSynthesizer(TrajectoryDenoiser(*denoiser, length), sampling, guidance, strength, length)
     return synthesizer.sample(key, policy if guidance is not None else None, jnp.zeros((count, 1)))
 
 
@@ -137,16 +152,17 @@ def sample(
     count: int,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Unweighted tokens [N, T, D] of a method, and a row with their cost. More particles than `count` are thinned."""
-    guidance, size = method.guidance, count
-    if guidance is not None:
-        guidance = dataclasses.replace(guidance, coefficient=jnp.asarray(coefficient))
-        size = guidance.particles if guidance.weighted else count
-    sigmas, churn = karras_sigmas(steps, 0.002, 80.0, 7.0), jnp.asarray(method.churn)
+    config = method.guidance
+    guidance = None if config is None else make_guidance(config)
+    weighted = config is not None and config.kind == "smc"
+    size = config.smc.particles if config is not None and weighted else count
+    solver = make_solver(SamplerConfig(method.solver, heun=EDMConfig(method.churn, 0.05, 50.0, 1.0)))
+    sigmas = karras_sigmas(steps, 0.002, 80.0, 7.0)
     began = time.perf_counter()
     x, log_weight, info = draw(
-        jax.random.key(0), denoiser, policy, guidance, sigmas, churn, count=size, length=length, sampler=method.sampler
+        jax.random.key(0), denoiser, policy, guidance, jnp.asarray(coefficient), sigmas, solver, count=size, length=length
     )
-    if guidance is not None and guidance.weighted:
+    if weighted:
         x = resample(jax.random.key(1), x, log_weight)[:: max(size // count, 1)]
     row = {"guidance": method.name, "coefficient": coefficient, "steps": steps}
     row |= {name: float(info[name]) for name in ("log_normaliser", "ess") if name in info}
@@ -211,7 +227,7 @@ def bias(problem: TiltedProblem, coefficient: float = 1.0, steps: int = 64) -> l
     """The error of `smc` as the number of particles grows."""
     found = []
     for particles in (64, 512, 4096, 16384):
-        guidance = Guidance(0.0, kind="smc", particles=particles)
+        guidance = guided("smc", smc=SMCConfig(particles=particles))
         method = Method(f"smc of reconstruction, {particles} particles", guidance, "heun", (steps,))
         found.append(measure(problem, method, coefficient, steps))
     return found
@@ -233,7 +249,7 @@ def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, 
         exact = np.random.default_rng(0).choice((edges[:-1] + edges[1:]) / 2, count, p=masses)
         yield {"guidance": "exact samples", "coefficient": coefficient, "kl": divergence(exact, edges, masses)}
         # `published` takes the target's coefficient as the size of each of the 64 steps
-        for method in (nudge(coefficient / float(nudge_share(64, 0.3))), *methods(count)):
+        for method in (nudge(coefficient / float(step_share(64, 0.3))), *methods(count)):
             x, row = sample((behaviour, MIXTURE_CODEC), policy, method, coefficient, 64, 1, count)
             yield row | {"kl": divergence(x, edges, masses)}
 

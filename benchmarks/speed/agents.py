@@ -20,7 +20,8 @@ from jaxpgd.agents import iql, td3_bc
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.parallel import map_seeds
 from jaxpgd.synthesis.replay import Replay, init_replay
-from jaxpgd.training.agent import AgentState, Experience, update_many
+from jaxpgd.training.agent import AgentState, update_many
+from jaxpgd.training.experience import Experience
 from jaxpgd.types import Agent, Trajectory, Transition
 
 

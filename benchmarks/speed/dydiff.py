@@ -13,6 +13,7 @@ from benchmarks.speed.denoiser import Size as DenoiserSize
 from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
@@ -28,7 +29,8 @@ from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.model import WorldModelConfig
 
 # published: churn for sigma in [0.37, 52.2] on tokens with sigma_data = 0.5; tokens have unit variance here, so twice that
-PUBLISHED = SamplerConfig("heun", steps=34, churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
+CHURN = EDMConfig(churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
+PUBLISHED = SamplerConfig("heun", steps=34, heun=CHURN)
 SAMPLERS = {
     "published: heun 34 with churn": PUBLISHED,
     "dpmpp_2m_sde 8 of [0.01, 20]": SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0),

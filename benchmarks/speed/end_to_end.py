@@ -19,6 +19,7 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.speed.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
+from jaxpgd.diffusion.solvers import make_solver
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, AgentState, agent_program
@@ -90,9 +91,8 @@ def protocol(updates_rate: float, evaluation: float, passes: float) -> dict[str,
 def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> float:
     """Cost of one trajectory of a method, in forward passes."""
     synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.sampling, features=8, published_features=8))
-    steps = method.sampler.steps
-    evaluations = jnp.asarray(2 * steps - 1 if method.sampler.kind == "heun" else steps)
-    return float(synthesizer.account(evaluations, guided=method.guidance is not None)["forward_equivalents"])
+    nfe = jnp.asarray(make_solver(method.sampler).nfe(method.sampler.steps))
+    return float(synthesizer.cost(nfe, 1.0, guided=method.guidance is not None)["forward_equivalents"])
 
 
 def default_size() -> Size:

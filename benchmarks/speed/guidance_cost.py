@@ -1,5 +1,6 @@
 """What a guided function evaluation costs, in time and in forward-equivalents; part of the suite `guidance`."""
 
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from benchmarks.speed.sampling import Method, Size, synthesizer_of
 from benchmarks.timing import measure
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.guidance.kinds import Guidance
+from jaxpgd.guidance.base import DenoisedPointGuidance
+from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
+from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
 from jaxpgd.types import Denoise
 
 
@@ -32,11 +35,12 @@ def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
 
     forward = seconds(denoiser.denoise)
     found = []
-    for name, guidance in {
-        "reconstruction": Guidance(1.0),
-        "moment, 2 iterations": Guidance(1.0, kind="moment", iterations=2),
-        "moment, 4 iterations": Guidance(1.0, kind="moment", iterations=4),
-    }.items():
-        guided = seconds(guidance.guided(denoiser.denoise, policy, denoiser.codec))
+    methods: dict[str, DenoisedPointGuidance] = {
+        "reconstruction": ReconstructionGuidance(ReconstructionConfig(limit=math.inf)),
+        "moment, 2 iterations": MomentGuidance(MomentConfig(limit=math.inf, iterations=2)),
+        "moment, 4 iterations": MomentGuidance(MomentConfig(limit=math.inf, iterations=4)),
+    }
+    for name, guidance in methods.items():
+        guided = seconds(guidance.guide(denoiser.denoise, policy, denoiser.codec, 1.0))
         found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
     return found

@@ -18,9 +18,12 @@ from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.moment import MomentConfig
+from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
-from jaxpgd.training.agent import AgentState, Experience, Schedule, init_agent, refresh
+from jaxpgd.training.agent import AgentState, Schedule, init_agent, refresh
 from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.windows import Windows
 from jaxpgd.types import Agent
 
@@ -35,16 +38,22 @@ class Method:
     published: bool = False
 
 
+AT_NOISED = PublishedConfig(at="noised")
+MOMENT = GuidanceConfig("moment", moment=MomentConfig(iterations=2))
 SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
 METHODS = (
     Method("dpmpp_2m_sde 32", SamplerConfig("dpmpp_2m_sde", steps=32)),
     Method("dpmpp_2m_sde 12 of [0.01, 20]", SHORT),
     Method("dpmpp_2m_sde 12 of [0.01, 20], reconstruction", SHORT, GuidanceConfig("reconstruction")),
-    Method("dpmpp_2m_sde 32, moment", SamplerConfig("dpmpp_2m_sde", steps=32), GuidanceConfig("moment", iterations=2)),
+    Method(
+        "dpmpp_2m_sde 32, moment",
+        SamplerConfig("dpmpp_2m_sde", steps=32),
+        MOMENT,
+    ),
 )
 BASELINES = (
     Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
-    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig("published", at="noised"), True),
+    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig("published", published=AT_NOISED), True),
 )
 
 

@@ -15,9 +15,11 @@ from benchmarks.speed.denoiser import Size as DenoiserSize
 from benchmarks.speed.denoiser import make_windows
 from benchmarks.timing import compiled_flops, header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
-from jaxpgd.diffusion.solvers import SamplerConfig
+from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.moment import MomentConfig
+from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.denoiser import DenoiserConfig, init_denoiser, trained_denoiser
 from jaxpgd.training.windows import Windows
@@ -41,10 +43,12 @@ class Method:
 
 
 SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
-NUDGE = GuidanceConfig("published", coefficient=0.768, at="noised")  # per 256 steps: 8 for each of 24 steps
+AT_NOISED = PublishedConfig(at="noised")
+MOMENT = GuidanceConfig("moment", moment=MomentConfig(iterations=2))
+NUDGE = GuidanceConfig("published", coefficient=0.768, published=AT_NOISED)  # per 256 steps: 8 for each of 24 steps
 BASELINES = (
     Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
-    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig(kind="published", at="noised"), True),
+    Method("published, nudged", SamplerConfig("heun", steps=256), GuidanceConfig("published", published=AT_NOISED), True),
 )
 METHODS = (
     *BASELINES,
@@ -56,7 +60,11 @@ METHODS = (
     Method("dpmpp_2m 12", SamplerConfig(kind="dpmpp_2m", steps=12)),
     Method("heun 32, reconstruction", SamplerConfig("heun", steps=32), GuidanceConfig("reconstruction")),
     Method("dpmpp_2m_sde 32, reconstruction", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig("reconstruction")),
-    Method("dpmpp_2m_sde 32, moment", SamplerConfig(kind="dpmpp_2m_sde", steps=32), GuidanceConfig("moment", iterations=2)),
+    Method(
+        "dpmpp_2m_sde 32, moment",
+        SamplerConfig(kind="dpmpp_2m_sde", steps=32),
+        MOMENT,
+    ),
     Method("smc 32", SamplerConfig("heun", steps=32), GuidanceConfig(kind="smc")),
 )
 
@@ -112,8 +120,7 @@ def evaluation_flops(windows: Windows, method: Method, size: Size) -> float:
 
 def nfe(method: Method) -> int:
     """Number of function evaluations (of the denoiser) per trajectory, without those that guidance adds."""
-    steps = method.sampler.steps
-    return 2 * steps - 1 if method.sampler.kind == "heun" else steps
+    return make_solver(method.sampler).nfe(method.sampler.steps)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:

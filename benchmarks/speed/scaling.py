@@ -23,8 +23,9 @@ from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.parallel import Placement
 from jaxpgd.synthesis.replay import SynthesisConfig
-from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.agent import AgentConfig, agent_program
 from jaxpgd.training.denoiser import DenoiserConfig, denoiser_program
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.program import Program
 from jaxpgd.training.windows import Windows
 

@@ -15,15 +15,17 @@ from benchmarks.speed.rows.denoiser import denoiser_config, denoiser_state, wind
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.moment import MomentConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
-from jaxpgd.training.denoiser import DenoiserConfig, Windows, trained_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig, trained_denoiser
+from jaxpgd.training.windows import Windows
 
 COSTS = {"unguided": 1, "published": 1, "reconstruction": 2, "moment": 5}  # forward-equivalents per function evaluation
 GUIDANCES = {
     "unguided": None,
     "published": sampling.NUDGE,
     "reconstruction": GuidanceConfig("reconstruction"),
-    "moment": GuidanceConfig("moment", iterations=2),
+    "moment": GuidanceConfig("moment", moment=MomentConfig(iterations=2)),
 }
 
 
@@ -42,7 +44,7 @@ def synthesizer_of(
     """A synthesizer with pseudo-random weights."""
     state = denoiser_state(windows, config, False)
     chosen = dataclasses.replace(sampler, batch_size=batch)
-    return make_synthesizer(trained_denoiser(state, windows, config), chosen, guidance)
+    return make_synthesizer(trained_denoiser(state, windows), chosen, guidance)
 
 
 def sampler_of(steps: int) -> SamplerConfig:
