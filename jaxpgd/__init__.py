@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer, synthesize, synthesize_from
     from jaxpgd.synthesis.dydiff import make_dydiff
     from jaxpgd.synthesis.world_model import make_world_model_synthesizer
-    from jaxpgd.training.agent import Experience, train_agent
+    from jaxpgd.training.agent import train_agent
     from jaxpgd.training.denoiser import train_denoiser, train_state_denoiser
+    from jaxpgd.training.experience import Experience
     from jaxpgd.training.windows import prepare_windows
     from jaxpgd.training.world_model import train_world_model
     from jaxpgd.types import Agent, Policy, Trajectory, Transition
@@ -35,7 +36,7 @@ _DEFINED_IN = {
     "Agent": "jaxpgd.types",
     "Dataset": "jaxpgd.dataset",
     "DatasetInfo": "jaxpgd.dataset",
-    "Experience": "jaxpgd.training.agent",
+    "Experience": "jaxpgd.training.experience",
     "InputError": "jaxpgd.errors",
     "Policy": "jaxpgd.types",
     "Trajectory": "jaxpgd.types",

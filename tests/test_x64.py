@@ -24,13 +24,14 @@ from jaxpgd.synthesis.filters import FilterConfig, make_filter
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.agent import AgentConfig, agent_program
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
     denoiser_program,
     trained_denoiser,
     trained_state_denoiser,
 )
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.training.windows import Windows, state_windows

@@ -1,10 +1,10 @@
-"""Training an agent on real, unguided or policy-guided experience that is made anew as it learns.
+"""Training an agent on real data, or on unguided or policy-guided synthetic data that is refreshed as it learns.
 
-The regimes are one axis: how many trajectories a refresh makes (all of the replay, or a fraction) and how often.
+Regimes differ in how many trajectories a refresh replaces (the whole replay, or a fraction) and in how often it does.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ from jaxpgd.agents.iql import IQLConfig
 from jaxpgd.agents.td3_bc import TD3BCConfig
 from jaxpgd.errors import check
 from jaxpgd.options import check_ranges, option, options, positive
-from jaxpgd.resampling import effective_sample_size
-from jaxpgd.synthesis.filters import Filter
 from jaxpgd.synthesis.replay import (
     Draw,
     Replay,
@@ -28,15 +26,13 @@ from jaxpgd.synthesis.replay import (
     draw_mixed,
     init_replay,
     insert,
-    resample,
-    sample_real,
     take,
     terminal_share,
 )  # fmt: skip
-from jaxpgd.tokens import saturated
+from jaxpgd.training.experience import Experience, learned_from, synthesize
 from jaxpgd.training.health import first_of_blocks, firsts, skipping
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.types import Agent, Metrics, Policy, PyTree, Synthesizer, Trajectory, Transition, until_terminal
+from jaxpgd.types import Agent, Metrics, PyTree, Transition
 
 
 @options
@@ -57,34 +53,18 @@ class AgentConfig:
     diffusion_ql: DiffusionQLConfig = DiffusionQLConfig()
 
 
-_SCORED = 512  # trajectories of a generation whose likelihood is looked at
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most
-_NO_WIDTH = 1e-6  # values within so little are all the same
-_PROFILE = ("profile_sigma", "guidance_norm", "score_norm")  # how strong guidance was, by noise level
-
-
-@struct.dataclass
-class Experience:
-    """Where batches come from: real transitions [M], and a synthesizer for the synthetic part (None: real only).
-
-    `first` makes the first content of the replay, before any update; None: the synthesizer itself. `filter` chooses among
-    what is made.
-    """
-
-    real: Transition
-    synthesizer: Synthesizer | None = None
-    first: Synthesizer | None = None
-    filter: Filter = Filter()
+_NO_WIDTH = 1e-6  # a range of rewards narrower than this counts as one value
 
 
 @struct.dataclass
 class AgentState:
-    """State of agent training: the agent's own, its replay, its key, the account of the last generation."""
+    """State of agent training: the agent's own state, the replay, the key, and the metrics of the last refresh."""
 
     agent: PyTree
     replay: Replay | None
     key: Array
-    made: Metrics | None = None
+    refresh_metrics: Metrics | None = None  # None: there is no synthetic data
     coefficient: Array | None = None  # of guidance; None: the synthesizer's own
 
 
@@ -128,89 +108,41 @@ def make_schedule(config: AgentConfig, synthesis: SynthesisConfig) -> Schedule:
     )
 
 
-def learned_from(trajectory: Trajectory, *, drop_last: bool, after_terminal: bool) -> Trajectory:
-    """Trajectories [N, T] whose mask holds the steps that agents learn from.
-
-    With `after_terminal` they are all whose next observation is known or does not matter; `drop_last` leaves the last one out.
-    PGD's released code does both.
-    """
-    mask, last = trajectory.mask, jnp.arange(trajectory.mask.shape[-1]) == trajectory.mask.shape[-1] - 1
-    if after_terminal:
-        known = ~last if trajectory.last_obs is None else jnp.ones_like(last)
-        mask = known | (trajectory.discount == 0)
-    return dataclasses.replace(trajectory, mask=mask & ~last if drop_last else mask)
-
-
-def _synthesize(
-    key: Array, synthesizer: Synthesizer, policy: Policy, data: Experience, count: int, coefficient: Array | None
-) -> tuple[Trajectory, Metrics]:
-    if coefficient is not None and synthesizer.guided:
-        synthesizer = synthesizer.with_coefficient(coefficient)
-    key_start, key_sample, key_resample = jax.random.split(key, 3)
-    start = sample_real(key_start, data.real, data.filter.needed(count))
-    made = synthesizer(key_sample, policy, start.obs)
-    trajectory = resample(key_resample, made.trajectory, made.log_weight)
-    account = _account(policy, start, trajectory, made.log_weight)
-    account["coefficient"] = jnp.asarray(made.info.get("coefficient", 0.0), jnp.float32)
-    levels = 0 if data.synthesizer is None else data.synthesizer.profile_levels
-    if levels > 0:  # an unguided first refresh has no strength
-        account |= {name: made.info.get(name, jnp.zeros(levels, jnp.float32)) for name in _PROFILE}
-    return data.filter(jax.random.fold_in(key_resample, 1), trajectory, count), account
-
-
-def _account(policy: Policy, real: Transition, made: Trajectory, log_weight: Array) -> Metrics:
-    """What a generation is like, before any filter, each []: `ess` of its weights as a share (1: none were needed), share of
-    `clipped_actions`, and the policy's log-likelihood per action, of the dataset (`data_log_likelihood`) and of what was made
-    (`log_likelihood`; both left out for policies without a density)."""
-    real, scored = jax.tree.map(lambda x: x[:_SCORED], (real, made))
-    account = {
-        "ess": effective_sample_size(log_weight) / log_weight.shape[0],
-        "clipped_actions": saturated(made.action).mean(dtype=jnp.float32),
-    }
-    if policy.log_prob_fn is None:
-        return account
-    log_prob = jax.vmap(policy.log_prob)
-    before = log_prob(real.obs, real.action).mean()
-    counted = until_terminal(scored.discount)
-    after = jnp.where(counted, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum() / counted.sum()
-    return account | {"data_log_likelihood": before, "log_likelihood": after}
-
-
 def init_agent(
     key: Array,
     data: Experience,
-    agent: Agent,
+    agent: Agent[Any],
     schedule: Schedule,
     hypers: PyTree = None,
     coefficient: Array | None = None,
 ) -> AgentState:
-    """Fresh agent, and a full replay where there is a synthesizer, which is guided by `coefficient` [] where it is given."""
+    """A new agent, and a filled replay where there is a synthesizer, guided by `coefficient` [] where that is given."""
     key, key_agent, key_replay = jax.random.split(key, 3)
     example = jax.tree.map(lambda x: x[0], data.real)
     state = agent.init(key_agent, example, hypers)
-    replay = account = None
+    replay = metrics = None
     first = data.synthesizer if data.first is None else data.first
     if first is not None:
-        trajectory, account = _synthesize(key_replay, first, agent.policy(state), data, schedule.first_count, coefficient)
+        trajectory, metrics = synthesize(key_replay, first, agent.policy(state), data, schedule.first_count, coefficient)
         trajectory = learned_from(trajectory, drop_last=schedule.drop_last, after_terminal=schedule.after_terminal)
         replay = init_replay(trajectory, schedule.capacity)
-    return AgentState(agent=state, replay=replay, key=key, made=account, coefficient=coefficient)
+    return AgentState(agent=state, replay=replay, key=key, refresh_metrics=metrics, coefficient=coefficient)
 
 
-def refresh(state: AgentState, data: Experience, agent: Agent, schedule: Schedule) -> AgentState:
-    """Replace the oldest trajectories of the replay by new ones for the present policy."""
+def refresh(state: AgentState, data: Experience, agent: Agent[Any], schedule: Schedule) -> AgentState:
+    """Replace the oldest trajectories of the replay by new ones for the current policy."""
     assert data.synthesizer is not None and state.replay is not None
     key, key_refresh = jax.random.split(state.key)
-    policy = agent.policy(state.agent)
-    made, account = _synthesize(key_refresh, data.synthesizer, policy, data, schedule.refresh_count, state.coefficient)
-    made = learned_from(made, drop_last=schedule.drop_last, after_terminal=schedule.after_terminal)
-    return state.replace(replay=insert(state.replay, made), key=key, made=account)  # type: ignore[attr-defined]
+    policy, count = agent.policy(state.agent), schedule.refresh_count
+    trajectory, metrics = synthesize(key_refresh, data.synthesizer, policy, data, count, state.coefficient)
+    trajectory = learned_from(trajectory, drop_last=schedule.drop_last, after_terminal=schedule.after_terminal)
+    return dataclasses.replace(state, replay=insert(state.replay, trajectory), key=key, refresh_metrics=metrics)
 
 
 def update_many(
     state: AgentState,
     data: Experience,
-    agent: Agent,
+    agent: Agent[Any],
     batch: int,
     synthetic: int,
     updates: int,
@@ -218,11 +150,11 @@ def update_many(
     skip: bool = False,
     or_real: bool = False,
 ) -> tuple[AgentState, Metrics]:
-    """`updates` agent updates in one scan, each on fresh batches of which `synthetic` entries are synthetic.
+    """`updates` agent updates in one scan, each on new batches [batch] of which `synthetic` entries are synthetic.
 
     `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`). `or_real`: entries
     are real where there is no replay (`replay.draw_mixed`).
-    Random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
+    The random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
     block = block if 8 * block >= min(updates, _BLOCK) else updates  # a number of updates without such divisors
@@ -245,20 +177,20 @@ def update_many(
     key, key_blocks = jax.random.split(state.key)
     inner, (metrics, first) = jax.lax.scan(many, state.agent, jax.random.split(key_blocks, updates // block))
     first = {name: first_of_blocks(index, block) for name, index in first.items()}
-    return state.replace(agent=inner, key=key), {**mean_metrics(metrics), **first}  # type: ignore[attr-defined]
+    return dataclasses.replace(state, agent=inner, key=key), {**mean_metrics(metrics), **first}
 
 
 def _gamma(state: PyTree) -> Array | None:
-    """The discount that an agent's state was made with, which is a seed's own; None for agents without one."""
+    """The discount factor of an agent's state, which may differ by seed; None for agents without one."""
     return getattr(getattr(getattr(state, "inner", state), "hypers", None), "gamma", None)
 
 
 def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
-    """How far [] a mean value is outside what the rewards [M] of the data allow, in widths of that range; 0: inside.
+    """How far [] a mean value lies outside the range that the rewards [M] of the data allow, in widths of that range.
 
-    Rewards of at most r for ever are worth r / (1 - gamma); episodes that end are worth less, down or up to 0. Without
-    discounting (gamma 1) anything is allowed. Rewards that are all 0 span nothing to measure by: 0, since a sound critic is
-    then as far from 0 as its initial weights leave it. A constant reward spans what lies between 0 and r / (1 - gamma).
+    0 inside the range, which is from min(r, 0) / (1 - gamma) to max(r, 0) / (1 - gamma) over rewards r: a constant reward for
+    ever, or an episode that ends at once. 0 as well without discounting (gamma 1), and where all rewards are 0: the range then
+    has no width, and a sound critic is as far from 0 as its initial weights are.
     """
     horizon = 1.0 / jnp.maximum(1.0 - gamma, 1e-9)
     low, high = horizon * jnp.minimum(real.reward.min(), 0.0), horizon * jnp.maximum(real.reward.max(), 0.0)
@@ -269,7 +201,7 @@ def value_excess(real: Transition, gamma: Array | float, value: Array) -> Array:
 def learn(
     state: AgentState,
     data: Experience,
-    agent: Agent,
+    agent: Agent[Any],
     batch: int,
     synthetic: int,
     updates: int,
@@ -277,24 +209,24 @@ def learn(
     skip: bool = False,
     or_real: bool = False,
 ) -> tuple[AgentState, Metrics]:
-    """`update_many` with everything that a chunk logs: values against what rewards allow, and what the replay holds."""
+    """`update_many` with everything that a chunk logs: `value_excess`, and metrics of the replay and of the last refresh."""
     state, metrics = update_many(state, data, agent, batch, synthetic, updates, skip=skip, or_real=or_real)
     gamma = _gamma(state.agent)
     if gamma is not None and "target_mean" in metrics:
         metrics["value_excess"] = value_excess(data.real, gamma, metrics["target_mean"])
     if state.replay is not None:
-        made = state.replay.trajectory
+        mask, reward = state.replay.trajectory.mask, state.replay.trajectory.reward
         metrics |= {
             "synthetic_transitions": state.replay.count,
-            "synthetic_reward": jnp.where(made.mask, made.reward, 0.0).sum() / jnp.maximum(made.mask.sum(dtype=jnp.int32), 1),
+            "synthetic_reward": jnp.where(mask, reward, 0.0).sum() / jnp.maximum(mask.sum(dtype=jnp.int32), 1),
             "synthetic_terminal_rate": terminal_share(state.replay),
         }
-        metrics |= {f"synthetic_{name}": value for name, value in (state.made or {}).items()}
+        metrics |= {f"synthetic_{name}": value for name, value in (state.refresh_metrics or {}).items()}
     return state, metrics
 
 
 def agent_program(
-    agent: Agent,
+    agent: Agent[Any],
     config: AgentConfig,
     synthesis: SynthesisConfig,
     hypers: PyTree = None,
@@ -326,9 +258,9 @@ def agent_program(
 
 
 def quantities(state: AgentState) -> dict[str, PyTree]:
-    """What of a state has to be finite: `Program.quantities`."""
-    made = {} if state.replay is None else {"sample": state.replay.trajectory}
-    return {**made, "parameter": state.agent}
+    """The parts of a state that must be finite: `Program.quantities`."""
+    samples = {} if state.replay is None else {"sample": state.replay.trajectory}
+    return {**samples, "parameter": state.agent}
 
 
 def train_agent(
@@ -336,7 +268,7 @@ def train_agent(
     data: Experience,
     hypers: PyTree = None,
     *,
-    agent: Agent,
+    agent: Agent[Any],
     config: AgentConfig = AgentConfig(),
     synthesis: SynthesisConfig = SynthesisConfig(),
 ) -> tuple[PyTree, Metrics]:

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: which was the first, in which step; updates that make them left out and counted."""
+"""Numbers that are not finite: the first one and its step; updates that skip them and count how often."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jaxpgd.types import Metrics, PyTree
 
 Update = Callable[[Any, Any], tuple[Any, Metrics]]
 
-FIRST = "first_bad/"  # before the names of metrics that say it: the step of the chunk, its length where all are finite
+FIRST = "first_bad/"  # prefix of metrics: the first step of the chunk that is not finite, its length where all are
 SKIPPED = "skipped_updates"
 LOST = "lost_seeds"  # in lines of a log: which seeds are lost, from the chunk on at which they were
 WATCHED = ("gradient_norm", "loss")  # ends of the names of metrics that have to be finite
@@ -78,7 +78,7 @@ def finite(tree: PyTree, seeds: int) -> Array:
 
 
 def finite_names(tree: PyTree) -> list[str]:
-    """The names [L] of what `finite` looks at."""
+    """The names [L] of the leaves that `finite` reads."""
     word = lambda part: str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part))))
     return ["/".join(map(word, path)) for path, _ in _floating(tree)]
 
@@ -89,37 +89,36 @@ def _floating(tree: PyTree) -> list[tuple[Any, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Culprit:
-    """Something that is not finite after a chunk."""
+class NonFinite:
+    """A quantity that is not finite after a chunk: in words, its seeds, and where it comes in the order of causes."""
 
     what: str
     seeds: np.ndarray  # [seeds] bool, or [1]
     order: tuple[int, int, int]
 
 
-def culprits(
+def non_finite(
     state: dict[str, Any], metrics: dict[str, Any], first: dict[str, Any], steps: int, end: int, lost: np.ndarray
-) -> list[Culprit]:
-    """What is not finite after a chunk of `steps` steps that ends at step `end`, the cause before its effects.
+) -> list[NonFinite]:
+    """The quantities that are not finite after a chunk of `steps` steps that ends at step `end`, causes before effects.
 
-    Seeds that were `lost` before [seeds] are left out.
-
-    `state`: `finite` of samples and parameters; `first`: `firsts` of the chunk; `metrics`: means, for those without a first.
-    Samples come before what is learned from them, then metrics by step (within one: by `_PARTS`, a loss before its gradient),
-    parameters at last: a gradient that spoils them spoils the loss of the next step.
+    `state`: `finite` of samples and parameters; `first`: `firsts` of the chunk; `metrics`: means, for metrics without a first
+    step; `lost` [seeds]: seeds that were not finite before, which are left out.
+    Samples come before what is learned from them, then metrics by step (within a step by `_PARTS`, a loss before its gradient),
+    then parameters: a gradient that is not finite spoils them, and they the loss of the next step.
     """
     found = []
     for name, fine in state.items():
         order = (-1, 0, 0) if name.startswith("sample") else (steps, 1, 0)
-        found.append(Culprit(f"{name} has entries that are not finite", ~np.atleast_1d(fine) & ~lost, order))
+        found.append(NonFinite(f"{name} has entries that are not finite", ~np.atleast_1d(fine) & ~lost, order))
     for name, value in first.items():
         index = np.where(lost, steps, np.atleast_1d(value))
         step = int(index.min())
         what = f"{name} is not finite from step {end - steps + step + 1} on"
-        found.append(Culprit(what, index < steps, (step, *_rank(name))))
+        found.append(NonFinite(what, index < steps, (step, *_rank(name))))
     for name in [n for n in metrics if watched(n) and n not in first]:
         bad = ~np.isfinite(np.atleast_1d(np.asarray(metrics[name], np.float64)))
-        found.append(Culprit(f"{name} is not finite in the chunk that ends at step {end}", bad & ~lost, (steps, 0, 0)))
+        found.append(NonFinite(f"{name} is not finite in the chunk that ends at step {end}", bad & ~lost, (steps, 0, 0)))
     return sorted((each for each in found if each.seeds.any()), key=lambda each: each.order)
 
 
@@ -137,7 +136,7 @@ def name_seeds(found: list[int], seeds: int, count: int, groups: Sequence[str] =
 
 
 def where(error: Any) -> str:
-    """What a checkify error says: the operation that made the first NaN, and the lines of this package that asked for it."""
+    """A checkify error in words: the operation whose result is the first NaN, and the lines of this package that called it."""
     said = str(error.get()).strip().splitlines()[0].rstrip(".")
     frames = getattr(getattr(error.get_exception(), "traceback_info", None), "frames", [])  # the innermost first
     ours = [frame for frame in frames if frame.file_name.startswith(_PACKAGE)][:4]
@@ -146,5 +145,5 @@ def where(error: Any) -> str:
 
 
 def checked(chunk: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """`chunk` that also tells where the first NaN came from: (error, result); `error.get()` is None or says which primitive."""
+    """`chunk` as (error, result): `error.get()` is None, or names the primitive whose result is the first NaN."""
     return checkify.checkify(chunk, errors=checkify.nan_checks)

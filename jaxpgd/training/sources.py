@@ -1,10 +1,12 @@
 """Agents of several sources of data, real and synthetic, trained as one program.
 
-The networks of offline agents are so small that an accelerator spends most of an update on starting kernels: agents of three
-sources then take about as long as those of one. Refreshes are made source by source, as they differ in what they cost.
+The networks of offline agents are so small that an accelerator spends most of an update on starting kernels, so that agents of
+three sources take about as long as those of one. Each source has its own refresh, as their costs differ.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,11 @@ from jax import Array
 from jaxpgd.errors import check
 from jaxpgd.parallel import SEEDS, map_seeds
 from jaxpgd.synthesis.filters import Filter
-from jaxpgd.synthesis.replay import Replay, SynthesisConfig, alike, no_replay
-from jaxpgd.training.agent import AgentConfig, AgentState, Experience, init_agent, learn, make_schedule, quantities, refresh
+from jaxpgd.synthesis.replay import SynthesisConfig, alike, no_replay
+from jaxpgd.training.agent import AgentConfig, AgentState, init_agent, learn, make_schedule, quantities, refresh
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.program import Program
-from jaxpgd.types import Agent, Metrics, PyTree, Synthesizer, Transition
+from jaxpgd.types import Agent, Metrics, Synthesizer, Transition
 
 
 @struct.dataclass
@@ -47,7 +50,13 @@ def join_sources(sources: Sequence[Experience]) -> Sources:
 
 
 def sources_program(
-    agent: Agent, config: AgentConfig, synthesis: SynthesisConfig, names: tuple[str, ...], seeds: int, *, skip: bool = False
+    agent: Agent[Any],
+    config: AgentConfig,
+    synthesis: SynthesisConfig,
+    names: tuple[str, ...],
+    seeds: int,
+    *,
+    skip: bool = False,
 ) -> Program[AgentState]:
     """Agent training as `agent_program`, for `seeds` agents of each of the sources called `names`. Data: the `Sources`.
 
@@ -66,7 +75,7 @@ def sources_program(
 
         return _joined([of_source(data.of(i)) for i in range(count)])
 
-    def remade(states: AgentState, data: Sources) -> AgentState:
+    def refreshed(states: AgentState, data: Sources) -> AgentState:
         def of_source(i: int) -> AgentState:
             part: AgentState = jax.tree.map(lambda x: x[i * seeds : (i + 1) * seeds], states)
             if data.synthesizer[i] is None:
@@ -78,7 +87,7 @@ def sources_program(
 
     def chunk(states: AgentState, data: Sources, index: Array) -> tuple[AgentState, Metrics]:
         if schedule.refresh_chunks > 0:
-            states = jax.lax.cond(schedule.due(index), lambda s: remade(s, data), lambda s: s, states)
+            states = jax.lax.cond(schedule.due(index), lambda s: refreshed(s, data), lambda s: s, states)
         batch, updates = config.batch_size, schedule.chunk_updates
 
         def one(state: AgentState) -> tuple[AgentState, Metrics]:
@@ -99,19 +108,18 @@ def sources_program(
 
 
 def _joined(states: list[AgentState]) -> AgentState:
-    """States [S] of every source as one [K * S]: those without a replay get an empty one, and metrics they lack are 0."""
+    """The states [S] of K sources as one [K * S]; those without a replay get an empty one, and metrics that they lack are 0."""
     replays = [state.replay for state in states if state.replay is not None]
     lengths = {replay.trajectory.reward.shape[-1] for replay in replays}
-    known = any(replay.trajectory.last_obs is not None for replay in replays)  # rollouts beside whole trajectories
-    same = lambda r: r.replace(trajectory=alike(r.trajectory, last_obs=known))
+    known = any(replay.trajectory.last_obs is not None for replay in replays)  # true of rollouts, not of denoised windows
+    same = lambda r: dataclasses.replace(r, trajectory=alike(r.trajectory, last_obs=known))
     check(len(lengths) == 1, "synthesis.length", sorted(lengths), "trajectories of one length from all sources of one program")
-    made: dict[str, Array] = {name: value for state in states for name, value in (state.made or {}).items()}
-    blank = lambda like: jax.tree.map(jnp.zeros_like, like)
+    found: dict[str, Array] = {name: value for state in states for name, value in (state.refresh_metrics or {}).items()}
 
-    def whole(state: AgentState) -> AgentState:
-        account = {name: (state.made or {}).get(name, blank(like)) for name, like in made.items()}
-        kept: Replay | PyTree = no_replay(same(replays[0])) if state.replay is None else same(state.replay)
-        return state.replace(replay=kept, made=account)  # type: ignore[attr-defined, no-any-return]
+    def completed(state: AgentState) -> AgentState:
+        metrics = {name: (state.refresh_metrics or {}).get(name, jnp.zeros_like(like)) for name, like in found.items()}
+        replay = no_replay(same(replays[0])) if state.replay is None else same(state.replay)
+        return dataclasses.replace(state, replay=replay, refresh_metrics=metrics)
 
-    joined: AgentState = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(whole, states))
+    joined: AgentState = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(completed, states))
     return joined

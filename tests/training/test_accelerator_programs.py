@@ -30,8 +30,9 @@ from jaxpgd.parallel import Placement
 from jaxpgd.synthesis.diffusion import make_synthesizer
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.agent import AgentConfig, agent_program
 from jaxpgd.training.denoiser import DenoiserConfig, denoiser_program, init_denoiser, trained_denoiser
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.training.windows import Windows
 from jaxpgd.training.world_model import world_model_program

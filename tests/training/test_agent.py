@@ -16,15 +16,13 @@ from jaxpgd.options import numeric
 from jaxpgd.synthesis.replay import SynthesisConfig, no_replay
 from jaxpgd.training.agent import (
     AgentConfig,
-    Experience,
-    _account,
     agent_program,
-    learned_from,
     make_schedule,
     refresh,
     train_agent,
     value_excess,
 )
+from jaxpgd.training.experience import Experience, learned_from, refresh_metrics
 from jaxpgd.training.program import fit
 from jaxpgd.types import Synthesis, Synthesizer, Trajectory, Transition, valid_steps
 
@@ -129,18 +127,18 @@ def test_batches_mix_as_set(ratio: float, real: int) -> None:
     np.testing.assert_allclose(metrics["synthetic_reward"], [-1, -1, 10, 10, 20, 20])
 
 
-def test_generations_give_an_account() -> None:
+def test_refreshes_have_metrics() -> None:
     """Likelihoods of a linear policy by hand, over steps up to a terminal; effective size of weights 3 : 1."""
     real = Transition(jnp.array([[1.0]]), jnp.array([[0.2]]), jnp.zeros(1), jnp.ones(1), jnp.zeros((1, 1)))
     obs, action = jnp.array([[[1.0], [2.0]], [[0.5], [7.0]]]), jnp.array([[[0.3], [1.0]], [[0.1], [-1.0]]])
     discount = jnp.array([[1.0, 1.0], [0.0, 1.0]])  # the second trajectory ends at its first step
     made = Trajectory(obs, action, jnp.zeros((2, 2)), discount, jnp.ones((2, 2), bool))
-    account = _account(linear_policy([[0.4]], [0.0], 0.5), real, made, jnp.log(jnp.array([3.0, 1.0])))
+    metrics = refresh_metrics(linear_policy([[0.4]], [0.0], 0.5), real, made, jnp.log(jnp.array([3.0, 1.0])))
     log_prob = lambda s, a: norm.logpdf(a, 0.4 * s, 0.5)
-    np.testing.assert_allclose(account["data_log_likelihood"], log_prob(1.0, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["data_log_likelihood"], log_prob(1.0, 0.2), rtol=1e-5)
     after = np.mean([log_prob(1.0, 0.3), log_prob(2.0, 1.0), log_prob(0.5, 0.1)])
-    np.testing.assert_allclose(account["log_likelihood"], after, rtol=1e-5)
-    np.testing.assert_allclose([account["ess"], account["clipped_actions"]], [0.8, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(metrics["log_likelihood"], after, rtol=1e-5)
+    np.testing.assert_allclose([metrics["ess"], metrics["clipped_actions"]], [0.8, 0.5], rtol=1e-5)
 
 
 def test_real_experience_needs_no_replay() -> None:

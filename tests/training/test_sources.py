@@ -13,7 +13,8 @@ from training.counting import COUNTING, REAL, Stamp
 from jaxpgd.agents import td3_bc
 from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.synthesis.replay import SynthesisConfig
-from jaxpgd.training.agent import AgentConfig, Experience, agent_program
+from jaxpgd.training.agent import AgentConfig, agent_program
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.program import fit
 from jaxpgd.training.sources import join_sources, sources_program
 from jaxpgd.types import Policy, Synthesis, Synthesizer, Transition

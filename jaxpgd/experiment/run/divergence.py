@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxpgd.errors import DivergenceError
 from jaxpgd.experiment.run.view import RunView
-from jaxpgd.training.health import LOST, SKIPPED, Culprit, culprits, name_seeds
+from jaxpgd.training.health import LOST, SKIPPED, NonFinite, name_seeds, non_finite
 from jaxpgd.training.program import Program
 
 
@@ -54,7 +54,7 @@ class DivergenceWatch:
         `is_finite` says so of the parts of the state by name, `first` in which step each metric first was not finite. Lost
         seeds are added to `row`. Where the others may go on (`health.lost_seeds`), a warning names those that are newly lost.
         """
-        found = culprits(is_finite, row, first, self._updates, done * self._updates, self._lost)
+        found = non_finite(is_finite, row, first, self._updates, done * self._updates, self._lost)
         found += self._skipped_too_many(row, done)
         if found:
             new = np.any([each.seeds for each in found], axis=0)
@@ -68,7 +68,7 @@ class DivergenceWatch:
             row[LOST] = self._lost.copy()
         self._warn_of_critics(row)
 
-    def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[Culprit]:
+    def _skipped_too_many(self, row: dict[str, Any], done: int) -> list[NonFinite]:
         most, skipped = self._health.skip_updates, np.atleast_1d(np.asarray(row.get(SKIPPED, 0.0)))
         over = ((skipped > most) | (skipped >= self._updates)) & ~self._lost
         if most == 0 or not over.any():
@@ -76,7 +76,7 @@ class DivergenceWatch:
         end, count = done * self._program.steps_per_chunk, int(skipped[over].max())
         limit = "which are all that it has" if count >= self._updates else f"more than health.skip_updates = {most}"
         what = f"{count} updates were not finite in the chunk that ends at step {end}, {limit}"
-        return [Culprit(what, over, (self._updates, 2, 0))]
+        return [NonFinite(what, over, (self._updates, 2, 0))]
 
     def _warn_of_critics(self, row: dict[str, Any]) -> None:
         """Warn once, for each seed, that its values have left the range that the rewards allow."""

@@ -13,7 +13,7 @@ from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser,
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
-from jaxpgd.training.agent import Experience
+from jaxpgd.training.experience import Experience
 from jaxpgd.types import Agent, Synthesizer
 from jaxpgd.world_model.model import WorldModel
 

@@ -22,7 +22,8 @@ from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.parallel import broadcast
 from jaxpgd.simulators.returns import evaluate
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
-from jaxpgd.training.agent import AgentState, Experience, make_schedule
+from jaxpgd.training.agent import AgentState, make_schedule
+from jaxpgd.training.experience import Experience
 from jaxpgd.training.health import LOST
 from jaxpgd.types import Policy
 

@@ -28,8 +28,9 @@ from jaxpgd.experiment.stages import evaluate_returns as stages
 from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.experiment.stages.train_agents import _mean_return
 from jaxpgd.synthesis.replay import SynthesisConfig
-from jaxpgd.training.agent import AgentConfig, Experience, agent_program, init_agent, make_schedule, value_excess
-from jaxpgd.training.health import checked, culprits, first_bad, first_of_blocks, firsts, skipping, split_firsts, where
+from jaxpgd.training.agent import AgentConfig, agent_program, init_agent, make_schedule, value_excess
+from jaxpgd.training.experience import Experience
+from jaxpgd.training.health import checked, first_bad, first_of_blocks, firsts, non_finite, skipping, split_firsts, where
 from jaxpgd.training.program import Program, mean_metrics
 from jaxpgd.training.world_model import world_model_program
 from jaxpgd.types import Policy, Synthesis, Synthesizer, Trajectory, Transition
@@ -334,7 +335,7 @@ def test_causes_come_before_effects() -> None:
     metrics, first = split_firsts({"critic_loss": nan(), "first_bad/critic_loss": 3, "first_bad/actor_loss": 3,
                                    "first_bad/critic_gradient_norm": 2, "other_loss": nan()})  # fmt: skip
     state = {"parameter/w": np.array([False]), "sample/obs": np.array([False]), "parameter/b": np.array([True])}
-    order = [each.what.split()[0] for each in culprits(state, metrics, first, 4, 8, np.zeros(1, bool))]
+    order = [each.what.split()[0] for each in non_finite(state, metrics, first, 4, 8, np.zeros(1, bool))]
     assert order == ["sample/obs", "critic_gradient_norm", "critic_loss", "actor_loss", "other_loss", "parameter/w"]
 
 
