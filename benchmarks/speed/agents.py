@@ -85,7 +85,7 @@ def loop_update(key: Array, agent: Agent[Any], state: Any, data: Transition, rep
     key_real, key_synthetic, key_update = jax.random.split(key, 3)
     n_real, n_synthetic = agent.batches * (size.batch - size.synthetic), agent.batches * size.synthetic
     index = jax.random.choice(key_real, size.transitions, (n_real,), replace=False)
-    steps = jax.random.choice(key_synthetic, replay.usable.shape[0], (n_synthetic,), replace=False)
+    steps = jax.random.choice(key_synthetic, replay.valid.shape[0], (n_synthetic,), replace=False)
     row, step = jnp.divmod(steps, size.window)
     t = replay.trajectory
     following = jnp.minimum(step + 1, size.window - 1)

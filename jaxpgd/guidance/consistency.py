@@ -91,13 +91,13 @@ class Consistency:
     def __call__(self, x0: Array, sigma: Array) -> Array:
         """`correct` where sigma is at most `sigma_max`, x0 itself above; no gradient passes the correction."""
         hold = jax.lax.stop_gradient
-        change = jax.lax.cond(
+        change: Array = jax.lax.cond(
             sigma <= self.sigma_max,
             lambda x: self.correct(x, sigma) - x,
             jnp.zeros_like,
             hold(x0),
         )
-        return x0 + hold(change)
+        return x0 + jax.lax.stop_gradient(change)
 
 
 def conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:

@@ -161,7 +161,8 @@ def extrapolated(estimate: Estimate, before: Estimate, sigma_before: Array, sigm
 
 def _in_batches(guided: Guided, batch_size: int) -> Callable[[Array, Array], Estimate]:
     def estimate_all(x: Array, sigma: Array) -> Estimate:
-        return map_batches(lambda y: guided.estimate(y, sigma), x, batch_size or len(x))
+        estimate: Estimate = map_batches(lambda y: guided.estimate(y, sigma), x, batch_size or len(x))
+        return estimate
 
     return estimate_all
 

@@ -50,19 +50,19 @@ class Filter:
     steps: Literal["alive", "all"] = struct.field(pytree_node=False, default="alive")
 
     def needed(self, count: int) -> int:
-        """How many trajectories to make so that `count` are kept."""
+        """How many trajectories to generate so that `count` are kept."""
         return count if self.kind == "none" else max(count, round(count / self.keep))
 
     def scores(self, key: Array, values: Array) -> Array:
-        """What the kept trajectories are the highest of: [N] for returns [N]. Returns that are not numbers come last."""
-        usable = jnp.isfinite(values)
+        """Scores [N] for returns [N], of which the highest are kept. Returns that are not finite come last."""
+        finite = jnp.isfinite(values)
         if self.kind == "hardmax":
-            return jnp.where(usable, values, -jnp.inf)
-        mean, std = jnp.mean(values, where=usable), jnp.std(values, where=usable)
+            return jnp.where(finite, values, -jnp.inf)
+        mean, std = jnp.mean(values, where=finite), jnp.std(values, where=finite)
         scores = (values - mean) / jnp.maximum(std, 1e-8) / self.temperature + jax.random.gumbel(
             key, values.shape, values.dtype
         )
-        return jnp.where(usable, scores, -jnp.inf)
+        return jnp.where(finite, scores, -jnp.inf)
 
     def __call__(self, key: Array, trajectory: Trajectory, count: int) -> Trajectory:
         """`count` of the trajectories [N, T]. Raises ValueError where there are fewer."""
@@ -70,9 +70,11 @@ class Filter:
         if count > size:
             raise ValueError(f"filter: cannot keep {count} of {size} trajectories")
         if self.kind == "none":
-            return jax.tree.map(lambda x: x[:count], trajectory)
+            first: Trajectory = jax.tree.map(lambda x: x[:count], trajectory)
+            return first
         _, index = jax.lax.top_k(self.scores(key, returns(trajectory, self.steps)), count)
-        return jax.tree.map(lambda x: x[index], trajectory)
+        kept: Trajectory = jax.tree.map(lambda x: x[index], trajectory)
+        return kept
 
 
 def make_filter(config: FilterConfig) -> Filter:

@@ -1,4 +1,4 @@
-"""How many trajectories are sampled at once: as many as fit the device's memory."""
+"""The largest batch of trajectories that fits the device's memory."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 from jaxpgd.types import Denoise
 
-HOST_BATCH = 64  # on CPU, where more do not fit its caches and gain nothing
+HOST_BATCH = 64  # on CPU: larger batches do not fit its caches and gain nothing
 _PROBE, _LEAST, _MOST, _UNKNOWN = 8, 8, 8192, 512
 _SHARE = 0.5  # of what is free now: a refresh happens beside agents, replay and dataset
 
 
-def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> float | None:
-    """Memory that a compiled evaluation takes for one trajectory of tokens `shape` [T, D]; guided with its gradient.
+def bytes_per_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> float | None:
+    """Memory that one function evaluation takes per trajectory of tokens `shape` [T, D]; guided: with its gradient.
 
-    Nothing is computed: the compiler says it of a batch of 8. None where it does not.
+    The compiler states it for a batch of 8 and nothing is computed. None if the compiler does not state it.
     """
 
-    def look(denoise: Denoise, x: Any) -> Any:
+    def evaluate(denoise: Denoise, x: Any) -> Any:
         one = lambda x: denoise(x, jnp.ones((), jnp.float32))
         if not guided:
             return jax.vmap(one)(x)
@@ -26,21 +26,21 @@ def bytes_a_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bool
 
     example = jax.ShapeDtypeStruct((_PROBE, *shape), jnp.float32)
     structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), denoise)
-    memory: Any = jax.jit(look).lower(structure, example).compile().memory_analysis()
+    memory: Any = jax.jit(evaluate).lower(structure, example).compile().memory_analysis()
     if memory is None:
         return None
     return float(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _PROBE
 
 
-def fitting_batch(denoise: Denoise, shape: tuple[int, int], *, guided: bool, agents: int = 1) -> int:
-    """Trajectories of tokens `shape` [T, D] to sample at once: a power of two, for half of a device's free memory.
+def largest_batch_that_fits(denoise: Denoise, shape: tuple[int, int], *, guided: bool, agents: int = 1) -> int:
+    """The largest power of two of trajectories of tokens `shape` [T, D] that take half of a device's free memory.
 
-    `agents`: how many of them sample at the same time on one device, each a batch (seeds of one program).
+    `agents`: how many of them sample a batch each at the same time on one device (seeds of one program).
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return HOST_BATCH
-    stats, needed = device.memory_stats() or {}, bytes_a_trajectory(denoise, shape, guided=guided)
+    stats, needed = device.memory_stats() or {}, bytes_per_trajectory(denoise, shape, guided=guided)
     if needed is None or "bytes_limit" not in stats:
         return _UNKNOWN
     most = _SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) / (agents * needed)

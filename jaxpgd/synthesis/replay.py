@@ -18,7 +18,7 @@ from jaxpgd.world_model.rollouts import RolloutConfig
 
 @options
 class SynthesisConfig:
-    """How much synthetic data, and when it is made anew. The regime sets interval and share."""
+    """How much synthetic data there is, and when it is refreshed. The regime sets interval and share."""
 
     regime: Literal["oneoff", "periodic", "continuous", "fifo"] = option(
         "periodic", "refreshes: none; all trajectories; the oldest share; that share, into a replay that fills up"
@@ -48,8 +48,8 @@ class Replay:
     """
 
     trajectory: Trajectory  # [C, T, ...]; with `last_obs` where the first insertion has it
-    usable: Array  # [C * T] flat indices of usable steps, the first `count` of them valid
-    count: Array  # [] number of usable steps
+    valid: Array  # [C * T] flat indices of valid steps; of these the first `count` are used
+    count: Array  # [] number of valid steps
     position: Array  # [] row that the next insertion overwrites; -1: none ever will (`no_replay`)
 
 
@@ -57,18 +57,18 @@ def init_replay(trajectory: Trajectory, capacity: int | None = None) -> Replay:
     """A replay that holds N trajectories [N, T, ...]; `capacity` C >= N leaves room for more (default N)."""
     count = trajectory.reward.shape[0]
     room = count if capacity is None else capacity
-    empty = jax.tree.map(lambda x: jnp.zeros((room, *x.shape[1:]), x.dtype), trajectory)  # a mask of zeros: nothing usable
-    usable, size = _usable(empty.mask)
-    return insert(Replay(trajectory=empty, usable=usable, count=size, position=jnp.zeros((), jnp.int32)), trajectory)
+    empty = jax.tree.map(lambda x: jnp.zeros((room, *x.shape[1:]), x.dtype), trajectory)  # a mask of zeros: no valid step
+    valid, size = _valid(empty.mask)
+    return insert(Replay(trajectory=empty, valid=valid, count=size, position=jnp.zeros((), jnp.int32)), trajectory)
 
 
 def no_replay(like: Replay) -> Replay:
-    """What stands for the replay of an agent without one beside others [...] that have theirs."""
+    """The placeholder for an agent without a replay in a program whose other agents [...] have one."""
     empty = jax.tree.map(jnp.zeros_like, like)
     return empty.replace(position=jnp.full_like(like.position, -1))  # type: ignore[attr-defined, no-any-return]
 
 
-def _usable(mask: Array) -> tuple[Array, Array]:
+def _valid(mask: Array) -> tuple[Array, Array]:
     flat = mask.reshape(-1)
     return jnp.nonzero(flat, size=flat.size, fill_value=0)[0].astype(jnp.int32), flat.sum(dtype=jnp.int32)
 
@@ -76,7 +76,8 @@ def _usable(mask: Array) -> tuple[Array, Array]:
 def resample(key: Array, trajectory: Trajectory, log_weight: Array) -> Trajectory:
     """N unweighted trajectories from N weighted ones (systematic resampling; with equal weights, each of them once)."""
     index = systematic(key, log_weight)
-    return jax.tree.map(lambda x: x[index], trajectory)
+    drawn: Trajectory = jax.tree.map(lambda x: x[index], trajectory)
+    return drawn
 
 
 def insert(replay: Replay, trajectory: Trajectory) -> Replay:
@@ -87,14 +88,14 @@ def insert(replay: Replay, trajectory: Trajectory) -> Replay:
     rows = (replay.position + jnp.arange(count)) % capacity
     known = replay.trajectory.last_obs is not None
     stored = jax.tree.map(lambda old, new: old.at[rows].set(new), replay.trajectory, alike(trajectory, last_obs=known))
-    usable, size = _usable(stored.mask)
-    return Replay(trajectory=stored, usable=usable, count=size, position=(replay.position + count) % capacity)
+    valid, size = _valid(stored.mask)
+    return Replay(trajectory=stored, valid=valid, count=size, position=(replay.position + count) % capacity)
 
 
 def alike(trajectory: Trajectory, *, last_obs: bool) -> Trajectory:
-    """The same trajectories with `last_obs` or without, so that those of several makers can be kept together.
+    """The same trajectories with `last_obs` or without, so that one replay can hold those of several synthesizers.
 
-    Where it was not known, the last observation stands there, and the last step stays as unusable as it was.
+    Where it was not known, it is the last observation, and the last step stays as invalid as it was.
     """
     if last_obs == (trajectory.last_obs is not None):
         return trajectory
@@ -107,22 +108,22 @@ def alike(trajectory: Trajectory, *, last_obs: bool) -> Trajectory:
 
 def terminal_share(replay: Replay) -> Array:
     """Share [] of the stored trajectories that end in a terminal; rows not yet filled do not count."""
-    made = replay.trajectory
-    filled = made.mask.any(-1)
-    return ((made.discount == 0).any(-1) & filled).sum(dtype=jnp.float32) / jnp.maximum(filled.sum(dtype=jnp.int32), 1)
+    stored = replay.trajectory
+    filled = stored.mask.any(-1)
+    return ((stored.discount == 0).any(-1) & filled).sum(dtype=jnp.float32) / jnp.maximum(filled.sum(dtype=jnp.int32), 1)
 
 
 def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
-    """`batch` usable transitions, uniformly and with replacement."""
+    """`batch` valid transitions, uniformly and with replacement."""
     return _synthetic(replay, jax.random.randint(key, (batch,), 0, jnp.maximum(replay.count, 1)))
 
 
 def _synthetic(replay: Replay, drawn: Array) -> Transition:
-    """The usable transitions of numbers `drawn` [B]."""
+    """The valid transitions of numbers `drawn` [B]."""
     length = replay.trajectory.reward.shape[1]
-    row, step = jnp.divmod(replay.usable[drawn], length)
+    row, step = jnp.divmod(replay.valid[drawn], length)
     steps = replay.trajectory
-    # Where `last_obs` is not known, the last step is usable only at a terminal: no target depends on its next observation.
+    # Without `last_obs` the last step is valid only at a terminal: no target depends on its next observation.
     following = steps.obs[row, jnp.minimum(step + 1, length - 1)]
     if steps.last_obs is not None:
         following = jnp.where((step == length - 1)[:, None], steps.last_obs[row], following)
@@ -141,12 +142,13 @@ def sample_real(key: Array, real: Transition, batch: int) -> Transition:
 
 
 def _real(real: Transition, drawn: Array) -> Transition:
-    return jax.tree.map(lambda x: x[drawn], real)
+    batch: Transition = jax.tree.map(lambda x: x[drawn], real)
+    return batch
 
 
 @struct.dataclass
 class Draw:
-    """Which transitions make up a batch: numbers of real ones and of the replay's usable ones."""
+    """Which transitions make up a batch: numbers of real ones and of the replay's valid ones."""
 
     real: Array  # [B - S]
     synthetic: Array | None = None  # [S]; None: no replay
@@ -162,12 +164,12 @@ def draw_mixed(
     `or_real` the batch of a replay that is none (`no_replay`) is the one that would be drawn without a replay.
     """
     key_real, key_synthetic = jax.random.split(key)
-    made = 0 if replay is None else synthetic
-    drawn = jax.random.randint(key_real, (batch if or_real else batch - made,), 0, real.reward.shape[0])
-    if replay is None or made == 0:
+    size = 0 if replay is None else synthetic
+    drawn = jax.random.randint(key_real, (batch if or_real else batch - size,), 0, real.reward.shape[0])
+    if replay is None or size == 0:
         return Draw(drawn)
-    chosen = jax.random.randint(key_synthetic, (made,), 0, jnp.maximum(replay.count, 1))
-    return Draw(drawn[: batch - made], chosen, drawn[batch - made :] if or_real else None)
+    chosen = jax.random.randint(key_synthetic, (size,), 0, jnp.maximum(replay.count, 1))
+    return Draw(drawn[: batch - size], chosen, drawn[batch - size :] if or_real else None)
 
 
 def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
@@ -175,12 +177,14 @@ def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
     if draw.synthetic is None:
         return _real(real, draw.real)
     assert replay is not None
-    made = _synthetic(replay, draw.synthetic)
+    synthetic = _synthetic(replay, draw.synthetic)
     if draw.instead is not None:
-        made = jax.tree.map(lambda a, b: jnp.where(replay.position >= 0, a, b), made, _real(real, draw.instead))
+        held = replay.position >= 0
+        synthetic = jax.tree.map(lambda a, b: jnp.where(held, a, b), synthetic, _real(real, draw.instead))
     if draw.real.shape[0] == 0:
-        return made
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), _real(real, draw.real), made)
+        return synthetic
+    batch: Transition = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), _real(real, draw.real), synthetic)
+    return batch
 
 
 def sample_mixed(key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int) -> Transition:

@@ -11,7 +11,7 @@ from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver, sample
 from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.parallel import map_batches
-from jaxpgd.synthesis.memory import fitting_batch
+from jaxpgd.synthesis.memory import largest_batch_that_fits
 from jaxpgd.tokens import saturated
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Trajectory
 
@@ -45,7 +45,7 @@ def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
         solver=make_solver(config),
-        batch_size=config.batch_size or fitting_batch(denoise, shape, guided=guided),
+        batch_size=config.batch_size or largest_batch_that_fits(denoise, shape, guided=guided),
     )
 
 

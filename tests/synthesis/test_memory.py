@@ -28,10 +28,10 @@ def denoisers() -> Any:
 
 def test_memory_of_a_trajectory_grows_with_the_network_and_with_gradients(denoisers: Any) -> None:
     shape = (8, denoisers[8].codec.token_dim)
-    plain = {f: memory.bytes_a_trajectory(d.denoise, shape, guided=False) for f, d in denoisers.items()}
+    plain = {f: memory.bytes_per_trajectory(d.denoise, shape, guided=False) for f, d in denoisers.items()}
     assert plain[8] >= 4 * shape[0] * shape[1]  # the result, at least
     assert plain[64] > 2 * plain[8]
-    assert memory.bytes_a_trajectory(denoisers[64].denoise, shape, guided=True) > plain[64]
+    assert memory.bytes_per_trajectory(denoisers[64].denoise, shape, guided=True) > plain[64]
 
 
 def test_a_batch_is_the_largest_power_of_two_that_half_of_the_free_memory_holds(
@@ -45,12 +45,12 @@ def test_a_batch_is_the_largest_power_of_two_that_half_of_the_free_memory_holds(
 
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
     for needed, expected in ((10.0, 64), (15.0, 64), (16.0, 32), (1e9, 8), (1e-9, 8192)):  # 1000 bytes are to be used
-        monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, needed=needed, **__: needed)
-        assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False) == expected
-    monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, **__: 10.0)
-    assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False, agents=4) == 16
-    monkeypatch.setattr(memory, "bytes_a_trajectory", lambda *_, **__: None)
-    assert memory.fitting_batch(denoisers[8].denoise, (8, 7), guided=False) == 512  # nothing is known
+        monkeypatch.setattr(memory, "bytes_per_trajectory", lambda *_, needed=needed, **__: needed)
+        assert memory.largest_batch_that_fits(denoisers[8].denoise, (8, 7), guided=False) == expected
+    monkeypatch.setattr(memory, "bytes_per_trajectory", lambda *_, **__: 10.0)
+    assert memory.largest_batch_that_fits(denoisers[8].denoise, (8, 7), guided=False, agents=4) == 16
+    monkeypatch.setattr(memory, "bytes_per_trajectory", lambda *_, **__: None)
+    assert memory.largest_batch_that_fits(denoisers[8].denoise, (8, 7), guided=False) == 512  # nothing is known
 
 
 def test_trajectories_do_not_depend_on_how_many_are_sampled_at_once(denoisers: Any) -> None:

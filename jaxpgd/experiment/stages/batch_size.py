@@ -9,7 +9,7 @@ from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import broadcast
-from jaxpgd.synthesis.memory import fitting_batch
+from jaxpgd.synthesis.memory import largest_batch_that_fits
 
 
 def largest_batch(config: Config, models: Models) -> int:
@@ -19,11 +19,11 @@ def largest_batch(config: Config, models: Models) -> int:
     if models.denoiser is not None:
         through = "guided" in config.arms and config.guidance.kind != "published"
         shape = (config.synthesis.length or models.denoiser.length, models.denoiser.codec.token_dim)
-        found.append(fitting_batch(models.denoiser.denoise, shape, guided=through, agents=agents))
+        found.append(largest_batch_that_fits(models.denoiser.denoise, shape, guided=through, agents=agents))
     if models.states is not None:
         codec = models.states.codec
         shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)
-        found.append(fitting_batch(models.states.denoise, shape, guided=False, agents=agents))
+        found.append(largest_batch_that_fits(models.states.denoise, shape, guided=False, agents=agents))
     return min(found, default=0)
 
 
