@@ -310,7 +310,8 @@ def _study(args: list[str]) -> None:
     """Everything after the study's own options is settings of all its cells."""
     own = ("--scale", "--out", "--minutes")
     show, args = "--show" in args, [a for a in args if a != "--show"]
-    from jaxpgd.experiment.studies.plan import load_study, merge, shipped, study_text
+    from jaxpgd.experiment.studies.plan import load_study, shipped, study_text
+    from jaxpgd.experiment.studies.tables import merge
 
     named = bool(args) and not args[0].startswith("--")
     check(named, "study", args[0] if args else "", f"one of {', '.join(shipped())}, or a .toml file")

@@ -17,7 +17,7 @@ from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.stages.model_source import DECIDED_BY
 from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.experiment.stages.score_trajectories import real_windows
-from jaxpgd.experiment.studies.plan import settings_of
+from jaxpgd.experiment.studies.identity import settings_of
 from jaxpgd.training.windows import prepare_windows
 
 PLAIN = load("point2d", episodes=6)

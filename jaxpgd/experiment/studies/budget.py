@@ -17,7 +17,8 @@ import jax
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
-from jaxpgd.experiment.studies.plan import Budget, Study, digest
+from jaxpgd.experiment.studies.identity import short_hash
+from jaxpgd.experiment.studies.plan import Budget, Study
 from jaxpgd.experiment.studies.run import check_unchanged, locked
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.workload import Rates, Workload
@@ -69,7 +70,7 @@ def fit_to_minutes(study: Study, out: Path, minutes: float, fitted: Callable[[di
     out = Path(out).resolve()
     make_directory(out)
     device = jax.devices()[0].device_kind
-    told = digest([study.toml, study.scale, [cell.key for cell in study.cells], minutes, device])
+    told = short_hash([study.toml, study.scale, [cell.key for cell in study.cells], minutes, device])
     path = out / f"budget-{study.name}-{told}.json"
     with locked(out):
         check_unchanged(study, out / "data.json")

@@ -22,7 +22,7 @@ from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
 from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows
 from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
 from jaxpgd.experiment.stages.train_models import check_models, train_models
-from jaxpgd.experiment.studies.plan import Cell
+from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept

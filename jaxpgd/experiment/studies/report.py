@@ -13,8 +13,8 @@ from jaxpgd.experiment.run.directory import write_atomic
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.experiment.studies.draw import checked
+from jaxpgd.experiment.studies.identity import slug
 from jaxpgd.experiment.studies.places import summary
-from jaxpgd.experiment.studies.plan import slug
 from jaxpgd.experiment.studies.results import Results, by_scale, matching
 from jaxpgd.experiment.studies.spec import Table
 

@@ -13,8 +13,9 @@ import numpy as np
 from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.envs.point2d import BEHAVIOUR_GOAL, TARGET_GOAL
 from jaxpgd.experiment.run.directory import write_atomic
+from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.measures import SCALE, SCORE, Found, MadeBy, Row
-from jaxpgd.experiment.studies.plan import Cell, Study
+from jaxpgd.experiment.studies.plan import Study
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Spec
 from jaxpgd.types import Trajectory
 

@@ -22,8 +22,10 @@ from jaxpgd.experiment.run.lock import RunLock
 from jaxpgd.experiment.run.logs import numbers, plain
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.run.versions import versions
+from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.measures import Found, measure
-from jaxpgd.experiment.studies.plan import Cell, Study, digest
+from jaxpgd.experiment.studies.plan import Study
 from jaxpgd.experiment.studies.report import study_report
 from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
@@ -161,7 +163,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:
     """Measure the cells of a group and write each into its folder under `root`: what they say, and why some do not, by key."""
-    folder = root / (group[0].name if len(group) == 1 else f"together-{digest([cell.key for cell in group])}")
+    folder = root / (group[0].name if len(group) == 1 else f"together-{short_hash([cell.key for cell in group])}")
     for cell in group:
         (root / cell.name).mkdir(parents=True, exist_ok=True)
         write_atomic(root / cell.name / "config.toml", to_toml(cell.config))

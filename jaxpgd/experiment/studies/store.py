@@ -18,7 +18,8 @@ from jaxpgd.experiment.stages.model_source import DECIDED_BY, NEEDS, as_trained,
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.stages.train_agents import train_agents
 from jaxpgd.experiment.stages.train_models import train_denoiser, train_models, train_state_denoiser, train_world_model
-from jaxpgd.experiment.studies.plan import digest, get_nested, left_out, settings_of, slug
+from jaxpgd.experiment.studies.identity import left_out, settings_of, short_hash, slug
+from jaxpgd.experiment.studies.tables import get_nested
 from jaxpgd.experiment.validation import validate
 from jaxpgd.synthesis.dydiff import DyDiffConfig
 from jaxpgd.synthesis.replay import SynthesisConfig
@@ -85,13 +86,13 @@ class Store:
     def prepared(self, config: Config) -> Prepared:
         """The dataset and windows of a config; those used last are kept."""
         set_precision(config.matmul_precision)  # that of a dataset which is kept may be another's
-        key = digest(settings_of(dataclasses.replace(Config(), seed=config.seed, data=config.data)))
+        key = short_hash(settings_of(dataclasses.replace(Config(), seed=config.seed, data=config.data)))
         return self._prepared.get(key, lambda: prepare(config))
 
     def opened(self, config: Config) -> tuple[Prepared, Models]:
         """The same, with the models of the config's arms, from the runs of `models_from`."""
         prepared = self.prepared(config)
-        key = digest([config.models_from, config.arms])
+        key = short_hash([config.models_from, config.arms])
         return prepared, self._models.get(key, lambda: load_models(RunView(Path(config.out), config), prepared))
 
     @contextmanager
@@ -115,7 +116,7 @@ class Store:
         if names is not None:
             values = {name: get_nested(values, name) for name in names if name not in left_out(config)}
         values |= {"health.skip_updates": skipped} if skipped else {}
-        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{digest(values)}"))
+        return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{short_hash(values)}"))
 
     def _trained(self, config: Config, stage: str) -> str:
         with self._once(config), create_run(config, resume=True) as run:

@@ -11,7 +11,7 @@ from jax import Array
 from jaxpgd.envs.mixture import CODEC, divergence, gaussian_policy, mixture, tilted_masses
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.stages.prepare import stage_key
-from jaxpgd.experiment.studies.plan import MeasureConfig
+from jaxpgd.experiment.studies.cell import MeasureConfig
 from jaxpgd.guidance.likelihood import log_likelihood
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.replay import resample

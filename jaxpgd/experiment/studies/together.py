@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.studies.plan import Cell, digest, settings_of
+from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.identity import settings_of, short_hash
 from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep, sweepable
 from jaxpgd.options import get
 
@@ -75,7 +76,7 @@ def _structure(cell: Cell) -> str:
         for section in sections:
             inner = inner[section]
         inner[last] = None
-    return digest(values)
+    return short_hash(values)
 
 
 def _but_for_arms(cell: Cell) -> str:
@@ -84,7 +85,7 @@ def _but_for_arms(cell: Cell) -> str:
         return cell.key
     values = {name: value for name, value in settings_of(cell.config).items() if name != "arms"}
     target = cell.target.config and settings_of(cell.target.config)
-    return digest([values, dataclasses.asdict(cell.measure), cell.target.actor, target])
+    return short_hash([values, dataclasses.asdict(cell.measure), cell.target.actor, target])
 
 
 def _numbers(config: Config) -> list[str]:

@@ -20,8 +20,9 @@ from jaxpgd.experiment.stages.load import seed_policy
 from jaxpgd.experiment.stages.model_programs import Training, denoiser_training, world_model_training
 from jaxpgd.experiment.stages.model_source import needs
 from jaxpgd.experiment.stages.prepare import Prepared
+from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.measures import target_of
-from jaxpgd.experiment.studies.plan import Cell, Study
+from jaxpgd.experiment.studies.plan import Study
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.parallel import Placement

@@ -62,7 +62,7 @@ def test_candidates_come_cheapest_first_and_say_what_they_cost() -> None:
 
 
 def test_what_is_recommended_is_a_section_of_a_config(tmp_path: Path) -> None:
-    """Read back it is the sampler that was measured, and nothing in it is without effect; the batch size is the config's own."""
+    """Read back, it is the sampler that was measured. The batch size is the config's own."""
     section = SamplerConfig("heun", sigma_max=50.0, batch_size=5)
     for sampler in (*candidates(section, (64, 8), tuple(SOLVERS)), reference_of(section)):
         row = described(sampler) | {"settings": dataclasses.asdict(sampler)}

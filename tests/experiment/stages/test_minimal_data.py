@@ -12,7 +12,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import config_of, load_config
-from jaxpgd.experiment.studies.plan import merge
+from jaxpgd.experiment.studies.tables import merge
 from jaxpgd.experiment.used_settings import unused
 
 WIDTH = {"hidden": [4]}

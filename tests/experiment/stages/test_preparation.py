@@ -21,7 +21,7 @@ from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
-from jaxpgd.experiment.studies.plan import settings_of
+from jaxpgd.experiment.studies.identity import settings_of
 
 
 class Straight(gymnasium.Env[Any, Any]):

@@ -103,7 +103,7 @@ def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_p
         load_study(path, overrides={"health": health}).cells[-1] for health in ({}, {"value_excess": 9.0}, {"skip_updates": 5})
     )
     assert usual.key == again.key != skipping.key
-    models = [store.lender(cell.config, "denoiser").out for cell in (usual, again, skipping)]
+    models = [store.run_of_model(cell.config, "denoiser").out for cell in (usual, again, skipping)]
     assert models[0] == models[1] != models[2]
 
 
@@ -114,21 +114,23 @@ def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_fi
     assert STATED not in settings_of(usual.config) and settings_of(exact.config)[STATED] == "float32"
     assert usual.key != exact.key
     for stage in ("denoiser", "world-model", "state-denoiser"):
-        lent = [store.lender(cell.config, stage) for cell in (usual, exact)]
-        assert [each.matmul_precision for each in lent] == ["tensorfloat32", "float32"] and lent[0].out != lent[1].out
+        runs = [store.run_of_model(cell.config, stage) for cell in (usual, exact)]
+        assert [each.matmul_precision for each in runs] == ["tensorfloat32", "float32"] and runs[0].out != runs[1].out
     config = usual.config
     kept = lambda section: {n: v for n, v in asdict(getattr(config, section)).items() if f"{section}.{n}" not in LATER}
     network, data = kept("denoiser"), kept("data")
     names = {"seed": config.seed, "data": data, "denoiser": network}
-    assert store.lender(config, "denoiser").out.endswith(f"denoiser-point2d-{short_hash(names)}")
+    assert store.run_of_model(config, "denoiser").out.endswith(f"denoiser-point2d-{short_hash(names)}")
     other = load_study(path, overrides={"denoiser": {"convolution": "primitive"}}).cells[-1]
     assert other.key != usual.key and settings_of(other.config)["denoiser"]["convolution"] == "primitive"
-    assert store.lender(other.config, "denoiser").out.endswith(short_hash(names | {"denoiser": asdict(other.config.denoiser)}))
+    assert store.run_of_model(other.config, "denoiser").out.endswith(
+        short_hash(names | {"denoiser": asdict(other.config.denoiser)})
+    )
     clipped = load_study(path, overrides={"data": {"clip_actions": True}}).cells[-1]
     assert clipped.key != usual.key and settings_of(clipped.config)["data"]["clip_actions"] is True
     for stage in ("denoiser", "world-model", "state-denoiser"):
-        lent = store.lender(clipped.config, stage)
-        assert lent.data.clip_actions and lent.out != store.lender(usual.config, stage).out
+        run = store.run_of_model(clipped.config, stage)
+        assert run.data.clip_actions and run.out != store.run_of_model(usual.config, stage).out
 
 
 ROLLOUTS = """
@@ -182,13 +184,13 @@ def test_a_target_is_trained_on_the_cells_data_once(study_file) -> None:
 
 
 @pytest.mark.parametrize(("name", "scale"), SCALES)
-def test_every_model_of_every_cell_can_be_lent(name: str, scale: str, tmp_path: Path) -> None:
+def test_every_model_of_every_cell_has_a_run_of_its_own(name: str, scale: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     for cell in load_study(name, scale).cells:
-        lenders = {stage: store.lender(cell.config, stage) for stage in NEEDS if needs(cell.config, stage)}
-        for stage, lent in lenders.items():
-            validate(lent)
-            assert needs(lent, stage) and lent.models_from == () and lent.data.name == cell.config.data.name
+        runs = {stage: store.run_of_model(cell.config, stage) for stage in NEEDS if needs(cell.config, stage)}
+        for stage, run in runs.items():
+            validate(run)
+            assert needs(run, stage) and run.models_from == () and run.data.name == cell.config.data.name
 
 
 def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
@@ -198,17 +200,18 @@ def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
     noised = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, conditions="noised"))
     faster = replace(config.world_model, lr=1.0)
     same = [config, replace(config, synthesis=churned), replace(config, world_model=faster), replace(config, preset="paper")]
-    assert len({store.lender(c, "state-denoiser").out for c in same}) == 1
+    assert len({store.run_of_model(c, "state-denoiser").out for c in same}) == 1
     scaled = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, scaled_conditions=True))
     for changed in (noised, scaled):
         assert (
-            store.lender(replace(config, synthesis=changed), "state-denoiser").out != store.lender(config, "state-denoiser").out
+            store.run_of_model(replace(config, synthesis=changed), "state-denoiser").out
+            != store.run_of_model(config, "state-denoiser").out
         )
-    assert store.lender(replace(config, synthesis=scaled), "state-denoiser").synthesis.dydiff.scaled_conditions
-    assert store.lender(same[2], "world-model").out != store.lender(config, "world-model").out
+    assert store.run_of_model(replace(config, synthesis=scaled), "state-denoiser").synthesis.dydiff.scaled_conditions
+    assert store.run_of_model(same[2], "world-model").out != store.run_of_model(config, "world-model").out
     wide = replace(config, data=replace(config.data, window=8))
-    assert store.lender(wide, "world-model") == store.lender(config, "world-model")
-    assert store.lender(wide, "state-denoiser").out != store.lender(config, "state-denoiser").out
+    assert store.run_of_model(wide, "world-model") == store.run_of_model(config, "world-model")
+    assert store.run_of_model(wide, "state-denoiser").out != store.run_of_model(config, "state-denoiser").out
 
 
 def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:

@@ -12,8 +12,9 @@ from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.studies import run as study_run
+from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS
 from jaxpgd.experiment.studies.measures import Found
-from jaxpgd.experiment.studies.plan import COLUMNS, STEP_COLUMNS, load_study
+from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.studies.run import run_study
 from jaxpgd.experiment.studies.store import Store
 

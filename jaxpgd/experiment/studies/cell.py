@@ -1,0 +1,95 @@
+"""A cell of a study: one config, what is measured of it, and for which target policy."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Literal
+
+from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.studies.identity import settings_of, short_hash, slug
+
+Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
+
+# columns of results.csv by what is measured; a score stands there under the name of its family
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return", "length", "score"),
+    "trajectories": ("synthetic_return", "synthetic_length", "log_likelihood", "dynamics_error", "persistence",
+                     "sliced_wasserstein"),
+    "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
+                 "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
+    "tilt": ("coefficient", "divergence", "log_likelihood"),
+}  # fmt: skip
+# and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
+STEP_COLUMNS: dict[str, tuple[str, ...]] = {
+    "returns": ("return",),
+    "trajectories": ("dynamics_error", "persistence"),
+    "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
+    "tilt": ("samples", "target", "behaviour", "policy"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured of a cell: `[measure]` of a study, which axes may change.
+
+    - `returns`: agents are trained and evaluated (`config` as in `jaxpgd run`);
+    - `trajectories`: trajectories of `source` for the target policy are scored;
+    - `rollouts`: the target policy rolled out by every model, against the real environment, step by step;
+    - `tilt`: one action of a known mixture, guided towards a Gaussian policy, against the exact density.
+    """
+
+    kind: Literal["returns", "trajectories", "rollouts", "tilt"] = "returns"
+    source: Source = "guided"  # trajectories
+    trajectories: int = 256  # trajectories, rollouts, tilt: how many
+    length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
+    samples: int = 0  # trajectories: so many are kept, to be drawn
+    weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
+    means: tuple[float, ...] = (-1.0, 1.0)
+    stds: tuple[float, ...] = (0.3, 0.3)
+    policy_mean: float = 0.5  # tilt: of the policy
+    policy_std: float = 0.5
+
+
+# which kinds use what of a measure
+MEASURED: dict[str, tuple[str, ...]] = {
+    "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
+    "length": ("trajectories", "rollouts"), "samples": ("trajectories",),
+} | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
+
+    The config is that of a run of one agent on the cell's own data and at its `matmul_precision`, but for what `[target]` says.
+    Neither: the environment's own target policy, which built-in ones have.
+    """
+
+    actor: str = ""
+    config: Config | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of a study's grid."""
+
+    labels: Mapping[str, str]  # value of each axis, by name
+    measure: MeasureConfig
+    config: Config
+    target: Target
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
+        target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
+        return short_hash({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
+
+    @property
+    def label(self) -> str:
+        """What tells it apart in its study."""
+        return ", ".join(self.labels.values())
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.measure.kind}-{slug(self.config.data.name)}-{self.key}"
