@@ -93,7 +93,7 @@ class Dataset:
 def to_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
     """Map actions [..., A] from [-1, 1] to the environment's bounds."""
     low, high = np.asarray(info.action_low), np.asarray(info.action_high)
-    return low + (np.clip(action, -1.0, 1.0) + 1.0) * (high - low) / 2.0
+    return np.asarray(low + (np.clip(action, -1.0, 1.0) + 1.0) * (high - low) / 2.0)
 
 
 def from_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:

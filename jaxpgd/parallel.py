@@ -46,7 +46,8 @@ def shard(tree: Tree, *axes: str) -> Tree:
     if parts == 1:
         return tree
     spec = PartitionSpec(axes)
-    return jax.tree.map(lambda x: x if x.shape[0] % parts else jax.lax.with_sharding_constraint(x, spec), tree)
+    sharded: Tree = jax.tree.map(lambda x: x if x.shape[0] % parts else jax.lax.with_sharding_constraint(x, spec), tree)
+    return sharded
 
 
 def map_batches(fn: Callable[..., Any], xs: Any, batch_size: int) -> Any:
@@ -101,12 +102,14 @@ class Placement:
         return state if self.one else self._put(state, self.sharded)
 
     def _put(self, tree: Tree, sharding: NamedSharding) -> Tree:
+        placed: Tree
         if jax.process_count() == 1:
-            return jax.device_put(tree, sharding)
-        if all(not getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
-            moved: Tree = jax.jit(_identity, out_shardings=sharding)(tree)
-            return moved
-        return jax.tree.map(lambda x: _shard_across_hosts(x, sharding), tree)
+            placed = jax.device_put(tree, sharding)
+        elif all(not getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
+            placed = jax.jit(_identity, out_shardings=sharding)(tree)
+        else:
+            placed = jax.tree.map(lambda x: _shard_across_hosts(x, sharding), tree)
+        return placed
 
     def init(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile `fn(...) -> state`."""
@@ -155,14 +158,17 @@ def _shard_across_hosts(x: Array, sharding: NamedSharding) -> Array:
     """The global array with `sharding` of a value that every host holds."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_shard_across_hosts(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+        data = _shard_across_hosts(jax.random.key_data(x), sharding)
+        keys: Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return keys
     value = np.asarray(x)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _local(x: Array) -> Array:
     if x.is_fully_addressable:
-        return jax.device_put(x, jax.local_devices()[0])
+        local: Array = jax.device_put(x, jax.local_devices()[0])
+        return local
     return x.addressable_data(0)
 
 

@@ -133,7 +133,8 @@ class Policy:
         chex.assert_rank([obs, action], 1)
         if self.score_fn is not None:
             return self.score_fn(self.params, obs, action, variance)
-        return jax.grad(lambda a: self.log_prob(obs, a, variance))(action)
+        gradient: Array = jax.grad(lambda a: self.log_prob(obs, a, variance))(action)
+        return gradient
 
 
 class Synthesizer:

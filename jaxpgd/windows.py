@@ -121,7 +121,7 @@ def _starts(
 def own_steps(dataset: Dataset, starts: np.ndarray, window: int) -> np.ndarray:
     """Steps [W] without padding of the windows at `starts` [W]: less than `window` where the episode is shorter."""
     ends = dataset.offsets[np.searchsorted(dataset.offsets, starts, side="right")]
-    return np.minimum(ends - np.asarray(starts, np.int64), window)
+    return np.asarray(np.minimum(ends - np.asarray(starts, np.int64), window))
 
 
 def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

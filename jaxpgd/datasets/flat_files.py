@@ -108,7 +108,7 @@ def _leads_elsewhere(obs: np.ndarray, next_obs: np.ndarray, ends: np.ndarray) ->
         for part in _blocks(len(obs) - 1):
             here = obs[part.start + 1 : part.stop + 1].astype(np.float64)
             found[part] = (np.abs(next_obs[part] - here) > same + rounding * np.abs(here)).any(1)
-    return found & ~ends
+    return np.asarray(found & ~ends)
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -93,7 +93,7 @@ def gaussian_wasserstein(a: Gaussian, b: Gaussian) -> float:
 
 def _root(cov: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
 
 
 def fitted(samples: ArrayLike, weights: ArrayLike | None = None) -> Gaussian:

@@ -104,7 +104,8 @@ def _log_prob(params: LinearParams, obs: Array, action: Array, variance: Array |
 def _gaussian(key: Array, cov: Array) -> Array:
     # a square root by eigenvectors also serves singular covariances, where Cholesky gives NaN
     values, vectors = jnp.linalg.eigh(cov)
-    return vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape, values.dtype))
+    sample: Array = vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape, values.dtype))
+    return sample
 
 
 def trajectory_moments(env: LinearGaussian, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +134,7 @@ def trajectory_moments(env: LinearGaussian, policy: Policy) -> tuple[np.ndarray,
 
 def _root(cov: Array) -> np.ndarray:
     values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def feature_statistics(mean: np.ndarray, cov: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:

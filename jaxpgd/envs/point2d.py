@@ -48,7 +48,8 @@ class Point2D:
 
     def reward(self, next_obs: Array) -> Array:
         """Reward [] of arriving at next_obs [2]."""
-        return -jnp.linalg.norm(next_obs - jnp.asarray(self.goal, next_obs.dtype))
+        reward: Array = -jnp.linalg.norm(next_obs - jnp.asarray(self.goal, next_obs.dtype))
+        return reward
 
     def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
         """obs [2], action [2] -> next_obs [2], reward [], discount [] (always 1)."""

@@ -90,4 +90,4 @@ def _pooled(tasks: Tasks, weights: Tasks) -> np.ndarray:
     cut = (len(values) // 4) / len(values)
     ends = np.cumsum(weight, axis=1)
     kept = np.clip(np.minimum(ends, 1 - cut) - np.maximum(ends - weight, cut), 0, None)
-    return kept @ values[order] / kept.sum(axis=1)
+    return np.asarray(kept @ values[order] / kept.sum(axis=1))

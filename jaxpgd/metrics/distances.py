@@ -45,7 +45,7 @@ def _normalised(weights: np.ndarray | None, size: int, name: str) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
     check(weights.shape == (size,) and bool((weights >= 0).all()) and weights.sum() > 0, name, weights.shape,
           f"{size} numbers not below 0, some above")  # fmt: skip
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def _wasserstein_power(x: np.ndarray, y: np.ndarray, wx: np.ndarray, wy: np.ndarray, order: int) -> float:
@@ -83,7 +83,7 @@ def coverage(key: Array, real: np.ndarray, synthetic: np.ndarray, *, k: int = 5,
 
 
 def _thin(key: Array, x: np.ndarray, size: int) -> np.ndarray:
-    return x[np.asarray(jax.random.permutation(key, len(x))[:size])]
+    return np.asarray(x[np.asarray(jax.random.permutation(key, len(x))[:size])])
 
 
 @jax.jit
@@ -93,4 +93,4 @@ def _squared(a: Array, b: Array) -> Array:
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     centre = a.mean(axis=0)  # distances do not change, and rounding errors are smaller
-    return np.sqrt(np.maximum(np.asarray(_squared(a - centre, b - centre)), 0.0))
+    return np.asarray(np.sqrt(np.maximum(np.asarray(_squared(a - centre, b - centre)), 0.0)))

@@ -44,7 +44,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
     count = len(values)
     drawn, ranks = np.arange(count)[:, None], np.arange(1, count + 1)
     at_most = np.cumprod(np.maximum(ranks - drawn, 0) / (count - drawn), axis=0)  # [k - 1, i - 1]
-    return np.diff(at_most, axis=1, prepend=0.0) @ np.sort(values)
+    return np.asarray(np.diff(at_most, axis=1, prepend=0.0) @ np.sort(values))
 
 
 def policy_selection(

@@ -123,7 +123,7 @@ def _return_errors(truth: Trajectory, synthetic: Trajectory) -> dict[str, float]
 
 def _returns(trajectory: Trajectory) -> np.ndarray:
     """Undiscounted returns [N] up to the end of each trajectory."""
-    return np.where(steps_taken(trajectory), np.asarray(trajectory.reward, np.float64), 0.0).sum(axis=1)
+    return np.asarray(np.where(steps_taken(trajectory), np.asarray(trajectory.reward, np.float64), 0.0).sum(axis=1))
 
 
 def paired_crossing(a: np.ndarray, b: np.ndarray, errors: float = 0.0) -> int | None:

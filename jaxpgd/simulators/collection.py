@@ -118,7 +118,7 @@ def _choose(
         action = np.asarray(chosen, np.float64) + behaviour.noise * normal
     assert isinstance(space, gymnasium.spaces.Box)
     # clipped once more in the type of the actions, where rounding may leave the bounds
-    return np.clip(to_env_action(task.info, action).astype(space.dtype), space.low, space.high)
+    return np.asarray(np.clip(to_env_action(task.info, action).astype(space.dtype), space.low, space.high))
 
 
 @partial(jax.jit, static_argnames="greedy")

@@ -60,7 +60,7 @@ def _cells(maze: str, kind: str) -> list[tuple[int, int]]:
     return [(r, c) for r, row in enumerate(WALLS[maze]) for c, cell in enumerate(row) if cell == kind]
 
 
-class PointMaze(PointEnv):
+class PointMaze(PointEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """maze2d: a ball pushed through a maze. Observations are (x, y, vx, vy), actions are forces in [-1, 1]^2.
 
     x is along rows and y along columns. D4RL's coordinates count from 0.2 beyond the centre of cell (0, 0): cell (r, c) is

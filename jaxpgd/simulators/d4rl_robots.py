@@ -33,7 +33,7 @@ class AntWithoutContacts(AntEnv):
         return np.concatenate([super()._get_obs(), np.zeros(_CONTACTS)])
 
 
-class Pen(AdroitHandPenEnv):
+class Pen(AdroitHandPenEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """The pen: an episode ends where it falls."""
 
     def step(self, a: np.ndarray) -> Step:
@@ -42,7 +42,7 @@ class Pen(AdroitHandPenEnv):
         return obs, float(reward), bool(obs[26] < _FALLEN), False, about
 
 
-class Door(AdroitHandDoorEnv):
+class Door(AdroitHandDoorEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """The door. The reward is of where the hinge is, in rad, and of the palm's way to the handle."""
 
     def step(self, a: np.ndarray) -> Step:
@@ -53,7 +53,7 @@ class Door(AdroitHandDoorEnv):
         return obs, float(reward + 2 * (hinge > 0.2) + 8 * (hinge > 1.0) + 10 * (hinge > 1.35)), False, False, about
 
 
-class Hammer(AdroitHandHammerEnv):
+class Hammer(AdroitHandHammerEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """The hammer. The reward is of how far the nail is in, and of the ways of palm and head."""
 
     def step(self, a: np.ndarray) -> Step:
@@ -67,7 +67,7 @@ class Hammer(AdroitHandHammerEnv):
         return obs, float(reward), False, False, about
 
 
-class Relocate(AdroitHandRelocateEnv):
+class Relocate(AdroitHandRelocateEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """The ball that is moved. The reward is of its way to the target, and of the palm's."""
 
     def step(self, a: np.ndarray) -> Step:

@@ -101,7 +101,7 @@ def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
               f"Store action_low and action_high, [{len(ours)}] each, with the data: actions are scaled by them.")  # fmt: skip
 
 
-def _check_observations(info: DatasetInfo, space: gymnasium.Space, obs_dim: int) -> None:
+def _check_observations(info: DatasetInfo, space: gymnasium.Space[Any], obs_dim: int) -> None:
     """Raise InputError unless observations of the space make the dataset's [obs_dim]."""
     if isinstance(space, gymnasium.spaces.Dict):
         parts = leaves(space)

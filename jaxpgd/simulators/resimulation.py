@@ -44,7 +44,8 @@ class BuiltinSimulator:
 @jax.jit
 def _exact_steps(env: Any, obs: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
     unused = jax.random.key(0)  # the environment has no noise
-    return jax.vmap(lambda o, a: env.step(unused, o, a)[:2])(obs, action)
+    found: tuple[jax.Array, jax.Array] = jax.vmap(lambda o, a: env.step(unused, o, a)[:2])(obs, action)
+    return found
 
 
 KnownSimulator = BuiltinSimulator | MujocoSimulator | PointMazeSimulator

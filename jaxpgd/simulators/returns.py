@@ -78,7 +78,8 @@ def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
 @jax.jit
 def act(policy: Policy, obs: Array) -> Array:
     """Mode actions [S, E, A] of S policies (leading axis on the leaves) at obs [S, E, O]."""
-    return jax.vmap(lambda p, o: jax.vmap(p.mode)(o))(policy, obs)
+    action: Array = jax.vmap(lambda p, o: jax.vmap(p.mode)(o))(policy, obs)
+    return action
 
 
 def _on_host(policy: Policy) -> Policy:
@@ -86,7 +87,8 @@ def _on_host(policy: Policy) -> Policy:
     if jax.default_backend() == "cpu":
         return policy
     try:
-        return jax.device_put(policy, jax.local_devices(backend="cpu")[0])
+        moved: Policy = jax.device_put(policy, jax.local_devices(backend="cpu")[0])
+        return moved
     except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
         return policy
 
