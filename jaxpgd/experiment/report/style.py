@@ -8,7 +8,8 @@ from jaxpgd.experiment.report.words import name_of
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008, "Color Universal Design").
 _PALETTE = ("#56B4E9", "#000000", "#555555", "#CC79A7", "#D55E00", "#009E73", "#E69F00", "#0072B2")
 COLOURS: Mapping[str, str] = {
-    "real": "#0072B2", "unguided": "#E69F00", "guided": "#009E73", "world model": "#D55E00", "DyDiff": "#CC79A7",
+    "real": "#0072B2", "dataset": "#0072B2", "unguided": "#E69F00", "guided": "#009E73", "world model": "#D55E00",
+    "DyDiff": "#CC79A7",
     "published": "#56B4E9", "reconstruction": "#000000", "moment": "#CC79A7", "SMC": "#D55E00",
 }  # fmt: skip
 _LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"

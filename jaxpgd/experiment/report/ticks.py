@@ -93,7 +93,7 @@ def width_of_names(names: Sequence[str], size: float = 10.0) -> float:
     lines = [line for name in names for line in name.splitlines()]
     words = max((text_width(word, size) for line in lines for word in line.split()), default=0.0)
     third = max((text_width(line, size) / 3 for line in lines), default=0.0)
-    return (max(words, third, 0.8) + 2 * _GAP) * (len(names) + 0.2) / 0.8 + 0.6
+    return (max(words, third, 0.75) + 1.5 * _GAP) * (len(names) + 0.2) / 0.8 + 0.4
 
 
 def _inches(axis: Axes) -> float:

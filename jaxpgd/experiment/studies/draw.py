@@ -87,7 +87,9 @@ def _bounds(found: list[Summary]) -> tuple[list[float], list[float], list[float]
 def intervals(results: Results, drawing: Drawing) -> Figure:
     """Mean and interval of each label of `hue`, and its seeds as dots."""
     names = hues(results, drawing)
-    figure, grid = _grid(results, drawing, width=max(3.6, width_of_names([*map(name_of, names), "(10 seeds)"])))
+    measured = {row.get(drawing.hue) for row in results.rows if row.get(drawing.value) is not None}
+    labels = [f"{name_of(hue)}\n(10 seeds)" for hue in names if hue in measured or not drawing.hue]
+    figure, grid = _grid(results, drawing, width=max(3.6, width_of_names(labels)))
     for where, axis in grid:
         shown: list[str] = []
         for hue in names:
