@@ -16,7 +16,7 @@ _HIGH = (1.0, 80.0)  # noise levels that the share `p_high` is drawn from: from 
 
 @struct.dataclass
 class Coefficients:
-    """Scalings of input, output and skip path at one noise level."""
+    """c_skip, c_out, c_in and c_noise (EDM table 1) at one noise level: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)."""
 
     skip: Array
     out: Array
@@ -37,7 +37,7 @@ def coefficients(sigma: Array, sigma_data: Array | float) -> Coefficients:
 
 @struct.dataclass
 class EDMDenoise:
-    """The Denoise of a network and its parameters: x [T, D], sigma [] > 0 -> E[x0 | x] [T, D]."""
+    """The Denoise D of a network F and its parameters (EDM equation 7): x [T, D], sigma [] > 0 -> E[x0 | x] [T, D]."""
 
     params: Any
     sigma_data: Array | float
@@ -73,7 +73,7 @@ def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float, p_high
 
 
 def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
-    """The weight lambda(sigma) that gives the network's own output unit loss at initialisation."""
+    """lambda(sigma) = 1 / c_out^2 (EDM table 1), which gives the network's output F unit loss at initialisation."""
     return (jnp.square(sigma) + jnp.square(sigma_data)) / jnp.square(sigma * sigma_data)
 
 
@@ -94,10 +94,11 @@ def edm_loss(
     known: Array | None = None,
     padding: Condition | None = None,
 ) -> Array:
-    """Weighted squared error [] of denoising one example x0 [T, D] at a random noise level.
+    """EDM's loss lambda(sigma) |D(x0 + n; sigma) - x0|^2 [] (equation 8) of one example x0 [T, D] at a random noise level.
 
-    With `known` [T, D] the network sees those entries without noise, and only the others count. With `padding` it sees that
-    without noise whatever x0 holds there, and it weighs nothing: a step that counts weighs as much as in a whole window.
+    With `known` [T, D] the network sees those entries without noise, and only the others are in the loss. It sees `padding`
+    without noise as well, whatever x0 holds there, and padding has no weight: a valid step weighs as much as in a window
+    without padding.
     """
     key_sigma, key_noise = jax.random.split(key)
     sigma = sample_sigma(key_sigma, p_mean, p_std, p_high)

@@ -1,11 +1,11 @@
-"""Windows of episodes that are shorter: steps after their end are known to the denoiser, and weigh nothing.
+"""Padding of windows that are longer than their episode: the denoiser knows it, and it has no weight in the loss.
 
-A window of T steps over an episode of fewer has own steps and, after them, padding. The denoiser sees the padding as it sees
-conditions (`constraints`): without noise, the same in training and in sampling. What it shows is where the episode ended and
-how: every entry is 0, the middle of normalised tokens, but for the terminal flag, which is 1 after a terminal and -1 where the
-episode was cut (a timeout, a horizon, the end of the data). So a cut episode teaches nothing of what would have followed, and a
-terminal is told apart from it. The denoiser models own steps given the end; ends are drawn as often as the training windows
-have them, which together is the distribution of the windows.
+A window of T steps over a shorter episode has valid steps and, after them, padding. The denoiser sees padding as it sees
+conditions (`diffusion.conditioning`): without noise, in training and in sampling. Padding shows where the episode ended and
+how. Every entry is 0, the centre of normalised tokens, except for the terminal flag: 1 after a terminal, and -1 where the
+episode was cut (a timeout, a horizon, the end of the data). So the model learns nothing about what would have followed a cut,
+and can tell it from a terminal. The denoiser models valid steps given the end of the window. Ends are drawn with their
+frequency among the training windows, so that samples have the distribution of these windows.
 """
 
 import jax
@@ -20,9 +20,9 @@ _AFTER_TERMINAL, _AFTER_CUT = 1.0, -1.0  # terminal flag of padding, before it i
 
 
 def padding(codec: TokenCodec, ends: Ends, length: int, entries: int = 0) -> Condition:
-    """The padding of a window [T = `length`, D] that ends at `ends`, of which nothing is known where it has no padding.
+    """The padding of a window [T = `length`, D] that ends at `ends`, as a condition on the steps after the end alone.
 
-    `entries`: of tokens without the last ones, such as a state denoiser's, the number that is left.
+    `entries`: the number of entries of tokens that lack the last ones, such as a state denoiser's; 0: all.
     """
     flag = (jnp.where(ends.terminal, _AFTER_TERMINAL, _AFTER_CUT) - codec.mean[codec.done]) / codec.std[codec.done]
     value = jnp.zeros((length, codec.token_dim), codec.mean.dtype).at[:, codec.done].set(flag)[:, : entries or codec.token_dim]
@@ -31,13 +31,13 @@ def padding(codec: TokenCodec, ends: Ends, length: int, entries: int = 0) -> Con
 
 @struct.dataclass
 class WindowEnds:
-    """How often training windows of T steps have so many own steps and end in a terminal, as [T, 2] shares."""
+    """Shares [T, 2] of the training windows of T steps by their number of valid steps and by whether they end in a terminal."""
 
-    share: Array  # [T, 2]; steps 1 ... T, without and with a terminal at the last own one
+    share: Array  # [T, 2]; valid steps 1 ... T, without and with a terminal at the last one
 
     def draw(self, key: Array, count: int, length: int) -> Ends:
-        """`count` ends of trajectories of `length` steps: a window without padding ends with the trajectory, others where they
-        did, or with it."""
+        """`count` ends of trajectories of `length` steps. A window without padding ends with the trajectory; others end where
+        they did, or with the trajectory if it is shorter."""
         trained = self.share.shape[0]
         drawn = jax.random.categorical(key, jnp.log(self.share).reshape(-1), shape=(count,))
         steps, terminal = drawn // 2 + 1, drawn % 2 == 1

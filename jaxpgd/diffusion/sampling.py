@@ -42,15 +42,15 @@ class Step:
 class Solver(Protocol):
     """How a sampler steps from one noise level to the next: `init` and `step`. A pytree with its numbers as leaves."""
 
-    history: ClassVar[int]  # earlier noise levels that a step looks at
+    history: ClassVar[int]  # number of earlier noise levels that a step uses
     last_step_differs: ClassVar[bool]  # whether the step to sigma 0 is another one
 
     def init(self, x: Array) -> PyTree:
-        """What is carried from step to step besides x [T, D], before the first."""
+        """The state besides x [T, D] before the first step, such as earlier denoised points."""
         ...
 
     def step(self, key: Array, x: Array, state: Any, step: Step) -> tuple[Array, PyTree]:
-        """x [T, D] at `step.sigmas[-2]` -> x at `step.sigmas[-1]`, and what is carried on."""
+        """x [T, D] at `step.sigmas[-2]` -> x at `step.sigmas[-1]`, and the new state."""
         ...
 
     def nfe(self, steps: int) -> int:

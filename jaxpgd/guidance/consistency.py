@@ -61,7 +61,7 @@ class Consistency:
         """tau [..., O] of steps about which the models disagree by [..., O]."""
         return jnp.sqrt(jnp.square(jnp.maximum(self.error, self.floor)) + jnp.square(disagreement))
 
-    def alive(self, x0: Array) -> Array:
+    def valid(self, x0: Array) -> Array:
         """1 for steps [T] of x0 [T, D] before the first terminal, else 0. Tokens without a terminal flag have none."""
         done = self.codec.done
         if self.codec.token_dim <= done:
@@ -76,7 +76,7 @@ class Consistency:
         states, action = x0[:, codec.obs], codec.action_of(codec.pre_tanh(x0))
         v = jnp.square(sigma) / (1.0 + jnp.square(sigma))
         _, disagreement = jax.vmap(self.predict)(states[:-1], action[:-1])
-        weight = self.alive(x0)[:-1, None] / self.standard_error(disagreement)
+        weight = self.valid(x0)[:-1, None] / self.standard_error(disagreement)
 
         def residuals(states: Array) -> Array:
             predicted, _ = jax.vmap(self.predict)(states[:-1], action[:-1])

@@ -240,7 +240,7 @@ def make_synthesizer(
 
     `length` is the number of steps per trajectory (0: as in training). A denoiser of your own is a pytree callable (a struct
     dataclass, or `jax.tree_util.Partial` of a function and its parameters) in `TrajectoryDenoiser(denoise, windows.codec,
-    windows.length)`. Raises InputError, unless they are "kept" also for settings that the kinds leave `unused`.
+    windows.length)`. Raises InputError for options out of their range and for a denoiser that does not fit its codec.
     """
     own = "a TrajectoryDenoiser: TrajectoryDenoiser(denoise, windows.codec, windows.length)"
     check(isinstance(denoiser, TrajectoryDenoiser), "denoiser", denoiser, own)

@@ -20,15 +20,15 @@ class FilterConfig:
     )
     keep: float = share(0.6, "share of the trajectories that the filter keeps (DyDiff: 0.6)", low=1e-3, positive=True)
     temperature: float = positive(0.05, "temperature of the softmax over standardised returns (DyDiff: 0.05)")
-    steps: Literal["alive", "all"] = option(
-        "alive", "steps whose rewards the return sums: those up to a terminal, or all (DyDiff)"
+    steps: Literal["valid", "all"] = option(
+        "valid", "steps whose rewards the return sums: those up to a terminal, or all (DyDiff)"
     )
 
 
-def returns(trajectory: Trajectory, steps: Literal["alive", "all"] = "alive") -> Array:
-    """Undiscounted sum of rewards, as learned, [N] of trajectories [N, T], up to and including the first terminal.
+def returns(trajectory: Trajectory, steps: Literal["valid", "all"] = "valid") -> Array:
+    """Undiscounted sums [N] of the learned rewards of trajectories [N, T], up to and including the first terminal.
 
-    Of all `steps`: also of those after it, as DyDiff's code.
+    With "all" `steps` also of those after it, as in DyDiff's code.
     """
     if steps == "all":
         return trajectory.reward.sum(-1)
@@ -47,7 +47,7 @@ class Filter:
     temperature: Array | float = 0.05
     kind: Literal["none", "hardmax", "softmax"] = struct.field(pytree_node=False, default="none")
     keep: float = struct.field(pytree_node=False, default=1.0)  # share kept; ignored by "none"
-    steps: Literal["alive", "all"] = struct.field(pytree_node=False, default="alive")
+    steps: Literal["valid", "all"] = struct.field(pytree_node=False, default="valid")
 
     def needed(self, count: int) -> int:
         """How many trajectories to generate so that `count` are kept."""

@@ -160,7 +160,7 @@ def draw_mixed(
 ) -> Draw:
     """The draw of a batch [batch] of which the last `synthetic` come from the replay and the others from real data.
 
-    Apart from `take` so that the draws of many batches can be made at once, which is far cheaper than one by one. With
+    Separate from `take` so that many batches can be drawn at once, which is far cheaper than one by one. With
     `or_real` the batch of a replay that is none (`no_replay`) is the one that would be drawn without a replay.
     """
     key_real, key_synthetic = jax.random.split(key)

@@ -30,7 +30,7 @@ def test_returns_of_all_steps_count_what_comes_after_a_terminal():
     made = trajectories([[1, 2, 4], [1, 0, 9], [2, 0, 0]], [[1, 1, 1], [1, 0, 1], [1, 1, 1]])
     np.testing.assert_array_equal(returns(made, "all"), [7, 10, 2])
     keep = lambda steps: kept(make_filter(FilterConfig(kind="hardmax", steps=steps))(jax.random.key(0), made, 2))
-    assert (keep("all"), keep("alive")) == ([0, 1], [0, 2])
+    assert (keep("all"), keep("valid")) == ([0, 1], [0, 2])
 
 
 def test_hardmax_keeps_the_highest_returns():
