@@ -87,8 +87,8 @@ class TokenCodec:
         return (raw - self.mean[entries]) / self.std[entries]
 
     def observation(self, tokens: Array) -> Array:
-        """Observations [..., T, O] of tokens [..., T, D]."""
-        chex.assert_shape(tokens, (..., self.token_dim))
+        """Observations [..., T, O] of tokens [..., T, D], or of their leading entries [..., T, O + A] (`encode_steps`)."""
+        chex.assert_axis_dimension_gteq(tokens, -1, self.obs_dim)
         return self._within(tokens[..., self.obs]) * self.std[self.obs] + self.mean[self.obs]
 
     def pre_tanh(self, tokens: Array) -> Array:
