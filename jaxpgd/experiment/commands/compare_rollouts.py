@@ -174,8 +174,9 @@ def summary_line(row: dict[str, Any]) -> str:
 def crossings(found: dict[str, Any]) -> dict[str, dict[str, int | float | None]]:
     """The step from which each method stays below the (first run's) ensemble; None: never.
 
-    By `state_error` against the ensemble's mean, over the trajectories alive in the truth and in both, the same by two standard
-    errors (`clearly`), and by `state_distance` against the ensemble's mean and its samples, whichever is nearer at a step.
+    By `state_error` against the ensemble's mean, over the steps that are valid in the truth and in both rollouts; the same by
+    two standard errors (`clearly`); and by `state_distance` against the ensemble's mean and its samples, the nearer of the two
+    at each step.
     """
     if ERROR_REFERENCE not in found:
         return {}

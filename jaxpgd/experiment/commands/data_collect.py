@@ -103,10 +103,10 @@ def _fill(writer: DatasetWriter, options: Collection, task: Task, behaviours: li
     total = options.episodes or options.transitions or 100_000
     steps, count, returns = 0, 0, []
     with StageProgress("collect", total, unit) as progress:
-        for episode, whole in collect(task, behaviours, total, unit, options.seed):
+        for episode, complete in collect(task, behaviours, total, unit, options.seed):
             writer.add(episode)
             steps, count = steps + len(episode), count + 1
-            if whole:
+            if complete:
                 returns.append(float(np.sum(episode.rewards)))
             progress.advance(len(episode) if unit == "transitions" else 1)
     mean = float(np.mean(returns)) if returns else None

@@ -42,7 +42,7 @@ class Collection:
 
     @property
     def dataset_id(self) -> str:
-        """The id given, or made of the environment and the policy."""
+        """The id given, else one of the environment's and the policy's names."""
         policy = Path(self.actor).stem if self.actor else self.policy or RANDOM
         shares = "".join(f"-{100 * f:g}" for f in self.expert_fraction)
         return self.id or f"jaxpgd/{_slug(self.env.rpartition(':')[2])}/{_slug(policy + shares)}-local-v0"

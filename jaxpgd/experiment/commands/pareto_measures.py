@@ -123,7 +123,7 @@ def measured(
 def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
     """The synthesizer of a config with another sampler, at the coefficient that the config states."""
     guidance = config.guidance if guided else None
-    if guidance is not None:  # the coefficient as it is: what chooses it looks at samples of its own
+    if guidance is not None:  # the coefficient as it is: what would choose it draws samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
     return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
 

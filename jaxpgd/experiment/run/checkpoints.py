@@ -80,7 +80,7 @@ def unflatten(target: Tree, values: dict[str, Any], origin: str) -> Tree:
 
 
 def _checkpointer() -> ocp.StandardCheckpointer:
-    """Orbax for this process alone: of several hosts one writes whole arrays, and each reads them for itself."""
+    """Orbax for this process alone: of several hosts one writes unsharded arrays, and each reads them for itself."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
     own = jax.process_index()

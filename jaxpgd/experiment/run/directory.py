@@ -1,4 +1,4 @@
-"""A run directory to write: made or opened for one run, locked by one process. Stages leave a marker when they are done.
+"""A run directory to write: created or opened for one run, locked by one process. Stages leave a marker when they are done.
 
 `RunView` (run.view) is the same directory, read only.
 """

@@ -17,7 +17,7 @@ from jaxpgd.parallel import collectively, is_writer
 
 
 def plain(value: Any) -> Any:
-    """Arrays as numbers and lists, ready for JSON, which has no NaN and no infinities: they are null (`numbers`)."""
+    """Arrays as numbers and lists, ready for JSON. JSON has no NaN and no infinities: they become null (see `numbers`)."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -31,7 +31,7 @@ _ABSENT = ("score", "successes", "length", "peak_memory_bytes")  # null where th
 
 
 def numbers(value: Any, name: str = "") -> Any:
-    """What `plain` made, read back: null is NaN, but under the names of what may be absent. Older files hold NaN themselves."""
+    """The inverse of `plain`: null is NaN, except under names whose value may be absent. Older files hold NaN themselves."""
     if isinstance(value, dict):
         return {k: numbers(v, k) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Build: objects that a config names, made from data and trained models. Agent, synthesizer, where agents get their data."""
+"""Build: the objects that a config names, from data and trained models. Agent, synthesizer, where agents get their data."""
 
 import dataclasses
 

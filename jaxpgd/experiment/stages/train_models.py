@@ -11,6 +11,8 @@ from jaxpgd.experiment.stages.batch_size import decide_batch_size
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.load import load_state_denoiser, load_trajectory_denoiser, load_world_model
 from jaxpgd.experiment.stages.model_programs import (
+    Trained,
+    Training,
     denoiser_training,
     state_denoiser_training,
     termination_rule,
@@ -54,34 +56,33 @@ def train_models(run: ClaimedRun, prepared: Prepared) -> Models:
 
 @explained
 def train_denoiser(run: ClaimedRun, prepared: Prepared) -> TrajectoryDenoiser:
-    """Train the trajectory denoiser, continue it, or read it where it is trained: here, or in a run of `models_from`."""
+    """Train or continue the trajectory denoiser. One that is trained, here or in a run of `models_from`, is only read."""
     if source := model_source(run.config, "denoiser"):
         return load_trajectory_denoiser(source, prepared)
     _warn_of_coverage(run, "denoiser", prepared, prepared.windows, "data.window")
-    training = denoiser_training(run.config, prepared)
-    state = drive(run, training.stage, training.key, training.program, training.data, note="validation_loss", score=_validation)
-    return training.trained(state)
+    return _train(run, denoiser_training(run.config, prepared), note="validation_loss", score=_validation)
 
 
 @explained
 def train_world_model(run: ClaimedRun, prepared: Prepared) -> WorldModel:
-    """The same for the one-step world model."""
+    """Train or continue the one-step world model. One that is trained, here or in a run of `models_from`, is only read."""
     if source := model_source(run.config, "world-model"):
         return load_world_model(source, prepared)
-    training = world_model_training(run.config, prepared)
-    state = drive(run, training.stage, training.key, training.program, training.data, unit="epochs", note="state_loss")
-    return training.trained(state)
+    return _train(run, world_model_training(run.config, prepared), unit="epochs", note="state_loss")
 
 
 @explained
 def train_state_denoiser(run: ClaimedRun, prepared: Prepared) -> StateDenoiser:
-    """The same for DyDiff's denoiser of states given actions."""
+    """Train or continue DyDiff's denoiser of states given actions. One that is trained is only read, as above."""
     if source := model_source(run.config, "state-denoiser"):
         return load_state_denoiser(source, prepared)
     training = state_denoiser_training(run.config, prepared)
     _warn_of_coverage(run, training.stage, prepared, training.data, "synthesis.dydiff.window or data.window")  # type: ignore[arg-type]
-    state = drive(run, training.stage, training.key, training.program, training.data, note="validation_loss", score=_validation)
-    return training.trained(state)
+    return _train(run, training, note="validation_loss", score=_validation)
+
+
+def _train(run: ClaimedRun, training: Training[Trained], **how: Any) -> Trained:
+    return training.trained(drive(run, training.stage, training.key, training.program, training.data, **how))
 
 
 def _warn_of_coverage(run: ClaimedRun, stage: str, prepared: Prepared, windows: Windows, setting: str) -> None:

@@ -59,7 +59,7 @@ MEASURED: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The policy that trajectories and rollouts are made for: an actor's file, or the agent that `config` trains on its data.
+    """The target policy of trajectories and rollouts: an actor's file, or the agent that `config` trains on its data.
 
     The config is that of a run of one agent on the cell's own data and at its `matmul_precision`, but for what `[target]` says.
     Neither: the environment's own target policy, which built-in ones have.

@@ -84,7 +84,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def sentences(found: list[Difference]) -> list[str]:
-    """A sentence for each difference that holds after the correction, and one that says how many were looked at."""
+    """A sentence for each difference that holds after the correction, and one that says how many were tested."""
     held = [d for d in found if d.corrected < LEVEL]
     lines = [_sentence(d) for d in held]
     tested = sum(not np.isnan(d.p) for d in found)
@@ -100,11 +100,11 @@ def sentences(found: list[Difference]) -> list[str]:
 
 def _sentence(d: Difference) -> str:
     label = d.comparison.label or d.comparison.value.replace("_", " ")
-    place = ", ".join(d.where.values())
+    where = ", ".join(d.where.values())
     more = "higher" if d.difference > 0 else "lower"
     good = (d.difference > 0) == (d.comparison.better == "higher")
     return (
-        f"{place}{': ' if place else ''}{d.first} has a {more} {label} than {d.second}, by {abs(d.difference):.3g} "
+        f"{where}{': ' if where else ''}{d.first} has a {more} {label} than {d.second}, by {abs(d.difference):.3g} "
         f"(95 % interval {d.low:.3g} to {d.high:.3g}; {d.seeds[0]} and {d.seeds[1]} seeds; corrected p {d.corrected:.2g}): "
         f"{'better' if good else 'worse'}."
     )

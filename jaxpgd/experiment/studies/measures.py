@@ -38,7 +38,7 @@ from jaxpgd.training.health import LOST
 from jaxpgd.types import Policy, Trajectory
 
 Row = dict[str, Any]
-MadeBy = dict[str, dict[str, str]]  # versions, by what they made: "cell", and the folder of each model or target agent
+MadeBy = dict[str, dict[str, str]]  # versions of packages, of the "cell" and of each model or target agent by its folder
 SCORE, SCALE = "score", "scale"  # a normalised score, and the heading under which it may stand
 
 
@@ -107,8 +107,8 @@ def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[
         require_steps(run.config, prepared.dataset)
         found = evaluate_returns(run, prepared, train_joint_agents(run, prepared, train_models(run, prepared)))
         log = [row for row in run.log.read() if row["stage"] == JOINT and "returns" in row]
-    place = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])
-    return [_returns(found[cell.config.arms[0]], log, slice(place(cell), place(cell) + config.seeds)) for cell in cells]
+    first = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])
+    return [_returns(found[cell.config.arms[0]], log, slice(first(cell), first(cell) + config.seeds)) for cell in cells]
 
 
 def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
@@ -162,7 +162,7 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
         "synthetic_return": np.where(taken, own.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
         "log_likelihood": likelihood,
     }  # fmt: skip
-    if made.reward.shape[1] == prepared.windows.length:  # of the set as a whole: the same in every row
+    if made.reward.shape[1] == prepared.windows.length:  # of the set, not of a trajectory: the same in every row
         columns["sliced_wasserstein"] = np.full(len(made.reward), distance_to_data(config, prepared, made))
     steps: list[Row] = []
     if has_simulator(info):

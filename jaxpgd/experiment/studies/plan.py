@@ -45,13 +45,13 @@ class Study:
     text: str  # what it asks, and what it differs in from the figure or table it follows
     axes: Mapping[str, tuple[str, ...]]  # labels of each axis
     cells: tuple[Cell, ...]
-    part: str  # of its folder's name, where it is less or other than the whole study: digits that tell it apart
+    part: str  # of its folder's name, where it is less or other than the whole study: a hash that tells it apart
     figures: tuple[Drawing, ...]
     tables: tuple[Table, ...]
     comparisons: tuple[Comparison, ...]
     joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
     budget: Budget | None = None
-    plan: str = ""  # what `--minutes` made of it, in words
+    plan: str = ""  # the lengths that `--minutes` chose, in words
 
 
 def shipped() -> dict[str, Traversable]:
@@ -114,12 +114,12 @@ def load_study(
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
     part = short_hash([[*cell.labels.values(), cell.key] for cell in cells]) if only or overrides else ""
-    whole = raw["axes"] | ({METHOD: {}} if "state_error" in values["steps"] else {})
+    every_axis = raw["axes"] | ({METHOD: {}} if "state_error" in values["steps"] else {})
     return Study(
         stem, toml, chosen, raw["title"], raw.get("text", ""), labels, cells, part,
-        figures=read_specs(Drawing, raw.get("figures", []), labels, whole, values, name),
-        tables=read_specs(Table, raw.get("tables", []), labels, whole, values, name),
-        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, whole, values, name),
+        figures=read_specs(Drawing, raw.get("figures", []), labels, every_axis, values, name),
+        tables=read_specs(Table, raw.get("tables", []), labels, every_axis, values, name),
+        comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, every_axis, values, name),
         joint=raw.get("joint", False), budget=_budget(raw, name),
     )  # fmt: skip
 
@@ -202,7 +202,7 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
     check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
     target = _target(values, dict(values.pop("target", {})), where)
-    if measure.kind != "returns":  # no agent learns from what is made
+    if measure.kind != "returns":  # no agent learns from the trajectories
         values = merge(values, {"synthesis": {"first_unguided": False}})
     if measure.kind == "trajectories":  # what no model makes needs none
         values["arms"] = ["real"] if measure.source in ("rollouts", "dataset") else [measure.source]

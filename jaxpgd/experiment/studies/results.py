@@ -34,7 +34,7 @@ class Results:
         self.scales: list[str] = []  # the columns of scores, one of each family of datasets
 
     def add(self, cell: Cell, found: Found) -> None:
-        """Append what a cell says. An axis called `seed` takes the place of the rows' own.
+        """Append what a cell says. An axis called `seed` replaces that of the rows.
 
         Scores get the column of their family: those of different families (`data.scores.score_column`) never share one.
         """
@@ -69,16 +69,16 @@ class Results:
     def table(self, value: str, where: Mapping[str, str]) -> dict[str, np.ndarray]:
         """The values [E] of every seed, by episode, of the rows with these labels.
 
-        Where they are of several places (other labels of the remaining axes), each seed has one value, its mean over these:
-        tasks are averaged over, and count as no repetitions. Seeds that some place lacks, or whose values there are not finite,
-        are left out; so are all where a place has no rows, as its cells failed. Scores of another family have no part in it.
+        Where the remaining axes have several labels (several tasks), each seed has one value, its mean over the tasks: they are
+        averaged over and are no repetitions. A seed that is missing in a task, or not finite there, is left out; so are all
+        where a task has no rows because its cells failed. Scores of another family are left out, too.
         """
         axes, found = self.axes(), dict[tuple[str, ...], dict[str, list[float]]]()
         for row in matching(self.rows, where):
             if value in self.scales and value not in row:
                 continue
-            place = tuple(str(row.get(axis)) for axis in axes)
-            number, episodes = row.get(value), found.setdefault(place, {}).setdefault(str(row[UNIT]), [])
+            task = tuple(str(row.get(axis)) for axis in axes)
+            number, episodes = row.get(value), found.setdefault(task, {}).setdefault(str(row[UNIT]), [])
             if number is not None and math.isfinite(number):
                 episodes.append(float(number))
         if self._incomplete(where):
@@ -97,11 +97,11 @@ class Results:
         return [np.array(list(episodes.values())) for episodes in found.values()]
 
     def _incomplete(self, where: Mapping[str, str]) -> bool:
-        """Whether some place with these labels has no measured cell at all."""
+        """Whether some task with these labels has no measured cell at all."""
         named = {axis: label for axis, label in where.items() if axis in self.study.axes or axis == "cell"}
-        place = lambda cell: tuple(label for axis, label in cell.labels.items() if axis != UNIT)
+        task = lambda cell: tuple(label for axis, label in cell.labels.items() if axis != UNIT)
         has = lambda cell: {"cell": cell.key, **cell.labels}
-        inside = lambda cells: {place(c) for c in cells if all(has(c)[axis] == label for axis, label in named.items())}
+        inside = lambda cells: {task(c) for c in cells if all(has(c)[axis] == label for axis, label in named.items())}
         return inside(self.study.cells) != inside(self.cells)
 
     def curve(self, value: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:

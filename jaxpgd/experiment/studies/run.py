@@ -121,7 +121,7 @@ def _attempt(
 
 
 def check_unchanged(study: Study, path: Path) -> None:
-    """Raise InputError where a dataset, or an actor's file, is not what the cells and models in this folder were made with."""
+    """Raise InputError where a dataset or an actor's file has changed since this folder's cells and models were computed."""
     for cell in study.cells:
         for field, file in (("target.actor", cell.target.actor), ("evaluation.behaviour", cell.config.evaluation.behaviour)):
             check(not file or Path(file).is_file(), f"{study.name}: {cell.label}: {field}", file, "a file")
@@ -140,7 +140,7 @@ def _remember(study: Study, path: Path) -> None:
 
 
 def _contents(study: Study, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Digits of the datasets and actors' files that are here, by name; but of those that are known."""
+    """Hashes of the datasets and actors' files that are here, by name, except of those in `known`."""
     configs = [config for cell in study.cells for config in (cell.config, cell.target.config) if config is not None]
     names = {config.data.name for config in configs} - set(known)
     files = {file for cell in study.cells for file in (cell.target.actor, cell.config.evaluation.behaviour) if file} - set(

@@ -88,11 +88,11 @@ def read_specs(
     kind: type[Spec],
     raw: Sequence[Mapping[str, Any]],
     axes: Mapping[str, Sequence[str]],
-    whole: Mapping[str, Sequence[str]],
+    all_axes: Mapping[str, Sequence[str]],
     values: Mapping[str, Sequence[str]],
     name: str,
 ) -> tuple[Spec, ...]:
-    """The specifications of one kind; `whole` are the axes with all labels, also those that are left out now.
+    """The specifications of one kind; `all_axes` are the axes with all labels, also those that are left out now.
 
     `values`: the columns that cells measure, of "rows" by episode and of "steps". Raises InputError for unknown keys, for
     axes, labels and values that the study does not have, and for lines over no numbers.
@@ -103,7 +103,7 @@ def read_specs(
         spec: Any = apply_values(kind(), dict(given), where)
         named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
-            check(axis in whole and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in whole if a != UNIT)}")
+            check(axis in all_axes and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in all_axes if a != UNIT)}")
         drawn = spec.kind if isinstance(spec, Drawing) else ""
         columns = values["steps" if drawn == "steps" else "rows"]
         check(
@@ -122,7 +122,7 @@ def read_specs(
             _check_named(spec, axes, where)
         for axis, field in (("axis", "pairs"), ("hue", "flat")):
             of = getattr(spec, axis, "")
-            unknown = [label for label in getattr(spec, field, ()) if of != METHOD and label not in whole.get(of, ())]
+            unknown = [label for label in getattr(spec, field, ()) if of != METHOD and label not in all_axes.get(of, ())]
             check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")
         found.append(spec)
     return tuple(found)

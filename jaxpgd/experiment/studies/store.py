@@ -132,7 +132,7 @@ class Recent(Generic[T]):
         self._lock = threading.RLock()  # a study's budget compiles in threads
 
     def get(self, key: str, make: Callable[[], T]) -> T:
-        """The value of a key, made where it is not among them."""
+        """The value of a key, computed where it is not among them."""
         with self._lock:
             value = self._values.pop(key) if key in self._values else make()
             self._values[key] = value

@@ -51,7 +51,7 @@ def setting_of(cell: Cell, names: Sequence[str]) -> dict[str, float]:
 
 
 def _parts(group: tuple[Cell, ...]) -> list[tuple[Cell, ...]]:
-    """The whole group where a sweep makes exactly its cells, else each alone."""
+    """The group as one where a sweep has exactly its cells, else each cell alone."""
     alone: list[tuple[Cell, ...]] = [(cell,) for cell in group]
     if len(group) == 1:
         return alone
@@ -94,7 +94,7 @@ def _numbers(config: Config) -> list[str]:
 
 
 def _path(config: Config, name: str) -> str:
-    """The setting's place in the config."""
+    """The dotted name of the setting in the config."""
     return name if name == COEFFICIENT else f"agent.{config.agent.kind}.{name.partition('.')[2]}"
 
 

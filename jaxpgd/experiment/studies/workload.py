@@ -191,7 +191,7 @@ class Workload:
         return models
 
     def _initial(self, config: Config, training: Training[Any]) -> Any:
-        """A model of its program's first state, which is made once for all cells that share the model."""
+        """A model with initial weights, computed once for all cells that share the model."""
         out, program = self.store.run_of_model(config, training.stage).out, training.program
         if out not in self._untrained:
             self._untrained[out] = _as_restored(Placement(program.seeds).init(program.init)(jax.random.key(0), training.data))
