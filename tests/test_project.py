@@ -201,6 +201,14 @@ def test_every_page_and_notebook_is_in_a_table_of_contents():
     assert sorted(listed) == sorted({*pages, *books, *COPIED, "benchmarks/README", "benchmarks/results/README"})
 
 
+def test_equations_lead_to_functions_that_exist():
+    rows = re.findall(r"\[`(\w+)`\]\(\.\./(jaxpgd/[\w/]+\.py)\)", (ROOT / "docs" / "equations.md").read_text(encoding="utf-8"))
+    assert len(rows) > 25
+    for name, path in rows:
+        found = [n for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        assert name in {node.name for node in found}, (name, path)
+
+
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in written_pages())])
 def test_python_examples_compile_and_import_what_exists(page):
     for block in python_blocks(page):

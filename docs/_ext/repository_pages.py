@@ -2,7 +2,7 @@
 
 Notebooks, results, CONTRIBUTING, CHANGELOG and the benchmarks' README are copied into the site's sources when it is built.
 Markdown links as they work in a checkout lead to pages of the site where their files are pages. A link to any other file of
-the repository stays a link to that file, which Sphinx offers as a download.
+the repository stays a link to that file, which Sphinx offers as a download; one to a module leads to it in the API reference.
 """
 
 import os
@@ -49,6 +49,10 @@ def rewrite(app: Sphinx, docname: str, content: list[str]) -> None:
         target = (sources.get(page, page).parent / match["path"]).resolve()
         if (target / "README.md").is_file():
             target /= "README.md"
+        if target.is_relative_to(ROOT / "jaxpgd") and target.suffix == ".py":
+            name = ".".join(target.relative_to(ROOT).with_suffix("").parts)
+            room = ".".join(name.split(".")[:2])
+            return f"{match['open']}/api/generated/{room}.md#{name.replace('.', '')})"
         relative = Path(os.path.relpath(sites.get(target, target), page.parent)).as_posix()
         return f"{match['open']}{relative}{match['anchor'] or ''})"
 
