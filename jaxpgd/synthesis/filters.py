@@ -35,6 +35,9 @@ def returns(trajectory: Trajectory, steps: Literal["valid", "all"] = "valid") ->
     return jnp.where(until_terminal(trajectory.discount), trajectory.reward, 0.0).sum(-1)
 
 
+_DEFAULT = FilterConfig()
+
+
 @struct.dataclass
 class Filter:
     """Which of N trajectories are kept: all, those of highest return, or a draw that favours them.
@@ -44,10 +47,10 @@ class Filter:
     changes no order, a shift does where lengths differ. `steps`: whose are summed.
     """
 
-    temperature: Array | float = 0.05
-    kind: Literal["none", "hardmax", "softmax"] = struct.field(pytree_node=False, default="none")
-    keep: float = struct.field(pytree_node=False, default=1.0)  # share kept; ignored by "none"
-    steps: Literal["valid", "all"] = struct.field(pytree_node=False, default="valid")
+    temperature: Array | float = _DEFAULT.temperature
+    kind: Literal["none", "hardmax", "softmax"] = struct.field(pytree_node=False, default=_DEFAULT.kind)
+    keep: float = struct.field(pytree_node=False, default=_DEFAULT.keep)  # share kept; ignored by "none"
+    steps: Literal["valid", "all"] = struct.field(pytree_node=False, default=_DEFAULT.steps)
 
     def needed(self, count: int) -> int:
         """How many trajectories to generate so that `count` are kept."""
