@@ -1,4 +1,4 @@
-"""The in-memory form of every dataset: flat transition arrays plus what is known about their origin."""
+"""The in-memory form of every dataset: flat arrays of transitions, and where they come from."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from jaxpgd.types import Trajectory, Transition
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a dataset says of itself. Hashable, so that it may be static in a compiled function."""
+    """Description of a dataset. Hashable, so that it can be a static argument of compiled functions."""
 
     name: str
     source: str  # "minari", "ogbench", "d4rl", "npz" or "builtin"
@@ -21,20 +21,20 @@ class DatasetInfo:
     action_high: tuple[float, ...]
     env_id: str | None = None  # Gymnasium id, or the name of a built-in environment
     env_spec: str | None = None  # Gymnasium EnvSpec as JSON, where stored
-    obs_keys: tuple[str, ...] = ()  # paths of dict observations in the order of concatenation; empty for plain ones
-    obs_sizes: tuple[int, ...] = ()  # length of each of them
+    obs_keys: tuple[str, ...] = ()  # paths of the entries of dict observations, in the order of concatenation
+    obs_sizes: tuple[int, ...] = ()  # length of each entry
     ref_min: float | None = None  # return that scores 0
     ref_max: float | None = None  # return that scores 100
-    ref_source: str | None = None  # what scores are measured by: a name of `data.scores`, such as "D4RL table"
-    eval_env_spec: str | None = None  # EnvSpec that the reference returns belong to, where it is not `env_spec`
-    cut: int = 0  # episodes that end where rows do not follow each other, without a flag that says so
-    local: bool = False  # made locally, not published: its scores stand with no other family's
-    reward_scale: float = 1.0  # what is learned is scale * (reward + shift); `Dataset.reward` itself is as stored
+    ref_source: str | None = None  # origin of the reference returns: a name in `datasets.scores`
+    eval_env_spec: str | None = None  # EnvSpec of the reference returns, if it differs from `env_spec`
+    cut: int = 0  # episodes cut where rows do not follow each other, although no flag ends them
+    local: bool = False  # collected locally: scores are not comparable with published ones
+    reward_scale: float = 1.0  # agents learn from scale * (reward + shift); `Dataset.reward` is as stored
     reward_shift: float = 0.0
 
     @property
     def rewards_as_stored(self) -> bool:
-        """Whether rewards are learned as they are."""
+        """Whether agents learn from the stored rewards."""
         return self.reward_scale == 1.0 and self.reward_shift == 0.0
 
 
@@ -42,9 +42,9 @@ class DatasetInfo:
 class Dataset:
     """M transitions in episode order.
 
-    `offsets[e]` is the index of the first step of episode e, and `offsets[E] = M`.
-    Actions are rescaled from `info`'s bounds to [-1, 1]. `discount` is 0 at terminals; `timeout` marks steps after which the
-    episode was cut without a terminal (so that value targets still bootstrap from `next_obs`).
+    `offsets[e]` is the index of the first step of episode e, and `offsets[E]` = M. Actions are rescaled from `info`'s bounds to
+    [-1, 1]. `discount` is 0 at terminals. `timeout` marks steps after which an episode was cut without a terminal, so that
+    value targets still bootstrap from `next_obs`.
     """
 
     obs: Array  # [M, O] float32
@@ -77,16 +77,16 @@ class Dataset:
         return self.action.shape[-1]
 
     def transitions(self) -> Transition:
-        """All transitions, [M], with the rewards that everything learns from: `learned_reward`."""
+        """All transitions [M], with rewards as learned from (`learned_reward`)."""
         reward = learned_reward(self.info, self.reward)
         return Transition(obs=self.obs, action=self.action, reward=reward, discount=self.discount, next_obs=self.next_obs)
 
     def returns(self) -> np.ndarray:
-        """Undiscounted return of every episode in the dataset's own units, [E]."""
+        """Undiscounted return of every episode [E], in the dataset's own units."""
         return np.add.reduceat(np.asarray(self.reward, np.float64), self.offsets[:-1])
 
     def lengths(self) -> np.ndarray:
-        """Steps of every episode, [E]."""
+        """Number of steps of every episode [E]."""
         return np.diff(self.offsets)
 
 
@@ -103,22 +103,22 @@ def from_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:
 
 
 def learned_reward(info: DatasetInfo, reward: Array) -> Array:
-    """What is learned of rewards [...]: scale * (reward + shift). The same array where they are learned as stored."""
+    """Rewards [...] as learned from: scale * (reward + shift)."""
     return reward if info.rewards_as_stored else (reward + info.reward_shift) * info.reward_scale
 
 
 def own_reward(info: DatasetInfo, reward: Array) -> Array:
-    """The inverse of `learned_reward`, to rounding: rewards [...] in the dataset's own units."""
+    """The inverse of `learned_reward`, up to rounding: rewards [...] in the dataset's own units."""
     return reward if info.rewards_as_stored else reward / info.reward_scale - info.reward_shift
 
 
 def in_own_units(info: DatasetInfo, trajectory: Trajectory) -> Trajectory:
-    """A trajectory of a model of the dataset with its rewards in the dataset's own units, as all that is reported."""
+    """A synthetic trajectory with rewards in the dataset's own units, in which everything is reported."""
     return dataclasses.replace(trajectory, reward=own_reward(info, trajectory.reward))
 
 
 def in_learned_units(info: DatasetInfo, trajectory: Trajectory) -> Trajectory:
-    """A trajectory of the environment with the rewards that a model of the dataset knows."""
+    """A true trajectory with rewards as learned from."""
     return dataclasses.replace(trajectory, reward=learned_reward(info, trajectory.reward))
 
 

@@ -1,25 +1,25 @@
-"""The error that bad input raises, which names field, value, expectation and remedy; and that of diverged training."""
+"""Errors that users see. Bad input raises `InputError`, which names field, value, expectation and remedy."""
 
 import errno
 
-# what the system says of itself and not of the file that it was asked for
+# errno values that are about the system, not about the file that was requested
 NOT_DAMAGE = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOMEM, errno.ENOSPC}
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The command line prints it without a traceback and exits with 2."""
+    """Input that cannot be used. The command line prints it without a traceback and exits with 2."""
 
 
 class DivergenceError(RuntimeError):
-    """Training met a number that is not finite. The command line prints it without a traceback and exits with 1."""
+    """Training produced a number that is not finite. The command line prints it without a traceback and exits with 1."""
 
 
 class DeviceMemoryError(RuntimeError):
-    """There is not enough memory. The command line prints it without a traceback and exits with 1."""
+    """The device has too little memory. The command line prints it without a traceback and exits with 1."""
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment raised an exception or gave no number. The command line prints it without a traceback and exits with 1."""
+    """An environment raised an exception or returned no number. Printed without a traceback; the command line exits with 1."""
 
 
 class StorageError(RuntimeError):
@@ -27,6 +27,6 @@ class StorageError(RuntimeError):
 
 
 def check(condition: bool, field: str, value: object, expected: str, remedy: str = "") -> None:
-    """Raise InputError naming `field`, its `value` and what was `expected`, unless `condition` holds."""
+    """Raise InputError with `field`, its `value`, what was `expected` and the `remedy`, unless `condition` holds."""
     if not condition:
         raise InputError(f"{field} = {value!r}: expected {expected}." + (f" {remedy}" if remedy else ""))

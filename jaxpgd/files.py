@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, on disk before they count, and with an error that names the path where it fails."""
+"""Atomic writes: readers see a complete file, synced to disk, or none. Errors name the path."""
 
 import errno
 import os
@@ -18,10 +18,10 @@ _SAID = ("No space left on device", "Disk quota exceeded", "ENOSPC", "RESOURCE_E
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Raise StorageError naming `path` where what is inside cannot write: a full or refusing file system."""
+    """A context that raises StorageError naming `path` if the file system is full or refuses to write."""
     try:
         yield
-    except Exception as error:  # TensorStore says it in the text of a ValueError
+    except Exception as error:  # TensorStore reports it in the text of a ValueError
         number = error.errno if isinstance(error, OSError) else None
         full = number in _FULL or any(word in str(error) for word in _SAID)
         if not full and number not in _REFUSED:
@@ -33,9 +33,9 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A stream for the content of `path`, which readers see when all is written and on disk; until then the old content.
+    """A stream that replaces the content of `path` once everything is written and synced. Readers see the old content before.
 
-    Raises StorageError where it cannot be; nothing is left of a failed attempt.
+    Raises StorageError if that fails. A failed attempt leaves nothing behind.
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
@@ -54,13 +54,13 @@ def new_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace the content of a file, all at once. Raises StorageError."""
+    """Replace the content of a file atomically. Raises StorageError."""
     with new_file(path, "w") as stream:
         stream.write(text)
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the entries of a directory, on disk. File systems that cannot say are taken as they are."""
+    """Sync a file, or the entries of a directory, to disk. Does nothing on file systems that do not support it."""
     try:
         number = os.open(path, os.O_RDONLY)
     except OSError:
@@ -79,16 +79,16 @@ def _old(path: Path, unfinished: str) -> Path:
 
 
 def bring_back(path: Path, unfinished: str) -> None:
-    """The directory that was there before a replacement of it (`new_directory`) that was killed or failed on the last step."""
+    """Restore the directory that an interrupted `new_directory` was about to replace."""
     if _old(path, unfinished).exists() and not path.exists():
         _old(path, unfinished).rename(path)
 
 
 @contextmanager
 def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
-    """A directory to fill, which takes the place of `path` when all is written and on disk.
+    """A directory to fill, which replaces `path` once everything is written and synced.
 
-    Until then it has `unfinished` after its name. Raises StorageError where it cannot be; nothing is left of a failed attempt.
+    Until then its name ends in `unfinished`. Raises StorageError if that fails. A failed attempt leaves nothing behind.
     """
     partial, old = path.with_name(path.name + unfinished), _old(path, unfinished)
     with writing(path):
@@ -100,7 +100,7 @@ def new_directory(path: Path, unfinished: str) -> Iterator[Path]:
             yield partial
             for each in (*partial.rglob("*"), partial):
                 sync(each)
-            if path.exists():  # a rename cannot replace a directory with content
+            if path.exists():  # a rename cannot replace a directory that is not empty
                 path.rename(old)
             partial.rename(path)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Datasets: reading, checking, describing and exporting them, and the windows that train a denoiser."""
+"""Datasets: reading, checking, describing and exporting them."""
 
 from jaxpgd.dataset import Dataset, DatasetInfo
 from jaxpgd.datasets.load import load

@@ -1,4 +1,4 @@
-"""From raw arrays, in episode order, to a checked Dataset: rescaled actions, discounts, episode offsets."""
+"""Raw arrays in episode order to a checked `Dataset`: rescaled actions, discounts, episode offsets."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ def assemble(
     *,
     clip_actions: bool = False,
 ) -> Dataset:
-    """A Dataset on the host, float32, from M steps in episode order.
+    """A float32 `Dataset` on the host from M steps in episode order.
 
-    obs, next_obs [M, O]; action [M, A] in `info`'s bounds (at most 0.1 % of their range outside, which is clipped); reward,
-    terminal, timeout [M]; offsets [E + 1]. A terminal in the middle of an episode ends it there. A step that is both counts as
-    a terminal. Raises InputError for empty or disagreeing arrays, NaN and infinities, flags other than 0 and 1, and
-    actions outside the bounds unless `clip_actions`.
+    obs, next_obs [M, O]; action [M, A] in `info`'s bounds (up to 0.1 % of their range outside, which is clipped); reward,
+    terminal, timeout [M]; offsets [E + 1]. A terminal inside an episode ends it. A step with both flags is a terminal. Raises
+    InputError for empty arrays, shapes that disagree, NaN and infinities, flags other than 0 and 1, and actions outside the
+    bounds unless `clip_actions`.
     """
     arrays = {"obs": obs, "action": action, "reward": reward, "next_obs": next_obs, "terminal": terminal, "timeout": timeout}
     check_shapes(info.name, arrays)
     check_bounds(info.name, np.asarray(info.action_low), np.asarray(info.action_high), action.shape[1])
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is then refused
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
         numbers = {k: np.ascontiguousarray(arrays[k], np.float32) for k in ("obs", "reward", "next_obs")}
     check_finite(info.name, {**numbers, "action": np.asarray(action)})
     scaled = from_env_action(info, np.asarray(action, np.float64))

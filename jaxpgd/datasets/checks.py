@@ -1,4 +1,4 @@
-"""What every dataset must satisfy before it is used; each failure names the field, the value and the remedy."""
+"""Checks of every dataset before use. Each failure names the field, the value and the remedy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 
 from jaxpgd.errors import InputError, check
 
-# Simulators and float32 storage leave actions this share of their range outside the bounds; they are clipped, not refused.
+# Simulators and float32 storage leave actions outside the bounds by up to this share of their range. They are clipped.
 ACTION_TOLERANCE = 1e-3
 _KEYS_SHOWN = 20  # of a file, in messages
 
 
 def check_keys(name: str, stored: Iterable[str], needed: Sequence[str], remedies: Mapping[str, str]) -> None:
-    """Raise InputError naming the first key of `needed` that is not `stored`, all that are, and the remedy."""
+    """Raise InputError naming the first key of `needed` that is not `stored`, the stored keys, and the remedy."""
     stored = sorted(stored)
     for key in needed:
         if key not in stored:
@@ -23,7 +23,7 @@ def check_keys(name: str, stored: Iterable[str], needed: Sequence[str], remedies
 
 
 def check_order(name: str, elsewhere: int, steps: int) -> None:
-    """Raise InputError where most of so many steps lead `elsewhere` than to the next row: nothing follows anything there."""
+    """Raise InputError if more than half of `steps` lead `elsewhere` than to the next row: the rows are shuffled."""
     check(
         2 * elsewhere <= steps,
         f"next_observations of {name}",
@@ -35,10 +35,7 @@ def check_order(name: str, elsewhere: int, steps: int) -> None:
 
 
 def check_shapes(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Check flat arrays [M, ...]: at least one step, one length, obs and action of rank 2, the rest of rank 1.
-
-    Raises InputError naming the field.
-    """
+    """Raise InputError unless flat arrays [M, ...] have one length M > 0; obs and action rank 2, the rest rank 1."""
     steps = len(arrays["action"])
     check(steps > 0, "data.name", name, "a dataset with at least one step", "It is empty.")
     for field, array in arrays.items():
@@ -80,7 +77,7 @@ def flags(name: str, field: str, array: np.ndarray) -> np.ndarray:
 
 
 def check_bounds(name: str, low: np.ndarray, high: np.ndarray, action_dim: int) -> None:
-    """Check that action bounds are finite, ordered and [A]. Raises InputError."""
+    """Raise InputError unless action bounds [A] are finite and ordered."""
     check(low.shape == high.shape == (action_dim,), f"action bounds of {name}", low.shape, f"one per action, ({action_dim},)")
     finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
     remedy = "Actions are rescaled to [-1, 1] from these bounds."
@@ -94,7 +91,7 @@ def check_bounds(name: str, low: np.ndarray, high: np.ndarray, action_dim: int) 
 
 
 def check_actions(name: str, action: np.ndarray) -> None:
-    """Raise InputError where an action [M, A], rescaled to [-1, 1], is outside by more than the tolerance."""
+    """Raise InputError if an action [M, A], rescaled to [-1, 1], lies outside by more than the tolerance."""
     bad = np.abs(action) > 1.0 + 2.0 * ACTION_TOLERANCE
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])

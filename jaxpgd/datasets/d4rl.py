@@ -1,7 +1,7 @@
 """D4RL's registrations (arXiv 2004.07219): the names of its datasets and files, their sizes and reference returns.
 
-The numbers are those of `d4rl/infos.py` and of the `register` calls in `d4rl/*/__init__.py`. A name that is not among them
-has no reference: nothing is guessed from a part of it.
+The numbers are those of `d4rl/infos.py` and of the `register` calls in `d4rl/*/__init__.py`. Other names have no reference:
+nothing is inferred from parts of a name.
 """
 
 import functools
@@ -19,11 +19,11 @@ class Registration(NamedTuple):
     environment: str  # "hopper", "maze2d-umaze-dense"
     obs_dim: int
     action_dim: int
-    ref_min: float  # return of a random policy: scores 0
-    ref_max: float  # of an expert: scores 100
+    ref_min: float  # return of a random policy, score 0
+    ref_max: float  # return of an expert, score 100
 
 
-# environment: observation and action entries, return of a random policy and of an expert
+# environment: O, A, return of a random policy, return of an expert
 _ENVIRONMENTS: dict[str, tuple[int, int, float, float]] = {
     "hopper": (11, 3, -20.272305, 3234.3),
     "halfcheetah": (17, 6, -280.178953, 12135.0),
@@ -37,7 +37,7 @@ _ENVIRONMENTS: dict[str, tuple[int, int, float, float]] = {
     "kitchen": (60, 9, 0.0, 4.0),
 }
 
-# References of mazes belong to a maze, a reward and a version, which lengthened the episodes.
+# References of mazes depend on maze, reward and version. Version 1 has longer episodes.
 _MAZE2D: dict[str, tuple[float, float]] = {
     "open-v0": (0.01, 20.66),
     "umaze-v0": (0.94, 62.6),
@@ -61,7 +61,7 @@ _MAZE2D: dict[str, tuple[float, float]] = {
     "eval-large-dense-v1": (56.95455, 326.09647655082637),
 }
 
-_ANT_MAZES = {  # dataset: maze, several starts, several goals, as files of version 0 and 2 say them
+_ANT_MAZES = {  # dataset: maze, several starts, several goals, as in the names of version 0 and 2 files
     "umaze": ("u-maze", False, False),
     "umaze-diverse": ("u-maze", True, True),
     "medium-play": ("big-maze", True, False),
@@ -69,7 +69,7 @@ _ANT_MAZES = {  # dataset: maze, several starts, several goals, as files of vers
     "large-play": ("hardest-maze", True, False),
     "large-diverse": ("hardest-maze", True, True),
 }
-_ANT_MAZE_EVAL = {  # files of version 0 with other mazes; "play" of medium has the file with several goals there
+_ANT_MAZE_EVAL = {  # files of version 0 with other mazes; here medium "play" is the one with several goals
     "eval-umaze": ("umaze_eval", True, False),
     "eval-umaze-diverse": ("umaze_eval", True, True),
     "eval-medium-play": ("medium_eval", True, True),
@@ -138,20 +138,20 @@ REGISTRATIONS: tuple[Registration, ...] = (
 
 
 def plain_name(name: str) -> str:
-    """A name without what spellings differ in: small letters, "-" for "_"."""
+    """A name in a canonical spelling: lower case, "-" for "_"."""
     return name.lower().replace("_", "-")
 
 
 @functools.cache
 def _by_name() -> dict[str, Registration]:
-    """By names and file names; where several share a file, all have the same sizes and references."""
+    """Registrations by dataset name and by file name. Datasets that share a file have the same sizes and references."""
     names = {plain_name(row.name): row for row in REGISTRATIONS}
     return {plain_name(row.file): row for row in reversed(REGISTRATIONS)} | names
 
 
 @functools.cache
 def _by_kind() -> dict[str, Registration]:
-    """By names without their version, as far as no version has references of its own."""
+    """Registrations by name without version, for datasets whose versions share their references."""
     found: dict[str, list[Registration]] = {}
     for row in REGISTRATIONS:
         found.setdefault(re.sub(r"-v\d+$", "", row.name), []).append(row)
@@ -159,10 +159,10 @@ def _by_kind() -> dict[str, Registration]:
 
 
 def registration(name: str) -> Registration | None:
-    """What D4RL registers under the name of a dataset or of its file (without .hdf5); None for any other name.
+    """D4RL's registration of a dataset name or of a file name (without .hdf5). None for other names.
 
-    Names of data made locally, "NAME-local" or "NAME-local-vK", are those of the data that they stand for, whose version may
-    be left out where it says nothing.
+    "NAME-local" and "NAME-local-vK" name locally collected counterparts and get the registration of NAME. The version may be
+    omitted if the versions share their references.
     """
     plain = plain_name(name)
     local = re.fullmatch(r"(.+)-local(-v\d+)?", plain)
@@ -174,7 +174,7 @@ def registration(name: str) -> Registration | None:
 _ROBOTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 _HANDS = ("pen", "hammer", "door", "relocate")
 _CONTACTS = 27  # first entry of Ant's contact forces
-NOT_RUN = {  # environments that nothing here runs: why
+NOT_RUN = {  # environments that are not supported: the reason
     "antmaze-ultra": "its maze is not that of D4RL's paper",
     "kitchen": "its successor in Gymnasium-Robotics has other observations: use Minari's D4RL/kitchen datasets",
 }
@@ -183,8 +183,8 @@ NOT_RUN = {  # environments that nothing here runs: why
 def environment_id(row: Registration, obs: np.ndarray) -> str | None:
     """The Gymnasium id of a dataset's task, None for those of `NOT_RUN`. `obs` [M, O] are its observations.
 
-    Gymnasium's v4 tasks stand for gym's v2, which the data come from; ids "d4rl/..." are those of `envs.d4rl_tasks`. Ant's
-    contact forces are zeros in D4RL's data, as MuJoCo 2.0 left them; where they are not, its environment has them too.
+    Gymnasium's v4 tasks replace gym's v2, from which the data come. Ids "d4rl/..." are those of `simulators.d4rl_tasks`. Ant's
+    contact forces are zero in D4RL's data because of MuJoCo 2.0. If they are not, the environment has them too.
     """
     if row.environment == "ant":
         return "d4rl/ant-contacts-v2" if obs[:, _CONTACTS:].any() else "d4rl/ant-v2"
@@ -199,7 +199,7 @@ def environment_id(row: Registration, obs: np.ndarray) -> str | None:
 
 
 def why_not_run(name: str) -> str | None:
-    """Why no environment runs the dataset or file `name` of D4RL; None where one does, and for other names."""
+    """Why the dataset or file `name` of D4RL has no environment here. None if it has one, and for other names."""
     row = registration(name)
     kind = "antmaze-ultra" if row is not None and row.name.startswith("antmaze-ultra") else getattr(row, "environment", "")
     return NOT_RUN.get(kind)

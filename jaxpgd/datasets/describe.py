@@ -1,4 +1,4 @@
-"""What `jaxpgd data info NAME` prints."""
+"""Summary of a dataset, as printed by `jaxpgd data info NAME`."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from jaxpgd.windows import DataConfig, choose_windows, coverage, low_coverage, o
 
 
 def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
-    """Plain values, ready for JSON: counts, returns, lengths, ends, ranges, windows, action bounds, reference returns.
+    """Summary in plain values, ready for JSON: counts, returns, lengths, ends, ranges, windows, bounds, reference returns.
 
-    Windows are those that a run with that seed and those `settings` (of `DataConfig`) trains on. A dataset without a window of
-    that length reports 0 windows and why, instead of an error.
+    Windows are those that a run with this seed and these `settings` (of `DataConfig`) trains on. If there are none, the summary
+    reports 0 windows and the reason.
     """
     info = dataset.info
     returns, lengths = dataset.returns(), dataset.lengths()
@@ -62,7 +62,7 @@ def _ranges(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 
 def _learned(dataset: Dataset) -> dict[str, float] | None:
-    """Scale and shift of the rewards that are learned from, and what they span; None where they are as stored."""
+    """Scale, shift and range of the rewards as learned from. None if they are as stored."""
     info = dataset.info
     if info.rewards_as_stored:
         return None
@@ -91,7 +91,7 @@ def _windows(dataset: Dataset, config: DataConfig, seed: int) -> dict[str, Any]:
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """The dict of `describe` as lines of text."""
+    """The summary of `describe` as lines of text."""
     d, ends = description, description["ends"]
     rows = [
         ("name", f"{d['name']} ({d['source']}{', made locally' if d['made_locally'] else ''})"),

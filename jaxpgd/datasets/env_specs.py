@@ -1,8 +1,8 @@
-"""Environment specs that datasets store: which code may they name?
+"""Environment specs stored in datasets, and the code that they may name.
 
-A Gymnasium spec names a callable, "module:name", and its arguments, and `gymnasium.make` imports the one and calls it with the
-other: `os:system` would do as well as an environment. So a stored spec is only used where it names an environment that is
-registered here, or a class of a known package of environments.
+A Gymnasium spec names a callable, "module:name", and its arguments, which `gymnasium.make` imports and calls. A dataset could
+name `os:system` instead of an environment. A stored spec is therefore used only if it names an environment registered in this
+process, or a class in a known package of environments.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _TRUST = ("A dataset may not name other code. If you trust it, name the environm
 
 
 def stored_spec(text: str, dataset: str) -> dict[str, Any]:
-    """A spec's fields, checked. Raises InputError where it is none, names code that is no known environment, or paths."""
+    """The checked fields of a spec. Raises InputError if it is not one, names unknown code, or contains paths."""
     field = f"env_spec of {dataset}"
     spec = json_object(text, field, text[:100])
     entry, wrappers = spec.get("entry_point"), spec.get("additional_wrappers") or []
@@ -58,7 +58,7 @@ def spec_from_json(text: str, dataset: str) -> EnvSpec:
 
 
 def _is_registered(entry: Any) -> bool:
-    """Whether an environment is registered in this process with that very code."""
+    """Whether an environment is registered in this process with exactly this entry point."""
     return isinstance(entry, str) and any(entry == _named(known.entry_point) for known in gymnasium.registry.values())
 
 
@@ -67,14 +67,14 @@ def _named(creator: Any) -> Any:
 
 
 def _is_known(entry: Any) -> bool:
-    """Whether an entry point is a name in a module of a known package of environments."""
+    """Whether an entry point names something in a known package of environments."""
     module, _, name = entry.partition(":") if isinstance(entry, str) else ("", "", "")
-    registration = module.startswith("gymnasium.envs.registration")  # holds functions that make anything
+    registration = module.startswith("gymnasium.envs.registration")  # has functions that import any code
     return not registration and bool(_KNOWN_MODULES.fullmatch(module) and _NAME.fullmatch(name))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All strings inside plain JSON values, keys included."""
+    """All strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

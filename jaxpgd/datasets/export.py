@@ -1,9 +1,9 @@
 """Synthetic trajectories as datasets for other libraries: Minari folders and flat files in D4RL layout.
 
-What is exported, by either function: of every trajectory, the steps up to and including its first terminal. A rollout, of which
-`Trajectory.last_obs` says where its last step leads, gives T + 1 observations and T transitions where it has none. Of any other
-trajectory the last next observation is unknown: without a terminal it is truncated at its last step but one, T observations and
-T - 1 transitions. The observation after a terminal is unknown of these as well; the last one is repeated there.
+Both exports keep the steps of each trajectory up to its first terminal. Without a terminal, a rollout (with
+`Trajectory.last_obs`) gives T + 1 observations and T transitions. Other trajectories lack the observation after their last
+step: without a terminal they are truncated to T observations and T - 1 transitions, and after a terminal the last observation
+is repeated.
 """
 
 from pathlib import Path
@@ -39,10 +39,10 @@ def export_minari(
 ) -> Path:
     """Write [N, T] trajectories as the Minari dataset `dataset_id` under `directory`; returns its folder.
 
-    It loads with `minari.load_dataset(dataset_id)` where MINARI_DATASETS_PATH is `directory`. Actions are mapped back to
-    `info`'s bounds and rewards to its own units, dict observations (nested ones too) are taken apart by `info.obs_keys`,
-    everything is float32, and the environments and references of `info` are stored, with the mark of data made locally. Raises
-    InputError where the target exists, the id is not one, or there is nothing to write.
+    `minari.load_dataset(dataset_id)` reads it with MINARI_DATASETS_PATH set to `directory`. Actions are in `info`'s bounds and
+    rewards in its own units. (Nested) dict observations are restored from `info.obs_keys`. Arrays are float32. The environments
+    and references of `info` are stored, and the dataset is marked as local. Raises InputError if the target exists, the id is
+    invalid, or there is nothing to write.
     """
     target = free_target(directory, dataset_id)
     buffers = [_buffer(index, episode, info) for index, episode in enumerate(_episodes(trajectory, info))]
@@ -65,8 +65,8 @@ def export_minari(
 def export_npz(trajectory: Trajectory, info: DatasetInfo, path: str | Path) -> Path:
     """Write [N, T] trajectories as a flat .npz in D4RL layout, float32, with the action bounds; returns its path.
 
-    Actions are in those bounds, rewards in `info`'s own units.
-    Raises InputError where `path` exists, does not end in .npz, or there is nothing to write.
+    Actions are in those bounds, rewards in `info`'s own units. Raises InputError if `path` exists or does not end
+    in .npz, or if there is nothing to write.
     """
     path = Path(path).expanduser()
     check(path.suffix == ".npz", "path", str(path), "a name ending in .npz")
@@ -94,17 +94,17 @@ def _episodes(trajectory: Trajectory, info: DatasetInfo) -> list[Episode]:
     obs = np.asarray(trajectory.obs, np.float32)
     check(obs.ndim == 3, "trajectory.obs", obs.shape, "shape [N, T, O]")
     low, high = np.asarray(info.action_low, np.float32), np.asarray(info.action_high, np.float32)
-    # clipped once more in float32, where rounding may leave the bounds
+    # clipped again in float32, in which rounding may leave the bounds
     action = np.clip(to_env_action(info, np.asarray(trajectory.action)).astype(np.float32), low, high)
     reward = np.asarray(own_reward(info, np.asarray(trajectory.reward, np.float32)))  # type: ignore[arg-type]
-    ended, usable = np.asarray(trajectory.discount) == 0, np.asarray(trajectory.mask, bool)
+    ended, valid = np.asarray(trajectory.discount) == 0, np.asarray(trajectory.mask, bool)
     known = trajectory.last_obs is not None
     if known:
         obs = np.append(obs, np.asarray(trajectory.last_obs, np.float32)[:, None], axis=1)
     episodes = []
     for n in range(len(obs)):
         terminal = bool(ended[n].any())
-        steps = int(ended[n].argmax()) + 1 if terminal else min(int(usable[n].sum()), obs.shape[1] - 1)
+        steps = int(ended[n].argmax()) + 1 if terminal else min(int(valid[n].sum()), obs.shape[1] - 1)
         if steps == 0:
             continue
         flags = np.arange(steps) == steps - 1

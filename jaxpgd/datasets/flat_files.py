@@ -23,11 +23,11 @@ _REMEDIES = {
     "timeouts": "timeouts is 1 at the last row of every episode that no terminal ends, and 0 elsewhere. With next_observations "
     "it may be missing: episodes then end where those do not lead to the next row."
 }
-# A row is the one that a step leads to within this share of each entry's deviation, and within the rounding of its storage.
+# A next observation equals the next row within this share of each entry's standard deviation, plus the rounding of storage.
 _SAME, _ROUNDING = 1e-3, 1e-6
-_BLOCK = 2**14  # rows that are compared at once
+_BLOCK = 2**14  # rows compared at a time
 
-# what the first word of a name that is none of D4RL's stands for: name, (O, A) -> id
+# Environments of files with other names than D4RL's: (first word, O, A) -> id.
 _SUCCESSORS = {
     ("hopper", 11, 3): "Hopper-v5",
     ("halfcheetah", 17, 6): "HalfCheetah-v5",
@@ -38,19 +38,19 @@ _SUCCESSORS = {
 def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
     """Read `path` (.hdf5, .h5 or .npz): observations [M, O], actions [M, A], rewards, terminals, timeouts [M].
 
-    - Episodes end where `terminals` or `timeouts` is set; steps after the last end form an episode that ends in a timeout.
-    - `next_observations` [M, O] is used where present. An episode is then cut, as by a timeout, after each step that leads
-      elsewhere than to the next row, which is said and counted (`info.cut`); `timeouts` may be missing. Otherwise the next
-      observation is that of the next step; the last step of an episode without a terminal is dropped, because its next
-      observation is unknown (the step before it becomes the timeout), and a terminal step repeats its own observation, which
-      nothing bootstraps from.
+    - Episodes end where `terminals` or `timeouts` is set. Steps after the last end form an episode that ends in a timeout.
+    - With `next_observations` [M, O], an episode is also cut, as by a timeout, after each step that does not lead to the next
+      row. Such cuts are counted in `info.cut`, with a warning, and `timeouts` may be missing.
+    - Without `next_observations`, the next observation is that of the next row. The last step of an episode without a terminal
+      is dropped, because its next observation is unknown, and the step before it becomes the timeout. A terminal step repeats
+      its own observation, from which no target bootstraps.
     - Action bounds are -1 and 1, or the optional `action_low` and `action_high` [A].
-    - The environment follows from the file's name and the sizes of observations and actions, which have to fit it: D4RL's task
-      and reference scores where the name is one of D4RL's (`d4rl.registration`, `d4rl.environment_id`); otherwise Gymnasium's
-      newest Hopper, HalfCheetah or Walker2d where the name starts with one of these. A name that ends in "-local" and the
-      optional key `jaxpgd_local` mark data made locally.
+    - The environment follows from the file's name, if the sizes of observations and actions fit it: D4RL's task and reference
+      scores for the names of D4RL (`d4rl.registration`, `d4rl.environment_id`); otherwise Gymnasium's newest Hopper,
+      HalfCheetah or Walker2d for names that start with one of these. A name ending in "-local" or the optional key
+      `jaxpgd_local` marks data collected locally.
 
-    Raises InputError for unreadable files, missing keys, shuffled rows, and whatever `assemble` refuses.
+    Raises InputError for unreadable files, missing keys, shuffled rows, and everything that `assemble` refuses.
     """
     path = Path(path)
     name = str(path)
@@ -66,7 +66,7 @@ def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
         check_order(name, int(cut.sum()), int((~(terminal | timeout))[:-1].sum()))
         timeout |= cut
         info = dataclasses.replace(info, cut=int(cut.sum()))
-        _say_cut(name, info.cut)
+        _warn_cut(name, info.cut)
     timeout[-1] |= not terminal[-1]
     if not known:
         arrays["next_obs"] = _shifted(arrays["obs"], terminal)
@@ -76,7 +76,7 @@ def load_flat(path: str | Path, *, clip_actions: bool = False) -> Dataset:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays that are used, and the names of all that there are."""
+    """The arrays that are used, and the names of all that are stored."""
     wanted = KEYS + OPTIONAL_KEYS
     if path.suffix == ".npz":
         return read_npz(path, wanted)
@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _arrays(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `assemble` takes; where there are no next observations, the observations themselves."""
+    """Arguments of `assemble`. If there are no next observations, the observations stand in for them."""
     obs, terminal = _matrix(raw["observations"]), flags(name, "terminals", _vector(raw["terminals"]))
     given = flags(name, "timeouts", _vector(raw["timeouts"])) if "timeouts" in raw else np.zeros_like(terminal)
     next_obs = _matrix(raw["next_observations"]) if "next_observations" in raw else obs
@@ -97,10 +97,10 @@ def _arrays(name: str, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _leads_elsewhere(obs: np.ndarray, next_obs: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Steps [M] that no flag ends and whose next observation is not the row that follows."""
+    """Which steps [M], among those that no flag ends, have another next observation than the next row."""
     found = np.zeros(len(obs), bool)
     rounding = max([_ROUNDING, *(float(np.finfo(x.dtype).eps) for x in (obs, next_obs) if x.dtype.kind == "f")])
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later, by name
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are refused later, by name
         mean, same = obs.mean(0, dtype=np.float64), np.zeros(obs.shape[1])
         for part in _blocks(len(obs)):
             same += np.square(obs[part] - mean).sum(0)
@@ -112,13 +112,13 @@ def _leads_elsewhere(obs: np.ndarray, next_obs: np.ndarray, ends: np.ndarray) ->
 
 
 def _blocks(rows: int) -> Iterator[slice]:
-    """Parts of an array, of which copies in double precision are small."""
+    """Blocks of rows whose copies in double precision are small."""
     return (slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK))
 
 
 @functools.cache
-def _say_cut(name: str, count: int) -> None:
-    """Once in a process."""
+def _warn_cut(name: str, count: int) -> None:
+    """Warn once per process."""
     if count:
         print(f"warning: {name}: {count:,} episodes are cut where next_observations does not lead to the next row, though "
               "neither terminals nor timeouts end them there", file=sys.stderr, flush=True)  # fmt: skip
@@ -142,7 +142,7 @@ def _shifted(obs: np.ndarray, terminal: np.ndarray) -> np.ndarray:
 def _drop_timeout_steps(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     timeout = arrays["timeout"]
     ends = arrays["terminal"] | timeout
-    # the step before a dropped one becomes the timeout, unless it belongs to the episode before
+    # the step before a dropped one becomes the timeout, unless it belongs to the previous episode
     moved = np.append(timeout[1:], False) & ~ends
     return {k: v[~timeout] for k, v in {**arrays, "timeout": moved}.items()}
 

@@ -1,4 +1,4 @@
-"""One entry for every kind of dataset."""
+"""`load`: the entry point for every kind of dataset."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxpgd.datasets.untrusted import reading
 from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
 
-# settings of `DataConfig` that say how `load` takes what is stored
+# Options of `DataConfig` that are arguments of `load`.
 LOADED_BY = ("clip_actions", "reward_scale", "reward_shift", "reward_normalisation")
 _FLAT = (".hdf5", ".h5", ".npz")
 
@@ -33,14 +33,19 @@ def load(
     reward_shift: float = 0.0,
     reward_normalisation: str = "none",
 ) -> Dataset:
-    """The dataset called `name`, checked, with its arrays on the host (`dataset.to_device` moves them).
+    """The checked dataset `name`, with its arrays on the host (`dataset.to_device` moves them).
 
-    `name` is "point2d" or, for episodes of N steps, "point2d-N" (built in; `episodes` and `seed` say what is generated), the
-    path of a D4RL .hdf5/.h5 file or of a .npz with the same keys (see `flat_files.load_flat`), "ogbench/" and the name of a
-    single-task OGBench dataset (see `ogbench_files.load_ogbench`; a name with "-singletask-" does without the prefix), or a
-    Minari id (see `minari_files.load_minari`). `clip_actions`: those that leave their bounds are clipped instead of refused.
-    What is learned from are the rewards reward_scale * (reward + reward_shift): see `rewards.with_learned_rewards`.
-    Raises InputError for names that are none of these and for data that fail a check.
+    `name` is one of:
+
+    - "point2d", or "point2d-N" for episodes of N steps: built in, generated from `episodes` and `seed`;
+    - the path of a D4RL .hdf5 or .h5 file, or of a .npz with the same keys (`flat_files.load_flat`);
+    - "ogbench/" and the name of a single-task OGBench dataset (`ogbench_files.load_ogbench`). Names with "-singletask-" do not
+      need the prefix;
+    - a Minari id (`minari_files.load_minari`).
+
+    `clip_actions` clips actions outside their bounds, which are refused otherwise. Agents learn from the rewards
+    reward_scale * (reward + reward_shift): see `rewards.with_learned_rewards`. Raises InputError for other names and for data
+    that fail a check.
     """
     if is_builtin(name):
         check(episodes > 0, "data.episodes", episodes, "a number above 0")
@@ -73,7 +78,7 @@ def _load_file(name: str, clip_actions: bool) -> Dataset:
 
 
 def _refuse_d4rl_names(name: str) -> None:
-    """Raise InputError for a dataset of D4RL without its file: Minari has none of that name, and would ask the network."""
+    """Raise InputError for the bare name of a D4RL dataset: Minari does not have it, and would ask the network."""
     bare = Path(name).name if name.startswith(("/", ".", "~")) else re.sub("^d4rl[/:]", "", name, flags=re.IGNORECASE)
     known = None if is_local_name(bare) else registration(bare)
     check(

@@ -1,4 +1,4 @@
-"""Minari datasets: found locally or downloaded, and read episode by episode straight from their HDF5 file."""
+"""Minari datasets: found locally or downloaded, and read episode by episode directly from their HDF5 file."""
 
 import difflib
 import importlib.util
@@ -27,25 +27,25 @@ from jaxpgd.datasets.untrusted import Budget, open_hdf5, read_json, reading
 from jaxpgd.errors import InputError, check
 
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
-_MOST_EPISODES = 10**7  # Minari lists their numbers before it looks at the file
+_MOST_EPISODES = 10**7  # Minari lists episode numbers before it opens the file
 
 
 def load_minari(name: str, *, clip_actions: bool = False) -> Dataset:
-    """Read the Minari dataset `name`: locally (where MINARI_DATASETS_PATH says), else downloaded.
+    """Read the Minari dataset `name` from the folder MINARI_DATASETS_PATH, or download it.
 
-    Observations are one longer than the actions, which gives every step its next observation. Dict observations, nested ones
-    too (kitchen's goals are dicts of sub-tasks), are concatenated in the order of `nested.obs_order`; paths and sizes are in
-    `info.obs_keys` and `info.obs_sizes`. An episode that does not end in a termination ends in a timeout.
+    Episodes store one observation more than actions, so that every step has its next observation. Dict observations, also
+    nested ones (kitchen's goals are dicts of sub-tasks), are concatenated in the order of `nested.obs_order`; their paths and
+    sizes are in `info.obs_keys` and `info.obs_sizes`. An episode without a termination ends in a timeout.
 
-    Reference returns are those of the metadata, or none: D4RL's table belongs to other environments and other data, even
-    where the id begins with "D4RL/". They were measured in the evaluation environment where one is stored (antmaze and
-    pointmaze: start and goal fixed), which `info.eval_env_spec` keeps for `evaluate`.
+    Reference returns are those of the metadata, if any. D4RL's table belongs to other environments and other data, even for ids
+    that begin with "D4RL/". If the dataset stores an evaluation environment (antmaze and pointmaze, with fixed start and goal),
+    the references were measured there, and `info.eval_env_spec` keeps it for `evaluate`.
 
-    Continuing goal tasks that resample goals (PointMaze) store the *old* goal in the observation that a success leads
-    to; the new one appears a step later. So the reward goes with the goal in `next_obs`, and the goal jumps without an action.
+    Continuing goal tasks that resample goals (PointMaze) store the *old* goal in the observation that a success leads to, and
+    the new goal one step later. The reward thus belongs to the goal in `next_obs`, and the goal changes without an action.
 
-    Raises InputError for datasets that cannot be found or read, spaces other than a flat Box (or a Dict of
-    such), and bad values.
+    Raises InputError for datasets that cannot be found or read, for spaces other than a flat Box or a Dict of flat Boxes, and
+    for invalid values.
     """
     dataset = _open(name)
     keys = obs_order(dataset.spec.observation_space)
@@ -69,12 +69,12 @@ def _open(name: str) -> minari.MinariDataset:
 
 
 def _remedy(name: str, metadata: Mapping[str, Any]) -> str:
-    """What helps where files cannot be read. To download them again only where a download may have damaged them."""
+    """Advice for files that cannot be read: a new download only if a download may have damaged them."""
     version = metadata.get("minari_version")
     if version is not None and version not in minari.supported_dataset_versions:
         return f"Read it with another version of minari: it was written by {version}."
     if metadata.get("data_format", "hdf5") != "hdf5" and importlib.util.find_spec("pyarrow") is None:
-        return ""  # Minari says what to install
+        return ""  # Minari's own message says what to install
     return (
         ""
         if is_local_name(name) or metadata.get(LOCAL_KEY)
@@ -83,7 +83,7 @@ def _remedy(name: str, metadata: Mapping[str, Any]) -> str:
 
 
 def _checked_metadata(name: str, data: Path) -> dict[str, Any]:
-    """Refuse what Minari would act upon without a look: code named by a spec that it has to build, a number of episodes."""
+    """Check what Minari trusts: the code that a spec names, and the number of episodes."""
     metadata = read_json(data / "metadata.json", "data.name", name, _remedy(name, {}))
     field = f"metadata of {name}"
     formats = ("hdf5", "arrow", "parquet")
@@ -108,22 +108,22 @@ def _download(name: str) -> None:
     with_version = re.fullmatch(r".+-v\d+", name) is not None
     check(with_version, "data.name", name, "a Minari id with its version, such as mujoco/hopper/medium-v0", known)
     try:
-        import huggingface_hub.utils.logging as hub  # sets its level when it is imported
+        import huggingface_hub.utils.logging as hub  # sets its log level on import
 
-        hub.set_verbosity(logging.CRITICAL)  # its retries say again and again what the error below says
+        hub.set_verbosity(logging.CRITICAL)  # its retries would repeat the error below
         _require_network()
         minari.download_dataset(name)
         check((get_dataset_path(name) / "data").exists(), "data.name", name, "a dataset that can be downloaded")
     except Exception as error:  # no network, unknown name, incompatible version: each has its own class
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(  # alone: what led to it are pages of the network's own code
+        raise InputError(  # without its cause, which is pages of networking code
             f"data.name = {name!r}: expected a Minari dataset under {get_dataset_path()} or one that can be downloaded "
             f"({type(error).__name__}: {reason}). {known} MINARI_DATASETS_PATH names the folder that is searched."
         ) from None
 
 
 def _require_network() -> None:
-    """Raise OSError where the host of Minari's datasets has no address, which the client would try again for 25 seconds."""
+    """Raise OSError if the host of Minari's datasets has no address. The client would retry for 25 seconds."""
     if not os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://") or urllib.request.getproxies():
         return
     from huggingface_hub.constants import ENDPOINT
@@ -136,7 +136,7 @@ def _require_network() -> None:
 
 
 def _episodes(dataset: minari.MinariDataset, name: str) -> Iterator[dict[str, Any]]:
-    """Arrays per episode. The HDF5 file is read directly, once and without infos, for datasets of many short episodes."""
+    """Arrays of each episode. Reading the HDF5 file directly, without infos, is faster for many short episodes."""
     path = Path(dataset.storage.data_path) / "main_data.hdf5"
     if not path.exists():
         budget = Budget(name)
@@ -196,7 +196,7 @@ def _assemble_episodes(info: DatasetInfo, keys: tuple[str, ...], episodes: list[
     flags(info.name, "truncations", np.concatenate([np.asarray(e["truncations"]) for e in episodes]))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ends = offsets[1:][lengths > 0] - 1
-    timeout = np.isin(np.arange(len(terminal)), ends)  # a truncation flag inside an episode cuts nothing
+    timeout = np.isin(np.arange(len(terminal)), ends)  # a truncation flag inside an episode is ignored
     return assemble(
         info,
         obs=np.concatenate([o[:-1] for o in observations]),

@@ -1,4 +1,4 @@
-"""Writing Minari datasets: episode by episode, and out of sight until they are whole."""
+"""Writing Minari datasets episode by episode. A dataset becomes visible when it is complete."""
 
 import os
 import shutil
@@ -18,11 +18,11 @@ from minari.namespace import create_namespace, list_local_namespaces
 
 from jaxpgd.errors import InputError, check
 
-_STEPS_AT_ONCE = 10_000  # held in memory: Minari opens its file anew at every write, which short episodes would pay for
+_STEPS_AT_ONCE = 10_000  # buffered: Minari reopens its file at every write, which is slow for short episodes
 
 
 class DatasetWriter:
-    """Takes the episodes of one dataset; `metadata` is stored with them at the end. Made by `new_dataset`."""
+    """Writer of the episodes of one dataset, from `new_dataset`. `metadata` is stored at the end."""
 
     def __init__(self, storage: MinariStorage) -> None:
         self.metadata: dict[str, Any] = {}
@@ -31,21 +31,21 @@ class DatasetWriter:
         self._steps = 0
 
     def add(self, episode: EpisodeBuffer) -> None:
-        """Append an episode of T steps, whose observations are T + 1."""
+        """Append an episode of T steps and T + 1 observations."""
         self._waiting.append(episode)
         self._steps += len(episode)
         if self._steps >= _STEPS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held in memory."""
+        """Write the buffered episodes."""
         if self._waiting:
             self._storage.update_episodes(self._waiting)
         self._waiting, self._steps = [], 0
 
 
 def free_target(directory: str | Path, dataset_id: str) -> Path:
-    """The folder of a new dataset under `directory`. Raises InputError where the id is not one, or is there already."""
+    """The folder of a new dataset under `directory`. Raises InputError if the id is invalid or the folder exists."""
     try:
         version = parse_dataset_id(dataset_id)[2]
     except (ValueError, TypeError):  # TypeError: an id without a version
@@ -64,12 +64,12 @@ def new_dataset(
     action_space: gymnasium.Space[Any],
     env_spec: EnvSpec | None,
 ) -> Iterator[DatasetWriter]:
-    """A writer of the Minari dataset `dataset_id` under `directory`, which is there once the context ends without an error.
+    """A writer of the Minari dataset `dataset_id` under `directory`, which appears when the context ends without an error.
 
-    Until then its files are in a hidden folder `.unfinished-*` that Minari does not list; an error or Ctrl-C removes it, and a
-    process that is killed leaves it behind. Minari's storage is written directly: its collector draws seeds of its own, and its
-    helpers build the environment, which needs its simulator installed. Raises InputError where the target exists, the id is
-    not one, or the directory cannot be written.
+    Until then its files are in a hidden folder `.unfinished-*`, which Minari does not list. An error or Ctrl-C removes it; a
+    killed process leaves it behind. Minari's storage is used directly: its collector draws its own seeds, and its helpers build
+    the environment, which requires the simulator. Raises InputError if the target exists, the id is invalid, or the directory
+    cannot be written.
     """
     target = free_target(directory, dataset_id)
     root = Path(directory).expanduser().resolve()
@@ -78,34 +78,34 @@ def new_dataset(
         hidden = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=root))
     except OSError as error:
         raise InputError(f"directory = {str(root)!r}: expected a directory that can be written ({error.strerror}).") from error
-    whole = hidden / "dataset"  # a folder inside: the hidden one is for its owner alone, the dataset's follows the umask
+    complete = hidden / "dataset"  # a folder inside: the hidden one is private, this one follows the umask
     try:
-        (whole / "data").mkdir(parents=True)
+        (complete / "data").mkdir(parents=True)
         storage = MinariStorage.new(
-            whole / "data", observation_space=observation_space, action_space=action_space, env_spec=env_spec
+            complete / "data", observation_space=observation_space, action_space=action_space, env_spec=env_spec
         )
         writer = DatasetWriter(storage)
         yield writer
         writer.flush()
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__, **writer.metadata})
-        _publish(whole, target, root, dataset_id)
+        _publish(complete, target, root, dataset_id)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _publish(whole: Path, target: Path, root: Path, dataset_id: str) -> None:
-    """Put a finished dataset in its place, all at once."""
+def _publish(complete: Path, target: Path, root: Path, dataset_id: str) -> None:
+    """Move a complete dataset to its place, atomically."""
     namespace = dataset_id.rpartition("/")[0]
     with _minari_root(root):
         if namespace and namespace not in list_local_namespaces():
             create_namespace(namespace)
     free_target(root, dataset_id)  # another process may have been faster
-    os.rename(whole, target)
+    os.rename(complete, target)
 
 
 @contextmanager
 def _minari_root(root: Path) -> Iterator[None]:
-    """Minari finds its datasets through an environment variable only; it is restored afterwards."""
+    """Set the environment variable through which Minari finds its datasets, and restore it afterwards."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:

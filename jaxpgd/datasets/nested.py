@@ -1,4 +1,4 @@
-"""Dict observations as flat ones. An entry is named by the path of its keys, joined by "/": `desired_goal/microwave`."""
+"""Flat vectors of dict observations. Paths name the entries, with keys joined by "/": `desired_goal/microwave`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 
 
 def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a nested dict, or of a Dict space, that are none themselves, by path."""
+    """The leaves of a nested dict, or of a Dict space, by path."""
     found: dict[str, Any] = {}
     for key, part in tree.items():
         if isinstance(part, Mapping):
@@ -23,7 +23,7 @@ def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nest(paths: Sequence[str], entries: Sequence[Any]) -> dict[str, Any]:
-    """The nested dict with one entry per path."""
+    """The nested dict with these entries at these paths. The inverse of `leaves`."""
     tree: dict[str, Any] = {}
     for path, entry in zip(paths, entries, strict=True):
         *outer, last = path.split(SEPARATOR)
@@ -35,10 +35,10 @@ def nest(paths: Sequence[str], entries: Sequence[Any]) -> dict[str, Any]:
 
 
 def obs_order(space: gymnasium.Space[Any]) -> tuple[str, ...]:
-    """The paths of a Dict space's entries, of any depth, in the order of concatenation; empty for a Box.
+    """The paths of a Dict space's leaves in the order of concatenation. Empty for a Box.
 
-    Where the outermost keys include all of a goal environment's, these lead: `observation`, `achieved_goal`, `desired_goal`.
-    Other keys, and those of inner Dicts, are in alphabetical order. Raises InputError for other spaces.
+    In goal environments, `observation`, `achieved_goal` and `desired_goal` come first. All other keys are in alphabetical
+    order. Raises InputError for other spaces.
     """
     if isinstance(space, gymnasium.spaces.Box):
         return ()
@@ -57,7 +57,7 @@ def obs_order(space: gymnasium.Space[Any]) -> tuple[str, ...]:
 
 
 def check_flat(of: str, space: gymnasium.Space[Any], keys: Sequence[str]) -> None:
-    """Raise InputError where an observation of a space, or an entry of it in the order of `keys`, has more than one axis."""
+    """Raise InputError if an observation of a space, or an entry of it at one of `keys`, has more than one axis."""
     parts: Any = leaves(space.spaces) if isinstance(space, gymnasium.spaces.Dict) else {"": space}
     for key in keys or ("",):
         shape, field = tuple(parts[key].shape), f"observation space of {of}" + (f", key {key!r}" if key else "")

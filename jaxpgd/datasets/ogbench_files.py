@@ -1,4 +1,4 @@
-"""OGBench datasets (S. Park et al., arXiv 2410.20092): its files, with the rewards of one of its tasks."""
+"""OGBench datasets (Park et al., arXiv 2410.20092): its files, with the rewards of one task."""
 
 import difflib
 import importlib
@@ -17,7 +17,7 @@ from jaxpgd.datasets.untrusted import read_npz
 from jaxpgd.errors import InputError, check
 
 _KEYS = ("observations", "actions", "terminals")
-_STATE_KEYS = ("qpos", "button_states")  # what the rewards of a task are computed from
+_STATE_KEYS = ("qpos", "button_states")  # the states from which the rewards of a task are computed
 
 Arrays = dict[str, np.ndarray]
 Environment = gymnasium.Env[Any, Any]
@@ -26,16 +26,16 @@ Environment = gymnasium.Env[Any, Any]
 def load_ogbench(name: str, *, clip_actions: bool = False) -> Dataset:
     """Read `ogbench/ENV-TYPE-singletask[-taskN]-vK[-val]`, such as `ogbench/antmaze-large-navigate-singletask-task1-v0`.
 
-    `ENV-TYPE-vK.npz` (`-val`: the validation split) is looked for where OGBENCH_DATA_DIR says (default `~/.ogbench/data`), and
-    downloaded by the package `ogbench` where it is not there. Without `-taskN` the task is the environment's default.
+    `ENV-TYPE-vK.npz` (`-val`: the validation split) is read from the folder OGBENCH_DATA_DIR (default `~/.ogbench/data`), or
+    downloaded there by the package `ogbench`. Without `-taskN` the task is the environment's default.
 
-    A file holds rows of trajectories one after the other, T + 1 for T transitions: `terminals` marks the last row of each,
-    whose action leads nowhere. It is an end of recording, not of the task, hence a timeout here.
-    Files hold no rewards. `ogbench.relabel_utils` computes those of the task, and masks, from the states *before* the actions,
-    as its single-task environments do since version 1.2: reward 0 and mask 0 where the task is done in that state; else mask 1
-    and reward -1 in mazes, minus the number of parts that are not done in cube, scene and puzzle. A mask of 0 is a terminal:
-    trajectories that go on from there are split, into single steps while the task stays done.
-    Scores are success rates. Raises InputError for names without a task, pixels, a missing package or file, and bad values.
+    A file holds trajectories one after the other, T + 1 rows for T transitions. `terminals` marks the last row of each, whose
+    action leads nowhere. It ends the recording, not the task, and is a timeout here.
+    Files hold no rewards. `ogbench.relabel_utils` computes the rewards and masks of the task from the states *before* the
+    actions, as OGBench's single-task environments do since version 1.2. If the task is done in that state, both are 0.
+    Otherwise the mask is 1, and the reward is -1 in mazes and minus the number of unfinished parts in cube, scene and puzzle.
+    A mask of 0 is a terminal. Trajectories that continue after it are split, into single steps while the task stays done.
+    Scores are success rates. Raises InputError for names without a task, pixels, a missing package or file, and invalid values.
     """
     env_id, file_name = parse_name(name)
     import_ogbench(f"data.name = {name!r}")
@@ -76,7 +76,7 @@ def _read(name: str, path: Path) -> Arrays:
 
 
 def _transitions(name: str, raw: Arrays) -> tuple[Arrays, np.ndarray, np.ndarray]:
-    """The M rows that start a transition, the observations [M, O] that they lead to, and whether recording ends there [M]."""
+    """The M rows that start a transition, their next observations [M, O], and whether the recording ends there [M]."""
     last = flags(name, "terminals", raw["terminals"])
     last[-1:] = True
     start = np.flatnonzero(~last)
@@ -85,7 +85,7 @@ def _transitions(name: str, raw: Arrays) -> tuple[Arrays, np.ndarray, np.ndarray
 
 
 def _relabel(name: str, env_id: str, env: Environment, table: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """The rewards [M] of the environment's task, and whether it is done in the state before the step [M]: by OGBench itself."""
+    """OGBench's rewards [M] of the task, and whether it is done in the state before the step [M]."""
     states = {key: table[key] for key in _STATE_KEYS if key in table}
     stored = sorted(states)
     try:

@@ -1,4 +1,4 @@
-"""OGBench's names, package and files: what a name stands for, and where its data is."""
+"""OGBench's names, package and files."""
 
 import importlib
 import importlib.util
@@ -18,16 +18,16 @@ _FOLDER = "~/.ogbench/data"
 _NAME = re.compile(r"([a-z0-9-]+)-([a-z]+)-singletask(-task\d+)?-(v\d+)(-val)?")
 _EXAMPLE = "antmaze-large-navigate-singletask-task1-v0"
 _INSTALL = 'Install it with: pip install "jaxpgd[ogbench]"'
-_SECONDS = 30.0  # without an answer a download has failed
+_SECONDS = 30.0  # timeout of a download
 
 
 def is_ogbench(name: str) -> bool:
-    """Whether `name` is one of OGBench's: `ogbench/NAME`, or a NAME with the word "singletask", which Minari ids lack."""
+    """Whether `name` is an OGBench dataset: `ogbench/NAME`, or a NAME with "-singletask-", which no Minari id has."""
     return name.startswith(PREFIX) or ("/" not in name and "-singletask-" in name and not Path(name).suffix)
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """(Gymnasium id, file name without .npz) of the dataset `name`. Raises InputError for pixels and where no task is named."""
+    """(Gymnasium id, file name without .npz) of the dataset `name`. Raises InputError for pixels and names without a task."""
     short = name.removeprefix(PREFIX)
     pixels = short.startswith(("visual-", "powderworld-"))
     check(not pixels, "data.name", name, "a dataset of states", "Only flat observations work, not images.")
@@ -44,7 +44,7 @@ def parse_name(name: str) -> tuple[str, str]:
 
 
 def import_ogbench(field: str) -> ModuleType:
-    """The package `ogbench`, which registers its environments with Gymnasium. Raises InputError where it is missing."""
+    """The package `ogbench`, which registers its environments with Gymnasium. Raises InputError if it is missing."""
     if importlib.util.find_spec("ogbench") is None:
         raise InputError(f"{field}: expected the package ogbench to be installed. {_INSTALL}")
     try:
@@ -54,12 +54,12 @@ def import_ogbench(field: str) -> ModuleType:
 
 
 def file_path(file_name: str) -> Path:
-    """Where `file_name`.npz is looked for."""
+    """The path where `file_name`.npz is expected."""
     return Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser() / f"{file_name}.npz"
 
 
 def find_file(name: str, file_name: str) -> Path:
-    """The path of `file_name`.npz, downloaded by the package `ogbench` where it is not there. Raises InputError."""
+    """The path of `file_name`.npz, downloaded by the package `ogbench` if necessary. Raises InputError if that fails."""
     path = file_path(file_name)
     folder = path.parent
     if path.is_file():
@@ -81,7 +81,7 @@ def find_file(name: str, file_name: str) -> Path:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """ogbench's downloader waits for ever where nothing answers, unless sockets give up by default."""
+    """A default timeout of sockets, without which ogbench's downloader may wait forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -16,9 +16,9 @@ REF_MAX = -8.05
 def point2d_dataset(episodes: int, seed: int, env: Point2D | None = None) -> Dataset:
     """`episodes` rollouts of the behaviour policy in `env` (default: `Point2D()`), each `env.horizon` steps long.
 
-    Its name is "point2d", followed by the number of steps where that is not the default ("point2d-100"). Nothing is marked as
-    a timeout: the horizon is the whole task, so no episode is cut short of anything, and windows may end with it. Discounts
-    are 1. A score of 0 is the behaviour policy's mean return, 100 the target policy's, for the default environment only.
+    Its name is "point2d", followed by the number of steps if that is not the default ("point2d-100"). There are no timeouts: an
+    episode ends with its task, not before, and windows may end there. Discounts are 1. The score is 0 at the behaviour policy's
+    mean return and 100 at the target policy's, for the default environment only.
     """
     env = Point2D() if env is None else env
     standard, length = env == Point2D(), "" if env.horizon == Point2D().horizon else f"-{env.horizon}"

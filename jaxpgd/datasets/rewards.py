@@ -1,4 +1,4 @@
-"""Scale and shift of the rewards that are learned from; what is reported stays in the dataset's own units."""
+"""Scale and shift of the rewards that agents learn from. Reports stay in the dataset's own units."""
 
 import dataclasses
 import math
@@ -8,18 +8,17 @@ import numpy as np
 from jaxpgd.dataset import Dataset, learned_reward
 from jaxpgd.errors import check
 
-RETURN_RANGE = 1000.0  # what the returns of a dataset span once they are normalised
+RETURN_RANGE = 1000.0  # range of the returns of a dataset after normalisation
 
 
 def with_learned_rewards(dataset: Dataset, scale: float = 1.0, shift: float = 0.0, normalisation: str = "none") -> Dataset:
-    """The same dataset, whose `transitions` have the rewards scale * (reward + shift).
+    """The same dataset, with rewards scale * (reward + shift) in its `transitions`.
 
-    With the normalisation "return_range" the scale is multiplied by 1000 / (largest - smallest return of an episode), as IQL
-    does on locomotion (arXiv 2110.06169; there shift 0, scale 1). With "standard" they are scale * ((reward - mean) / standard
-    deviation + shift), as Diffusion-QL has them on pen (arXiv 2208.06193). IQL's rule for antmaze is shift -1, that of CQL
-    (arXiv 2006.04779) scale 4 and shift -0.5. Raises InputError for scales that are not above 0, for returns that are all the
-    same under "return_range", for rewards that are under "standard", and for learned rewards that float32 cannot hold or tell
-    apart.
+    The normalisation "return_range" multiplies the scale by 1000 / (largest - smallest return of an episode), as IQL does on
+    locomotion (arXiv 2110.06169, with scale 1 and shift 0). With "standard" rewards are
+    scale * ((reward - mean) / standard deviation + shift), as in Diffusion-QL on pen (arXiv 2208.06193). On antmaze, IQL uses
+    shift -1 and CQL (arXiv 2006.04779) scale 4 and shift -0.5. Raises InputError for scales not above 0, equal returns under
+    "return_range", equal rewards under "standard", and results that float32 cannot represent or distinguish.
     """
     check(0 < scale < math.inf, "data.reward_scale", scale, "a finite number above 0")
     check(math.isfinite(shift), "data.reward_shift", shift, "a finite number")
@@ -43,7 +42,7 @@ def with_learned_rewards(dataset: Dataset, scale: float = 1.0, shift: float = 0.
 
 
 def _check_learned(stored: Dataset, chosen: Dataset) -> None:
-    """Raise InputError where the rewards of `chosen` are not finite, or no longer differ where those of `stored` do."""
+    """Raise InputError if the rewards of `chosen` are not finite, or equal although those of `stored` differ."""
     info, before = chosen.info, np.asarray(stored.reward)
     if info.rewards_as_stored:
         return

@@ -1,7 +1,7 @@
-"""Scores: labelled with what they are measured by, in columns that no two families of datasets share.
+"""Normalised scores, labelled by their references. Each family of datasets has its own column in tables.
 
-D4RL's table, Minari's stored references and OGBench's success rates are three scales. Datasets made locally have a fourth:
-whatever they are measured by, their data is not what others publish numbers on.
+D4RL's table, Minari's stored references and OGBench's success rates are three scales. Datasets collected locally have a fourth,
+whatever their references: published numbers refer to other data.
 """
 
 import re
@@ -15,17 +15,17 @@ from jaxpgd.dataset import DatasetInfo
 from jaxpgd.datasets.d4rl import registration
 from jaxpgd.errors import check
 
-# what `DatasetInfo.ref_source` may say
+# values of `DatasetInfo.ref_source`
 D4RL, MINARI, OGBENCH, BUILTIN = "D4RL table", "minari metadata", "OGBench tasks", "builtin policies"
-LOCAL = "local references"  # measured by whoever made the data
+LOCAL = "local references"  # measured by whoever collected the data
 _FAMILIES = {D4RL: "D4RL", MINARI: "Minari", OGBENCH: "OGBench", BUILTIN: "built-in"}
 
-# keys of Minari's metadata that jaxpgd adds: data made locally, and the `ref_source` of data it was made from
+# keys that jaxpgd adds to Minari's metadata: local data, and the `ref_source` of its origin
 LOCAL_KEY, REFERENCE_KEY = "jaxpgd_local", "jaxpgd_ref_source"
 
 
 def d4rl_reference(name: str) -> tuple[float, float] | None:
-    """(minimum, maximum) for the name of a dataset or file of D4RL ("hopper-medium-v2", "walker_mixed"), else None."""
+    """D4RL's (minimum, maximum) for the name of a dataset or file ("hopper-medium-v2", "walker_mixed"). None for others."""
     found = registration(name)
     return None if found is None else (found.ref_min, found.ref_max)
 
@@ -38,11 +38,11 @@ def is_local_name(name: str) -> bool:
 def normalized_score(
     info: DatasetInfo, returns: np.ndarray, successes: np.ndarray | None = None
 ) -> tuple[np.ndarray | None, str]:
-    """Scores of episodes, and a label that says what they are measured by.
+    """Scores of episodes, and a label that names their references.
 
-    OGBench: 100 per success of `successes` (any shape, bool), so that means are success rates in percent. Others: 100 (R -
-    min) / (max - min) of `returns` (any shape). None where the dataset has no reference returns, or OGBench's successes are
-    not known. Raises InputError where the two references are equal.
+    OGBench: 100 for each success in `successes` (any shape, bool), so that means are success rates in percent. Others:
+    100 (R - min) / (max - min) of `returns` (any shape). The scores are None if the dataset has no reference returns, or if
+    OGBench's successes are not given. Raises InputError if both references are equal.
     """
     note = "; made locally, not comparable with published scores" if info.local else ""
     if info.ref_source == OGBENCH:
@@ -56,11 +56,11 @@ def normalized_score(
 
 
 def score_column(info: DatasetInfo) -> str:
-    """The heading under which a dataset's scores may stand in a table. Datasets of different families get different ones.
+    """The column of a dataset's scores in tables. Families of datasets do not share columns.
 
-    "score (D4RL)", "score (Minari)", "success rate % (OGBench)", "score (built-in)"; "score (local)" for data made locally,
-    and such as "score (local, D4RL references)" or "success rate % (local, OGBench tasks)" where another's scale measures it.
-    Without references "return of NAME": returns of different datasets stand in different columns.
+    "score (D4RL)", "score (Minari)", "success rate % (OGBench)", "score (built-in)". Data collected locally gets "score
+    (local)" or, on the scale of another family, "score (local, D4RL references)" or "success rate % (local, OGBench tasks)".
+    Datasets without references get a column each, "return of NAME".
     """
     if info.ref_source != OGBENCH and (info.ref_min is None or info.ref_max is None):
         return f"return of {info.name}"
@@ -74,9 +74,9 @@ def score_column(info: DatasetInfo) -> str:
 
 
 def mean_score(scores: Sequence[tuple[DatasetInfo, ArrayLike]]) -> tuple[float, str]:
-    """The mean over datasets of each one's mean score, and its column.
+    """The mean over datasets of their mean scores, and its column.
 
-    Raises InputError where there are none, or where they belong to different columns (`score_column`).
+    Raises InputError for no datasets, and for datasets with different columns (`score_column`).
     """
     columns = sorted({score_column(info) for info, _ in scores})
     check(len(columns) > 0, "scores", [], "at least one dataset")

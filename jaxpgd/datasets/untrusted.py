@@ -1,4 +1,4 @@
-"""Reading arrays from files of unknown origin: nothing in them is executed, and sizes are checked before memory is taken."""
+"""Reading arrays from untrusted files: nothing in them is executed, and sizes are checked before memory is allocated."""
 
 import errno
 import json
@@ -19,15 +19,15 @@ _KINDS = "biuf"  # booleans, whole numbers, floating point: no objects, no text,
 _DEEPEST = 16  # groups inside groups
 _MOST_NODES = 1000  # entries of one (nested) observation
 _JSON_BYTES = 2**24
-_SHARE = 0.25  # of the memory that one file may ask for: loading holds several copies
-_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of this process' group, where there is one
+_SHARE = 0.25  # of the memory that one file may take, as loading makes several copies
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of this process' control group
 
 
 @contextmanager
 def reading(field: str, name: str, expected: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a library raises for a damaged or hostile file into InputError: `field` = `name`: expected `expected`.
+    """A context that turns exceptions about a damaged or hostile file into InputError: `field` = `name`: expected `expected`.
 
-    What the system says of itself (too many open files, a failing disk) and a lack of memory pass.
+    Errors of the system (too many open files, a failing disk) and lack of memory pass unchanged.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def reading(field: str, name: str, expected: str, remedy: str = "") -> Iterator[
 
 
 def most_bytes() -> int:
-    """How much one file may hold: a share of the memory that this machine, or this process' group, has."""
+    """The most bytes that one file may take: a quarter of the memory of this machine or control group."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # not on this system
@@ -54,14 +54,14 @@ def most_bytes() -> int:
 
 
 class Budget:
-    """Counts what a file asks for, before it is read. Raises InputError naming the array that goes beyond the memory."""
+    """Counts the bytes of a file's arrays before they are read. Raises InputError naming the array that exceeds the limit."""
 
     def __init__(self, name: str) -> None:
         self.name, self.most = name, most_bytes()
         self.left = self.most
 
     def take(self, what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """Account for an array that is about to be read."""
+        """Count an array that is about to be read."""
         check(dtype.kind in _KINDS and dtype.names is None, f"{what} of {self.name}", str(dtype), "numbers")
         size = math.prod(shape) * dtype.itemsize
         self.left -= size
@@ -72,9 +72,9 @@ class Budget:
 def read_npz(
     path: Path, wanted: Collection[str], field: str = "data.name", expected: str = "a readable npz file"
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of an npz file that are `wanted`, and the names of all. Raises InputError, naming `field`.
+    """The `wanted` arrays of an npz file, and the names of all its arrays. Raises InputError naming `field`.
 
-    Headers are read first: an array of objects, or one that is not as long as its header says, is refused unread.
+    Headers are read first: arrays of objects, and arrays of another length than their header states, are refused unread.
     """
     budget, found = Budget(str(path)), dict[str, np.ndarray]()
     with reading(field, str(path), expected), zipfile.ZipFile(path) as archive:
@@ -101,30 +101,30 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 class Hdf5:
-    """An open HDF5 file whose arrays are checked before they are read. Made by `open_hdf5`.
+    """An open HDF5 file whose arrays are checked before they are read, from `open_hdf5`.
 
-    Links into other files, virtual and external datasets are refused: a file is what is in it.
+    Links into other files, virtual datasets and external datasets are refused.
     """
 
     def __init__(self, file: h5py.File, name: str) -> None:
         self.file, self._budget, self._visited = file, Budget(name), 0
 
     def keys(self) -> list[str]:
-        """The names of the arrays and groups of the outermost level."""
+        """The names of the arrays and groups at the top level."""
         return sorted(self.file)
 
     def array(self, path: str) -> np.ndarray | None:
-        """The array at a path; None where there is none, or a group."""
+        """The array at a path. None if there is nothing, or a group."""
         node = self._node(path)
         return self._read(path, node) if isinstance(node, h5py.Dataset) else None
 
     def tree(self, path: str) -> Any:
-        """The array at a path, or a dict of what a group there holds. Raises KeyError where there is nothing."""
+        """The array at a path, or the (nested) dict of a group. Raises KeyError if there is nothing."""
         self._visited = 0
         return self._tree(path, self._node(path), 0)
 
     def _tree(self, path: str, node: Any, depth: int) -> Any:
-        self._visited += 1  # groups that hold the same ones many times over would never end
+        self._visited += 1  # groups that share their members may unfold without end
         field = f"{path} of {self._budget.name}"
         check(self._visited <= _MOST_NODES, field, "more", f"at most {_MOST_NODES:,} groups and arrays")
         check(depth <= _DEEPEST, field, depth, f"at most {_DEEPEST} groups inside each other")
@@ -140,7 +140,7 @@ class Hdf5:
             if not isinstance(node, h5py.Group):
                 return None
             link = node.get(key, getlink=True)
-            field = f"{path} of {self._budget.name}"  # a soft link may lead through an external one
+            field = f"{path} of {self._budget.name}"  # a soft link may lead to an external one
             check(link is None or isinstance(link, h5py.HardLink), field, "a link", "data in the file itself")
             node = node.get(key)
         return node
@@ -155,13 +155,13 @@ class Hdf5:
 
 @contextmanager
 def open_hdf5(path: Path, field: str, name: str, remedy: str = "") -> Iterator[Hdf5]:
-    """An HDF5 file for reading. Raises InputError, `field` = `name`, for whatever goes wrong in the context."""
+    """An HDF5 file for reading. Raises InputError, `field` = `name`, for any exception in the context."""
     with reading(field, name, f"a readable HDF5 file {path}", remedy), h5py.File(path, "r") as file:
         yield Hdf5(file, name)
 
 
 def read_json(path: Path, field: str, name: str, remedy: str = "") -> dict[str, Any]:
-    """A JSON object of a file that is not absurdly large. Raises InputError."""
+    """The JSON object in a file. Raises InputError if it is something else, or above 16 MiB."""
     with reading(field, name, f"a readable JSON file {path}", remedy), path.open("rb") as stream:
         return json_object(_all_of(stream), field, name)
 
@@ -173,7 +173,7 @@ def _all_of(stream: BinaryIO) -> bytes:
 
 
 def json_object(text: str | bytes, field: str, name: str) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the text is something else."""
+    """The JSON object in a text. Raises InputError if it is something else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError, TypeError) as error:
