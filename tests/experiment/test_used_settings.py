@@ -28,7 +28,8 @@ from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.stages.build import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
-from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.kinds import GuidanceConfig, check_guided
+from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.options import get
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
@@ -405,14 +406,12 @@ def test_a_setting_of_a_study_counts_in_one_cell_at_least(tmp_path: Path, capsys
 
 def test_sections_in_python() -> None:
     denoiser = TrajectoryDenoiser(Gaussian(), CODEC, 4)
-    with pytest.raises(InputError, match=r"guidance.iterations = 5: expected its default 2, as it counts only where"):
-        make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(kind="published", iterations=5))
-    with pytest.raises(
-        InputError, match=r"sampler.churn = 3.0: expected its default 80.0, as it counts only where sampler.kind"
-    ):
-        make_synthesizer(denoiser, SamplerConfig(batch_size=2, churn=3.0))
+    with pytest.raises(TypeError, match="iterations"):  # which the options of other methods do not have
+        GuidanceConfig(kind="published", published=PublishedConfig(iterations=5))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="churn"):
+        SamplerConfig(batch_size=2, churn=3.0)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"guidance.sigma_max = 0.001: expected at least"):
-        make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
+        check_guided(SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
     of = lambda rho: make_synthesizer(denoiser, SamplerConfig(rho=rho, batch_size=2)).sampling.sigmas
     scales = jax.vmap(of)(jnp.array([3.0, 7.0]))
     assert scales.shape == (2, 33)
