@@ -28,7 +28,7 @@ class DataConfig:
     stride: int = positive(1, "steps between the starts of training windows")
     add_episode_starts: bool = option(True, "add the window that starts each episode, whatever the stride")
     add_terminals: bool = option(True, "add the window that ends in each terminal, whatever the stride")
-    allow_timeout_end: bool = option(True, "keep windows whose last step is a timeout")
+    allow_timeout_end: bool = option(True, "keep training windows whose last step is a timeout")
     pad_short: bool = option(False, "pad episodes shorter than a window at their end; false: leave them out")
     terminal_repeats: int = positive(1, "copies of each window that ends in a terminal (published: 1)")
     done_scale: float = nonnegative(

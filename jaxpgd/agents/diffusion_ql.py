@@ -35,7 +35,9 @@ class DiffusionQLConfig:
     lr: float = positive(3e-4, "learning rate of the actor", low=1e-12, high=1.0)
     critic_lr: float = positive(3e-4, "learning rate of the critics", low=1e-12, high=1.0)
     decay_updates: float = nonnegative(
-        0.0, "updates in which both rates fall to 0 by a cosine (published: all; in code 50 times all); 0: none", high=1e9
+        0.0,
+        "updates in which the learning rates fall to 0 by a cosine (published: all, in code 50 times all); 0: none",
+        high=1e9,
     )
     max_q_backup: int = positive(
         1, "next actions sampled per target, which takes the largest Q (published: 10 on most of antmaze)"

@@ -17,7 +17,7 @@ class ChurnConfig:
 
     churn: float = nonnegative(80.0, "S_churn of EDM: how much noise is added back in all steps together; 0: none")
     churn_min: float = nonnegative(0.05, "S_tmin of EDM: noise is added back only for sigma in [churn_min, churn_max]")
-    churn_max: float = option(50.0, "S_tmax of EDM: the largest sigma at which noise is added back")
+    churn_max: float = option(50.0, "S_tmax of EDM: largest noise level at which noise is added back")
     churn_noise: float = nonnegative(
         1.003, "S_noise of EDM: factor of the standard deviation of the added noise (EDM: 1.003 to 1.007)", high=10.0
     )

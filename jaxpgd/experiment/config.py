@@ -20,7 +20,7 @@ class EvaluationConfig:
     """Returns in the environment and quality of synthetic trajectories."""
 
     episodes: int = positive(20, "evaluation episodes per seed at the end of training")
-    every: int = nonnegative(0, "updates between intermediate evaluations; 0: only at the end")
+    every: int = nonnegative(0, "agent updates between intermediate evaluations; 0: evaluate only at the end")
     intermediate_episodes: int = positive(5, "evaluation episodes per seed in intermediate evaluations")
     trajectories: int = positive(512, "synthetic trajectories whose quality is measured")
     coefficients: tuple[float, ...] = option((0.1, 0.3, 1.0, 3.0), "guidance coefficients of the sweep in the report")
