@@ -19,6 +19,7 @@ version = release = jaxpgd.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "markdown_docstrings",
     "repository_pages",
