@@ -91,7 +91,7 @@ EXPERIMENTS = {
     ),
     "experiment.commands": room(
         "commands, a file each",
-        "experiment.config experiment.report experiment.run experiment.stages experiment.sweep",
+        "experiment.config experiment.config_files experiment.report experiment.run experiment.stages experiment.sweep",
     ),
     "experiment.studies": room(
         "grids of runs: plan, store, measures, report, and the shipped studies",
