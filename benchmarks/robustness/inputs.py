@@ -193,9 +193,9 @@ def _make_actor(folder: Path) -> None:
 
 
 def _read_actor(folder: Path) -> None:
-    from jaxpgd.simulators.behaviour import fitting_actor
+    from jaxpgd.simulators.behaviour import actor_for
 
-    fitting_actor(folder / "actor.npz", 3, 2)
+    actor_for(folder / "actor.npz", 3, 2)
 
 
 def _make_log(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Simulators: Gymnasium and built-in environments, in which policies are evaluated and transitions computed again."""
+"""Gymnasium and built-in environments: evaluation of policies, collection of data, replayed steps and true rollouts."""

@@ -1,4 +1,4 @@
-"""Behaviour policies stored as plain weights."""
+"""Behaviour policies stored as weights in .npz files."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from jaxpgd.errors import check
 from jaxpgd.tokens import ACTION_CLIP
 from jaxpgd.types import Policy, PyTree
 
-_WIDEST = 3.0  # pre-tanh mean beyond which the slope of tanh counts as constant
+_WIDEST = 3.0  # pre-tanh mean beyond which the slope of tanh is taken as constant
 _NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 
 
 def behaviour_actor(path: str | Path) -> Policy:
-    """The tanh-Gaussian actor of an npz file with weights w0 b0 w1 b1 w2 b2 (two ReLU layers; mean and log std out).
+    """The tanh-Gaussian actor of an .npz file with weights w0 b0 w1 b1 w2 b2 (two ReLU layers, then mean and log std).
 
-    Observations are raw, log std is clipped to [-5, 2]. The log-density includes the tanh Jacobian; actions are clipped to
-    +-0.999 first, so it stays finite at saturated ones. `variance`, of the action, passes the slope of tanh at the mean.
-    Raises InputError where the file cannot be read or is not such an actor.
+    Observations are raw, and log std is clipped to [-5, 2]. The log-density includes the tanh Jacobian. Actions are clipped to
+    +-0.999 first, so that it is finite at saturated actions. `variance`, of the action, is divided by the squared slope of tanh
+    at the mean. Raises InputError if the file cannot be read or holds no such actor.
     """
     expected = f"an npz file with {', '.join(_NAMES)}"
     stored, _ = read_npz(Path(path), _NAMES, "policy", expected)
@@ -38,8 +38,8 @@ def behaviour_actor(path: str | Path) -> Policy:
     return Policy(params=params, sample_fn=_sample, mode_fn=_mode, log_prob_fn=_log_prob)
 
 
-def fitting_actor(path: str | Path, obs_dim: int, action_dim: int, field: str = "--actor") -> Policy:
-    """`behaviour_actor` of observations [O] and actions [A]. Raises InputError where the file's actor has other sizes."""
+def actor_for(path: str | Path, obs_dim: int, action_dim: int, field: str = "--actor") -> Policy:
+    """`behaviour_actor` for observations [O] and actions [A]. Raises InputError if the actor has other sizes."""
     policy, sizes = behaviour_actor(path), (obs_dim, 2 * action_dim)
     found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
     check(found == sizes, field, str(path), f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")

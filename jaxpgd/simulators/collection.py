@@ -1,4 +1,4 @@
-"""Episodes of a policy in a Gymnasium environment, as Minari stores them."""
+"""Collection of episodes in a Gymnasium environment, in Minari's format."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,17 @@ from jaxpgd.simulators.collection_task import Task
 from jaxpgd.simulators.environments import answering, seeded_numpy
 from jaxpgd.types import Policy
 
-Whole = bool  # whether an episode came to its own end
-COLLECTED, MEASURED = 0, 1  # streams of random numbers: episodes of a dataset, and those that only tell a return
+Ended = bool  # whether an episode came to its own end, rather than to a limit of steps
+COLLECTED, MEASURED = 0, 1  # streams of random numbers: episodes of a dataset, and episodes that measure a return
 _HALVINGS, _NEAR = 10, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
-    """How actions are chosen: uniformly with probability `epsilon` (always, without a policy), else by the policy.
+    """How actions are chosen: uniformly with probability `epsilon` (always, without a policy), otherwise by the policy.
 
-    `greedy` takes its mode instead of a sample; `noise` is the standard deviation of a Gaussian added to its action, which is
-    in [-1, 1] and is clipped to that again.
+    `greedy` takes its mode instead of a sample. `noise` is the standard deviation of Gaussian noise added to its action in
+    [-1, 1], which is then clipped.
     """
 
     policy: Policy | None = None
@@ -39,68 +39,69 @@ class Behaviour:
 
 def collect(
     task: Task, behaviours: Sequence[Behaviour], total: int, unit: str, seed: int
-) -> Iterator[tuple[EpisodeBuffer, Whole]]:
-    """Episodes until there are `total` of the `unit` ("transitions" or "episodes"), a like share from each behaviour.
+) -> Iterator[tuple[EpisodeBuffer, Ended]]:
+    """Episodes until there are `total` of the `unit` ("transitions" or "episodes"), with equal shares of each behaviour.
 
-    The next episode is of the behaviour that has given least. The last one is truncated where the transitions are enough.
-    Episode i depends on `seed` and i, its behaviour and its limit alone. Raises InputError for values that are not finite.
+    The next episode is of the behaviour with the least so far. The last one is truncated at `total` transitions. Episode i
+    depends only on `seed`, i, its behaviour and its limit. Yields episodes, and whether each came to its own end. Raises
+    InputError for values that are not finite.
     """
     given = [0] * len(behaviours)
     index = 0
     while sum(given) < total:
         turn = given.index(min(given))
         limit = total - sum(given) if unit == "transitions" else None
-        episode, whole = run_episode(task, behaviours[turn], (seed, COLLECTED, index), limit)
+        episode, ended = run_episode(task, behaviours[turn], (seed, COLLECTED, index), limit)
         given[turn] += len(episode) if unit == "transitions" else 1
         index += 1
-        yield episode, whole
+        yield episode, ended
 
 
 def measure(task: Task, behaviour: Behaviour, episodes: int, seed: int) -> np.ndarray:
-    """Undiscounted returns [episodes] of a behaviour. The same seed gives every behaviour the same random numbers."""
+    """Undiscounted returns [episodes] of a behaviour. All behaviours see the same random numbers for the same seed."""
     return np.array([np.sum(run_episode(task, behaviour, (seed, MEASURED, i))[0].rewards) for i in range(episodes)])
 
 
 def run_episode(
     task: Task, behaviour: Behaviour, seed: tuple[int, ...], limit: int | None = None
-) -> tuple[EpisodeBuffer, Whole]:
-    """One episode of T steps, with T + 1 observations: to its end, or truncated after `limit` steps.
+) -> tuple[EpisodeBuffer, Ended]:
+    """One episode of T steps and T + 1 observations, truncated after `limit` steps, and whether it came to its own end.
 
-    `seed` decides everything that is drawn here, and with what the environment is reset.
+    `seed` determines all random numbers, including the seed of the environment.
     """
     rng = np.random.default_rng(seed)
     start, key = int(rng.integers(2**31)), jax.random.key(int(rng.integers(2**31)))
     steps: list[tuple[np.ndarray, float, bool, bool]] = []
-    with seeded_numpy(start):  # some environments draw from there
+    with seeded_numpy(start):  # some environments draw from it
         with answering(task.info.env_id):
             observation, _ = task.env.reset(seed=start)
-        seen, whole = [_parts(task, observation)], False
-        while not whole and len(steps) != limit:
+        seen, ended = [_parts(task, observation)], False
+        while not ended and len(steps) != limit:
             action = _choose(task, behaviour, key, len(steps), seen[-1], rng)
             with answering(task.info.env_id):
                 observation, reward, terminated, truncated, _ = task.env.step(action.copy())
                 reward = float(reward)
-            whole = bool(terminated) or bool(truncated)
+            ended = bool(terminated) or bool(truncated)
             seen.append(_parts(task, observation))
             steps.append((action, reward, bool(terminated), bool(truncated)))
     parts = [np.stack(column) for column in zip(*seen, strict=True)]
     actions, rewards, terminations, truncations = (np.array(column) for column in zip(*steps, strict=True))
-    truncations[-1] |= not whole
+    truncations[-1] |= not ended
     named = dict(zip(task.info.obs_keys or ("observation",), parts, strict=True))
     check_finite(f"{task.info.name}, episode of seed {seed}", {**named, "action": actions, "reward": rewards})
     episode = EpisodeBuffer(
         seed=start,
         observations=nest(task.info.obs_keys, parts) if task.info.obs_keys else parts[0],
         actions=actions,
-        rewards=rewards,  # type: ignore[arg-type]  # arrays are stored as lists are
+        rewards=rewards,  # type: ignore[arg-type]  # arrays are stored like lists
         terminations=terminations,  # type: ignore[arg-type]
         truncations=truncations,  # type: ignore[arg-type]
     )
-    return episode, whole
+    return episode, ended
 
 
 def _parts(task: Task, observation: Any) -> list[np.ndarray]:
-    """Copies of an observation's entries, as an environment may go on to write into its own arrays."""
+    """Copies of an observation's entries: environments may overwrite their own arrays."""
     parts = leaves(observation) if task.info.obs_keys else {"": observation}
     return [np.array(parts[k], box.dtype) for k, box in zip(task.info.obs_keys or ("",), task.boxes, strict=True)]
 
@@ -108,16 +109,16 @@ def _parts(task: Task, observation: Any) -> list[np.ndarray]:
 def _choose(
     task: Task, behaviour: Behaviour, key: Array, step: int, parts: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """The next action, in the environment's bounds and type."""
+    """The next action, in the environment's bounds and dtype."""
     size, space = len(task.info.action_low), task.env.action_space
-    # drawn whether needed or not: behaviours that are compared then meet the same random numbers
+    # drawn whether needed or not, so that compared behaviours see the same random numbers
     switch, action, normal = rng.random(), rng.uniform(-1.0, 1.0, size), rng.normal(size=size)
     if behaviour.policy is not None and switch >= behaviour.epsilon:
         obs = np.concatenate(parts).astype(np.float32)
         chosen = _act(behaviour.policy, key, step, obs, behaviour.greedy)
         action = np.asarray(chosen, np.float64) + behaviour.noise * normal
     assert isinstance(space, gymnasium.spaces.Box)
-    # clipped once more in the type of the actions, where rounding may leave the bounds
+    # clipped again in the dtype of the actions, in which rounding may leave the bounds
     return np.asarray(np.clip(to_env_action(task.info, action).astype(space.dtype), space.low, space.high))
 
 
@@ -127,11 +128,11 @@ def _act(policy: Policy, key: Array, step: int, obs: Array, greedy: bool) -> Arr
 
 
 def blend(mean_return: Callable[[float], float], random: float, own: float, fraction: float) -> tuple[float, float]:
-    """The probability epsilon of a random action at which a policy's mean return is `fraction` of the way from random to own.
+    """The probability epsilon of random actions at which a policy's mean return is `random` + `fraction` (`own` - `random`).
 
-    `mean_return(epsilon)` measures it; `random` and `own` are those of epsilon 1 and 0. Halves [0, 1] as if more random
-    actions earned less, 10 times at most, and ends at a return within 2 % of the way; the nearest one measured wins.
-    Returns epsilon and its mean return.
+    `mean_return(epsilon)` measures it. `random` and `own` are its values at epsilon 1 and 0. Bisects [0, 1] at most 10 times,
+    assuming that more random actions earn less, and stops within 2 % of `own` - `random`. Returns the best measured epsilon and
+    its mean return.
     """
     aim, near = random + fraction * (own - random), _NEAR * abs(own - random)
     found = {0.0: own, 1.0: random}

@@ -1,4 +1,4 @@
-"""Environments that data can be collected in."""
+"""Environments in which data can be collected."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from jaxpgd.simulators.environments import make_environment
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An environment to collect in. Made by `collection_task`."""
+    """An environment to collect data in, from `collection_task`."""
 
     env: gymnasium.Env
     info: DatasetInfo  # action bounds, order and sizes of observations
-    boxes: tuple[gymnasium.spaces.Box, ...]  # of the observation, in the order of `info.obs_keys`; one where that is empty
-    spec: EnvSpec | None  # what Minari stores; None where the environment cannot be made from JSON
+    boxes: tuple[gymnasium.spaces.Box, ...]  # of the observation, in the order of `info.obs_keys`; one if that is empty
+    spec: EnvSpec | None  # stored by Minari; None if the environment cannot be made from JSON
 
     @property
     def obs_dim(self) -> int:
@@ -34,8 +34,8 @@ class Task:
 def collection_task(env_id: str, kwargs: Mapping[str, Any] | None = None) -> Task:
     """The Gymnasium environment `env_id` ("module:Id" imports the module that registers it), made with `kwargs`.
 
-    Raises InputError unless it can be made, its episodes have a step limit, its actions are a Box of floats with one axis and
-    finite bounds, and its observations a Box with one axis or a Dict of them.
+    Raises InputError unless the environment can be made, has a step limit, has actions in a Box of floats with one axis and
+    finite bounds, and has observations in a Box with one axis or a Dict of such.
     """
     check(not is_builtin(env_id), "env_id", env_id, "a Gymnasium id", "point2d is no Gymnasium environment: it is generated on "
           "load, without files (data.name = \"point2d\").")  # fmt: skip
@@ -73,7 +73,7 @@ def _task(env: gymnasium.Env, env_id: str) -> Task:
 
 
 def _storable(spec: EnvSpec) -> EnvSpec | None:
-    """The spec with its class or function named as "module:name", if it can be found there and all can be JSON."""
+    """The spec with its entry point as "module:name". None if it cannot be imported from there or written as JSON."""
     creator: Any = spec.entry_point
     try:
         if callable(creator):

@@ -1,4 +1,4 @@
-"""Compiled rollouts of policies in pure-JAX environments."""
+"""Returns of policies in pure-JAX environments, by compiled rollouts."""
 
 from functools import partial
 from typing import Any
@@ -14,18 +14,18 @@ from jaxpgd.types import Environment, Policy
 
 @struct.dataclass
 class Returns:
-    """What an evaluation gives: undiscounted returns, lengths in steps and successes, one row per seed."""
+    """Results of an evaluation: undiscounted returns, lengths in steps and successes, one row per seed."""
 
     returns: Any  # [S, episodes]
     lengths: Any  # [S, episodes]
-    successes: Any = None  # [S, episodes] bool; None where the environment does not report them
+    successes: Any = None  # [S, episodes] bool; None if the environment does not report them
 
 
 _ONE = "Of a single policy make one by jax.tree.map(lambda x: x[None], policy)."
 
 
 def seeds_of(policy: Policy) -> int:
-    """S of a batch of policies. Raises InputError where parameters have no leading axis S."""
+    """S of a batch of policies. Raises InputError if the parameters have no common leading axis."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(policy.params)]
     batched = len({shape[:1] for shape in shapes}) == 1 and shapes[0] != ()
     check(batched, "policy", shapes, "parameters that all have a leading axis, of the seeds", _ONE)
@@ -33,7 +33,7 @@ def seeds_of(policy: Policy) -> int:
 
 
 def check_modes(policy: Policy, obs_dim: int, action_dim: int) -> None:
-    """Raise InputError where the modes of a batch of policies are not actions [S, A]."""
+    """Raise InputError unless the modes of a batch of policies are actions [S, A]."""
     expected = (seeds_of(policy), action_dim)
     obs = jax.ShapeDtypeStruct((obs_dim,), jnp.float32)
     wanted = f"modes [seeds, action_dim] = {list(expected)} of observations of {obs_dim} numbers"
@@ -48,9 +48,9 @@ def check_modes(policy: Policy, obs_dim: int, action_dim: int) -> None:
 def rollout_returns(key: Array, env: Environment, policy: Policy, episodes: int, horizon: int | None = None) -> Returns:
     """Undiscounted returns of a batch of policies, each in its own episodes.
 
-    `env` is a pytree (a struct dataclass with a static horizon); `policy` has a leading axis S on its leaves. The action is
-    the policy's mode. An episode ends where the environment's discount is 0 or after `horizon` steps (default: the
-    environment's). New parameters of the same shape reuse the compiled program. Raises InputError.
+    `env` is a pytree (a struct dataclass with a static horizon). `policy` has a leading axis S on its leaves; its mode
+    acts. An episode ends where the environment's discount is 0, or after `horizon` steps (default: the environment's). New
+    parameters of the same shape reuse the compiled program. Raises InputError if `policy` has no axis S or other actions.
     """
     check_modes(policy, env.obs_dim, env.action_dim)
     seeds = seeds_of(policy)
@@ -65,11 +65,11 @@ def _episode(key: Array, env: Environment, policy: Policy, horizon: int) -> tupl
     reset_key, step_key = jax.random.split(key)
 
     def step(carry: tuple[Array, Array, Array, Array], key: Array) -> tuple[tuple[Array, Array, Array, Array], None]:
-        obs, alive, total, length = carry
+        obs, going, total, length = carry
         next_obs, reward, discount = env.step(key, obs, policy.mode(obs))
-        # `where`, not a product: a finished episode may run into states whose reward is not finite
-        total = jnp.where(alive, total + reward, total)
-        return (next_obs, alive & (discount > 0), total, length + alive), None
+        # `where`, not a product: after its end an episode may reach states whose reward is not finite
+        total = jnp.where(going, total + reward, total)
+        return (next_obs, going & (discount > 0), total, length + going), None
 
     start = (env.reset(reset_key), jnp.array(True), jnp.float32(0), jnp.int32(0))
     (_, _, total, length), _ = jax.lax.scan(step, start, jax.random.split(step_key, horizon))

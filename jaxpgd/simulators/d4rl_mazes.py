@@ -1,7 +1,7 @@
-"""D4RL's maze2d and antmaze on today's MuJoCo: the point of Gymnasium-Robotics and the ant of Gymnasium between D4RL's walls.
+"""D4RL's maze2d and antmaze on current MuJoCo: Gymnasium-Robotics' point and Gymnasium's ant between D4RL's walls.
 
-As in D4RL: observations and their coordinates, walls, masses, motors, time steps, starts, goals, rewards and ends. Other than
-there: the version of MuJoCo, whose contacts differ a little, and random numbers.
+The same as in D4RL: observations and their coordinates, walls, masses, motors, time steps, starts, goals, rewards, ends.
+Different: the version of MuJoCo, whose contacts deviate slightly, and random numbers.
 """
 
 import os
@@ -31,7 +31,7 @@ _ANT_CELL = 4.0  # width of a cell
 
 @contextmanager
 def _changed_model(source: Path, change: Callable[[Element], None]) -> Iterator[str]:
-    """A file, for as long as the context lasts, of an XML model after `change`, with small textures: large ones load slowly."""
+    """A temporary file with an XML model after `change`. Its textures are made small, because large ones load slowly."""
     tree = ElementTree.parse(source)
     for texture in tree.getroot().iter("texture"):
         texture.attrib |= {"width": "16", "height": "96" if texture.get("type") == "cube" else "16"}
@@ -56,17 +56,17 @@ def _add_box(root: Element, centre: tuple[float, float, float], half: tuple[floa
 
 
 def _cells(maze: str, kind: str) -> list[tuple[int, int]]:
-    """Rows and columns of the walls ("#") or of what is free (" "), in order."""
+    """Rows and columns of the walls ("#") or of the free cells (" "), in order."""
     return [(r, c) for r, row in enumerate(WALLS[maze]) for c, cell in enumerate(row) if cell == kind]
 
 
 class PointMaze(PointEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
     """maze2d: a ball pushed through a maze. Observations are (x, y, vx, vy), actions are forces in [-1, 1]^2.
 
-    x is along rows and y along columns. D4RL's coordinates count from 0.2 beyond the centre of cell (0, 0): cell (r, c) is
-    where r - 0.7 <= x <= r + 0.3 and so for y, while starts and goals are at (r, c). Velocities are clipped to [-5, 5] before
-    each step of 0.01 s. The reward of a step is that of where it leads: 1 within 0.5 of the goal and 0 elsewhere, or, `dense`,
-    exp(-distance). No step ends an episode. Starts are free cells, within 0.1, at velocities of 0.1 N(0, 1).
+    x is along rows and y along columns. D4RL's origin is 0.2 beyond the centre of cell (0, 0): cell (r, c) spans
+    r - 0.7 <= x <= r + 0.3, and likewise for y, while starts and goals are at (r, c). Velocities are clipped to [-5, 5] before
+    each step of 0.01 s. The reward belongs to the state that a step reaches: 1 within 0.5 of the goal and 0 elsewhere, or
+    exp(-distance) if `dense`. There are no terminals. Episodes start within 0.1 of a free cell, with velocities 0.1 N(0, 1).
     """
 
     def __init__(self, maze: str, dense: bool = False, **kwargs: Any) -> None:
@@ -83,14 +83,14 @@ class PointMaze(PointEnv):  # type: ignore[misc]  # gymnasium_robotics has no ty
             super().__init__(xml_file=path, **kwargs)
 
     def step(self, action: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs = super().step(action)[0]
         away = float(np.linalg.norm(obs[:2] - self.goal))
         reward = float(np.exp(-away)) if self._dense else float(away <= _RADIUS)
         return obs, reward, False, False, {}
 
     def reset_model(self) -> np.ndarray:
-        """A start drawn at random."""
+        """A random start."""
         cell = self._starts[self.np_random.integers(len(self._starts))]
         self.set_state(cell + self.np_random.uniform(-0.1, 0.1, 2), 0.1 * self.np_random.standard_normal(2))
         return np.concatenate([self.data.qpos, self.data.qvel])
@@ -99,10 +99,10 @@ class PointMaze(PointEnv):  # type: ignore[misc]  # gymnasium_robotics has no ty
 class AntMaze(AntEnv):
     """antmaze: an ant that walks through a maze. Observations are 15 positions, x and y first, and 14 velocities.
 
-    Cells are 4 wide, x is along columns and y along rows, (0, 0) the centre of the cell where episodes start. Reward 1 and the
-    end within 0.5 of the goal, 0 before. A goal is drawn at every reset from its cell's centre on, as D4RL's v2 does (v0 and v1
-    once an environment): observations do not show it. The ant is Gymnasium's with D4RL's time step of 0.02 s (0.1 s a step of
-    the environment), motors of 30 N m and contact impedance.
+    Cells are 4 wide, x is along columns and y along rows, and (0, 0) is the centre of the start cell. The reward is 1, and the
+    episode ends, within 0.5 of the goal; it is 0 before. Every reset draws a goal near its cell's centre, as D4RL's v2 does (v0
+    and v1 draw one per environment). Observations do not show it. The ant is Gymnasium's, with D4RL's time step of 0.02 s (an
+    environment step takes 0.1 s), motors of 30 N m and contact impedance.
     """
 
     def __init__(self, maze: str, **kwargs: Any) -> None:
@@ -119,7 +119,7 @@ class AntMaze(AntEnv):
                 x, y = _ANT_CELL * (np.array([column, row]) - start)
                 _add_box(root, (x, y, 1), (_ANT_CELL / 2, _ANT_CELL / 2, 1))
 
-        # the rate of frames is checked against the time step
+        # Gymnasium checks the frame rate against the time step
         self.metadata = {**AntEnv.metadata, "render_fps": 10}
         with _changed_model(_ANT, change) as path:
             super().__init__(
@@ -127,13 +127,13 @@ class AntMaze(AntEnv):
             )
 
     def step(self, action: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs = super().step(action)[0]
         reached = bool(np.linalg.norm(obs[:2] - self.goal) <= _RADIUS)
         return obs, float(reached), reached, False, {"success": reached}
 
     def reset_model(self) -> np.ndarray:
-        """A start and a goal drawn at random."""
+        """A random start and a random goal."""
         noise = self.np_random.uniform(0, 0.25 * _ANT_CELL, 2) + self.np_random.uniform(0, 0.125 * _ANT_CELL, 2)
         self.goal = np.maximum(self._goal_cell + noise, 0)
         return np.asarray(super().reset_model())

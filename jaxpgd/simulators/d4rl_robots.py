@@ -1,8 +1,8 @@
-"""D4RL's ant and hands (adroit), made from those of Gymnasium and Gymnasium-Robotics.
+"""D4RL's ant and hands (Adroit), derived from those of Gymnasium and Gymnasium-Robotics.
 
-The hands are Gymnasium-Robotics' models, observations and starts. The rewards are D4RL's: those of Gymnasium-Robotics for door,
-hammer and relocate depend on its version, and 1.2.1 to 1.4.2 add 0.1 times the distance between palm and object where D4RL
-subtracts it. Its pen runs on after a fall, which ends D4RL's episodes.
+The hands have the models, observations and starts of Gymnasium-Robotics, and D4RL's rewards. Gymnasium-Robotics' rewards for
+door, hammer and relocate depend on its version: 1.2.1 to 1.4.2 add 0.1 times the distance between palm and object, which D4RL
+subtracts. A fallen pen ends D4RL's episodes, but not those of Gymnasium-Robotics.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
 _CONTACTS = 84  # entries of contact forces
 _FALLEN = 0.075  # height of the pen's centre
-_LIFTED = 0.04  # height of what is off the table
+_LIFTED = 0.04  # height above which an object is off the table
 
 
 class AntWithoutContacts(AntEnv):
-    """gym's Ant-v2 under MuJoCo 2.0, where D4RL's data come from: contact forces are observed as zeros and cost nothing."""
+    """gym's Ant-v2 under MuJoCo 2.0, as in D4RL's data: observed contact forces are zero and cost nothing."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(use_contact_forces=False, **kwargs)
@@ -34,19 +34,19 @@ class AntWithoutContacts(AntEnv):
 
 
 class Pen(AdroitHandPenEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
-    """The pen: an episode ends where it falls."""
+    """Pen. An episode ends when the pen falls."""
 
     def step(self, a: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs, reward, _, _, about = super().step(a)
         return obs, float(reward), bool(obs[26] < _FALLEN), False, about
 
 
 class Door(AdroitHandDoorEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
-    """The door. The reward is of where the hinge is, in rad, and of the palm's way to the handle."""
+    """Door. The reward depends on the angle of the hinge, in rad, and on the distance from palm to handle."""
 
     def step(self, a: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs, _, _, _, about = super().step(a)
         hinge, away = obs[28], obs[35:38]
         reward = -0.1 * _norm(away) - 0.1 * (hinge - 1.57) ** 2 - 1e-5 * np.square(self.data.qvel).sum()
@@ -54,10 +54,10 @@ class Door(AdroitHandDoorEnv):  # type: ignore[misc]  # gymnasium_robotics has n
 
 
 class Hammer(AdroitHandHammerEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
-    """The hammer. The reward is of how far the nail is in, and of the ways of palm and head."""
+    """Hammer. The reward depends on the depth of the nail and on the distances palm to hammer and head to nail."""
 
     def step(self, a: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs, _, _, _, about = super().step(a)
         palm, hammer, nail = obs[33:36], obs[36:39], obs[42:45]
         head, goal = (self.data.site_xpos[site] for site in (self.tool_site_id, self.goal_site_id))
@@ -68,10 +68,10 @@ class Hammer(AdroitHandHammerEnv):  # type: ignore[misc]  # gymnasium_robotics h
 
 
 class Relocate(AdroitHandRelocateEnv):  # type: ignore[misc]  # gymnasium_robotics has no types
-    """The ball that is moved. The reward is of its way to the target, and of the palm's."""
+    """Relocate. The reward depends on the distances of ball and palm to the target, and of the palm to the ball."""
 
     def step(self, a: np.ndarray) -> Step:
-        """As `gymnasium.Env.step`."""
+        """See `gymnasium.Env.step`."""
         obs, _, _, _, about = super().step(a)
         to_ball, to_target, left = _norm(obs[30:33]), _norm(obs[33:36]), _norm(obs[36:39])
         lifted = self.data.xpos[self.obj_body_id][2] > _LIFTED

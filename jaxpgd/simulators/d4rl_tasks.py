@@ -1,8 +1,8 @@
-"""D4RL's tasks (arXiv 2004.07219) as Gymnasium environments: their ids and what they are made of.
+"""D4RL's tasks (arXiv 2004.07219) as Gymnasium environments: their ids and parameters.
 
-D4RL's own code needs gym and mujoco-py. Here Gymnasium's v4 tasks stand for gym's v2, whose dynamics and rewards they have, and
-ids "d4rl/..." for tasks that Gymnasium has only with other rewards, sizes, ends or lengths. `d4rl_mazes` and `d4rl_robots` hold
-the classes and say what is the same as in D4RL; they are imported when an environment is made.
+D4RL's own code needs gym and mujoco-py. Gymnasium's v4 tasks replace gym's v2: they have the same dynamics and rewards. Ids
+"d4rl/..." are tasks that Gymnasium has only with other rewards, sizes, ends or lengths. `d4rl_mazes` and `d4rl_robots` hold the
+classes, and state what equals D4RL. They are imported when an environment is made.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ POINT_GOALS = {
     "open": (2, 3), "umaze": (1, 1), "medium": (6, 6), "large": (7, 9),
     "eval-umaze": (1, 3), "eval-medium": (1, 6), "eval-large": (1, 9),
 }  # fmt: skip
-ANT_CELLS = {  # where episodes start, where they lead
+ANT_CELLS = {  # start and goal
     "umaze": ((1, 1), (3, 1)), "medium": ((1, 1), (6, 6)), "large": ((1, 1), (7, 9)),
     "eval-umaze": ((1, 3), (3, 3)), "eval-medium": ((1, 1), (1, 6)), "eval-large": ((1, 1), (1, 9)),
 }  # fmt: skip
@@ -40,7 +40,7 @@ _MAZES, _ROBOTS = "jaxpgd.simulators.d4rl_mazes", "jaxpgd.simulators.d4rl_robots
 
 
 def register() -> None:
-    """Make the ids "d4rl/..." known to Gymnasium, which imports and makes nothing."""
+    """Register the ids "d4rl/..." with Gymnasium. This imports no simulator."""
     for version, lengths in _POINT_STEPS.items():
         for maze, steps in lengths.items():
             for dense in (False, True):

@@ -1,4 +1,4 @@
-"""Making the Gymnasium environment that a dataset names, with clear errors where that is not possible."""
+"""The Gymnasium environment of a dataset, with clear errors if it cannot be made."""
 
 import dataclasses
 import importlib.util
@@ -36,7 +36,7 @@ def is_builtin(info: DatasetInfo) -> bool:
 
 
 def evaluated_in(info: DatasetInfo) -> DatasetInfo:
-    """`info` with the environment that its reference returns belong to: Minari's evaluation environment where it is stored."""
+    """`info` with the environment of its reference returns: Minari's evaluation environment, if the dataset stores one."""
     if info.eval_env_spec is None:
         return info
     found = dataclasses.replace(info, env_spec=info.eval_env_spec, eval_env_spec=None)
@@ -44,11 +44,10 @@ def evaluated_in(info: DatasetInfo) -> DatasetInfo:
 
 
 def with_environment(info: DatasetInfo, env_id: str) -> DatasetInfo:
-    """`info` with the environment `env_id`, "Id" or "module:Id", by the user's word.
+    """`info` with the environment `env_id`, "Id" or "module:Id", that the user chose.
 
-    Where that is the very environment of the stored spec, which the module registers, it is made as it was then: the spec
-    stays. Reference returns are kept where they belong to that environment only: scores say how a policy did there. Raises
-    InputError where the module cannot be imported.
+    If the module registers the environment of the stored spec, the spec is kept, and with it the arguments of that time.
+    Reference returns are kept only if they belong to this environment. Raises InputError if the module cannot be imported.
     """
     plain = dataclasses.replace(info, env_id=env_id, env_spec=None, eval_env_spec=None)
     if not _refers_to(info, env_id.rpartition(":")[2]):
@@ -64,18 +63,18 @@ def with_environment(info: DatasetInfo, env_id: str) -> DatasetInfo:
 
 
 def _refers_to(info: DatasetInfo, env_id: str) -> bool:
-    """Whether the reference returns of `info` are of the environment of that id. Where it names none, the user knows."""
+    """Whether the reference returns of `info` belong to this environment. If `info` names none, the user's word counts."""
     try:
         home = evaluated_in(info).env_id
-    except InputError:  # a stored spec that may not be made
+    except InputError:  # a stored spec that is not trusted
         home = info.env_id
     return info.ref_source != D4RL if home is None else home == env_id
 
 
 def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
-    """Check that `info` can be evaluated: its environment can be made, with the dataset's sizes and bounds.
+    """Check that policies can be evaluated: the environment can be made, and has the dataset's sizes and action bounds.
 
-    Meant for the start of a run, before compute is spent. Raises InputError where the dataset names no environment, the
+    Call this at the start of a run, before compute is spent. Raises InputError if the dataset names no environment, the
     environment is unknown, or an extra is not installed.
     """
     why = why_not_run(PurePath(info.name).stem) if info.ref_source == D4RL else None
@@ -102,7 +101,7 @@ def require_environment(info: DatasetInfo, obs_dim: int | None = None) -> None:
 
 
 def _check_observations(info: DatasetInfo, space: gymnasium.Space[Any], obs_dim: int) -> None:
-    """Raise InputError unless observations of the space make the dataset's [obs_dim]."""
+    """Raise InputError unless observations of the space flatten to the dataset's [obs_dim]."""
     if isinstance(space, gymnasium.spaces.Dict):
         parts = leaves(space)
         missing = [k for k in info.obs_keys if k not in parts]
@@ -115,9 +114,9 @@ def _check_observations(info: DatasetInfo, space: gymnasium.Space[Any], obs_dim:
 
 
 def make_environment(info: DatasetInfo, **kwargs: Any) -> gymnasium.Env:
-    """A fresh Gymnasium environment: from the stored spec where there is one, else from the id. Raises InputError.
+    """A new Gymnasium environment, from the stored spec or else from the id. Raises InputError if it cannot be made.
 
-    `kwargs` are `gymnasium.make`'s, such as `max_episode_steps`, and the environment's own.
+    `kwargs` are arguments of `gymnasium.make`, such as `max_episode_steps`, and of the environment.
     """
     spec = environment_spec(info)
     try:
@@ -125,7 +124,7 @@ def make_environment(info: DatasetInfo, **kwargs: Any) -> gymnasium.Env:
             return gymnasium.make(spec, **kwargs)
     except ImportError as error:
         raise InputError(f"env_id = {info.env_id!r}: expected its packages to be installed ({error}). {_INSTALL}") from error
-    except Exception as error:  # other people's code raises what it likes
+    except Exception as error:  # environments raise exceptions of any type
         raise InputError(
             f"env_id = {info.env_id!r}: expected an environment that can be made, by these versions of its packages "
             f"({described(error)})."
@@ -134,7 +133,7 @@ def make_environment(info: DatasetInfo, **kwargs: Any) -> gymnasium.Env:
 
 @contextmanager
 def answering(env_id: str | None) -> Iterator[None]:
-    """Raise EnvironmentFailure, which names the environment, for whatever it raises when it is reset or stepped."""
+    """A context that turns any exception of an environment into an EnvironmentFailure that names it."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -144,7 +143,7 @@ def answering(env_id: str | None) -> Iterator[None]:
 
 
 def environment_spec(info: DatasetInfo) -> EnvSpec:
-    """The Gymnasium spec of the dataset's environment. Raises InputError where unknown or an extra is missing."""
+    """The Gymnasium spec of the dataset's environment. Raises InputError if it is unknown or an extra is missing."""
     entry = _stored_entry_point(info)
     needs_robotics = entry.startswith("gymnasium_robotics") or str(info.env_id).startswith(_ROBOTICS)
     _require_package("gymnasium_robotics", needs_robotics, info)
@@ -159,12 +158,12 @@ def environment_spec(info: DatasetInfo) -> EnvSpec:
 
 
 def _registered_spec(env_id: str) -> EnvSpec:
-    """The spec registered as "Id", or as "module:Id" by importing a module."""
+    """The spec registered as "Id", or as "module:Id" after an import of the module."""
     module, _, name = env_id.rpartition(":")
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # a module raises what it likes
+        except Exception as error:  # modules raise exceptions of any type
             why = str(error) if isinstance(error, ImportError) else described(error)
             raise InputError(f"env_id = {env_id!r}: expected a module that can be imported ({why}). PYTHONPATH names the "
                              "folders that are searched.") from error  # fmt: skip
@@ -172,9 +171,9 @@ def _registered_spec(env_id: str) -> EnvSpec:
 
 
 def environment_kwargs(info: DatasetInfo) -> dict[str, Any]:
-    """Keyword arguments that the dataset's environment is made with: those stored, else those registered with its id.
+    """Keyword arguments of the dataset's environment: those stored, or else those registered with its id.
 
-    Empty for environments that are unknown or not installed. Raises InputError where the stored spec is broken.
+    Empty for environments that are unknown or not installed. Raises InputError if the stored spec is invalid.
     """
     if info.env_spec:
         return dict(_stored_spec(info).get("kwargs") or {})
@@ -198,13 +197,13 @@ def _require_package(package: str, needed: bool, info: DatasetInfo) -> None:
     if importlib.util.find_spec(package) is None:
         raise InputError(f"env_id = {info.env_id!r}: expected the package {package} to be installed. {_INSTALL}")
     if package == "gymnasium_robotics":
-        with redirect_stderr(io.StringIO()):  # it prints a notice about environments that are not ours
+        with redirect_stderr(io.StringIO()):  # it prints a notice about unrelated environments
             gymnasium.register_envs(importlib.import_module(package))
 
 
 @contextmanager
 def seeded_numpy(seed: int) -> Iterator[None]:
-    """NumPy's global generator seeded with `seed`, and as before afterwards: OGBench's mazes draw starts from it."""
+    """A context with NumPy's global generator seeded, from which OGBench's mazes draw starts. Restores its state afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -214,7 +213,7 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 
 
 def flatten_obs(info: DatasetInfo, obs: np.ndarray | dict[str, Any]) -> np.ndarray:
-    """Observations as the dataset has them, [..., O] float32: (nested) dicts joined in the order of `info.obs_keys`."""
+    """Observations in the dataset's form, [..., O] float32: (nested) dicts are joined in the order of `info.obs_keys`."""
     if not isinstance(obs, dict):
         return np.asarray(obs, np.float32)
     parts = leaves(obs)

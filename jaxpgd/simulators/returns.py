@@ -1,4 +1,4 @@
-"""Returns of policies in the environment that a dataset comes from."""
+"""Evaluation: returns of policies in the environment of a dataset."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ from jaxpgd.types import Policy
 
 __all__ = ["Returns", "evaluate", "require_environment"]
 
-Watch = Callable[[int, int, int, int], None]  # step, the most there are, episodes that have ended, and all
+Watch = Callable[[int, int, int, int], None]  # step, largest number of steps, episodes that ended, all episodes
 
 
 def evaluate(
@@ -35,15 +35,15 @@ def evaluate(
     processes: int = 0,
     watch: Watch | None = None,
 ) -> Returns:
-    """Undiscounted returns [S, episodes], lengths and successes of S policies, all episodes stepped together.
+    """Undiscounted returns [S, episodes], lengths and successes of S policies. All episodes are stepped together.
 
-    `policy` has a leading seed axis S on its parameters (of one policy: `jax.tree.map(lambda x: x[None], policy)`); its mode
-    acts, in the environment that the dataset's references belong to. `horizon` cuts episodes earlier than the environment's
-    own limit. An episode is a success where the environment says so (`info["success"]` or `info["is_success"]`) at any of
-    its steps. So many `processes` step Gymnasium environments (0: as many as there are usable cores, one for a short
-    evaluation), which changes no result. `watch` is told of each of their steps: its number, the most that there are, how many
-    episodes of all seeds have ended, and how many there are. Raises InputError where the dataset names no environment or it
-    cannot be made, and where `policy` has no such axis; EnvironmentFailure where an environment raises an exception.
+    `policy` has a leading seed axis S on its parameters (for a single policy: `jax.tree.map(lambda x: x[None], policy)`). Its
+    mode acts, in the environment of the dataset's reference returns. `horizon` cuts episodes before the environment's limit.
+    An episode is a success if the environment reports one (`info["success"]` or `info["is_success"]`) at any step.
+    `processes` step Gymnasium environments (0: one per available core, a single one for short evaluations); their number does
+    not change results. `watch` is called after each of their steps with the step, the largest number of steps, the number of
+    episodes that have ended, and the number of all episodes. Raises InputError if the dataset names no environment, if it
+    cannot be made, or if `policy` has no axis S; EnvironmentFailure if an environment raises an exception.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
     check(horizon is None or horizon > 0, "horizon", horizon, "a number above 0, or None for the environment's limit")
@@ -63,10 +63,9 @@ def evaluate(
 
 
 def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
-    """Most steps of an evaluation's episodes: the environment's own limit, or `horizon` where that is below it or it has none.
-    A `horizon` of 0 or None is none.
+    """The largest number of steps of an episode: the smaller of the environment's limit and `horizon` (0 or None: no horizon).
 
-    Raises InputError, naming `field`, where there is neither.
+    Raises InputError naming `field` if there is neither.
     """
     info = evaluated_in(info)
     limit = builtin_environment(info.env_id).horizon if is_builtin(info) else environment_spec(info).max_episode_steps
@@ -83,13 +82,13 @@ def act(policy: Policy, obs: Array) -> Array:
 
 
 def _on_host(policy: Policy) -> Policy:
-    """The policy where acting takes no launch and no transfers at each step: on the host's CPU, if JAX may use that."""
+    """The policy on the host's CPU, if JAX may use it, so that a step needs no kernel launch and no transfer."""
     if jax.default_backend() == "cpu":
         return policy
     try:
         moved: Policy = jax.device_put(policy, jax.local_devices(backend="cpu")[0])
         return moved
-    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    except RuntimeError:  # JAX_PLATFORMS names only the accelerator
         return policy
 
 
@@ -99,7 +98,7 @@ def _evaluate_gymnasium(
     seeds = seeds_of(policy)
     count = seeds * episodes
     start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
-    returns, lengths, alive = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
+    returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
     reached, reported = np.zeros(count, bool), False
     with Environments(info, count, processes) as envs, seeded_numpy(start_seeds[0]):
         obs = envs.reset(start_seeds)
@@ -108,15 +107,15 @@ def _evaluate_gymnasium(
         for step in range(1, horizon + 1):
             action = np.asarray(act(host_policy, obs.reshape(seeds, episodes, -1))).reshape(count, -1)
             scaled = to_env_action(info, action).astype(envs.action_type)
-            obs, reward, ended, success, said = envs.step(scaled, alive)
-            returns += np.where(alive, reward, 0.0)
-            lengths += alive
-            reported |= said
+            obs, reward, ended, success, reports = envs.step(scaled, going)
+            returns += np.where(going, reward, 0.0)
+            lengths += going
+            reported |= reports
             reached |= success
-            alive &= ~ended
+            going &= ~ended
             if watch is not None:
-                watch(step, horizon, int(count - alive.sum()), count)
-            if not alive.any():
+                watch(step, horizon, int(count - going.sum()), count)
+            if not going.any():
                 break
     table = lambda values: values.reshape(seeds, episodes)
     return Returns(returns=table(returns), lengths=table(lengths), successes=table(reached) if reported else None)

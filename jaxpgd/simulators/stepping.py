@@ -1,6 +1,6 @@
-"""Gymnasium environments stepped one after the other: by this process, or by a worker, which runs this file.
+"""Gymnasium environments stepped one after the other, in this process or in a worker, which runs this file.
 
-It imports nothing of jaxpgd, so that a worker starts without JAX.
+It imports nothing from jaxpgd, so that workers start without JAX.
 """
 
 import importlib
@@ -23,13 +23,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-# observations, rewards, whether ended, whether a success, whether any says so, whether NumPy's global generator was used
+# observations, rewards, ended, successes, whether any reports successes, whether NumPy's global generator was used
 Stepped = tuple[Any, np.ndarray, np.ndarray, np.ndarray, bool, bool]
 
 
 @contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """Drop MuJoCo's warnings, which it would also append to a log file in the working directory."""
+    """A context without MuJoCo's warnings, which it would also append to a log file in the working directory."""
     if importlib.util.find_spec("mujoco") is None:
         yield
         return
@@ -53,7 +53,7 @@ def same_state(one: Any, other: Any) -> bool:
 
 
 def finite_reward(reward: Any) -> float:
-    """A step's reward as a number. Raises ValueError where it is none: None, NaN, an array of several."""
+    """A step's reward as a float. Raises ValueError if it is not a finite number."""
     try:
         number = float(reward)
     except (TypeError, ValueError):
@@ -64,7 +64,7 @@ def finite_reward(reward: Any) -> float:
 
 
 class Stepper:
-    """Environments of one process. Those that have ended are not stepped, and keep their last observation."""
+    """Environments of one process. Those that have ended are not stepped and keep their last observation."""
 
     def __init__(self, make: Callable[[], gymnasium.Env], count: int):
         self.envs: list[gymnasium.Env] = []
@@ -79,43 +79,43 @@ class Stepper:
         self.batch: Any = create_empty_array(self.space, n=count, fn=np.zeros)
 
     def reset(self, index: int, seed: int, state: Any) -> Any:
-        """Reset an environment where NumPy's global generator is in `state`; the state afterwards."""
+        """Reset an environment with NumPy's global generator in `state`. Returns the generator's state afterwards."""
         np.random.set_state(state)  # noqa: NPY002
         self.seen[index], _ = self.envs[index].reset(seed=seed)
         return generator_state()
 
     def observe(self) -> Any:
-        """The last observations of all environments, batched as their space says."""
+        """The last observations of all environments, batched by their space."""
         return concatenate(self.space, self.seen, self.batch)
 
-    def step(self, actions: np.ndarray, alive: np.ndarray) -> Stepped:
-        """One step of the environments that are alive."""
+    def step(self, actions: np.ndarray, going: np.ndarray) -> Stepped:
+        """One step of the environments that have not ended: `going` [N]."""
         count, reported, before = len(self.envs), False, generator_state()
         rewards, ended, reached = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
-        for i in np.flatnonzero(alive):
+        for i in np.flatnonzero(going):
             self.seen[i], reward, terminated, truncated, info = self.envs[i].step(actions[i])
             rewards[i] = finite_reward(reward)
             ended[i] = bool(terminated) or bool(truncated)
-            said = [info[name] for name in ("success", "is_success") if name in info]  # the latter as of Gymnasium-Robotics
-            reported, reached[i] = reported or bool(said), any(map(bool, said))
+            successes = [info[name] for name in ("success", "is_success") if name in info]  # the latter: Gymnasium-Robotics
+            reported, reached[i] = reported or bool(successes), any(map(bool, successes))
         return self.observe(), rewards, ended, reached, reported, not same_state(before, generator_state())
 
     def close(self) -> None:
         """Close all environments."""
         for env in self.envs:
-            with suppress(Exception):  # what was asked of it is done
+            with suppress(Exception):  # its work is done
                 env.close()
         self.envs = []
 
 
 class Worker:
-    """What a worker does when it is asked."""
+    """Answers the requests that a worker receives."""
 
     def __init__(self) -> None:
         self.stepper: Stepper | None = None
 
     def make(self, packed: bytes, modules: Sequence[str], count: int) -> bool:
-        """Make `count` environments of a pickled spec, with nothing printed. Whether that has brought JAX into the process."""
+        """Make `count` environments of a pickled spec, silently. Returns whether that imported JAX."""
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             for name in modules:
                 importlib.import_module(name)
@@ -125,7 +125,7 @@ class Worker:
         return "jax" in sys.modules
 
     def answer(self, message: bytes) -> bytes:
-        """The result of one of the stepper's methods or of `make`, or the exception that it raised, in words."""
+        """The pickled result of `make` or of a method of the stepper, or a description of the exception that it raised."""
         try:
             name, arguments = pickle.loads(message)
             found = getattr(self if name == "make" else self.stepper, name)(*arguments)
@@ -135,13 +135,13 @@ class Worker:
 
 
 def described(error: BaseException) -> str:
-    """An exception's type and message, in one line."""
+    """An exception's type and message in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}".removesuffix(": ")
 
 
 def serve(descriptor: int) -> None:
-    """Answer what comes through the connection until its other end is closed, or the parent ends, however that ends."""
-    warnings.simplefilter("ignore")  # the parent makes and steps the same environments, and says the same once
+    """Answer requests until the connection is closed or the parent process ends, in whatever way."""
+    warnings.simplefilter("ignore")  # the parent makes the same environments and shows the same warnings
     threading.Thread(target=_end_with_parent, daemon=True).start()
     worker = Worker()
     with suppress(EOFError, OSError), Connection(descriptor) as connection:
@@ -152,6 +152,6 @@ def serve(descriptor: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of standard input, and writes nothing."""
+    """Exit with the parent, which holds the other end of standard input and writes nothing."""
     os.read(0, 1)
     os._exit(1)

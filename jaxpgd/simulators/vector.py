@@ -1,8 +1,8 @@
-"""Gymnasium environments stepped together, divided over this process and workers.
+"""Gymnasium environments stepped together, distributed over this process and workers.
 
-Results do not depend on the number of processes. Where they could, this one steps all: environments of the main program, or of
-a module that is being imported or has been changed since; those that draw from NumPy's global generator when they are made or
-stepped, or import JAX, whose configuration is this process'; and what a worker fails to make.
+Results do not depend on the number of processes. If they could, this process steps all environments: those of the main program,
+of a module that is still being imported or has changed since its import, those that draw from NumPy's global generator or
+import JAX (whose configuration belongs to this process), and those that a worker fails to make.
 """
 
 import os
@@ -18,42 +18,42 @@ from jaxpgd.simulators.environments import flatten_obs, make_environment
 from jaxpgd.simulators.stepping import Stepper, described, generator_state, same_state
 from jaxpgd.simulators.workers import ALONE, Job, Team, Worker, hire, job_of, keep
 
-# steps in all from which on workers are started: that takes 0.3 s, which a second core saves of 5,000 steps of Hopper, and
-# episodes may end early
+# Total steps from which workers pay off. Starting one takes 0.3 s, which a second core saves on 5,000 steps of Hopper, and
+# episodes may end early.
 WORTH = 10_000
-LEAST = 2  # environments a process, as each costs its messages at every step
-_PATIENCE = 2.0  # seconds for environments to close where something went wrong
+LEAST = 2  # environments per process, because of the messages at every step
+_PATIENCE = 2.0  # seconds for environments to close after an error
 
 
 class DrawsInSteps(Exception):
-    """Steps draw from NumPy's global generator, so that the order of all environments' steps matters."""
+    """Environments draw from NumPy's global generator when stepped, so that the order of steps matters."""
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processes_for(count: int, horizon: int, processes: int) -> int:
-    """How many processes step `count` environments; of 0, as many as there are usable cores, where that is worth it."""
+    """How many processes step `count` environments: `processes`, or for 0 one per available core if that pays off."""
     if processes:
         return min(processes, count)
     return max(min(usable_cores(), count // LEAST), 1) if count * horizon >= WORTH else 1
 
 
 class Here:
-    """This process, in the form of a worker."""
+    """This process with the interface of a worker."""
 
     def __init__(self, info: DatasetInfo, count: int):
         self.stepper = Stepper(lambda: make_environment(info), count)
         self.asked: tuple[str, tuple[Any, ...]] = ("observe", ())
 
     def begin(self, name: str, *arguments: Any) -> None:
-        """Ask for `name(*arguments)`."""
+        """Request `name(*arguments)`."""
         self.asked = name, arguments
 
     def end(self) -> Any:
-        """What was asked for. Raises EnvironmentFailure."""
+        """The result of the request. Raises EnvironmentFailure."""
         name, arguments = self.asked
         try:
             return getattr(self.stepper, name)(*arguments)
@@ -64,9 +64,9 @@ class Here:
 
 
 class Environments:
-    """`count` environments of a dataset, stepped by up to `processes`: of n, part i has those numbered i, i + n, i + 2n ...
+    """`count` environments of a dataset, stepped by n <= `processes` processes: i, i + n, i + 2n, ... by process i.
 
-    A context, at whose end they are closed. Raises InputError where they cannot be made.
+    A context that closes them. Raises InputError if they cannot be made.
     """
 
     def __init__(self, info: DatasetInfo, count: int, processes: int):
@@ -74,12 +74,12 @@ class Environments:
         self.team, self.workers = Team(None), list[Worker]()
         self.flat = np.zeros((count, 0), np.float32)
         self.job = job_of(info) if processes > 1 else None
-        if self.job is None or not self._divide(self.job, processes):
+        if self.job is None or not self._distribute(self.job, processes):
             self.here = Here(info, count)
 
-    def _divide(self, job: Job, processes: int) -> bool:
-        """Start workers and make all environments; False, with nothing left of it, where they have to be made here."""
-        before, divided = generator_state(), False
+    def _distribute(self, job: Job, processes: int) -> bool:
+        """Start workers and make all environments. False, with everything undone, if this process has to make them."""
+        before, distributed = generator_state(), False
         self.team = hire(job, processes - 1)
         try:
             self.workers = self.team.workers[: processes - 1]
@@ -89,17 +89,17 @@ class Environments:
             if not self.workers:
                 return False
             self.here = Here(self.info, shares[0])
-            divided = self._alike(before)
+            distributed = self._same(before)
         finally:
-            if not divided:
+            if not distributed:
                 self._leave(sound=False)
-        if not divided:
+        if not distributed:
             ALONE.add(job.packed)
             np.random.set_state(before)  # noqa: NPY002
-        return divided
+        return distributed
 
-    def _alike(self, before: Any) -> bool:
-        """Whether workers have made their environments, as this process would have."""
+    def _same(self, before: Any) -> bool:
+        """Whether the workers made the environments that this process would have made."""
         try:
             with_jax = [worker.end() for worker in self.workers]
         except EnvironmentFailure:
@@ -108,16 +108,16 @@ class Environments:
 
     @property
     def parts(self) -> Sequence[Here | Worker]:
-        """Who steps."""
+        """This process and the workers."""
         return [self.here, *self.workers]
 
     @property
     def action_type(self) -> Any:
-        """The type of the environments' actions."""
+        """The dtype of the environments' actions."""
         return self.here.stepper.envs[0].action_space.dtype
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """First observations [N, O]. Environments are reset one by one, and pass on the state of NumPy's global generator.
+        """First observations [N, O]. Environments are reset in order, handing on the state of NumPy's global generator.
 
         Raises EnvironmentFailure.
         """
@@ -134,21 +134,22 @@ class Environments:
             self.flat[i :: len(parts)] = rows
         return self.flat
 
-    def step(self, actions: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-        """One step of those `alive` [N]: observations [N, O], rewards, ended, successes [N], whether any reports successes.
+    def step(self, actions: np.ndarray, going: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+        """One step of the environments that have not ended, `going` [N].
 
-        Rows of the others are as they were, or zero. Raises EnvironmentFailure; DrawsInSteps where several processes step
-        environments that one has to.
+        Returns observations [N, O], rewards, ended and successes [N], and whether any environment reports successes. Rows of
+        ended environments are unchanged or zero. Raises EnvironmentFailure, and DrawsInSteps if several processes step
+        environments that a single one has to step.
         """
         parts, flat, reported = self.parts, self.flat.copy(), False
-        due = [(part, slice(i, None, len(parts))) for i, part in enumerate(parts) if alive[i :: len(parts)].any()]
+        due = [(part, slice(i, None, len(parts))) for i, part in enumerate(parts) if going[i :: len(parts)].any()]
         for part, own in due:
-            part.begin("step", actions[own], alive[own])
+            part.begin("step", actions[own], going[own])
         rewards, ended, reached = np.zeros(self.count), np.zeros(self.count, bool), np.zeros(self.count, bool)
         for part, own in due:
-            seen, rewards[own], ended[own], reached[own], said, drew = self._result(part)
+            seen, rewards[own], ended[own], reached[own], reports, drew = self._result(part)
             flat[own] = flatten_obs(self.info, seen)
-            reported |= said
+            reported |= reports
             if drew and self.job and self.workers:
                 ALONE.add(self.job.packed)
                 raise DrawsInSteps
@@ -169,7 +170,7 @@ class Environments:
         self._leave(sound=kind is None)
 
     def _leave(self, *, sound: bool) -> None:
-        """Close all environments. Workers are kept where nothing has gone wrong."""
+        """Close all environments. Workers are kept if nothing went wrong."""
         team, workers, done = self.team, self.workers, False
         self.team, self.workers = Team(None), []
         try:

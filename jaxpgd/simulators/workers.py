@@ -1,7 +1,7 @@
 """Worker processes that make and step Gymnasium environments.
 
-A worker is a Python of its own that runs `stepping.py`: the user's main program is not imported again, and nothing is forked.
-It makes environments by their pickled spec, from modules as they are on the disk.
+A worker is a new Python process that runs `stepping.py`. It does not import the user's main program and is not forked. It makes
+environments from their pickled spec, with modules as they are on disk.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from jaxpgd.errors import EnvironmentFailure
 from jaxpgd.simulators import stepping
 from jaxpgd.simulators.environments import environment_spec
 
-_MARK = "JAXPGD_WORKER"  # in the environment of workers, which have none themselves
+_MARK = "JAXPGD_WORKER"  # set in workers, which start no workers themselves
 _START = """import sys, json
 sys.path[:] = json.loads(sys.argv[3])
 from importlib.util import spec_from_file_location, module_from_spec
@@ -36,19 +36,19 @@ module.serve(int(sys.argv[2]))"""
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An environment as workers make it."""
+    """What workers need to make an environment."""
 
-    packed: bytes  # its spec
-    modules: tuple[str, ...]  # that are imported first
-    setting: Any  # what workers have to have started with: the environment's code, search path, folder, variables
+    packed: bytes  # its pickled spec
+    modules: tuple[str, ...]  # imported first
+    setting: Any  # what workers must have started with: code, search path, working directory, variables
 
 
-ALONE: set[bytes] = set()  # specs that only this process steps
-_FILES: dict[Any, Any] = {}  # when the files of an environment's code had last been changed, as first seen
+ALONE: set[bytes] = set()  # specs that only this process may step
+_FILES: dict[Any, Any] = {}  # modification times of the files of an environment's code, as first seen
 
 
 def job_of(info: DatasetInfo) -> Job | None:
-    """None where workers could not make the same environment."""
+    """The job of a dataset's environment. None if workers could not make the same environment."""
     if os.name != "posix" or not sys.executable or _MARK in os.environ:
         return None
     spec = environment_spec(info)
@@ -63,8 +63,8 @@ def job_of(info: DatasetInfo) -> Job | None:
         files = _files({name.split(".")[0] for name in names})
         first = _FILES.setdefault(creator, {})
         known = packed not in ALONE and all(map(_importable, names)) and all(files.get(f) == at for f, at in first.items())
-        first |= files if known else {}  # modules of the package that were imported since
-    except Exception:  # whatever it is: making it here says so in the user's words
+        first |= files if known else {}  # modules of the package imported since
+    except Exception:  # this process raises a clear error for it
         return None
     paths = tuple(p for p in sys.path if isinstance(p, str))
     setting = (creator, paths, os.getcwd(), dict(os.environ))
@@ -72,7 +72,7 @@ def job_of(info: DatasetInfo) -> Job | None:
 
 
 def _importable(name: str) -> bool:
-    """Whether importing a module elsewhere gives the one that is here, and does not run the main program."""
+    """Whether another process can import the same module without running the main program."""
     module, main = sys.modules[name], getattr(sys.modules["__main__"], "__file__", None)
     spec, file = module.__spec__, getattr(module, "__file__", None)
     again = main is not None and file is not None and Path(main).resolve() == Path(file).resolve()
@@ -80,14 +80,14 @@ def _importable(name: str) -> bool:
 
 
 def _files(packages: set[str]) -> dict[str, int]:
-    """When the source files of packages were changed, as far as they are imported."""
+    """Modification times of the imported source files of packages."""
     found = [m for name, m in list(sys.modules.items()) if name.split(".")[0] in packages]
     files = {str(file) for module in found if (file := getattr(module, "__file__", None))}
     return {file: Path(file).stat().st_mtime_ns for file in files if Path(file).is_file()}
 
 
 class Worker:
-    """A process that steps environments. What it is asked is sent by `begin` and answered by `end`."""
+    """A process that steps environments. `begin` sends a request, `end` receives the answer."""
 
     def __init__(self) -> None:
         self.connection, theirs = multiprocessing.connection.Pipe()
@@ -97,24 +97,24 @@ class Worker:
             with theirs:
                 self.process = subprocess.Popen(
                     words, pass_fds=[theirs.fileno()], stdin=subprocess.PIPE, env=os.environ | {_MARK: "1"},
-                    start_new_session=True,  # of Ctrl-C only the parent hears
+                    start_new_session=True,  # only the parent receives Ctrl-C
                 )  # fmt: skip
         except BaseException:
             self.connection.close()
             raise
 
     def begin(self, name: str, *arguments: Any) -> None:
-        """Ask for `name(*arguments)`. A worker that has ended says so when its answer is due."""
+        """Request `name(*arguments)`. If the worker has ended, `end` raises the error."""
         with suppress(OSError):
             self.connection.send_bytes(pickle.dumps((name, arguments), pickle.HIGHEST_PROTOCOL))
 
     def end(self) -> Any:
-        """What was asked for. Raises EnvironmentFailure."""
+        """The result of the request. Raises EnvironmentFailure."""
         try:
             sound, found = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)  # its connection ends a moment before
+                self.process.wait(1.0)  # its connection closes slightly earlier
             raise EnvironmentFailure(f"its process ended ({self.process.returncode})") from None
         if not sound:
             error = EnvironmentFailure(found[0])
@@ -123,7 +123,7 @@ class Worker:
         return found
 
     def stop(self, patience: float) -> None:
-        """End the process: by itself within `patience` seconds, or by force."""
+        """End the process: it may exit within `patience` seconds and is then killed."""
         self.connection.close()
         try:
             with suppress(subprocess.TimeoutExpired):
@@ -137,19 +137,19 @@ class Worker:
 
 @dataclasses.dataclass
 class Team:
-    """Workers that were started alike. They are kept for the next evaluation of the environment, which starts sooner then."""
+    """Workers with the same setting. They are kept for the next evaluation of the environment."""
 
     setting: Any
     workers: list[Worker] = dataclasses.field(default_factory=list)
     owner: int = dataclasses.field(default_factory=os.getpid)
 
     def stop(self, patience: float = 0.0) -> None:
-        """End all workers, of which those of a process that this one was forked from are left alone."""
+        """End all workers, except those that belong to a process from which this one was forked."""
         workers, self.workers = self.workers if self.owner == os.getpid() else [], []
         deadline = time.monotonic() + patience
         try:
             for worker in workers:
-                worker.connection.close()  # they all begin to end
+                worker.connection.close()  # all begin to exit
             for worker in workers:
                 worker.stop(max(deadline - time.monotonic(), 0.0))
         finally:
@@ -161,20 +161,20 @@ _KEPT: list[Team] = []
 
 
 def keep(team: Team) -> None:
-    """Keep a team, in place of the one that was kept before."""
+    """Keep a team, replacing the one kept before."""
     stop_workers()
     _KEPT.append(team)
 
 
 @atexit.register
 def stop_workers() -> None:
-    """End the workers that are kept."""
+    """End the kept workers."""
     while _KEPT:
         _KEPT.pop().stop()
 
 
 def hire(job: Job, count: int) -> Team:
-    """A team with at least `count` workers. Empty where no process can be started."""
+    """A team with at least `count` workers. Empty if no process can be started."""
     team = _KEPT.pop() if _KEPT else Team(job.setting)
     sound = team.owner == os.getpid() and all(w.process.poll() is None for w in team.workers)
     if not sound or team.setting != job.setting:

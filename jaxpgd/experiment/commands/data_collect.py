@@ -15,7 +15,7 @@ from jaxpgd.experiment.commands.data_collect_options import Collection, check_op
 from jaxpgd.experiment.run.progress import StageProgress
 from jaxpgd.experiment.stages.load import load_models, load_policy, open_trained
 from jaxpgd.experiment.stages.prepare import prepare
-from jaxpgd.simulators.behaviour import fitting_actor
+from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.collection import Behaviour, blend, collect, measure
 from jaxpgd.simulators.collection_task import Task, collection_task
 from jaxpgd.simulators.environments import quiet_mujoco
@@ -54,7 +54,7 @@ def _policy(options: Collection, task: Task) -> Policy | None:
     """The policy that acts, checked against the environment; None for the random one. Raises InputError."""
     obs_dim, action_dim = task.obs_dim, len(task.info.action_low)
     if options.actor:
-        return fitting_actor(options.actor, obs_dim, action_dim)
+        return actor_for(options.actor, obs_dim, action_dim)
     if not options.run:
         return None
     run = open_trained(options.run)

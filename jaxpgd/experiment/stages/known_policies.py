@@ -4,7 +4,7 @@ from jaxpgd.dataset import Dataset
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.experiment.config import Config
-from jaxpgd.simulators.behaviour import fitting_actor
+from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.types import Policy
 
@@ -19,7 +19,7 @@ def known_target(dataset: Dataset) -> Policy | None:
 def known_behaviour(config: Config, dataset: Dataset) -> Policy | None:
     """The policy that collected the data: the actor that the config names, or a built-in environment's; else None."""
     if config.evaluation.behaviour:
-        return fitting_actor(config.evaluation.behaviour, dataset.obs_dim, dataset.action_dim, "evaluation.behaviour")
+        return actor_for(config.evaluation.behaviour, dataset.obs_dim, dataset.action_dim, "evaluation.behaviour")
     if not is_builtin(dataset.info):
         return None
     return behaviour_policy(builtin_environment(dataset.info.env_id))

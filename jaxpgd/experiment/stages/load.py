@@ -24,7 +24,7 @@ from jaxpgd.experiment.stages.model_source import model_source, needs, require_m
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import check_same_across_hosts
-from jaxpgd.simulators.behaviour import fitting_actor
+from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.types import Policy
@@ -120,7 +120,7 @@ def chosen_policy(loaded: LoadedRun, name: str, actor: str) -> tuple[Policy, str
     check(not (name and actor), "--policy, --actor", (name, actor), "one of them")
     run, _, prepared, models = loaded
     if actor:
-        policy = fitting_actor(actor, prepared.dataset.obs_dim, prepared.dataset.action_dim)
+        policy = actor_for(actor, prepared.dataset.obs_dim, prepared.dataset.action_dim)
         return policy, f"the actor {Path(actor).name}"
     return load_policy(run, prepared, models, name), f"{name} of {run.path}"
 

@@ -29,7 +29,7 @@ from jaxpgd.experiment.studies.together import joined, setting_of, swept
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.distances import sliced_wasserstein
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, steps_taken
-from jaxpgd.simulators.behaviour import fitting_actor
+from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
@@ -142,7 +142,7 @@ def target_of(cell: Cell, store: Store, prepared: Prepared) -> Policy:
 def _given_target(cell: Cell, prepared: Prepared) -> Policy:
     """The actor of a file, or the policy that an environment comes with."""
     data, actor = prepared.dataset, cell.target.actor
-    known = fitting_actor(actor, data.obs_dim, data.action_dim, "target.actor") if actor else known_target(data)
+    known = actor_for(actor, data.obs_dim, data.action_dim, "target.actor") if actor else known_target(data)
     check(known is not None, "target", None, f"a target policy, as {cell.config.data.name!r} comes with none")
     assert known is not None
     return known
