@@ -77,21 +77,25 @@ def drive(
         with StageProgress(stage, program.chunks * steps, unit, done * steps) as progress:
             tell = lambda row: progress.advance(steps, _note(row, note))
             state = _run_chunks(work, state, done, after_chunk, stop, tell)
-        facts: dict[str, Any] = {
-            "health": dataclasses.asdict(run.config.health),
-            "seconds": time.monotonic() - began,
-            "resumed": found is not None,
-            "steps": program.chunks * steps,
-            "peak_memory_bytes": peak_memory(),
-            "diverging_critics": work.watch.diverging,
-            "lost_seeds": work.watch.lost,
-            "skipped_updates": work.watch.skipped,
-        }
-        run.finish_after_failure(stage, facts)
+        run.finish_after_failure(stage, _facts(work, time.monotonic() - began, resumed=found is not None))
         barrier(f"{stage} finished")
     if any_process(bool(stop.requested)):
         stop.leave()
     return work.placement.gather(state)
+
+
+def _facts(work: "_Work[State]", seconds: float, *, resumed: bool) -> dict[str, Any]:
+    """What is kept of a finished stage."""
+    return {
+        "health": dataclasses.asdict(work.run.config.health),
+        "seconds": seconds,
+        "resumed": resumed,
+        "steps": work.program.chunks * work.program.steps_per_chunk,
+        "peak_memory_bytes": peak_memory(),
+        "diverging_critics": work.watch.diverging,
+        "lost_seeds": work.watch.lost,
+        "skipped_updates": work.watch.skipped,
+    }
 
 
 def _run_chunks(
