@@ -19,11 +19,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide {
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; } .number { text-align: right; }
 th { vertical-align: bottom; } td { vertical-align: top; min-width: 3rem; } td.short, td.number { white-space: nowrap; }
 figure { margin: 0; overflow-x: auto; }
-img { max-width: 100%; min-width: 34rem; height: auto; background: #fff; border-radius: 4px; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { opacity: .8; font-size: .92rem; } summary { cursor: pointer; margin: .6rem 0; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
 """
 _SHORT = 32  # characters of a cell that is not broken
+_LEAST_SCALE, _MOST_WIDTH = 0.45, "58rem"  # of a figure on a narrow screen, which scrolls rather than shrink its text further
 
 
 class Report:
@@ -60,12 +61,12 @@ class Report:
     def figure(self, title: str, path: str | Path, caption: str = "") -> "Report":
         """A PNG file, embedded. Raises InputError where it cannot be read."""
         try:
-            data = base64.b64encode(Path(path).read_bytes()).decode()
+            data = Path(path).read_bytes()
         except OSError as error:
             raise InputError(f"figure = {str(path)!r}: expected a readable PNG file ({error.strerror}).") from error
-        name = html.escape(title)
+        name, source = html.escape(title), f"data:image/png;base64,{base64.b64encode(data).decode()}"
         self._parts.append(
-            f'<h2>{name}</h2><figure><img alt="{name}" src="data:image/png;base64,{data}">'
+            f'<h2>{name}</h2><figure><img alt="{name}"{_least_width(data)} src="{source}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
         return self
@@ -102,6 +103,14 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
         v.rjust(w) if r else v.ljust(w) for v, w, r in zip(line, widths, right, strict=True)
     ).rstrip()
     return "\n".join([align(cells[0]), "  ".join("-" * w for w in widths), *map(align, cells[1:])])
+
+
+def _least_width(png: bytes) -> str:
+    """The style of an image that keeps its text readable; nothing where these are not the bytes of a PNG file."""
+    if not png.startswith(b"\x89PNG") or len(png) < 24:
+        return ""
+    width = int.from_bytes(png[16:20], "big")
+    return f' style="min-width: min({_LEAST_SCALE * width:.0f}px, {_MOST_WIDTH})"'
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
+from jaxpgd.experiment.report.figure import panels, save
 from jaxpgd.experiment.report.page import Report, text_table
 
 ROWS = [
@@ -46,6 +47,11 @@ def test_the_document_is_whole_and_self_contained(tmp_path):
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"picture"
     assert "Run &lt;1&gt;" in text and "guided &lt;b&gt;" in text and "a &lt; b" in text and "second &amp; last" in text
     assert "http" not in text and [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_figures_keep_a_width_at_which_they_can_be_read(tmp_path):
+    save(panels(1, width=5)[0], tmp_path / "a.png")
+    assert ' style="min-width: min(270px, 58rem)"' in Report("x").figure("t", tmp_path / "a.png").html()
 
 
 def test_lists_are_escaped_and_none_is_left_out():
