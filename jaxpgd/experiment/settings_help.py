@@ -9,9 +9,9 @@ import tyro
 from jaxpgd.experiment.config import Config
 
 
-def print_help(program: str) -> None:
-    """Print what the settings of a config are, under the usage line of `program`, and leave the process."""
-    tyro.cli(_documented(Config), args=["--help"], prog=program)
+def print_settings(program: str, text: str) -> None:
+    """Print what the settings of a config are, under the usage of `program` and a `text`, and leave the process."""
+    tyro.cli(_documented(Config), args=["--help"], prog=program, description=text)
 
 
 def _documented(section: type[Any]) -> type[Any]:

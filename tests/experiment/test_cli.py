@@ -1,16 +1,20 @@
+import dataclasses
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
 
 from jaxpgd import __version__, parallel
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.cli import COMMANDS, main, options, read_run_arguments
+from jaxpgd.experiment.arguments import Argument, Command
+from jaxpgd.experiment.cli import main, read_run_arguments
+from jaxpgd.experiment.command_line import COMMANDS
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.run.directory import create_run
@@ -87,7 +91,7 @@ def test_bad_config_files(text: str, message: str, tmp_path: Path, capsys: pytes
         (["--data.add-terminals", "yes"], "data.add_terminals = 'yes': expected true or false"),
         (["--data.no-add-terminals", "true"], "option = '--data.no-add-terminals true': expected no value"),
         (["--arms", "fake"], "arms[0] = 'fake': expected one of 'real'"),
-        (["--resume", "seeds", "3"], "argument = 'seeds': expected options --section.key VALUE after the config file"),
+        (["--resume", "seeds", "3"], "argument = '3': expected options --section.key VALUE after the config file"),
     ],
 )
 def test_bad_options_name_the_option(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,12 +113,12 @@ def test_commands_without_options_say_so(capsys: pytest.CaptureFixture[str]) -> 
 def test_what_an_interruption_leaves(
     command: str, left: str, stop: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(args: list[str]) -> None:
+    def interrupted(found: dict[str, Any]) -> None:
         raise stop
 
-    monkeypatch.setitem(COMMANDS, command, interrupted)
+    monkeypatch.setitem(COMMANDS, command, dataclasses.replace(COMMANDS[command], call=interrupted))
     with pytest.raises(SystemExit):
-        main([command])
+        main([command, "x"])
     assert left in capsys.readouterr().err
 
 
@@ -161,13 +165,12 @@ def test_a_saved_config_can_be_given_back(tmp_path: Path) -> None:
     assert read_run_arguments([str(tmp_path / "config.toml")], "run")[0] == config
 
 
-def test_options_of_the_other_commands() -> None:
-    found = options(
-        ["here", "--trajectories", "5", "--coefficient", "0.5"], "x", required=("run",), trajectories=int, coefficient=float
-    )
-    assert found == {"run": "here", "trajectories": 5, "coefficient": 0.5}
+def test_arguments_are_converted() -> None:
+    whole = Argument("trajectories", "N", "", int)
+    command = Command("x", "", print, (Argument("run", "RUN", "", required=True),), (whole, Argument("out", "DIR", "", Path)))
+    assert command.read(["r", "--trajectories", "5", "--out=x"]) == {"run": "r", "trajectories": 5, "out": Path("x")}
     with pytest.raises(InputError, match="--trajectories = 'five': expected int"):
-        options(["--trajectories", "five"], "x", trajectories=int)
+        command.read(["r", "--trajectories", "five"])
 
 
 def test_data_info_prints_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +223,7 @@ def test_every_command_asks_for_its_devices(monkeypatch: pytest.MonkeyPatch, cap
 
     monkeypatch.setattr(jax, "local_devices", absent)
     for command in COMMANDS:
-        assert "expected a platform and devices that are there (Unable" in refused([command, "x"], capsys)
+        assert "expected a platform and devices that are there (Unable" in refused([*command.split(), "x"], capsys)
     main(["study", "--help"])
 
 
@@ -243,7 +246,7 @@ def test_as_many_devices_as_are_asked_for(
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("run", "train-denoiser")])
 def test_help_of_a_command_is_its_part_of_the_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main([command, "--help"])
+    main([*command.split(), "--help"])
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: jaxpgd {command} ") and printed.count("usage") == 1
     assert not any(f"\n  {other} " in printed for other in COMMANDS)
