@@ -98,10 +98,16 @@ EXPERIMENTS = {
         "experiment.commands experiment.config experiment.config_files experiment.precision experiment.report experiment.run "
         "experiment.stages experiment.sweep experiment.used_settings experiment.validation",
     ),
+    "experiment.arguments": room("arguments of commands, for parsing and for help"),
+    "experiment.settings_help": room("the help of every setting", "experiment.config"),
+    "experiment.command_line": room(
+        "the commands by name, with their arguments",
+        "experiment.arguments experiment.commands experiment.config experiment.config_files experiment.overrides "
+        "experiment.studies",
+    ),
     "experiment.cli": room(
-        "the command line",
-        "experiment.commands experiment.compilation experiment.config experiment.config_files experiment.overrides "
-        "experiment.precision experiment.studies",
+        "the entry point of `jaxpgd`",
+        "experiment.arguments experiment.command_line experiment.compilation experiment.precision experiment.settings_help",
     ),
 }  # fmt: skip
 
