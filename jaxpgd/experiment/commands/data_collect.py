@@ -110,15 +110,19 @@ def _fill(writer: DatasetWriter, options: Collection, task: Task, behaviours: li
                 returns.append(float(np.sum(episode.rewards)))
             progress.advance(len(episode) if unit == "transitions" else 1)
     mean = float(np.mean(returns)) if returns else None
-    return {"transitions": steps, "episodes": count, "whole_episodes": len(returns), "mean_return": mean}
+    return {"transitions": steps, "episodes": count, "complete_episodes": len(returns), "mean_return": mean}
 
 
 def _mean_text(done: dict[str, Any]) -> str:
-    return f", mean return {done['mean_return']:.6g} of {done['whole_episodes']} whole ones" if done["whole_episodes"] else ""
+    return (
+        f", mean return {done['mean_return']:.6g} of {done['complete_episodes']} complete episodes"
+        if done["complete_episodes"]
+        else ""
+    )
 
 
 def _metadata(o: Collection, facts: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
-    """What the dataset says of itself. Minari's own keys, `jaxpgd_local`, and `jaxpgd_collection` with every number."""
+    """The metadata of the dataset: Minari's own keys, `jaxpgd_local`, and `jaxpgd_collection` with every number."""
     n = facts["measured_episodes"]
     how = [f"{o.acting} in {o.env}" + (", by its mode" if o.greedy else "")]
     how += [f"Gaussian noise {o.noise:g} on actions in [-1, 1]"] * bool(o.noise)

@@ -85,7 +85,7 @@ def test_a_random_dataset_loads_with_everything_it_says(here: Path, capsys: pyte
         stored.storage.metadata["algorithm_name"] == "random policy" and "3 episodes" in stored.storage.metadata["description"]
     )
     mean = stored.storage.metadata["jaxpgd_collection"]["mean_return"]
-    assert mean == pytest.approx(dataset.returns()[:2].mean(), rel=1e-5) and f"{mean:.6g} of 2 whole ones" in printed
+    assert mean == pytest.approx(dataset.returns()[:2].mean(), rel=1e-5) and f"{mean:.6g} of 2 complete episodes" in printed
     # Minari's own reading: T + 1 observations, within the spaces, and the environment that it was
     for episode in stored.iterate_episodes():
         assert len(episode.observations) == len(episode.actions) + 1 == len(episode.rewards) + 1
