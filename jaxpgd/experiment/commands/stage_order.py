@@ -1,8 +1,6 @@
-"""The order of a run: prepare, train models, train agents, evaluate, score, report. Commands run all of it, or a part.
+"""The order of a run: prepare, train models, train agents, evaluate returns, score synthesizers, report.
 
-Three kinds of stages: *train* (train_models, train_agents) writes checkpoints, *measure* (evaluate_returns,
-score_synthesizers) writes results, *report* writes figures and pages. Each is a function of the claimed run, the prepared data
-and what earlier stages returned; one that is finished only reads what it left. Commands on finished runs *load* (stages.load).
+Commands that train run all of it, or a part (`stages` says what each verb means).
 """
 
 from pathlib import Path
