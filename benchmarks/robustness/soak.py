@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks.timing import describe_device
+from jaxpgd.errors import InputError
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.prepare import prepare
@@ -40,7 +41,10 @@ def resident() -> int:
 
 
 def run(minutes: float = 40.0) -> dict[str, Any]:
-    """Train guided agents for `minutes`, with a refresh every 100 updates and an evaluation every 200."""
+    """Train guided agents for `minutes`, with a refresh every 100 updates and an evaluation every 200.
+
+    Raises InputError if compilation leaves too little of the time.
+    """
     began, samples = time.monotonic(), list[tuple[float, int, int]]()  # seconds, updates, bytes
     with tempfile.TemporaryDirectory(prefix="jaxpgd-soak-") as folder:
         config = load_config(None, {**SETTINGS, "out": f"{folder}/run"})
@@ -67,15 +71,16 @@ def run(minutes: float = 40.0) -> dict[str, Any]:
 def summary(samples: list[tuple[float, int, int]], seconds: float) -> dict[str, Any]:
     """Final memory against that after five minutes (or a tenth of the time, if less), and updates per second by quarter.
 
-    `samples` are (seconds, updates, bytes).
+    `samples` are (seconds, updates, bytes). Raises InputError where they do not reach from there to the end.
     """
     settled = min(_SETTLED, seconds / 10)
     around = lambda at: statistics.median(b for t, _, b in samples if abs(t - at) <= max(settled / 10, 1.0))
+    parts = [[s for s in samples if i * seconds / 4 <= s[0] <= (i + 1) * seconds / 4] for i in range(4)]
+    if min(map(len, parts)) < 2 or samples[0][0] > settled:
+        began = f"training began after {samples[0][0]:.0f} s" if samples else "training did not begin"
+        raise InputError(f"--minutes {seconds / 60:g}: too short to measure, as {began}")
     first, last = around(settled), around(samples[-1][0])
-    quarters = []
-    for i in range(4):
-        part = [(t, n) for t, n, _ in samples if i * seconds / 4 <= t <= (i + 1) * seconds / 4]
-        quarters.append((part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0]))
+    quarters = [(part[-1][1] - part[0][1]) / (part[-1][0] - part[0][0]) for part in parts]
     return {
         "updates": samples[-1][1], "refreshes": samples[-1][1] // 100, "evaluations": samples[-1][1] // 200,
         "memory_settled_mb": first / 2**20, "memory_end_mb": last / 2**20,

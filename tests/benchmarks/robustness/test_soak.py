@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.robustness import soak
+from jaxpgd.errors import InputError
 
 
 def test_the_summary_of_a_long_run() -> None:
@@ -16,3 +17,11 @@ def test_the_summary_of_a_long_run() -> None:
     assert found["memory_change_percent"] == pytest.approx(10)
     assert found["last_against_second_quarter_percent"] == pytest.approx(-50, abs=2)
     assert found["updates"] == updates and len(found["samples"]) <= 400
+
+
+def test_a_run_that_is_too_short_is_refused() -> None:
+    samples = [(50.0 + second, 100 * second, 2**20) for second in range(1, 10)]
+    with pytest.raises(InputError, match=r"--minutes 1: too short to measure, as training began after 51 s"):
+        soak.summary(samples, 60.0)
+    with pytest.raises(InputError, match="training did not begin"):
+        soak.summary([], 60.0)
