@@ -186,7 +186,7 @@ class Agent(Generic[State]):
 
     `init_fn(key, hypers, example) -> state` (example: one Transition, unbatched, for shapes),
     `update_fn(key, state, batch [batches, B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
-    `hypers` passed to `init` is a struct dataclass of floats: any of them may be a traced or vmapped array.
+    `hypers` is a pytree of numbers, any of which may be a traced or vmapped array; jaxpgd's own agents take their options.
     """
 
     name: str = struct.field(pytree_node=False)
