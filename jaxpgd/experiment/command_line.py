@@ -83,10 +83,11 @@ def _pareto(found: dict[str, Any]) -> None:
 def _study(found: dict[str, Any]) -> None:
     """Settings apply to all cells of the study."""
     from jaxpgd.experiment.overrides import read_overrides
-    from jaxpgd.experiment.studies.plan import load_study, study_text
+    from jaxpgd.experiment.studies.plan import load_study, shipped, study_text
     from jaxpgd.experiment.studies.run import run_study
     from jaxpgd.experiment.studies.tables import merge
 
+    check("study" in found, "study", "", f"one of {', '.join(shipped())}, or a .toml file")
     if found["show"]:
         print(study_text(found["study"]))
         return
@@ -236,7 +237,7 @@ COMMANDS: dict[str, Command] = {
         ),
         Command(
             "study", "An experiment over a grid of settings, resumed cell by cell: results.csv, figures, report.html.", _study,
-            (Argument("study", "NAME|FILE.toml", "A shipped study, or a file.", required=True),), (
+            (Argument("study", "NAME|FILE.toml", "A shipped study, or a file."),), (
                 Argument("scale", "SCALE", "One of the study's scales (its first)."),
                 Argument("only", "AXIS=A,B", "Keep these labels of an axis; once for each axis.", labels, several=True),
                 Argument("minutes", "M", "Of studies with a [budget]: shorten training so that all ends in this time.", float),

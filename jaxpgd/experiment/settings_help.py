@@ -22,7 +22,8 @@ def _documented(section: type[Any]) -> type[Any]:
             inner = _documented(hints[field.name])
             fields.append((field.name, inner, dataclasses.field(default_factory=inner)))
         else:
-            hint = Annotated[hints[field.name], tyro.conf.arg(help=field.metadata["help"])]
+            annotated: Any = Annotated  # whose arguments are computed here, which type checkers refuse
+            hint = annotated[hints[field.name], tyro.conf.arg(help=field.metadata["help"])]
             fields.append((field.name, hint, dataclasses.field(default=field.default)))
     documented = dataclasses.make_dataclass(section.__name__, fields, frozen=True)
     documented.__doc__ = section.__doc__
