@@ -38,9 +38,10 @@ def numbers(hypers: Options, own: Options) -> Options:
     )
     given = structure(hypers)
     for field in dataclasses.fields(own):  # type: ignore[arg-type]
-        found, expected = getattr(given, field.name), getattr(own, field.name)
-        check(found == expected, f"hypers.{field.name}", found, f"{expected!r}, as the agent was made with", remedy)
-    return copies(hypers)
+        value, expected = getattr(given, field.name), getattr(own, field.name)
+        check(value == expected, f"hypers.{field.name}", value, f"{expected!r}, as the agent was made with", remedy)
+    copied: Options = copies(hypers)
+    return copied
 
 
 def copies(tree: PyTree) -> Any:
@@ -49,8 +50,11 @@ def copies(tree: PyTree) -> Any:
 
 
 def replace_options(options: Options, changes: dict[str, Any]) -> Options:
-    """Options with some real numbers replaced by name; they may be traced. Raises InputError for an unknown name."""
-    names = numeric(type(options))
+    """Options with some real numbers replaced by name; they may be traced. Raises InputError for an unknown name.
+
+    Of a dataclass that is not one of options, any field can be replaced.
+    """
+    names = numeric(type(options)) or [f.name for f in dataclasses.fields(options)]  # type: ignore[arg-type]
     for name in changes:
         check(name in names, "hyperparameter", name, "one of " + ", ".join(names))
     return dataclasses.replace(options, **changes)  # type: ignore[type-var]
@@ -71,7 +75,7 @@ def adam_step(grads: PyTree, state: Any, params: PyTree, lr: Array | float, eps:
 
     Not `optax.inject_hyperparams`: the rate and epsilon are in `hypers` already, once for all networks of a state.
     """
-    updates, state = optax.scale_by_adam(eps=eps).update(grads, state)  # type: ignore[arg-type]
+    updates, state = optax.scale_by_adam(eps=eps).update(grads, state)
     return jax.tree.map(lambda p, u: p - lr * u, params, updates), state
 
 
@@ -86,7 +90,8 @@ def cosine_decay(updates: Array, over: Array | float) -> Array:
 
 def norm(grads: PyTree) -> Array:
     """Global norm [] of gradients, which is not finite where one of them is not."""
-    return optax.global_norm(grads)
+    found: Array = optax.global_norm(grads)
+    return found
 
 
 def clip_by_norm(grads: PyTree, limit: Array | float) -> PyTree:

@@ -128,8 +128,8 @@ class _CQL(TanhGaussian):
     def targets(self, key: Array, state: CQLState, batch: Transition) -> Array:
         """Targets y = r + gamma * discount * min_i Q'_i(s', a') with a' drawn from the actor, [B]."""
         action, _ = self.draw(key, state.actor, batch.next_obs)
-        q = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
-        return batch.reward + state.hypers.gamma * batch.discount * q
+        q_min: Array = self.critics.apply(state.target_critic, batch.next_obs, action).min(axis=0)
+        return batch.reward + state.hypers.gamma * batch.discount * q_min
 
     def proposals(self, key: Array, actor: PyTree, batch: Transition) -> tuple[Array, Array]:
         """K = 3 * n_actions actions [K, B, A] with their log-densities [K, B]: uniform ones, from pi(s), from pi(s')."""

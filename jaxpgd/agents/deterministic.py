@@ -1,4 +1,4 @@
-"""The policy of agents whose actor gives one action per observation: behaviour cloning and TD3+BC."""
+"""The policy of agents with a deterministic actor: behaviour cloning and TD3+BC."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class DeterministicParams:
 
 
 class Deterministic:
-    """An actor, and its policy. Instances that are cached per structure make the policy's methods compare equal."""
+    """An actor and its policy. Instances are cached per structure, so that the policy's methods compare equal."""
 
     def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform") -> None:
         self.action_dim = action_dim
@@ -32,14 +32,15 @@ class Deterministic:
         return Policy(DeterministicParams(actor, std), self.sample, self.mode, self.log_prob)
 
     def act(self, key: Array, actor: PyTree, obs: Array) -> Array:
-        """Actions [..., A] at obs [..., O]; the key makes no difference."""
-        return self.actor.apply(actor, obs)
+        """Actions [..., A] at obs [..., O]; the key is not used."""
+        return self.mode(DeterministicParams(actor, 0.0), obs)
 
     def sample(self, params: DeterministicParams, key: Array, obs: Array) -> Array:
         return self.mode(params, obs)
 
     def mode(self, params: DeterministicParams, obs: Array) -> Array:
-        return self.actor.apply(params.actor, obs)
+        action: Array = self.actor.apply(params.actor, obs)
+        return action
 
     def log_prob(self, params: DeterministicParams, obs: Array, action: Array, variance: Array | float) -> Array:
         return common.gaussian_log_prob(action, self.mode(params, obs), jnp.square(params.std) + variance)

@@ -167,8 +167,8 @@ class _DiffusionQL:
         next_obs = jnp.repeat(batch.next_obs, actions, axis=0)
         action = self.draw(key, state.ema_actor, state.hypers, next_obs)
         q = self.critics.apply(state.target_critic, next_obs, action)
-        q = q.reshape(2, -1, actions).max(axis=-1).min(axis=0)
-        return batch.reward + state.hypers.gamma * batch.discount * q
+        q_min: Array = q.reshape(2, -1, actions).max(axis=-1).min(axis=0)
+        return batch.reward + state.hypers.gamma * batch.discount * q_min
 
     def critic_loss(self, params: PyTree, batch: Transition, y: Array) -> Array:
         """(y - Q_i(s, a))^2 (Diffusion-QL, equation 4), averaged over the batch [B] and summed over the critics i."""

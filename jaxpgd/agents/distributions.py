@@ -1,4 +1,4 @@
-"""Any distribution of distrax as a policy to guide towards, to roll out or to score actions with."""
+"""Policies from distributions of distrax: to guide towards, to roll out, or to score actions with."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,12 +45,12 @@ class _LogProb:
 
 
 def distribution_policy(make: Make, params: PyTree) -> Policy:
-    """The policy whose actions at obs [O] are distributed as `make(params, obs)`, over [A]: one event, or A independent ones.
+    """The policy whose actions [A] at obs [O] have the distribution `make(params, obs)`: one event [A], or A independent ones.
 
-    `make` must be one function object for all uses: a new one means a new trace. Samples and modes are clipped to [-1, 1];
-    the mode of a squashed distribution is its base's mode, squashed. `log_prob` blurs normal distributions by the variance it
-    is given; others count as they are, which makes guidance towards them too sharp at high noise.
-    Raises ValueError where a distribution is not of an action's shape, and NotImplementedError by a mode that distrax lacks.
+    Pass the same function object as `make` every time: a new one means a new trace. Samples and modes are clipped to [-1, 1];
+    the mode of a squashed distribution is the squashed mode of its base. `log_prob` blurs normal distributions by the variance
+    that it is given. It does not blur others, and guidance towards them is therefore too strong at high noise levels.
+    Raises ValueError where a distribution has not the shape of an action, NotImplementedError where distrax has no mode.
     """
     return Policy(params=params, sample_fn=_Sample(make), mode_fn=_Mode(make), log_prob_fn=_LogProb(make))
 
@@ -59,8 +59,10 @@ def _mode(distribution: Any) -> Array:
     if isinstance(distribution, distrax.Independent):
         return _mode(distribution.distribution)
     if isinstance(distribution, distrax.Transformed):
-        return distribution.bijector.forward(_mode(distribution.distribution))
-    return distribution.mode()
+        squashed: Array = distribution.bijector.forward(_mode(distribution.distribution))
+        return squashed
+    mode: Array = distribution.mode()
+    return mode
 
 
 def _blurred(distribution: Any, variance: Array | float) -> Any:
@@ -74,7 +76,7 @@ def _blurred(distribution: Any, variance: Array | float) -> Any:
 
 
 def _inside(distribution: Any, action: Array) -> Array:
-    """Actions within the open interval for squashed distributions, as they are for others."""
+    """Actions clipped to the open interval (-1, 1) for squashed distributions, unchanged for others."""
     inner = distribution.distribution if isinstance(distribution, distrax.Independent) else distribution
     normal = isinstance(inner, distrax.MultivariateNormalFromBijector)  # a Transformed that is unbounded
     return jnp.clip(action, -_EDGE, _EDGE) if isinstance(inner, distrax.Transformed) and not normal else action

@@ -156,7 +156,8 @@ class _IQL:
         return jnp.clip(mean + std * jax.random.normal(key, mean.shape, mean.dtype), -1.0, 1.0)
 
     def mode(self, params: PyTree, obs: Array) -> Array:
-        return self.actor.apply(params, obs)[0]
+        mean: Array = self.actor.apply(params, obs)[0]
+        return mean
 
     def log_prob(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
         mean, std = self.actor.apply(params, obs)

@@ -3,6 +3,7 @@
 The statistics are data: they pass from `agent.hypers` into the state and the policy, and may be traced or vmapped.
 """
 
+import dataclasses
 import functools
 from typing import Any, Generic, TypeVar
 
@@ -82,7 +83,7 @@ class _Normalised:
 
 
 def _standardise(stats: ObservationStats, batch: Transition) -> Transition:
-    return batch.replace(obs=stats.apply(batch.obs), next_obs=stats.apply(batch.next_obs))  # type: ignore[attr-defined]
+    return dataclasses.replace(batch, obs=stats.apply(batch.obs), next_obs=stats.apply(batch.next_obs))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The stochastic policy of CQL, and of TD3+BC where it has one: tanh of a normal whose mean and spread depend on the state."""
+"""The policy of soft actor-critic (arXiv 1812.05905, appendix C), for CQL and a stochastic TD3+BC: tanh of a normal."""
 
 from typing import Any
 
@@ -15,16 +15,17 @@ _ACTION_CLIP = 1.0 - 1e-6  # actions of +-1 have no arctanh
 
 
 def tanh_log_slope(pre_tanh: Array) -> Array:
-    """log |d tanh(u) / du| [...] summed over the action's entries, u [..., A]; exact where 1 - tanh(u)^2 rounds to 0."""
+    """Sum [...] of log |d tanh(u) / du| over the entries of u [..., A], exact even where 1 - tanh(u)^2 rounds to 0."""
     return 2.0 * jnp.sum(jnp.log(2.0) - pre_tanh - jax.nn.softplus(-2.0 * pre_tanh), axis=-1)
 
 
 class TanhGaussian:
-    """An actor, and its policy. Instances that are cached per structure make the policy's methods compare equal.
+    """An actor and its policy. Instances are cached per structure, so that the policy's methods compare equal.
 
-    `mode` is tanh of the normal's mean. `log_prob` is the density of the action in [-1, 1]^A, taken at most 1e-6 from the
-    bounds so that it is finite at them. A variance of the action is carried to the normal by the slope of tanh at the action,
-    variance / (1 - action^2)^2: the first order of the blur, good while it is narrow beside the distance to the bounds.
+    `mode` is tanh of the normal's mean. `log_prob` is the density of the action in [-1, 1]^A, with the action clipped to 1e-6
+    from the bounds, where it would not be finite. A variance of the action becomes one of the normal by the slope of tanh at
+    the action, variance / (1 - action^2)^2. This is the blur to first order: good while its standard deviation is small
+    compared with the distance to the bounds.
     """
 
     def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform") -> None:

@@ -169,7 +169,7 @@ class _TD3BC:
         noise = h.policy_noise * jax.random.normal(key, batch.action.shape, batch.action.dtype)
         action = self.behaviour.act(jax.random.fold_in(key, 2), state.target_actor, batch.next_obs)
         action += jnp.clip(noise, -h.noise_clip, h.noise_clip)
-        q = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))
+        q: Array = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))
         return batch.reward + h.gamma * batch.discount * q.min(axis=0)
 
     def critic_loss(self, params: PyTree, batch: Transition, y: Array) -> Array:

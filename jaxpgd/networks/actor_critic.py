@@ -1,11 +1,12 @@
-"""Actors, critics and value networks of the offline agents.
+"""Actors, critics and value networks of the offline agents, for any leading axes: obs [..., O], action [..., A].
 
-All accept any leading axes: obs [..., O], action [..., A].
+Inputs whose leading axes differ raise AssertionError when they are traced.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,8 @@ class DiffusionActor(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, step: Array, obs: Array) -> Array:
+        chex.assert_rank([x, obs], step.ndim + 1)
+        chex.assert_equal_shape_prefix([x, step, obs], step.ndim)
         embed = MLP((2 * self.time_features, self.time_features), self.init_kind, mish)
         inputs = [x, embed(sinusoidal(step, self.time_features)), obs]
         return MLP((*self.hidden, self.action_dim), self.init_kind, mish)(jnp.concatenate(inputs, axis=-1))
@@ -90,12 +93,14 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
+        chex.assert_equal_rank([obs, action])
+        chex.assert_equal_shape_prefix([obs, action], obs.ndim - 1)
         x = jnp.concatenate([obs, action], axis=-1)
         return MLP((*self.hidden, 1), self.init_kind, self.activation)(x)[..., 0]
 
 
 class CriticEnsemble(nn.Module):
-    """`members` independent critics with stacked parameters, so that they run as batched matrix products.
+    """`members` independent critics with stacked parameters: one batched matrix product per layer (TD3's twin critics).
 
     (obs [..., O], action [..., A]) -> [members, ...].
     """

@@ -38,4 +38,5 @@ def gram_schmidt(matrix: Array) -> Array:
             column -= basis @ (basis.T @ column)
         return basis.at[:, index].set(column / jnp.linalg.norm(column))
 
-    return jax.lax.fori_loop(0, matrix.shape[1], add, jnp.zeros_like(matrix))
+    basis: Array = jax.lax.fori_loop(0, matrix.shape[1], add, jnp.zeros_like(matrix))
+    return basis

@@ -1,12 +1,13 @@
-"""The one-dimensional U-Net over time of Policy-Guided Diffusion, with convolutions written as matrix products by default.
+"""The one-dimensional U-Net over time of PGD (arXiv 2404.06356, appendix), with convolutions as matrix products by default.
 
-Gathering the taps of a convolution and multiplying once keeps training fast on CPU, where the gradient of a convolution
-primitive inside `lax.scan` is not, and makes a vmap over weights a batched matrix product.
+Gathering the taps of a convolution for one matrix product is fast on CPU, where the gradient of a convolution primitive inside
+`lax.scan` is slow, and turns a vmap over weights into a batched matrix product.
 """
 
 import functools
 from typing import Literal
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -153,15 +154,17 @@ class NoiseEmbedding(nn.Module):
 
 
 class TemporalUNet(nn.Module):
-    """x [T, D], noise [] -> [T, D]. T is at least 2^(blocks - 1).
+    """The network F of a denoiser: x [T, D], noise [] (c_noise of EDM) -> [T, D]. T is at least 2^(blocks - 1).
 
-    A level of odd length leaves its last step out on the way down, and is stretched to by the nearest step on the way up: steps
-    then lie a little beside those of other levels, which multiples of 2^(blocks - 1) avoid.
-    `blocks` levels double the channels on the way down. `block = "plain"` is the published network (PGD, appendix): two
-    convolutions a level with group normalisation and ReLU, max pooling down, repetition up. "residual" has residual blocks and
-    averages on the way down. `norm = "step"` normalises each time step alone, as the published code computes it; "sequence" is
-    what group normalisation of a sequence means. Products are taken and activations kept in `dtype`; parameters, statistics of
-    normalisation, the embedding of the noise level and the result are float32. `convolution`: see `Conv`.
+    There are `blocks` levels, each with half the steps and twice the channels of the one before. T should be a multiple of
+    2^(blocks - 1): a level of odd length drops its last step on the way down and repeats the nearest steps on the way up, which
+    shifts its steps against those of other levels.
+    `block = "plain"` is the published network (PGD, appendix): two convolutions a level with group normalisation and ReLU, max
+    pooling down, repetition up. "residual" has residual blocks and average pooling. `norm = "step"` normalises each time step
+    alone, as the published code does; "sequence" is group normalisation over the sequence. Products and activations are in
+    `dtype`; parameters, statistics of normalisation, the noise embedding and the result are float32. `convolution`: see `Conv`.
+
+    Raises AssertionError for other ranks when it is traced.
     """
 
     features: int = 64
@@ -174,6 +177,7 @@ class TemporalUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: Array) -> Array:
+        chex.assert_rank([x, noise], [2, 0])
         embedding = NoiseEmbedding(self.features)(noise)
         walk = self._plain if self.block == "plain" else self._residual
         result: Array = Dense(x.shape[-1])(walk(x, embedding).astype(x.dtype))

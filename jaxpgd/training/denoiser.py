@@ -67,7 +67,7 @@ class DenoiserConfig:
 
 @struct.dataclass
 class DenoiserState:
-    """State of denoiser training. The number of steps is in it, so that trainings of any length share one compiled chunk."""
+    """State of denoiser training. It holds the number of steps, so that trainings of any length share one compiled chunk."""
 
     params: PyTree
     ema_params: PyTree
@@ -146,7 +146,7 @@ def init_denoiser(key: Array, windows: Windows, config: DenoiserConfig) -> Denoi
 
 
 def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, Metrics]:
-    """One gradient step of `state.total` in all, on a batch drawn with the state's key; averaged weights included."""
+    """One of the `state.total` gradient steps, on a batch drawn with the state's key, and the step of the averaged weights."""
     key, key_loss = jax.random.split(state.key)
     config = state.hypers
     loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(key_loss, state.params, config, windows, windows.train)
@@ -162,7 +162,7 @@ def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, M
 
 
 def _averaged(state: DenoiserState, params: PyTree) -> PyTree:
-    """The averaged weights after a step that made `params`, read and written every `ema_every` steps only."""
+    """The averaged weights after the step to `params`; they are read and written every `ema_every` steps only."""
     decay, every = state.hypers.ema, state.hypers.ema_every
     # not optax.incremental_update: it rounds otherwise
     blend = lambda average: jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
@@ -172,9 +172,11 @@ def _averaged(state: DenoiserState, params: PyTree) -> PyTree:
 
 
 def validation_loss(state: DenoiserState, windows: Windows) -> Array:
-    """EDM loss [] of the averaged weights on held-out windows, at the same noise every time; no gradients."""
+    """EDM loss [] of the averaged weights on held-out windows, with the same noise every time."""
     keys = jax.random.split(jax.random.key(0), state.hypers.validation_batches)
-    return jax.lax.map(lambda key: batch_loss(key, state.ema_params, state.hypers, windows, windows.validation), keys).mean()
+    loss = lambda key: batch_loss(key, state.ema_params, state.hypers, windows, windows.validation)
+    losses: Array = jax.lax.map(loss, keys)
+    return losses.mean()
 
 
 def denoiser_program(windows: Windows, config: DenoiserConfig, *, skip: bool = False) -> Program[DenoiserState]:
@@ -206,14 +208,14 @@ def denoiser_program(windows: Windows, config: DenoiserConfig, *, skip: bool = F
 
 
 def trained_denoiser(state: DenoiserState, windows: Windows) -> TrajectoryDenoiser:
-    """The denoiser of the averaged weights, with the ends of its training windows where some are padded."""
+    """The denoiser with the averaged weights, and the distribution of window lengths where windows are padded."""
     found = windows.ends(windows.train)
     ends = None if found is None else window_ends(found, windows.length)
     return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, ends)
 
 
 def trained_state_denoiser(state: DenoiserState, windows: Windows, conditions: Conditions) -> StateDenoiser:
-    """The state denoiser of the averaged weights, trained on `state_windows(windows, conditions)`."""
+    """The state denoiser with the averaged weights, trained on `windows` = `state_windows(...)` with these `conditions`."""
     return StateDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, conditions)
 
 

@@ -50,7 +50,7 @@ def fit(key: Array, program: Program[State], data: PyTree) -> tuple[State, Metri
 def mean_metrics(metrics: Metrics) -> Metrics:
     """Average over the leading axis (the steps of a chunk); updates that were left out do not count."""
     if SKIPPED not in metrics:
-        return jax.tree.map(lambda x: x.mean(0), metrics)
+        return {name: value.mean(0) for name, value in metrics.items()}
     weight = 1.0 - metrics[SKIPPED]
     mean = lambda x: (x * weight).sum(0) / jnp.maximum(weight.sum(0), 1e-9)
     return {name: value.mean(0) if name == SKIPPED else mean(value) for name, value in metrics.items()}

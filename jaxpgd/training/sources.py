@@ -58,10 +58,10 @@ def sources_program(
     *,
     skip: bool = False,
 ) -> Program[AgentState]:
-    """Agent training as `agent_program`, for `seeds` agents of each of the sources called `names`. Data: the `Sources`.
+    """Agent training as `agent_program`, for `seeds` agents of each of the sources `names`. Data: the `Sources`.
 
-    The state's leading axis is [sources * seeds], the seeds of a source together. Keys and draws are those of `agent_program`
-    for one source alone: results differ from its own by rounding only. Agents of real data keep an empty replay.
+    The leading axis of the state is [sources * seeds], source by source. Keys and draws are those of `agent_program` for one
+    source alone, so that results differ by rounding only. Agents of real data keep an empty replay.
     """
     schedule, count = make_schedule(config, synthesis), len(names)
     synthetic = round(synthesis.synthetic_ratio * config.batch_size)

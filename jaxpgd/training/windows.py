@@ -14,17 +14,17 @@ from jaxpgd.diffusion.padding import padding
 from jaxpgd.synthesis.dydiff import known_entries
 from jaxpgd.tokens import Ends, TokenCodec, fit_codec
 from jaxpgd.types import Trajectory, Transition
-from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_window, own_steps
+from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_window, window_lengths
 
 
 @struct.dataclass
 class Windows:
-    """What a denoiser trains on: transitions [M], the starts of training and validation windows, the token codec.
+    """The training data of a denoiser: transitions [M], the starts of training and validation windows, the token codec.
 
-    `entries` are the leading token entries that it models (0: all of them), `known` [T, entries] those that it sees clean,
-    `scaled` if it scales them as its input. `standard` is the codec that distances and errors are measured in, of unit
-    variance; None: `codec` itself. Where windows are padded (`diffusion.padding`), `left` [M] are the steps from each
-    transition to the end of its episode.
+    The denoiser models the first `entries` entries of a token (0: all of them). It sees the entries `known` [T, entries]
+    without noise, multiplied by the input scaling of its network if `scaled`. Distances and errors are measured in tokens of
+    the codec `standard`, of unit variance (None: `codec`). Where windows are padded (`diffusion.padding`), `left` [M] is the
+    number of steps from each transition to the end of its episode.
     """
 
     transitions: Transition  # [M]
@@ -45,7 +45,7 @@ class Windows:
 
     @property
     def dim(self) -> int:
-        """Entries per token that are modelled."""
+        """Number of token entries that the denoiser models."""
         return self.entries or self.codec.token_dim
 
     def ends(self, start: Array) -> Ends | None:
@@ -67,21 +67,21 @@ class Windows:
         return self.codec.encode(self.gather(start))[:, : self.dim]
 
     def padding(self, start: Array) -> Condition | None:
-        """What a denoiser sees of the window at `start` [] in place of padding; None where no window is padded."""
+        """The condition that replaces padding in the window at `start` []; None where no window is padded."""
         ends = self.ends(start)
         return None if ends is None else padding(self.codec, ends, self.length, self.dim)
 
 
 def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
-    """Choose windows, hold some episodes out, fit the codec to the training windows (host, once).
+    """Choose windows, hold some episodes out for validation, and fit the codec to the training windows, on the host.
 
-    Where held-out episodes have no window, validation uses the training windows. Raises InputError where no episode is as long
-    as the window.
+    If the held-out episodes have no window, validation uses the training windows. Raises InputError where no episode is as
+    long as the window.
     """
     train, validation, _ = choose_windows(dataset, config, seed)
     validation = validation if len(validation) else train
     transitions = dataset.transitions()
-    steps = own_steps(dataset, np.concatenate([train, validation]), config.window)
+    steps = window_lengths(dataset, np.concatenate([train, validation]), config.window)
     left = np.repeat(dataset.offsets[1:], dataset.lengths()) - np.arange(dataset.size) if steps.min() < config.window else None
     fit = functools.partial(fit_codec, transitions, np.asarray(train), steps[: len(train)], config.done_scale)
     return Windows(
@@ -96,10 +96,10 @@ def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> W
 
 
 def state_windows(windows: Windows, conditions: Conditions, *, scaled: bool = False) -> Windows:
-    """The same windows for a denoiser of states given actions (DyDiff): [obs, action] entries.
+    """The same windows for a denoiser of states given actions (DyDiff, arXiv 2405.19189): [obs, action] entries.
 
-    Conditions (first state, all actions) are seen clean in training, unless `conditions` is "noised": then all is denoised.
-    `scaled`: with the network's input scaling.
+    It sees its conditions (first state, all actions) without noise in training, unless `conditions` is "noised": then it
+    denoises every entry. `scaled`: conditions are multiplied by the input scaling of the network.
     """
     codec = windows.codec
     known = None if conditions == "noised" else known_entries(codec, windows.length)

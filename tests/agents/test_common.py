@@ -1,5 +1,6 @@
 """Shared pieces of the agents against optax, SciPy and arithmetic."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +47,7 @@ def test_clip_by_norm_is_optax_clipping_with_a_traced_limit():
     clip = jax.jit(common.clip_by_norm)
     for limit in (0.5, 5.0, 7.0):
         expected, _ = optax.clip_by_global_norm(limit).update(grads, optax.EmptyState())
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), clip(grads, limit), expected)
-    jax.tree.map(np.testing.assert_array_equal, clip(grads, 0.0), grads)  # 0: none
+        chex.assert_trees_all_close(clip(grads, limit), expected, rtol=1e-6)
+    chex.assert_trees_all_equal(clip(grads, 0.0), grads)  # 0: none
     zero = jax.tree.map(jnp.zeros_like, grads)
-    jax.tree.map(np.testing.assert_array_equal, clip(zero, 1.0), zero)
+    chex.assert_trees_all_equal(clip(zero, 1.0), zero)

@@ -63,7 +63,8 @@ def test_one_update_by_hand():
         (state.target_actor, new.actor, new.target_actor),
         (state.target_critic, new.critic, new.target_critic),
     ):
-        jax.tree.map(lambda t, o, out: np.testing.assert_allclose(out, 0.75 * t + 0.25 * o, atol=1e-6), old, online, target)
+        expected = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, old, online)
+        chex.assert_trees_all_close(target, expected, rtol=1e-7, atol=1e-6)
 
 
 def test_first_critic_step_moves_down_the_summed_squared_error():
@@ -77,8 +78,8 @@ def test_first_critic_step_moves_down_the_summed_squared_error():
     value, grads = jax.jit(jax.value_and_grad(loss))(state.critic)
     new, metrics = jax.jit(agent.update)(jax.random.key(1), state, part)
     assert metrics["critic_loss"] == pytest.approx(float(value), rel=1e-5)
-    step = lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-5)
-    jax.tree.map(lambda p, g, out: np.testing.assert_allclose(out, step(p, g), atol=2e-6), state.critic, grads, new.critic)
+    expected = jax.tree.map(lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-5), state.critic, grads)
+    chex.assert_trees_all_close(new.critic, expected, rtol=1e-7, atol=2e-6)
 
 
 @pytest.mark.parametrize("updates", [1, 3])
@@ -168,7 +169,7 @@ def test_half_of_the_cloning_term_acts_like_twice_the_alpha():
     one = jax.tree.map(lambda x: x[1], BATCH)
     gradient = jax.grad(lambda params, h: STRUCTURE.actor_loss(jax.random.key(0), params, state.critic, one, h)[0])
     halved, whole = (gradient(state.actor, make_state(alpha=a, cloning=c).hypers) for a, c in ((2.5, 0.5), (5.0, 1.0)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.5 * b, rtol=1e-5, atol=1e-7), halved, whole)
+    chex.assert_trees_all_close(halved, jax.tree.map(lambda x: 0.5 * x, whole), rtol=1e-5, atol=1e-7)
     loss, metrics = STRUCTURE.actor_loss(jax.random.key(0), state.actor, state.critic, one, make_state(cloning=0.5).hypers)
     assert loss == pytest.approx(float(0.5 * metrics["bc_loss"] - metrics["q_weight"] * metrics["q_mean"]), rel=1e-5)
 

@@ -118,3 +118,12 @@ def test_value_network_gives_one_number_per_observation():
 def test_an_unknown_initialiser_is_refused():
     with pytest.raises(InputError, match="init = 'xavier': expected one of 'uniform', 'orthogonal', 'lecun_normal'"):
         kernel_init("xavier")
+
+
+def test_inputs_whose_leading_axes_differ_are_refused():
+    with pytest.raises(AssertionError, match="shape"):
+        Critic((8,)).init(jax.random.key(0), jnp.zeros((5, 3)), jnp.zeros((4, 2)))
+    with pytest.raises(AssertionError, match="rank"):
+        CriticEnsemble(2, (8,)).init(jax.random.key(0), jnp.zeros((5, 3)), jnp.zeros(2))
+    with pytest.raises(AssertionError, match="rank"):
+        DiffusionActor(2, (8,)).init(jax.random.key(0), jnp.zeros((5, 2)), jnp.zeros(()), jnp.zeros((5, 3)))

@@ -1,5 +1,6 @@
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def test_both_ways_to_convolve_are_one_function(kernel: int, dtype: Any) -> None
     """Of the same parameters, made from the same key: values and gradients, over a batch and over parameters as well."""
     ways = [Conv(5, kernel, dtype, way) for way in ("gathered", "primitive")]
     params, same = (jax.vmap(way.init, (0, None))(jax.random.split(jax.random.key(1), 2), X) for way in ways)
-    jax.tree.map(np.testing.assert_array_equal, params, same)
+    chex.assert_trees_all_equal(params, same)
     x, weights = (jax.random.normal(jax.random.key(i), (3, 6, n)) for i, n in ((2, 4), (3, 5)))
 
     def both(way: Conv) -> Any:

@@ -1,6 +1,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,13 +34,13 @@ SYNTHESIS = SynthesisConfig(trajectories=8, interval=10, fraction=0.25, syntheti
 
 def stamps(synthesis: SynthesisConfig, data: Experience = DATA) -> list[list[int]]:
     """What the rows of the replay say after each chunk."""
+    chex.clear_trace_counter()
     program = agent_program(COUNTING, CONFIG, synthesis)
     state = jax.jit(program.init)(jax.random.key(0), data)
-    chunk, found = jax.jit(program.chunk), []
+    chunk, found = jax.jit(chex.assert_max_traces(program.chunk, n=1)), []  # a refresh traces nothing again
     for index in range(program.chunks):
         state, _ = chunk(state, data, jnp.asarray(index))
         found.append(state.replay.trajectory.reward[:, 0].astype(int).tolist())
-    assert chunk._cache_size() == 1  # a refresh traces nothing again
     return found
 
 
@@ -156,8 +157,7 @@ def test_fit_equals_driven_chunks_bit_for_bit() -> None:
         driven, row = chunk(driven, DATA, jnp.asarray(index))
     assert row == jax.tree.map(lambda x: x[-1], metrics)
     np.testing.assert_array_equal(jax.random.key_data(driven.key), jax.random.key_data(state.key))
-    for a, b in zip(jax.tree.leaves(driven.replace(key=0)), jax.tree.leaves(state.replace(key=0)), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(driven.replace(key=0), state.replace(key=0))
 
 
 def test_keys_and_hypers_vmap() -> None:
@@ -190,8 +190,7 @@ def test_a_real_agent_over_keys_and_learning_rates() -> None:
     assert len(np.unique(np.asarray(modes))) == 3
     assert all(np.isfinite(m).all() and m.shape == (3, 2) for m in metrics.values())
     again, _ = train(keys, hypers)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)  # same keys, same bits
+    chex.assert_trees_all_equal(state, again)  # same keys, same bits
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_data_on_the_host_trains_without_being_compiled_outside() -> None:
     config = AgentConfig(updates=2, updates_per_chunk=2, batch_size=16)
     state, metrics = train_agent(jax.random.key(0), Experience(real), agent=COUNTING, config=config)
     expected, _ = train_agent(jax.random.key(0), Experience(REAL), agent=COUNTING, config=config)
-    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    chex.assert_trees_all_equal(state, expected)
     assert all(len(value) == 1 for value in metrics.values())
 
 

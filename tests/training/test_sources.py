@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,7 @@ def test_every_source_trains_as_it_does_alone(regime: str) -> None:
         alone = over_seeds(lambda _: agent_program(agent, CONFIG, synthesis), {"none": jnp.zeros(1)}, 1, 2)
         state, own = fit(key, alone, source)
         part = jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], together)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.agent, part.agent)
+        chex.assert_trees_all_close(state.agent, part.agent, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(own["critic_loss"], metrics["critic_loss"][:, 2 * i : 2 * i + 2], rtol=1e-5)
         assert jax.random.key_data(state.key).tolist() == jax.random.key_data(part.key).tolist()
 
@@ -84,11 +85,11 @@ def test_rollouts_beside_whole_trajectories_keep_their_last_step() -> None:
 def test_one_program_for_all_chunks(regime: str) -> None:
     program = sources_program(COUNTING, CONFIG, dataclasses.replace(SYNTHESIS, regime=regime), NAMES, 2)
     data = join_sources(SOURCES)
-    step = jax.jit(program.chunk)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(program.chunk, n=1))
     state = jax.jit(program.init)(jax.random.key(0), data)
     for i in range(4):
         state, _ = step(state, data, jnp.asarray(i))
-    assert step._cache_size() == 1
 
 
 def test_sources_that_are_all_real_are_refused() -> None:
