@@ -115,8 +115,8 @@ class Command:
         if not option.value:
             found[option.name] = True
             return
-        check(bool(rest) and not (option.several and rest[0].startswith("--")), "option", word, "a value after it")
-        value = rest.pop(0)
+        value = rest.pop(0) if rest else ""
+        check(bool(value) and not value.startswith("--"), word, value, "a value after it")
         try:
             converted = option.convert(value)
         except InputError:

@@ -54,7 +54,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["report"], "expected RUN as well"),
         (["train-agent", "{tmp}", "--arms", "real"], "option = '--arms': expected one of --arm"),
         (["synthesize", "{tmp}"], "--out = None: expected the directory of the new dataset"),
-        (["synthesize", "{tmp}", "--out"], "option = '--out': expected a value after it"),
+        (["synthesize", "{tmp}", "--out"], "--out = '': expected a value after it"),
         (["report", "{tmp}", "extra"], "argument = 'extra': expected no further argument"),
     ],
 )
