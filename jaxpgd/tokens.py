@@ -27,7 +27,7 @@ class Ends:
     steps: Array  # [...] int32
     terminal: Array  # [...] bool; ignored where `steps` is T
 
-    def own(self, length: int) -> Array:
+    def valid(self, length: int) -> Array:
         """Which of `length` = T steps [..., T] are not padding, bool."""
         return jnp.arange(length) < self.steps[..., None]
 
@@ -152,15 +152,15 @@ def ended(trajectory: Trajectory, ends: Ends) -> Trajectory:
     """
     chex.assert_rank([trajectory.obs, trajectory.action, trajectory.reward, ends.steps], [2, 2, 1, 0])
     length = trajectory.reward.shape[-1]
-    own, last = ends.own(length), jnp.arange(length) == ends.steps - 1
+    valid, last = ends.valid(length), jnp.arange(length) == ends.steps - 1
     cut = ends.steps < length
-    discount = jnp.where(cut & last, jnp.where(ends.terminal, 0.0, 1.0), jnp.where(own, trajectory.discount, 1.0))
+    discount = jnp.where(cut & last, jnp.where(ends.terminal, 0.0, 1.0), jnp.where(valid, trajectory.discount, 1.0))
     return Trajectory(
         obs=trajectory.obs[jnp.minimum(jnp.arange(length), ends.steps - 1)],
-        action=jnp.where(own[:, None], trajectory.action, 0.0),
-        reward=jnp.where(own, trajectory.reward, 0.0),
+        action=jnp.where(valid[:, None], trajectory.action, 0.0),
+        reward=jnp.where(valid, trajectory.reward, 0.0),
         discount=discount,
-        mask=valid_steps(discount) & own & (~last | (discount == 0)),
+        mask=valid_steps(discount) & valid & (~last | (discount == 0)),
     )
 
 

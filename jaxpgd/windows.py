@@ -71,8 +71,8 @@ def window_starts(
     `allow_timeout_end`. `episodes` [K] restricts the selection to those episodes. PGD's code selects windows in this way,
     because with a plain stride almost none end in a terminal. Terminals can still be much rarer per step than in the dataset,
     as a window contains at most one: windows that end in one are listed `terminal_repeats` times.
-    With `pad_short`, each episode shorter than a window adds one window, padded at its end (`own_steps`). Whether it counts as
-    ending in a terminal or a timeout depends on the last step before the padding.
+    With `pad_short`, each episode shorter than a window adds one window, padded at its end. Whether it ends in a
+    terminal or a timeout depends on the last step before the padding.
     Raises InputError if no window is left, or if every episode is shorter than a window.
     """
     check(window > 0, "data.window", window, "a number above 0")
@@ -118,7 +118,7 @@ def _starts(
     return np.repeat(start[taken], np.where(terminal[taken], terminal_repeats, 1)).astype(np.int32)
 
 
-def own_steps(dataset: Dataset, starts: np.ndarray, window: int) -> np.ndarray:
+def window_lengths(dataset: Dataset, starts: np.ndarray, window: int) -> np.ndarray:
     """Steps [W] without padding of the windows at `starts` [W]: less than `window` where the episode is shorter."""
     ends = dataset.offsets[np.searchsorted(dataset.offsets, starts, side="right")]
     return np.asarray(np.minimum(ends - np.asarray(starts, np.int64), window))
@@ -159,11 +159,11 @@ def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.nda
     """
     edges = np.zeros(dataset.size + 1, np.int64)
     np.add.at(edges, starts, 1)
-    np.add.at(edges, np.asarray(starts) + own_steps(dataset, starts, window), -1)
+    np.add.at(edges, np.asarray(starts) + window_lengths(dataset, starts, window), -1)
     inside = np.cumsum(edges[:-1]) > 0
-    counted = np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
-    terminal = counted & (np.asarray(dataset.discount) == 0)
-    return Coverage(float(inside[counted].mean()), float(inside[terminal].mean()) if terminal.any() else None)
+    among = np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
+    terminal = among & (np.asarray(dataset.discount) == 0)
+    return Coverage(float(inside[among].mean()), float(inside[terminal].mean()) if terminal.any() else None)
 
 
 def low_coverage(dataset: Dataset, window: int, pad_short: bool, setting: str = "data.window") -> str:

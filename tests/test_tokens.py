@@ -65,7 +65,7 @@ def test_actions_at_the_bound_are_clipped_not_infinite() -> None:
         ([1], [0]),
     ],
 )
-def test_usable_steps(discount: list[float], mask: list[int]) -> None:
+def test_valid_steps(discount: list[float], mask: list[int]) -> None:
     np.testing.assert_array_equal(valid_steps(jnp.array(discount, jnp.float32)), np.array(mask, bool))
 
 

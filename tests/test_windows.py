@@ -13,8 +13,8 @@ from jaxpgd.windows import (
     coverage,
     gather_padded,
     gather_window,
-    own_steps,
     split_episodes,
+    window_lengths,
     window_starts,
 )
 
@@ -64,7 +64,7 @@ def test_short_episodes_are_padded_on_request() -> None:
     padded = window_starts(data, 5, 4, pad_short=True)
     assert padded.tolist() == [0, 5, 7] and padded.dtype == np.int32  # the last episode ends in a timeout
     assert window_starts(data, 5, 4, pad_short=True, allow_timeout_end=True).tolist() == [0, 5, 7, 8, 13]
-    assert own_steps(data, np.array([0, 5, 7, 8, 13]), 5).tolist() == [5, 2, 5, 5, 1]
+    assert window_lengths(data, np.array([0, 5, 7, 8, 13]), 5).tolist() == [5, 2, 5, 5, 1]
     assert window_starts(data, 5, 4, pad_short=True, terminal_repeats=2).tolist() == [0, 0, 5, 5, 7]
     alone = {"add_episode_starts": False, "add_terminals": False}  # an episode that has no other window keeps its one
     assert window_starts(data, 5, 3, pad_short=True, **alone).tolist() == [0, 5]

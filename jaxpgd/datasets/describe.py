@@ -7,7 +7,7 @@ import numpy as np
 from jaxpgd.dataset import Dataset, learned_reward
 from jaxpgd.datasets.scores import normalized_score, score_column
 from jaxpgd.errors import InputError
-from jaxpgd.windows import DataConfig, choose_windows, coverage, low_coverage, own_steps
+from jaxpgd.windows import DataConfig, choose_windows, coverage, low_coverage, window_lengths
 
 
 def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _windows(dataset: Dataset, config: DataConfig, seed: int) -> dict[str, Any]:
         starts, validation, episodes = choose_windows(dataset, config, seed)
     except InputError as error:
         return {**result, "note": str(error)}
-    steps = own_steps(dataset, starts, config.window)
+    steps = window_lengths(dataset, starts, config.window)
     last = np.asarray(dataset.discount)[starts + steps - 1]
     covered = coverage(dataset, starts, config.window, episodes)
     warning = {"note": f"warning: {low_coverage(dataset, config.window, config.pad_short)}"} if covered.low else {}

@@ -26,7 +26,7 @@ def padding(codec: TokenCodec, ends: Ends, length: int, entries: int = 0) -> Con
     """
     flag = (jnp.where(ends.terminal, _AFTER_TERMINAL, _AFTER_CUT) - codec.mean[codec.done]) / codec.std[codec.done]
     value = jnp.zeros((length, codec.token_dim), codec.mean.dtype).at[:, codec.done].set(flag)[:, : entries or codec.token_dim]
-    return Condition(value, jnp.broadcast_to(~ends.own(length)[:, None], value.shape))
+    return Condition(value, jnp.broadcast_to(~ends.valid(length)[:, None], value.shape))
 
 
 @struct.dataclass

@@ -1,7 +1,8 @@
-"""The target of policy guidance, p_off(x) * q(x)^lambda, in closed form on linear-Gaussian problems (PGD section 4).
+"""PGD's target p_off(x) * q(x)^lambda in closed form on linear-Gaussian problems (arXiv 2404.06356, section 4).
 
-q is the product over steps of pi(a_t | s_t) with pi linear-Gaussian: a quadratic in the flat trajectory x = (s_0, a_0, s_1,
-...), so that the target is Gaussian for every lambda. All on the host, in float64; trajectories may be standardised or not.
+q(x) is the product over t of pi(a_t | s_t). For a linear-Gaussian pi, log q is quadratic in the flat trajectory x = (s_0, a_0,
+s_1, ...), so that the target is Gaussian for every lambda. Everything is computed on the host in float64. Trajectories may be
+standardised.
 """
 
 import dataclasses
@@ -42,14 +43,14 @@ class QuadraticLikelihood:
         return Gaussian(self.matrix @ p.mean - self.offset, self.matrix @ p.cov @ self.matrix.T)
 
     def standardised(self, centre: np.ndarray, scale: np.ndarray) -> "QuadraticLikelihood":
-        """The same function of tokens (x - centre) / scale; centre and scale [D] hold at every step."""
+        """The same function of tokens (x - centre) / scale, with centre and scale [D] at every step."""
         steps = self.matrix.shape[1] // len(centre)
         centres, scales = np.tile(centre, steps), np.tile(scale, steps)
         return QuadraticLikelihood(self.matrix * scales, self.offset - self.matrix @ centres, self.constant)
 
 
 def policy_likelihood(env: LinearGaussian, policy: Policy) -> QuadraticLikelihood:
-    """log of the product over t of pi(a_t | s_t) for a `linear_policy`."""
+    """log q(x), the log of the product over t of pi(a_t | s_t), for a `linear_policy`."""
     gain, bias, std = (np.asarray(x, np.float64) for x in (policy.params.K, policy.params.k, policy.params.std))
     steps, actions = env.horizon, env.action_dim
     row = np.concatenate([-gain, np.eye(actions)], axis=1) / std  # (a - K s) / std of one step
@@ -58,9 +59,9 @@ def policy_likelihood(env: LinearGaussian, policy: Policy) -> QuadraticLikelihoo
 
 
 def tilt(p: Gaussian, likelihood: QuadraticLikelihood, coefficient: float) -> Gaussian:
-    """p * q^coefficient, normalised: conditioning p on residuals of 0 seen with variance 1 / coefficient.
+    """p(x) q(x)^lambda, normalised, with lambda = `coefficient`: p conditioned on residuals 0 of variance 1 / lambda.
 
-    Written so that p may be singular (no process noise). Raises InputError for a coefficient below 0.
+    p may be singular (no process noise). Raises InputError for a coefficient below 0.
     """
     check(coefficient >= 0, "coefficient", coefficient, "a number not below 0")
     r = likelihood.residual(p)
@@ -71,7 +72,7 @@ def tilt(p: Gaussian, likelihood: QuadraticLikelihood, coefficient: float) -> Ga
 
 
 def log_normaliser(p: Gaussian, likelihood: QuadraticLikelihood, coefficient: float) -> float:
-    """log of the integral of p * q^coefficient, the constants of q left out: add coefficient * likelihood.constant for them."""
+    """log of the integral of p q^coefficient, without the constant of q: add coefficient * likelihood.constant."""
     r = likelihood.residual(p)
     inner = np.eye(len(r.mean)) + coefficient * r.cov
     quadratic = r.mean @ np.linalg.solve(inner, r.mean)
@@ -79,7 +80,7 @@ def log_normaliser(p: Gaussian, likelihood: QuadraticLikelihood, coefficient: fl
 
 
 def expected_log_likelihood(p: Gaussian, likelihood: QuadraticLikelihood) -> float:
-    """E[log q(x)] for x ~ p, constants included."""
+    """E[log q(x)] for x ~ p, including the constant."""
     r = likelihood.residual(p)
     return float(-0.5 * (r.mean @ r.mean + np.trace(r.cov)) + likelihood.constant)
 
@@ -97,7 +98,7 @@ def _root(cov: np.ndarray) -> np.ndarray:
 
 
 def fitted(samples: ArrayLike, weights: ArrayLike | None = None) -> Gaussian:
-    """The Gaussian with the moments of samples [N, ...], flattened; `weights` [N] need not sum to 1."""
+    """The Gaussian with the moments of samples [N, ...], flattened. `weights` [N] need not be normalised."""
     x = np.asarray(samples, np.float64)
     x = x.reshape(len(x), -1)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
@@ -108,7 +109,7 @@ def fitted(samples: ArrayLike, weights: ArrayLike | None = None) -> Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class TiltedProblem:
-    """A linear-Gaussian problem in tokens standardised per feature, as a denoiser of real data sees it."""
+    """A linear-Gaussian problem in tokens standardised per feature, as the denoiser of a dataset uses them."""
 
     env: LinearGaussian
     policy: Policy  # the target's
@@ -119,21 +120,21 @@ class TiltedProblem:
 
     @property
     def denoise(self) -> GaussianDenoise:
-        """The exact denoiser of behaviour tokens [T, D]; also draws exact samples."""
+        """The exact denoiser of behaviour tokens [T, D]. Also draws exact samples."""
         return gaussian_denoise(self.behaviour.mean, self.behaviour.cov, len(self.centre))
 
     def target(self, coefficient: float) -> Gaussian:
-        """The stated target."""
+        """PGD's target at lambda = `coefficient`."""
         return tilt(self.behaviour, self.likelihood, coefficient)
 
     def target_denoise(self, coefficient: float) -> GaussianDenoise:
-        """The exact denoiser of the target; also draws exact samples of it."""
+        """The exact denoiser of the target. Also draws exact samples."""
         target = self.target(coefficient)
         return gaussian_denoise(target.mean, target.cov, len(self.centre))
 
 
 def tilted_problem(env: LinearGaussian, behaviour: Policy, target: Policy) -> TiltedProblem:
-    """Behaviour and target policy of a linear-Gaussian environment, tokens standardised by the behaviour's statistics."""
+    """The problem of a behaviour and a target policy, in tokens standardised by the behaviour's statistics."""
     mean, cov = trajectory_moments(env, behaviour)
     centre, scale = feature_statistics(mean, cov, env.obs_dim + env.action_dim)
     return TiltedProblem(

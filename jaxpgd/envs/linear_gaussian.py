@@ -2,8 +2,8 @@
 
     s_0 ~ N(0, P0),   a_t ~ N(K s_t + k, std^2 I),   s_{t+1} = A s_t + B a_t + w_t,   w_t ~ N(0, Q)
 
-Trajectories are Gaussian, so any sampler can be scored against the exact answer. Actions are unbounded here.
-Closed forms are computed once, on the host, in double precision; what enters compiled code is float32.
+Trajectories are Gaussian, so that samplers can be compared with the exact answer. Actions are unbounded. Closed forms are
+computed once, on the host, in float64; compiled code gets float32.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxpgd.types import Policy
 
 @struct.dataclass
 class LinearGaussian:
-    """The environment. Reward: -(|s|^2 + 0.1 |a|^2). No terminals. Implements `types.Environment`."""
+    """The environment, a `types.Environment`. The reward is -(|s|^2 + 0.1 |a|^2), and there are no terminals."""
 
     A: Array  # [O, O]
     B: Array  # [O, A]
@@ -67,7 +67,7 @@ class LinearParams:
 def make_env(A: ArrayLike, B: ArrayLike, Q: ArrayLike, P0: ArrayLike, horizon: int = 16) -> LinearGaussian:
     """The environment with A [O, O], B [O, A], Q and P0 [O, O].
 
-    Raises InputError where shapes disagree or Q, P0 are no covariances.
+    Raises InputError if shapes disagree, or if Q or P0 is not a covariance.
     """
     a, b, q, p = (np.asarray(x, np.float64) for x in (A, B, Q, P0))
     size = b.shape[0]
@@ -82,7 +82,7 @@ def make_env(A: ArrayLike, B: ArrayLike, Q: ArrayLike, P0: ArrayLike, horizon: i
 
 
 def linear_policy(K: ArrayLike, k: ArrayLike, std: float) -> Policy:
-    """The policy a ~ N(K s + k, std^2 I), K [A, O], k [A]; its parameters are a `LinearParams`."""
+    """The policy a ~ N(K s + k, std^2 I) with K [A, O] and k [A]. Its parameters are `LinearParams`."""
     params = LinearParams(*(jnp.asarray(x, jnp.float32) for x in (K, k, std)))
     return Policy(params=params, sample_fn=_sample, mode_fn=_mode, log_prob_fn=_log_prob)
 
@@ -102,7 +102,7 @@ def _log_prob(params: LinearParams, obs: Array, action: Array, variance: Array |
 
 
 def _gaussian(key: Array, cov: Array) -> Array:
-    # a square root by eigenvectors also serves singular covariances, where Cholesky gives NaN
+    # A square root by eigenvectors also works for singular covariances, for which Cholesky gives NaN.
     values, vectors = jnp.linalg.eigh(cov)
     sample: Array = vectors @ (jnp.sqrt(jnp.maximum(values, 0.0)) * jax.random.normal(key, values.shape, values.dtype))
     return sample
@@ -111,8 +111,8 @@ def _gaussian(key: Array, cov: Array) -> Array:
 def trajectory_moments(env: LinearGaussian, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
     """Mean [T D] and covariance [T D, T D] of (s_0, a_0, s_1, a_1, ...), D = O + A, in float64, for a `linear_policy`.
 
-    Every entry is written as a linear map of the independent standard normals (first state, action and process noise) plus a
-    constant; the covariance is that map times its transpose.
+    Every entry is a constant plus a linear map of independent standard normals (first state, action and process noise). The
+    covariance is that map times its transpose.
     """
     A, B, K, k, std = (np.asarray(x, np.float64) for x in (env.A, env.B, policy.params.K, policy.params.k, policy.params.std))
     obs_dim, action_dim, steps = env.obs_dim, env.action_dim, env.horizon
@@ -138,7 +138,7 @@ def _root(cov: Array) -> np.ndarray:
 
 
 def feature_statistics(mean: np.ndarray, cov: np.ndarray, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and standard deviation [D] of every feature over all steps, as the normaliser of real data computes them."""
+    """Mean [D] and standard deviation [D] of every feature over all steps, as `tokens.fit_codec` computes them."""
     means = mean.reshape(-1, features)
     centre = means.mean(0)
     variance = np.diag(cov).reshape(-1, features).mean(0) + ((means - centre) ** 2).mean(0)
@@ -148,7 +148,7 @@ def feature_statistics(mean: np.ndarray, cov: np.ndarray, features: int) -> tupl
 def standardise_moments(
     mean: np.ndarray, cov: np.ndarray, centre: np.ndarray, scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moments of the tokens (x - centre) / scale, with centre and scale [D] used at every step."""
+    """Moments of the tokens (x - centre) / scale, with centre and scale [D] at every step."""
     steps = len(mean) // len(centre)
     scales = np.tile(scale, steps)
     return (mean - np.tile(centre, steps)) / scales, cov / np.outer(scales, scales)
@@ -156,7 +156,7 @@ def standardise_moments(
 
 @struct.dataclass
 class GaussianDenoise:
-    """E[x0 | x] for tokens x0 ~ N(mean, cov) and x = x0 + sigma * noise. A `types.Denoise`, with exact samples."""
+    """E[x0 | x] for tokens x0 ~ N(mean, cov) and x = x0 + sigma * noise, a `types.Denoise`. Also draws exact samples."""
 
     mean: Array  # [T, D]
     vectors: Array  # [T D, T D], eigenvectors of cov
@@ -165,7 +165,7 @@ class GaussianDenoise:
     def __call__(self, x: Array, sigma: Array) -> Array:
         """x [T, D], sigma [] -> [T, D]: each principal component shrinks by value / (value + sigma^2)."""
         coordinates = self.vectors.T @ (x - self.mean).ravel()
-        # at sigma = 0 a direction without variance would be 0 / 0; the mean is right there
+        # at sigma = 0 a direction without variance would be 0 / 0; the mean is exact there
         shrunk = coordinates * self.values / jnp.maximum(self.values + sigma**2, 1e-20)
         return self.mean + (self.vectors @ shrunk).reshape(self.mean.shape)
 
@@ -176,7 +176,7 @@ class GaussianDenoise:
 
 
 def gaussian_denoise(mean: np.ndarray, cov: np.ndarray, features: int) -> GaussianDenoise:
-    """The denoiser of tokens ~ N(mean [T D], cov [T D, T D]) with D = `features`. Raises InputError where shapes disagree."""
+    """The denoiser of tokens ~ N(mean [T D], cov [T D, T D]), D = `features`. Raises InputError if shapes disagree."""
     check(cov.shape == (len(mean), len(mean)), "cov", cov.shape, f"({len(mean)}, {len(mean)})")
     check(len(mean) % features == 0, "features", features, f"a divisor of the {len(mean)} entries of the mean")
     values, vectors = np.linalg.eigh(np.asarray(cov, np.float64))
@@ -187,6 +187,6 @@ def gaussian_denoise(mean: np.ndarray, cov: np.ndarray, features: int) -> Gaussi
 
 
 def reference_case() -> tuple[LinearGaussian, Policy, Policy]:
-    """(environment, behaviour policy, target policy) on which the guidances are measured: 16 steps, 2 states, 1 action."""
+    """(environment, behaviour policy, target policy) for comparisons of guidance methods: 16 steps, 2 states, 1 action."""
     env = make_env([[1.0, 0.2], [0.0, 0.95]], [[0.02], [0.2]], 0.02 * np.eye(2), 0.5 * np.eye(2), horizon=16)
     return env, linear_policy([[-0.5, -0.6]], [0.0], 0.5), linear_policy([[-1.2, -1.0]], [0.4], 0.3)

@@ -1,7 +1,7 @@
-"""One-dimensional behaviour mixtures, tilted by a Gaussian policy: the target of guidance on a grid (PGD figure 3).
+"""One-dimensional mixtures of behaviour, tilted by a Gaussian policy: PGD's target on a grid (arXiv 2404.06356, figure 3).
 
-A trajectory is one action and nothing else, so tokens are [1, 1] and need no normalising. Not Gaussian: what is exact for
-Gaussians shows here what it is worth elsewhere.
+A trajectory is a single action, so that tokens are [1, 1] and not normalised. The mixtures show how guidance methods that are
+exact for Gaussians behave elsewhere.
 """
 
 import jax
@@ -9,26 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from scipy.special import rel_entr
 
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import check
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
-# tokens without observations, whose one entry is the action itself
+# Tokens have a single entry, the action itself.
 CODEC = TokenCodec(jnp.zeros(1, jnp.float32), jnp.ones(1, jnp.float32), obs_dim=0, action_dim=1, squashed=False)
 
 
 @struct.dataclass
 class Mixture:
-    """sum_k weight_k N(mean_k, std_k^2), and its exact denoiser: a `types.Denoise` of x [1, 1]."""
+    """The mixture sum_k weight_k N(mean_k, std_k^2) and its exact denoiser, a `types.Denoise` of x [1, 1]."""
 
     weight: Array  # [K], sums to 1
     mean: Array  # [K]
     std: Array  # [K]
 
     def __call__(self, x: Array, sigma: Array) -> Array:
-        """E[x0 | x]: the components' posterior means, weighted by how well each explains x."""
+        """E[x0 | x], x [1, 1]: the posterior means of the components, weighted by their posterior probabilities."""
         total = self.std**2 + sigma**2
         away = x[..., None] - self.mean
         share = jax.nn.softmax(jnp.log(self.weight) - 0.5 * away**2 / total - 0.5 * jnp.log(total), axis=-1)
@@ -48,7 +49,7 @@ class Mixture:
 
 
 def mixture(weight: list[float], mean: list[float], std: list[float]) -> Mixture:
-    """The mixture of K Gaussians. Raises InputError where lengths differ or weights and deviations are not above 0."""
+    """The mixture of K Gaussians. Raises InputError if lengths differ, or if a weight or deviation is not above 0."""
     check(len(weight) == len(mean) == len(std) > 0, "weight, mean, std", (weight, mean, std), "as many of each")
     check(min(weight) > 0 and min(std) > 0, "weight, std", (weight, std), "numbers above 0")
     weight_, mean_, std_ = (jnp.asarray(x, jnp.float32) for x in (weight, mean, std))
@@ -61,9 +62,10 @@ def gaussian_policy(mean: float, std: float) -> Policy:
 
 
 def tilted_masses(edges: np.ndarray, behaviour: Mixture, policy: Policy, coefficient: float, *, inner: int = 64) -> np.ndarray:
-    """Probabilities [G] of the target behaviour * pi^coefficient in bins with `edges` [G + 1]; what lies outside is left out.
+    """Probabilities [G] of PGD's target behaviour * pi^coefficient in bins with `edges` [G + 1], ignoring what lies outside.
 
-    Midpoints of `inner` parts of every bin: exact to rounding for bins no wider than the deviations.
+    Integrated by the midpoint rule with `inner` parts per bin, which is exact to rounding for bins no wider than the standard
+    deviations.
     """
     edges = np.asarray(edges, np.float64)
     width = np.diff(edges) / inner
@@ -76,15 +78,14 @@ def tilted_masses(edges: np.ndarray, behaviour: Mixture, policy: Policy, coeffic
 
 
 def divergence(samples: np.ndarray, edges: np.ndarray, masses: np.ndarray) -> float:
-    """KL divergence of the binned samples from bins of known masses [G], in nats; samples outside count in the end bins.
+    """KL divergence, in nats, of the binned samples from bins with known probabilities `masses` [G].
 
-    N exact samples give about (G - 1) / (2 N), not 0. Bins in which no mass is left get the least double precision has.
-    Infinite where a sample is not finite.
+    Samples outside count in the end bins. N exact samples give about (G - 1) / (2 N), not 0. Bins of probability 0 are given
+    1e-300. Infinite if a sample is not finite.
     """
     samples = np.asarray(samples, np.float64).ravel()
     if not np.isfinite(samples).all():
         return float("inf")
     inside = np.clip(samples, edges[0], edges[-1] - 1e-9)
     share = np.histogram(inside, edges)[0] / inside.size
-    seen = share > 0
-    return float((share[seen] * np.log(share[seen] / np.maximum(masses[seen], 1e-300))).sum())
+    return float(rel_entr(share, np.maximum(masses, 1e-300)).sum())

@@ -1,7 +1,7 @@
-"""The illustrative environment of PGD's Figure 2 (arXiv 2404.06356): a point in the plane, two goals, two policies.
+"""The illustrative environment of PGD's figure 2 (arXiv 2404.06356): a point in the plane, two goals, two policies.
 
-The behaviour policy heads for one goal, the target policy for another, which the reward asks for. Behaviour noise is wide, so
-that behaviour rollouts weighted by the target policy's likelihood show what policy guidance ought to generate.
+The behaviour policy heads for one goal, the target policy for the other, which the reward prefers. The behaviour policy is so
+noisy that its rollouts, weighted by the target policy's likelihood, show what policy guidance should generate.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ BEHAVIOUR_GOAL = (1.0, 0.0)
 TARGET_GOAL = (0.0, 1.0)
 BEHAVIOUR_STD = 0.5
 TARGET_STD = 0.45
-SPEED = 0.6  # length of the mean action far from the goal; its distance from 1 leaves room for noise
+SPEED = 0.6  # length of the mean action far from the goal, below 1 to leave room for noise
 SLOWDOWN = 0.2  # distance from the goal at which the mean action has fallen to SPEED / sqrt(2)
 
 
 @struct.dataclass
 class Point2D:
-    """obs [2]: position. action [2]: velocity in [-1, 1]. Reward: minus the distance of the new position from `goal`.
+    """A `types.Environment`: obs [2] is the position, action [2] in [-1, 1] the velocity.
 
-    There are no terminals: `horizon` steps are the whole task. Implements `types.Environment`.
+    The reward is minus the distance of the new position from `goal`. There are no terminals; an episode has `horizon` steps.
     """
 
-    step_size: Array | float = 0.15  # distance of one step at action length 1; episodes end most of the way to the goal
+    step_size: Array | float = 0.15  # distance per step at action length 1; episodes cover most of the way to the goal
     noise_std: Array | float = 0.01  # of the position, per step
     start_std: Array | float = 0.1  # of the first position, around the origin
     goal: tuple[Array | float, Array | float] = TARGET_GOAL
@@ -43,7 +43,7 @@ class Point2D:
         return self.start_std * jax.random.normal(key, (2,), jnp.float32)
 
     def mean_step(self, obs: Array, action: Array) -> Array:
-        """The next position [2] without noise."""
+        """The next position [2] from obs [2] and action [2], without noise."""
         return obs + self.step_size * jnp.clip(action, -1.0, 1.0)
 
     def reward(self, next_obs: Array) -> Array:
@@ -79,7 +79,7 @@ def goal_mode(params: GoalParams, obs: Array) -> Array:
 def goal_sample(params: GoalParams, key: Array, obs: Array) -> Array:
     """An action [2] from the Gaussian around the mode, truncated to [-1, 1].
 
-    Truncation, unlike clipping, leaves no atoms at the bounds for a denoiser to reproduce.
+    Clipping, unlike truncation, would create atoms at the bounds, which a denoiser would have to reproduce.
     """
     mode = goal_mode(params, obs)
     noise = jax.random.truncated_normal(key, (-1.0 - mode) / params.std, (1.0 - mode) / params.std, dtype=mode.dtype)
@@ -87,14 +87,14 @@ def goal_sample(params: GoalParams, key: Array, obs: Array) -> Array:
 
 
 def goal_log_prob(params: GoalParams, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:
-    """Log-density [] of the Gaussian before truncation, blurred by `variance` ([] or [2])."""
+    """Log-density [] of the action [2] under the Gaussian before truncation, blurred by `variance` ([] or [2])."""
     total = params.std**2 + variance
     squares = (action - goal_mode(params, obs)) ** 2 / total
     return -0.5 * jnp.sum(squares + jnp.log(2.0 * jnp.pi * total))
 
 
 def goal_policy(goal: tuple[float, float] | Array, std: float | Array, speed: float | Array = SPEED) -> Policy:
-    """A policy heading for `goal` [2] with Gaussian noise of `std`."""
+    """A policy that heads for `goal` [2], with Gaussian noise of standard deviation `std`."""
     params = GoalParams(
         goal=jnp.asarray(goal, jnp.float32), std=jnp.asarray(std, jnp.float32), speed=jnp.asarray(speed, jnp.float32)
     )
@@ -102,12 +102,12 @@ def goal_policy(goal: tuple[float, float] | Array, std: float | Array, speed: fl
 
 
 def behaviour_policy(env: Point2D) -> Policy:
-    """The policy that made the dataset: towards (1, 0)."""
+    """The policy that collected the dataset. It heads for (1, 0)."""
     return goal_policy(BEHAVIOUR_GOAL, BEHAVIOUR_STD)
 
 
 def target_policy(env: Point2D) -> Policy:
-    """The policy to guide towards: it heads for the goal that `env` rewards."""
+    """The policy for guidance. It heads for the goal of `env`."""
     return goal_policy(jnp.asarray(env.goal, jnp.float32), TARGET_STD)
 
 
@@ -116,8 +116,8 @@ def importance_truth(
 ) -> tuple[Trajectory, Array]:
     """Behaviour rollouts [N, T] and log weights [N]: coefficient * sum over t of log pi(a_t | s_t).
 
-    Weighted like this they follow the target of PGD, p_off(trajectory) * q(trajectory)^coefficient (section 4), up to sampling
-    error. `policy` needs a log_prob.
+    The weighted rollouts follow PGD's target p_off(x) q(x)^coefficient (section 4), up to sampling error. `policy` needs a
+    `log_prob`.
     """
     trajectory, _ = collect(key, env, behaviour_policy(env), samples)
     log_prob = jax.vmap(jax.vmap(policy.log_prob))(trajectory.obs, trajectory.action)

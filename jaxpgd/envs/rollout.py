@@ -1,4 +1,4 @@
-"""Rollouts of any policy in any of the JAX environments."""
+"""Rollouts of policies in JAX environments."""
 
 import jax
 from jax import Array
@@ -15,10 +15,10 @@ def rollout(
     length: int | None = None,
     deterministic: bool = False,
 ) -> tuple[Trajectory, Array]:
-    """One episode: Trajectory [T] and its next observations [T, O].
+    """One episode: the trajectory [T] and its next observations [T, O].
 
-    From `start` [O] (default: a reset) for `length` steps (default: `env.horizon`); `deterministic` acts by the policy's mode.
-    The same key gives the same actions and noise whether or not the start is given.
+    It starts from `start` [O] (default: a reset) and has T = `length` steps (default: `env.horizon`). `deterministic` takes the
+    policy's mode instead of a sample. The same key gives the same random numbers with and without `start`.
     """
     reset_key, key = jax.random.split(key)
     first = env.reset(reset_key) if start is None else start
@@ -33,11 +33,11 @@ def rollout(
         advance, first, jax.random.split(key, env.horizon if length is None else length)
     )
     mask = valid_steps(discount, end_known=True)
-    made = Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask, last_obs=next_obs[-1])
-    return made, next_obs
+    trajectory = Trajectory(obs=obs, action=action, reward=reward, discount=discount, mask=mask, last_obs=next_obs[-1])
+    return trajectory, next_obs
 
 
 @jax.jit(static_argnames="episodes")
 def collect(key: Array, env: Environment, policy: Policy, episodes: int) -> tuple[Trajectory, Array]:
-    """`episodes` rollouts at once: Trajectory [N, T] and next observations [N, T, O]."""
+    """N = `episodes` rollouts: trajectories [N, T] and next observations [N, T, O]."""
     return jax.vmap(rollout, in_axes=(0, None, None))(jax.random.split(key, episodes), env, policy)

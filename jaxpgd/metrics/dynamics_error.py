@@ -57,16 +57,16 @@ def dynamics_error(
     states = obs if trajectory.last_obs is None else np.append(obs, np.asarray(trajectory.last_obs)[:, None], axis=1)
     scaled = (states / std)[..., chosen]
     steps = states.shape[1] - 1  # those that lead to a state
-    counted = mask[:, :steps] & (discount[:, :steps] > 0)  # the observation after a terminal need not be its next state
-    error = _squares((predicted / std)[:, :steps, chosen], scaled[:, 1:], counted)
-    stay = _squares(scaled[:, :steps], scaled[:, 1:], counted)
+    valid = mask[:, :steps] & (discount[:, :steps] > 0)  # the observation after a terminal need not be its next state
+    error = _squares((predicted / std)[:, :steps, chosen], scaled[:, 1:], valid)
+    stay = _squares(scaled[:, :steps], scaled[:, 1:], valid)
     return {
-        **_summary(error, counted, ""),
-        **_summary(stay, counted, "persistence"),
+        **_summary(error, valid, ""),
+        **_summary(stay, valid, "persistence"),
         "reward_rms": _rms(reward - np.asarray(trajectory.reward), mask),
         "surviving_reward_rms": _rms(reward - np.asarray(trajectory.reward), mask & (discount > 0).all(axis=1, keepdims=True)),
         "terminal_agreement": float(np.mean(ends[mask] == (discount[mask] == 0))) if mask.any() else np.nan,
-        "steps": int(counted.sum()),
+        "steps": int(valid.sum()),
     }
 
 
@@ -82,17 +82,17 @@ def _rms(error: np.ndarray, mask: np.ndarray) -> float:
     return float(np.sqrt(np.mean(error[mask] ** 2))) if mask.any() else float("nan")
 
 
-def _squares(a: np.ndarray, b: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mean square over entries [N, steps], zero outside `counted`."""
-    return np.where(counted, np.mean((a - b) ** 2, axis=-1), 0.0)
+def _squares(a: np.ndarray, b: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mean square over entries [N, steps], zero outside `valid`."""
+    return np.where(valid, np.mean((a - b) ** 2, axis=-1), 0.0)
 
 
-def _summary(squares: np.ndarray, counted: np.ndarray, prefix: str) -> dict[str, np.ndarray | float]:
-    total, number = squares.sum(axis=1), counted.sum(axis=1)
+def _summary(squares: np.ndarray, valid: np.ndarray, prefix: str) -> dict[str, np.ndarray | float]:
+    total, number = squares.sum(axis=1), valid.sum(axis=1)
     mean = total.sum() / number.sum() if number.sum() else np.nan
     rms = float(np.sqrt(mean))
     with np.errstate(invalid="ignore"):  # 0 / 0 where no step counts
-        by_step = np.sqrt(squares.sum(axis=0) / counted.sum(axis=0))
+        by_step = np.sqrt(squares.sum(axis=0) / valid.sum(axis=0))
         per_trajectory = np.sqrt(total / number)
     name = prefix + "_" if prefix else ""
     summary: dict[str, np.ndarray | float] = {
@@ -126,6 +126,6 @@ def action_log_likelihood(policy: Policy, trajectory: Trajectory) -> tuple[float
     """
     chex.assert_rank([trajectory.obs, trajectory.action], 3)
     values = np.asarray(_log_probs(policy, jnp.asarray(trajectory.obs), jnp.asarray(trajectory.action)), np.float64)
-    counted = steps_taken(trajectory)
-    total, number = np.where(counted, values, 0.0).sum(axis=1), counted.sum(axis=1)
+    valid = steps_taken(trajectory)
+    total, number = np.where(valid, values, 0.0).sum(axis=1), valid.sum(axis=1)
     return float(total.sum() / number.sum()), ratio_standard_error(total, number), total / number

@@ -78,7 +78,7 @@ class DiffusionSynthesizer(Synthesizer):
 
     def valid(self, ends: Ends | None) -> Array | None:
         """Which steps [..., T] are before the end; None: all."""
-        return None if ends is None else ends.own(self.length)
+        return None if ends is None else ends.valid(self.length)
 
     def clamp(self, start: Array) -> Clamp:
         """The hook that holds the first state at start [O]."""

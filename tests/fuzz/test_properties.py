@@ -72,7 +72,7 @@ def test_every_episode_trains_or_validates(structure: Any, fraction: float, seed
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
-def test_usable_steps_follow_no_terminal_and_know_where_they_lead(ends: list[bool]) -> None:
+def test_valid_steps_follow_no_terminal_and_know_where_they_lead(ends: list[bool]) -> None:
     discount = 1.0 - np.array(ends, np.float32)
     wanted = [not any(ends[:t]) and (t < len(ends) - 1 or ends[t]) for t in range(len(ends))]
     assert np.asarray(valid_steps(jnp.asarray(discount))).tolist() == wanted

@@ -56,7 +56,7 @@ def apart(found: dict[str, Any], name: str) -> np.ndarray:
 def agrees(found: dict[str, Any]) -> None:
     """Float32: 1e-5 within the first ten steps, 1e-3 at a hundred."""
     assert found["devices"] == 8
-    assert (found["seed_rows"], found["batch_rows"]) == (1, 2)  # 2 seeds and a batch of 16 are really divided
+    assert (found["seed_rows"], found["batch_rows"]) == (1, 2)  # 2 seeds and a batch of 16 are really sharded
     difference = apart(found, "denoiser")
     assert difference[0] <= 1e-5 and difference.max() <= 1e-3
     assert apart(found, "agent").max() <= 1e-3
@@ -91,7 +91,7 @@ def test_seeds_take_as_many_devices_as_divide_both(seeds: int, shape: tuple[int,
     assert device_mesh(seeds, range(8)) == (shape, (SEEDS, DATA))
 
 
-def test_without_a_mesh_nothing_is_divided() -> None:
+def test_without_a_mesh_nothing_is_sharded() -> None:
     x = jnp.ones((4, 2))
     assert shard(x, DATA) is x
     placement = Placement(seeds=2, devices=jax.devices()[:1])
