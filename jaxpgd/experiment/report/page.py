@@ -17,13 +17,14 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; font-size: 1.2rem; } li { margin: .3rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; } .number { text-align: right; }
-th { vertical-align: bottom; } td { vertical-align: top; min-width: 3rem; } td.short, td.number { white-space: nowrap; }
+th { vertical-align: bottom; } th.long { min-width: 11rem; }
+td { vertical-align: top; min-width: 3rem; } td.short, td.number { white-space: nowrap; }
 figure { margin: 0; overflow-x: auto; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { opacity: .8; font-size: .92rem; } summary { cursor: pointer; margin: .6rem 0; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
 """
-_SHORT = 32  # characters of a cell that is not broken
+_SHORT, _LONG = 32, 30  # characters of a cell that is not broken, and of a heading that is broken a few times at most
 _LEAST_SCALE, _MOST_WIDTH = 0.45, "58rem"  # of a figure on a narrow screen, which scrolls rather than shrink its text further
 
 
@@ -48,9 +49,9 @@ class Report:
     def table(self, title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> "Report":
         """A table with one row per mapping; columns in order of appearance, missing values empty."""
         columns = _columns(rows)
-        head = "".join(f"<th{_side(rows, c)}>{html.escape(c)}</th>" for c in columns)
+        head = "".join(f"<th{_class(rows, c, c)}>{html.escape(c)}</th>" for c in columns)
         body = "".join(
-            "<tr>" + "".join(f"<td{_side(rows, c)}>{html.escape(_cell(row.get(c)))}</td>" for c in columns) + "</tr>"
+            "<tr>" + "".join(f"<td{_class(rows, c)}>{html.escape(_cell(row.get(c)))}</td>" for c in columns) + "</tr>"
             for row in rows
         )
         note = f"<p>{html.escape(caption)}</p>" if caption else ""
@@ -122,11 +123,12 @@ def _numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
     return bool(values) and all(hasattr(v, "__float__") and not isinstance(v, str) for v in values)
 
 
-def _side(rows: Sequence[Mapping[str, Any]], column: str) -> str:
-    """The class of the cells of a column: numbers to the right, short texts in one line."""
-    if _numeric(rows, column):
-        return ' class="number"'
-    return ' class="short"' if all(len(_cell(row.get(column))) <= _SHORT for row in rows) else ""
+def _class(rows: Sequence[Mapping[str, Any]], column: str, heading: str = "") -> str:
+    """The class of the cells of a column, or of its heading: numbers to the right, short texts in one line."""
+    short = all(len(_cell(row.get(column))) <= _SHORT for row in rows)
+    names = ["number"] if _numeric(rows, column) else ["short"] if short else []
+    names += ["long"] if len(heading) > _LONG else []
+    return f' class="{" ".join(names)}"' if names else ""
 
 
 def _cell(value: Any) -> str:

@@ -27,7 +27,7 @@ from jaxpgd.metrics.statistics import Summary
 from jaxpgd.types import Trajectory
 
 PERSISTENCE = "persistence (s' = s)"
-_PANEL_WIDTH, _MOST_COLUMNS = 4.0, 6  # inches of a panel of trajectories; its height follows from what it shows
+_PANEL_WIDTH = 4.0  # inches of a panel of trajectories; its height follows from what it shows
 
 
 def trajectories_figure(
@@ -54,7 +54,7 @@ def trajectories_figure(
     limits = plane_limits(list(plane.values()), (goals or {}).values())
     ratio = 1.0 if coordinates is None else float(np.ptp(limits[1]) / np.ptp(limits[0]))
     height = _PANEL_WIDTH * ratio + 0.7
-    figure, axes = panels(len(groups), width=_PANEL_WIDTH + 0.2, height=height, columns=_MOST_COLUMNS, sharex=True, sharey=True)
+    figure, axes = panels(len(groups), width=_PANEL_WIDTH + 0.2, height=height, sharex=True, sharey=True)
     for axis, (name, states) in zip(axes, plane.items(), strict=True):
         path_lines(axis, states, colour_of(name, list(groups)))
         if len({len(path) for path in states}) == 1:

@@ -53,10 +53,11 @@ def write_report(
 ) -> None:
     """`report.html`, self-contained: `rows` of the table of returns, and figures by file name with their captions."""
     info, config = prepared.dataset.info, run.config
-    report = Report(f"jaxpgd: {info.name}, {config.agent.kind}")
+    report = Report(f"jaxpgd: {info.name}, {name_of(config.agent.kind)}")
+    agent, arms = name_of(config.agent.kind), ", ".join(map(name_of, config.arms))
     report.text(
         f"{prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions. {config.agent.updates} updates of "
-        f"{config.agent.kind} on {', '.join(map(name_of, config.arms))} data; regime {name_of(config.synthesis.regime)}; "
+        f"{agent} on {arms} data; regime {name_of(config.synthesis.regime)}; "
         f"{config.evaluation.episodes} evaluation episodes per seed."
     )
     intervals = "Intervals are bootstrapped over seeds, each by its mean over episodes; with one seed, over its episodes."

@@ -64,6 +64,11 @@ def test_short_cells_are_not_broken_and_long_ones_are():
     assert '<td class="short">[-26.98, -19.53]</td>' in text and "<td>words" in text
 
 
+def test_a_long_heading_of_narrow_cells_is_broken_a_few_times_at_most():
+    text = Report("x").table("t", [{"distance to the weighted truth of its coefficient": 1.0, "short": 2.0}]).html()
+    assert '<th class="number long">distance' in text and '<th class="number">short' in text and 'td class="number"' in text
+
+
 def test_a_missing_figure_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"absent\.png"):
         Report("x").figure("t", tmp_path / "absent.png")
