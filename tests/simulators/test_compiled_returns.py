@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,10 +51,11 @@ def test_returns_stop_at_the_terminal_and_at_the_horizon():
 
 
 def test_new_parameters_and_settings_reuse_the_program():
-    rollout_returns(jax.random.key(0), Line(end=2.0), constant([1.0, 2.0]), 3)
-    before = rollout_returns._cache_size()
-    rollout_returns(jax.random.key(1), Line(end=4.0), constant([0.5, -2.0]), 3)
-    assert rollout_returns._cache_size() == before
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(rollout_returns.__wrapped__, n=1)
+    compiled = jax.jit(once, static_argnames=("episodes", "horizon"))
+    compiled(jax.random.key(0), Line(end=2.0), constant([1.0, 2.0]), episodes=3)
+    compiled(jax.random.key(1), Line(end=4.0), constant([0.5, -2.0]), episodes=3)
 
 
 def test_point2d_target_policy_beats_the_behaviour_policy():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import chex
 import gymnasium
 import h5py
 import jax
@@ -226,7 +227,7 @@ def test_sampled_rollouts_depend_on_the_key_alone():
     simulator.step(start + 0.1, np.ones((3, 1)))
     again, _ = true_rollout(jax.random.key(0), simulator, policy, start, 6)
     other, _ = true_rollout(jax.random.key(1), simulator, policy, start, 6)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again, strict=True)
     assert (first.action != other.action).mean() > 0.5 and np.abs(first.action).max() <= 1
     assert not (first.action[0] == first.action[1]).all(), "each trajectory draws its own actions"
 
@@ -235,7 +236,7 @@ def test_point2d_rollouts_are_those_of_the_environment():
     env, policy = point2d.Point2D(), point2d.target_policy(point2d.Point2D())
     want, next_obs = point2d.collect(jax.random.key(2), env, policy, 7)
     made, final = true_rollout(jax.random.key(2), make_simulator(info("point2d", 2)), policy, want.obs[:, 0], env.horizon)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), made, want)
+    chex.assert_trees_all_close(made, want, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(final, next_obs[:, -1], rtol=1e-5, atol=1e-6)
     assert isinstance(made.obs, np.ndarray) and made.mask.all()
 
