@@ -63,7 +63,7 @@ def finish(figure: Figure, title: str = "") -> Figure:
         box = axis.get_position()
         width, height = box.width * figure.get_figwidth(), box.height * figure.get_figheight()
         for text, room in ((axis.title, width), (axis.xaxis.label, width), (axis.yaxis.label, height)):
-            text.set_text(broken(text.get_text(), room, text.get_fontsize()))
+            text.set_text(broken(text.get_text(), room, float(text.get_fontsize())))
     more = _legend(figure, shown)
     if title:
         heading = broken(title, figure.get_figwidth() - 0.2, _TITLE)

@@ -9,6 +9,7 @@ from typing import Any
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import Report, text_table
+from jaxpgd.experiment.report.words import label_of, name_of
 from jaxpgd.experiment.run.directory import write_atomic
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
@@ -60,7 +61,7 @@ def _tables(results: Results, report: Report) -> list[str]:
     for table in by_scale(results, results.study.tables):
         rows = table_rows(results, table)
         title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
-        title = title or table.value
+        title = title or label_of(table.value)
         report.table(title, rows, caption(table))
         texts.append(f"{title}\n{caption(table)}\n\n{text_table(rows)}")
     return texts
@@ -120,9 +121,10 @@ def table_rows(results: Results, table: Table) -> list[Row]:
     for labels in itertools.product(*(results.labels(axis) for axis in table.rows)):
         where = dict(zip(table.rows, labels, strict=True))
         columns = [c for c in results.labels(table.columns) if _has(results, table, c)] if table.columns else [""]
-        cells = {c or table.value: entry(results, table, where | ({table.columns: c} if c else {})) for c in columns}
+        spots = {name_of(c) if c else label_of(table.value): {table.columns: c} if c else {} for c in columns}
+        cells = {heading: entry(results, table, where | spot) for heading, spot in spots.items()}
         if any(cells.values()):
-            found.append({**where, **cells})
+            found.append({**{name_of(axis): name_of(label) for axis, label in where.items()}, **cells})
     return found
 
 

@@ -90,6 +90,16 @@ def test_a_table_has_means_intervals_and_seeds(results: Results) -> None:
     assert 100 < low < 102.5 < high < 105
 
 
+def test_tables_have_words_for_fields_and_labels(results: Results) -> None:
+    for row in results.rows:
+        row["log_likelihood"] = 1.0
+        row["source"] = {"real": "dataset", "guided": "world_model"}[row["source"]]
+    results._incomplete = lambda where: False  # type: ignore[method-assign]
+    by_task = table_rows(results, Table(value="log_likelihood", rows=("task",)))
+    assert list(by_task[0]) == ["task", "log-likelihood (nats per action)"]
+    assert list(table_rows(results, Table(value="log_likelihood", columns="source"))[0]) == ["dataset", "world model"]
+
+
 def compare(results: Results, **changes: object) -> list[comparisons.Difference]:
     spec = Comparison(axis="source", pairs=("guided", "real"), value="return", **changes)  # type: ignore[arg-type]
     object.__setattr__(results.study, "comparisons", (spec,))
