@@ -6,6 +6,7 @@ Choose the cores from outside: `taskset -c 0 python -m benchmarks agents`.
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,20 @@ INCREMENTAL = ("accelerator",)  # suites whose `run` takes `out` and writes resu
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse arguments, run, print. Of several suites, the results of each are written as soon as it ends."""
+    try:
+        try:
+            _run(_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader, such as `head`, has read enough: end as SIGPIPE would
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=sorted(SUITES), help="by default all of " + ", ".join(SPEED))
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
@@ -43,12 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.add_argument(f"--{name}", action="store_const", const=True, help=f"{owners}: {SWITCHES[name]}")
         else:
             parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=owners)
-    args = parser.parse_args(argv)
-    try:
-        _run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return parser
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -71,10 +81,10 @@ def _run(args: argparse.Namespace) -> None:
 
 def _write(results: dict[str, Any] | str, out: Path | None, *, show: bool = True) -> None:
     text = results if isinstance(results, str) else json.dumps(results, indent=2)
-    if show:
-        print(text)
     if out is not None:
         out.write_text(text + "\n")
+    if show:
+        print(text)
 
 
 if __name__ == "__main__":

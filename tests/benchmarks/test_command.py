@@ -2,10 +2,16 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as cli
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_without_a_name_every_speed_suite_is_run_and_kept(tmp_path, monkeypatch, capsys):
@@ -31,3 +37,14 @@ def test_options_belong_to_their_suite(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         cli.main(["agents", "--minutes", "3"])
     assert "--minutes: not an option of agents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["accelerator", "--predict"], 141)])
+def test_a_reader_that_has_read_enough_gets_no_traceback(arguments, code, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--out", str(tmp_path / "out.md")]
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert (tmp_path / "out.md").exists() == (code == 141)  # written before anything is printed
