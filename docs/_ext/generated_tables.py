@@ -1,7 +1,8 @@
 """What the pages say of the code, read from the code when the site is built.
 
-`<!-- settings -->` becomes a table for each section of the config, `<!-- public names of MODULE -->` a table of what a module
-exports, `<!-- rooms -->` the tables of CONTRIBUTING, and `api/generated/` receives a page for each part of the library.
+Markers in a page are replaced: `<!-- settings -->` by a table for each section of the config, `<!-- commands -->` by the
+reference of every command, `<!-- public names of MODULE -->` by a table of what a module exports, `<!-- rooms -->` by the tables of
+CONTRIBUTING. `api/generated/` receives a page for each part of the package.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 import typing
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from sphinx.config import Config as SphinxConfig
 
 import jaxpgd
 from jaxpgd.experiment import Config, load_config
+from jaxpgd.experiment.command_line import COMMANDS
 
 NAMES = re.compile(r"<!-- public names of ([\w.]+) -->")
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +72,18 @@ def settings(section: type, name: str = "") -> str:
     return "\n\n".join([heading, paragraph(section), table, *inner])
 
 
+def commands() -> str:
+    """Headings, usage and arguments of every command."""
+    found = []
+    for command in COMMANDS.values():
+        usage = textwrap.fill(f"jaxpgd {command.usage()}", 84, subsequent_indent="  ", break_on_hyphens=False)
+        found += [f"### `jaxpgd {command.name}`", command.text, f"```text\n{usage}\n```"]
+        rows = [f"| `{argument.value}` | {cell(argument.help)} |" for argument in command.positional]
+        rows += [f"| `{f'{option.option} {option.value}'.strip()}` | {cell(option.help)} |" for option in command.options]
+        found.append("\n".join(["| argument | meaning |", "| --- | --- |", *rows]) if rows else "")
+    return "\n\n".join(found)
+
+
 def paragraph(of: Any) -> str:
     """The first paragraph of a docstring."""
     return " ".join((inspect.getdoc(of) or "").split("\n\n")[0].split())
@@ -99,6 +114,8 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
         content[0] = content[0].replace("<!-- rooms -->", rooms())
     if "<!-- settings -->" in content[0]:
         content[0] = content[0].replace("<!-- settings -->", settings(Config))
+    if "<!-- commands -->" in content[0]:
+        content[0] = content[0].replace("<!-- commands -->", commands())
     content[0] = NAMES.sub(lambda match: public_names(match[1]), content[0])
 
 
