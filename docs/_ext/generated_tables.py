@@ -1,8 +1,13 @@
 """What the pages say of the code, read from the code when the site is built.
 
-Markers in a page are replaced: `<!-- settings -->` by a table for each section of the config, `<!-- commands -->` by the
-reference of every command, `<!-- public names of MODULE -->` by a table of what a module exports, `<!-- rooms -->` by the tables of
-CONTRIBUTING. `api/generated/` receives a page for each part of the package.
+Markers in a page are replaced:
+
+- `<!-- settings -->` by a table for each section of the config,
+- `<!-- commands -->` by the reference of every command,
+- `<!-- public names of MODULE -->` by a table of what a module exports,
+- `<!-- rooms -->` by the tables of CONTRIBUTING.
+
+`api/generated/` receives a page for each part of the package.
 """
 
 import dataclasses
