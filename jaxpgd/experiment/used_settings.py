@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from jaxpgd.diffusion.solvers import noise_levels
+from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
 from jaxpgd.guidance.kinds import moved_by
@@ -40,6 +40,16 @@ class Rule:
         return any(name == part or name.startswith(part + ".") for part in self.names)
 
 
+def names_of(section: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings of a config, or of a section of it."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from names_of(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
 def _rule(names: str, holds: Callable[[Config], bool], where: str) -> Rule:
     return Rule(tuple(names.split()), holds, where)
 
@@ -66,10 +76,11 @@ def _churns(config: Config, solver: str) -> bool:
 def _of_solver(kind: str) -> list[Rule]:
     """Of a solver with churn: its section, and the numbers of churn in it."""
     name, within = f"sampler.{kind}", "some noise level is within [churn_min, churn_max]"
+    numbers = [f"{name}.{each}" for each in names_of(getattr(SamplerConfig(), kind)) if each != "churn"]
     return [
         _rule(name, lambda c: c.sampler.kind == kind, f"sampler.kind is {kind!r}"),
         _rule(
-            f"{name}.churn_min {name}.churn_max {name}.churn_noise {name}.predictor",
+            " ".join(numbers),
             lambda c: _churns(c, kind), f"{name}.churn is above 0 and {within}",
         ),
         _rule(f"{name}.churn", lambda c: get(c, name).churn == 0.0 or _churns(c, kind), within),
@@ -143,16 +154,6 @@ RULES: tuple[Rule, ...] = (
     # evaluation
     _rule("evaluation.intermediate_episodes", lambda c: c.evaluation.every > 0, "evaluation.every is above 0"),
 )  # fmt: skip
-
-
-def names_of(section: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings of a config, or of a section of it."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from names_of(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def unused(config: Config) -> dict[str, str]:

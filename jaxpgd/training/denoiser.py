@@ -227,7 +227,7 @@ def train_denoiser(
     Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm,
     and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
-    check_denoiser(config)
+    _check_alone(config)
     state, metrics = fit(key, denoiser_program(windows, config), windows)
     return trained_denoiser(state, windows), metrics
 
@@ -241,10 +241,18 @@ def train_state_denoiser(
     scaled: bool = False,
 ) -> tuple[StateDenoiser, Metrics]:
     """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
-    check_denoiser(config)
+    _check_alone(config)
     chosen = state_windows(windows, conditions, scaled=scaled)
     state, metrics = fit(key, denoiser_program(chosen, config), chosen)
     return trained_state_denoiser(state, chosen, conditions), metrics
+
+
+def _check_alone(config: DenoiserConfig) -> None:
+    """Check settings that no file and no command line shares with other choices: each has an effect. Raises InputError."""
+    check_denoiser(config)
+    steps = DenoiserConfig().steps
+    check(config.epochs == 0 or config.steps == steps, "denoiser.steps", config.steps,
+          f"its default {steps}, as it counts only where denoiser.epochs is 0")  # fmt: skip
 
 
 def check_denoiser(d: DenoiserConfig) -> None:
