@@ -201,12 +201,20 @@ def test_every_page_and_notebook_is_in_a_table_of_contents():
     assert sorted(listed) == sorted({*pages, *books, *COPIED, "benchmarks/README", "benchmarks/results/README"})
 
 
-def test_equations_lead_to_functions_that_exist():
-    rows = re.findall(r"\[`(\w+)`\]\(\.\./(jaxpgd/[\w/]+\.py)\)", (ROOT / "docs" / "equations.md").read_text(encoding="utf-8"))
-    assert len(rows) > 25
-    for name, path in rows:
+@pytest.mark.parametrize("page", ["equations.md", "architecture.md"])
+def test_pages_name_functions_that_exist_where_they_say(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    named = re.findall(r"\[`(\w+)`\]\(\.\./(jaxpgd/[\w/]+\.py)\)", text)
+    assert len(named) > 25
+    for name, path in named:
         found = [n for n in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
         assert name in {node.name for node in found}, (name, path)
+
+
+def test_the_paths_through_the_code_are_short():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    batch, coefficient = (len(re.findall(r"^\d+\. ", part, flags=re.MULTILINE)) for part in text.split("\n## From ")[1:])
+    assert 0 < batch <= 25 and 0 < coefficient <= 6
 
 
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in written_pages())])
