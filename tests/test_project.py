@@ -201,6 +201,15 @@ def test_every_page_and_notebook_is_in_a_table_of_contents():
     assert sorted(listed) == sorted({*pages, *books, *COPIED, "benchmarks/README", "benchmarks/results/README"})
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *written_pages()], ids=lambda p: p.name)
+def test_settings_that_documents_name_exist(page):
+    known = leaves(to_dict(Config()))
+    sections = {name.split(".")[0] for name in known if "." in name}
+    spans = re.findall(r"`(?:--)?([a-z0-9_]+(?:\.[a-z0-9_-]+)+)(?:[ =][^`]*)?`", page.read_text(encoding="utf-8"))
+    named = {span.replace("-", "_") for span in spans if span.split(".")[0] in sections}
+    assert [name for name in sorted(named) if not any(k == name or k.startswith(name + ".") for k in known)] == []
+
+
 @pytest.mark.parametrize("page", ["equations.md", "architecture.md"])
 def test_pages_name_functions_that_exist_where_they_say(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -125,11 +125,12 @@ def fill(app: Sphinx, docname: str, content: list[str]) -> None:
 
 
 def used_experiments() -> list[str]:
-    """The modules of the experiments that notebooks and pages import."""
+    """The modules of the experiments that notebooks and pages import or link."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     defined = {found.__module__ for found in (Config, load_config)}
-    return sorted(defined | set(re.findall(r"from (jaxpgd\.experiment\.[\w.]+) import", text)))
+    linked = {name.replace("/", ".") for name in re.findall(r"\]\(\.\./(jaxpgd/experiment/[\w/]+)\.py\)", text)}
+    return sorted(defined | linked | set(re.findall(r"from (jaxpgd\.experiment\.[\w.]+) import", text)))
 
 
 def modules(part: str) -> list[str]:
