@@ -77,8 +77,10 @@ def moved_by(config: GuidanceConfig) -> str:
 
 
 def check_guided(sampler: SamplerConfig, guidance: GuidanceConfig) -> None:
-    """Check that some step of the sampler is guided. Raises InputError."""
+    """Check that some step of the sampler is guided, unless numbers are traced or arrays. Raises InputError."""
     low, high, published = guidance.sigma_min, guidance.sigma_max, guidance.kind == "published"
+    if not all(isinstance(x, int | float) for x in (low, high, sampler.sigma_min, sampler.sigma_max, sampler.rho)):
+        return
     check(low < sampler.sigma_max, "guidance.sigma_min", low,
           f"less than sampler.sigma_max = {sampler.sigma_max}, or no step is guided")  # fmt: skip
     check(high >= sampler.sigma_min, "guidance.sigma_max", high,

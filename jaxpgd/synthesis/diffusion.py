@@ -1,7 +1,7 @@
 """Trajectories from a denoiser, unguided (SynthER-style) or guided towards a policy (PGD): one Synthesizer."""
 
 import dataclasses
-from typing import cast
+from typing import Literal, cast
 
 import chex
 import jax
@@ -16,7 +16,7 @@ from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.guidance.base import Guidance, Guided
 from jaxpgd.guidance.diagnostics import guidance_profile
-from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance, make_strength
+from jaxpgd.guidance.kinds import GuidanceConfig, check_guided, make_guidance, make_strength
 from jaxpgd.guidance.likelihood import Likelihood
 from jaxpgd.guidance.smc import SMCGuidance, on_one_scale, smc
 from jaxpgd.guidance.strength import FixedStrength, Strength
@@ -235,17 +235,21 @@ def make_synthesizer(
     guidance: GuidanceConfig | None = None,
     *,
     length: int = 0,
+    unused: Literal["refused", "kept"] = "refused",
 ) -> DiffusionSynthesizer:
     """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
 
     `length` is the number of steps per trajectory (0: as in training). A denoiser of your own is a pytree callable (a struct
     dataclass, or `jax.tree_util.Partial` of a function and its parameters) in `TrajectoryDenoiser(denoise, windows.codec,
-    windows.length)`. Raises InputError for options out of their range and for a denoiser that does not fit its codec.
+    windows.length)`. Raises InputError for options out of their range, for a denoiser that does not fit its codec and, unless
+    it is "kept", for guidance that acts at no noise level of the sampler (`check_guided`).
     """
     own = "a TrajectoryDenoiser: TrajectoryDenoiser(denoise, windows.codec, windows.length)"
     check(isinstance(denoiser, TrajectoryDenoiser), "denoiser", denoiser, own)
     check_ranges(sampler or SamplerConfig(), "sampler.")
     check_ranges(guidance or GuidanceConfig(), "guidance.")
+    if guidance is not None and unused == "refused":
+        check_guided(sampler or SamplerConfig(), guidance)
     length = length or denoiser.length
     shape = (length, denoiser.codec.token_dim)
     x, sigma = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.float32)

@@ -55,9 +55,9 @@ def map_starts(one: Callable[[Array, PyTree], PyTree], key: Array, start: PyTree
     return map_batches(lambda x: one(*x), (jax.random.split(key, count), start), batch_size)
 
 
-def summary(trajectory: Trajectory, own: Array | None = None) -> Metrics:
-    """What all synthesizers report of trajectories [N, T]: shares of terminals, and of saturated actions in `own` steps."""
-    where = None if own is None else jnp.broadcast_to(own[..., None], trajectory.action.shape)
+def summary(trajectory: Trajectory, valid: Array | None = None) -> Metrics:
+    """What all synthesizers report of trajectories [N, T]: shares of terminals, and of saturated actions in `valid` steps."""
+    where = None if valid is None else jnp.broadcast_to(valid[..., None], trajectory.action.shape)
     return {
         "terminal_rate": (trajectory.discount == 0).any(-1).mean(dtype=jnp.float32),
         "saturated_actions": saturated(trajectory.action).mean(dtype=jnp.float32, where=where),

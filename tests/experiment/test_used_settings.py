@@ -28,7 +28,7 @@ from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.stages.build import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
-from jaxpgd.guidance.kinds import GuidanceConfig, check_guided
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.options import get
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
@@ -411,7 +411,9 @@ def test_sections_in_python() -> None:
     with pytest.raises(TypeError, match="churn"):
         SamplerConfig(batch_size=2, churn=3.0)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"guidance.sigma_max = 0.001: expected at least"):
-        check_guided(SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
+        make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
+    guided = lambda x: make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=x)).guidance
+    assert jax.tree.leaves(jax.vmap(guided)(jnp.array([1e-3, 1.0])))  # traced: not known yet
     of = lambda rho: make_synthesizer(denoiser, SamplerConfig(rho=rho, batch_size=2)).sampling.sigmas
     scales = jax.vmap(of)(jnp.array([3.0, 7.0]))
     assert scales.shape == (2, 33)

@@ -196,7 +196,7 @@ def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     policies = [dataclasses.replace(policies[0], params=policy.params) for policy in policies]
     made = []
     for section, _ in given:
-        synthesizer = make_synthesizer(DENOISER, sampler, section)
+        synthesizer = make_synthesizer(DENOISER, sampler, section, unused="kept")
         if "target_ess" in choices:  # also where a corner has it at 0
             strength = EffectiveSizeStrength(section.target_ess, section.coefficient)
             synthesizer = dataclasses.replace(synthesizer, strength=strength)

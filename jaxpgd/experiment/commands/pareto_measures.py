@@ -125,7 +125,7 @@ def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, 
     guidance = config.guidance if guided else None
     if guidance is not None:  # the coefficient as it is: what would choose it draws samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
 
 
 def error_of(row: Row) -> float:

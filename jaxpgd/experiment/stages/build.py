@@ -41,7 +41,7 @@ def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: b
     """The synthesizer of a config; `steps` replaces the number of sampler steps where it is above 0."""
     sampler = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps)
     guidance = config.guidance if guided else None
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length)
+    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
 
 
 def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:

@@ -41,7 +41,7 @@ def measure_tilt(config: Config, problem: MeasureConfig) -> tuple[list[dict[str,
     guided = problem.source == "guided"
     coefficient = config.guidance.coefficient if problem.source in ("guided", "dataset") else 0.0
     denoiser, guidance = TrajectoryDenoiser(behaviour, CODEC, 1), config.guidance if guided else None
-    synthesizer = make_synthesizer(denoiser, config.sampler, guidance)
+    synthesizer = make_synthesizer(denoiser, config.sampler, guidance, unused="kept")
     key, count = stage_key(config, "tilt"), problem.trajectories
     masses = tilted_masses(EDGES, behaviour, policy, coefficient)
     if problem.source == "dataset":  # exact samples, of bins: what no guidance can be expected to fall below
