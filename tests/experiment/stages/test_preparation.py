@@ -134,8 +134,9 @@ def test_a_single_window_is_enough(few_rollouts: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["inline-of-a-kernel", "module://nothing.there"])
 def test_figures_need_no_backend(backend: str) -> None:
     code = (
-        "import io, os, jaxpgd.experiment.studies.run, jaxpgd.experiment.commands.run; from jaxpgd.simulators import plots; "
-        "plots._axes(1, 2.0, 2.0)[0].savefig(io.BytesIO(), format='png'); print(os.environ['MPLBACKEND'])"
+        "import io, os, jaxpgd.experiment.studies.run, jaxpgd.experiment.commands.run; "
+        "from jaxpgd.experiment.report.figure import panels; "
+        "panels(1, width=2.0, height=2.0)[0].savefig(io.BytesIO(), format='png'); print(os.environ['MPLBACKEND'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
                           env=os.environ | {"MPLBACKEND": backend})  # fmt: skip
