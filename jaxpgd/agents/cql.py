@@ -50,7 +50,7 @@ class CQLConfig:
 
 @struct.dataclass
 class CQLState:
-    """Parameters, the slow critics, optimiser states and hyperparameters."""
+    """Parameters, those of the target critics, optimiser states and hyperparameters."""
 
     actor: PyTree
     critic: PyTree  # stacked, leading axis 2

@@ -84,7 +84,7 @@ _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 
 @struct.dataclass
 class DiffusionQLState:
-    """Parameters, their slow copies, optimiser states, the number of updates done and hyperparameters."""
+    """Parameters, the averaged actor, the target critics, optimiser states, the number of updates done and hyperparameters."""
 
     actor: PyTree
     critic: PyTree  # stacked, leading axis 2

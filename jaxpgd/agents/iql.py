@@ -47,7 +47,7 @@ class IQLConfig:
 
 @struct.dataclass
 class IQLState:
-    """Parameters, the slow critics, optimiser states and hyperparameters."""
+    """Parameters, those of the target critics, optimiser states and hyperparameters."""
 
     actor: PyTree
     critic: PyTree  # stacked, leading axis 2
@@ -66,7 +66,7 @@ def expectile_loss(u: Array, tau: Array | float) -> Array:
 
 
 def advantage_weight(advantage: Array, beta: Array | float, clip: Array | float) -> Array:
-    """min(exp(beta * (Q - V)), clip), elementwise (IQL, equation 7, of advantage-weighted regression; the clip of its code)."""
+    """min(exp(beta * (Q - V)), clip), elementwise: advantage-weighted regression (IQL, equation 7), clipped as in its code."""
     return jnp.minimum(jnp.exp(beta * advantage), clip)
 
 

@@ -70,7 +70,7 @@ _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
 
 @struct.dataclass
 class TD3BCState:
-    """Parameters, their slow copies, optimiser states and hyperparameters."""
+    """Parameters, those of the target networks, optimiser states and hyperparameters."""
 
     actor: PyTree
     critic: PyTree  # stacked, leading axis 2
@@ -181,8 +181,9 @@ class _TD3BC:
     ) -> tuple[Array, Metrics]:
         """-lambda * Q(s, pi(s)) + cloning * (pi(s) - a)^2 with lambda = alpha / mean |Q(s, pi(s))| (TD3+BC, equations 4 and 5).
 
-        Means over the batch [B]; no gradient through lambda, which is the metric q_weight. pi(s) is drawn where the actor is
-        stochastic. TD3+BC's objective has cloning 1 and maximises, DyDiff's code has 0.5.
+        Means over the batch [B]; no gradient through lambda, which is the metric q_weight. The mean of |Q| is over pi(s), as in
+        PGD's code. pi(s) is drawn where the actor is stochastic. TD3+BC's objective has cloning 1 and maximises, DyDiff's code
+        has 0.5.
         """
         pi = self.behaviour.act(key, params, batch.obs)
         chex.assert_equal_shape([pi, batch.action])

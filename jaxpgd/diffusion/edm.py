@@ -16,7 +16,10 @@ _HIGH = (1.0, 80.0)  # noise levels that the share `p_high` is drawn from: from 
 
 @struct.dataclass
 class Coefficients:
-    """c_skip, c_out, c_in and c_noise (EDM table 1) at one noise level: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise)."""
+    """c_skip, c_out, c_in and c_noise (EDM table 1) at one noise level: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
+
+    Fields lack the "c_", and c_in is `into`.
+    """
 
     skip: Array
     out: Array
@@ -25,7 +28,7 @@ class Coefficients:
 
 
 def coefficients(sigma: Array, sigma_data: Array | float) -> Coefficients:
-    """Table 1 of EDM at noise level sigma []."""
+    """c_skip, c_out, c_in and c_noise of EDM (table 1, column "Ours") at noise level sigma []."""
     total = jnp.square(sigma) + jnp.square(sigma_data)
     return Coefficients(
         skip=jnp.square(sigma_data) / total,

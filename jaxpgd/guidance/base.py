@@ -3,11 +3,11 @@
 The target is p_off(trajectory) * q(trajectory)^lambda, q the product over t of pi(tanh u_t | s_t), in the space of pre-tanh
 actions u (PGD section 4): q is the density of the environment's action, without the log-slope of tanh. The methods differ in
 what they assume of the posterior of the clean trajectory x0 given the noised one x, and in their cost per evaluation in
-forward-equivalents (a forward pass of the denoiser is 1, the product of a vector with its Jacobian 1 more):
+forward-equivalents (a forward pass of the denoiser is 1, a JVP or VJP of it 1 more):
 
-- `published` (1, or 2 at the denoised point): nothing; action entries move along the policy's gradient. Not the stated target:
-  lambda is the size of a step, of which there are 256, as published.
-- `reconstruction` (2): entries independent, of variance sigma^2 / (1 + sigma^2).
+- `published` (1, or 2 at the denoised point): nothing; action entries move along the policy's gradient. Does not sample the
+  target: lambda is the size of a step, of which there are 256, as published.
+- `reconstruction` (2; DPS): entries independent, of variance sigma^2 / (1 + sigma^2).
 - `moment` (1 + 2 per iteration): covariance sigma^2 times the denoiser's Jacobian.
 - `smc` (that of its proposal): any of these corrected by weights; exact as steps and particles grow.
 

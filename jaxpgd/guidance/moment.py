@@ -6,7 +6,7 @@ is replaced by its tangent at D(x), which moves them less far than the target as
 Given x, the clean trajectory has mean D(x) and covariance C = sigma^2 dD/dx (Miyasawa 1961; Boys et al., arXiv 2310.06721).
 With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) = -|r|^2 / 2 near D(x), so that the target's
 posterior mean is  D'(x) = D(x) - lambda C M^T z  with  (I + lambda M C M^T) z = r(D(x)).  No matrix is formed: the system, of
-size T A, is solved by conjugate gradients, each step a product with dD/dx and one with its transpose. Where log pi is convex in
+size T A, is solved by conjugate gradients, each step a JVP and a VJP of D. Where log pi is convex in
 an action, the row of M changes sign: steps still follow the gradient, and the system stays positive. Where it is linear in an
 action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C times the gradient, which
 is exact there, and states only as C ties them to actions.
@@ -52,7 +52,7 @@ class MomentGuidance(DenoisedPointGuidance):
 
     @property
     def cost(self) -> int:
-        """As `DenoisedPointGuidance.cost`: a forward pass, and two products with the Jacobian an iteration."""
+        """As `DenoisedPointGuidance.cost`: a forward pass, then a JVP and a VJP per iteration."""
         return 1 + 2 * self.options.iterations
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:

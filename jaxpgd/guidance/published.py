@@ -58,8 +58,9 @@ class PublishedGuidance:
 class PolicyGradientStep:
     """Before step i of n, action entries move along the policy's gradient (PGD algorithm 1).
 
-    The step is `step_share(n) * lambda * (1 - i/n + sine * sin(pi (i+1)/n))` times the gradient of log q with respect to the
-    normalised pre-tanh actions, states held fixed, taken at the noised or the denoised trajectory; none before the last step.
+    The step is `step_share(n) * lambda * (1 - i/n + sine * sin(pi (i+1)/n))`, the schedule of PGD's code, times the gradient of
+    log q with respect to the normalised pre-tanh actions, states held fixed, taken at the noised or the denoised trajectory;
+    none before the last step.
     """
 
     policy: Policy
@@ -80,7 +81,7 @@ class PolicyGradientStep:
         return _normalise(jax.grad(log_q)(x[:, self.codec.action]), self.options.normalise)
 
     def weight(self, stage: Stage) -> Array:
-        """Size [] of the step."""
+        """Size [] of the step: the coefficient lambda times the schedule over steps."""
         i, n, sine = stage.index, stage.count, self.options.sine
         ramp = 1.0 - i / n + sine * jnp.sin(jnp.pi * (i + 1) / n)
         active = (i < n - 1) & self.levels.has(stage.sigma)

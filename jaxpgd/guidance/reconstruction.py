@@ -1,4 +1,4 @@
-"""Reconstruction guidance: the gradient of log q at the denoised point, taken through the denoiser."""
+"""Reconstruction guidance: the gradient of log q at the denoised point, through the denoiser (DPS, arXiv 2209.14687)."""
 
 import jax
 import jax.numpy as jnp

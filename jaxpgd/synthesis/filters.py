@@ -43,8 +43,9 @@ class Filter:
     """Which of N trajectories are kept: all, those of highest return, or a draw that favours them.
 
     "hardmax": the ones of highest return. "softmax": drawn without replacement with weights exp(z / temperature), z the returns
-    standardised over the N, by adding Gumbel noise and taking the top. Returns are those of learned rewards: a scale of them
-    changes no order, a shift does where lengths differ. `steps`: whose are summed.
+    standardised over the N, by adding Gumbel noise and taking the top. DyDiff's code mixes in 1e-6 of uniform weights, which at
+    its temperature of 0.05 make most of its draw uniform; here there are none. Returns are those of learned rewards: a scale of
+    them changes no order, a shift does where lengths differ. `steps`: whose are summed.
     """
 
     temperature: Array | float = _DEFAULT.temperature
