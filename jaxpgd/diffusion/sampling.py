@@ -24,10 +24,10 @@ class Step:
     index: Array  # [] i of `count`, from 0
     sigmas: tuple[Array, ...]  # [] each: the solver's `history` earlier levels, the present one and the next one
     count: int = struct.field(pytree_node=False)
-    last: bool = struct.field(pytree_node=False, default=False)  # whether it is the last one, of a solver that asks for it
+    last: bool = struct.field(pytree_node=False, default=False)  # whether it is the last one (False if not `last_step_differs`)
 
     def stage(self, key: Array, sigma: Array) -> Stage:
-        """What a hook is told at noise level sigma []."""
+        """The `Stage` that hooks receive at noise level sigma []."""
         return Stage(index=self.index, count=self.count, sigma=sigma, key=key, denoise=self.denoise)
 
     def before(self, key: Array, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What all guidances have in common: how one acts on a denoiser, and what it estimates at one noise level.
+"""What the guidance methods have in common: how one changes a denoiser, and what it estimates at one noise level.
 
 The target is p_off(trajectory) * q(trajectory)^lambda, q the product over t of pi(tanh u_t | s_t), in the space of pre-tanh
 actions u (PGD section 4): q is the density of the environment's action, without the log-slope of tanh. The methods differ in
@@ -57,7 +57,7 @@ class Guidance(Protocol):
     """A guidance method with its numbers: what makes a denoiser a guided one for a policy and a coefficient lambda []."""
 
     weighted: ClassVar[bool]  # whether samples come in weighted populations
-    at_denoised_point: ClassVar[bool]  # whether it guides a denoiser, so that its strength can be told by noise level
+    at_denoised_point: ClassVar[bool]  # whether it guides a denoiser, whose change can be measured by noise level
 
     def attach(
         self, denoise: Denoise, policy: Policy, codec: TokenCodec, coefficient: Array | float, valid: Array | None = None

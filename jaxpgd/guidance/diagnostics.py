@@ -1,4 +1,4 @@
-"""How strong guidance is, by noise level."""
+"""Size of the change that guidance makes to the score, by noise level."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxpgd.types import Metrics
 
 
 def guidance_profile(key: Array, guided: Guided, tokens: Array, sigmas: Array) -> Metrics:
-    """How strong guidance is at noise levels sigmas [K], on clean tokens [N, T, D] with noise of that level on them.
+    """Size of guidance and score at noise levels sigmas [K], on clean tokens [N, T, D] with noise of that level on them.
 
     `guidance_norm` [K]: root mean square over tokens of the change that guidance makes to the score; `score_norm` [K]: that of
     the unguided score (D(x) - x) / sigma^2.

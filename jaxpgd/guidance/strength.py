@@ -1,7 +1,7 @@
-"""How strong guidance is: the coefficient lambda of a refresh, one number [] however it is chosen.
+"""Choice of the guidance coefficient lambda, one number [] per refresh.
 
-It is stated (and may be swept over), or the largest at which weighted unguided samples keep their effective sample size, or the
-largest at which guided trajectories still follow the real dynamics.
+It is fixed (and may be swept over), or the largest at which unguided samples with weights q^lambda keep an effective sample
+size of some share of their number, or the largest at which the dynamics error of guided trajectories stays within a bound.
 """
 
 import math
@@ -21,7 +21,7 @@ _HALVINGS = 4  # of the span's logarithm, to a factor of 1.41
 
 
 class Strength(Protocol):
-    """What gives a refresh its coefficient lambda []."""
+    """What chooses the coefficient lambda [] of a refresh."""
 
     needs_samples: ClassVar[bool]  # whether it is found on unguided samples
 
@@ -32,7 +32,7 @@ class Strength(Protocol):
 
 @struct.dataclass
 class FixedStrength:
-    """A stated coefficient lambda []."""
+    """A fixed coefficient lambda []."""
 
     coefficient: Array | float
     needs_samples: ClassVar[bool] = False

@@ -38,7 +38,7 @@ class Program(Generic[State]):
 
 
 def fit(key: Array, program: Program[State], data: PyTree) -> tuple[State, Metrics]:
-    """Run a whole program. Returns the final state and the metrics of every chunk, [chunks, ...]."""
+    """Run a program to its end. Returns the final state and the metrics of every chunk, [chunks, ...]."""
 
     def chunk(state: State, index: Array) -> tuple[State, Metrics]:
         state, metrics = program.chunk(state, data, index)
