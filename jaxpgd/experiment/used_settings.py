@@ -139,7 +139,7 @@ RULES: tuple[Rule, ...] = (
           "a refresh is due (synthesis.interval below agent.updates)"),
     _rule("synthesis.filter.keep synthesis.filter.steps", lambda c: c.synthesis.filter.kind != "none",
           "synthesis.filter.kind is not 'none'"),
-    _rule("synthesis.filter.temperature", lambda c: c.synthesis.filter.kind == "softmax",
+    _rule("synthesis.filter.temperature synthesis.filter.uniform", lambda c: c.synthesis.filter.kind == "softmax",
           "synthesis.filter.kind is 'softmax'"),
     _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions",
           lambda c: c.synthesis.dydiff.iterations > 0, "synthesis.dydiff.iterations is above 0"),

@@ -158,7 +158,7 @@ DYDIFF_PAPER = {
     "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
     "world_model.batch_size": 256,
     "synthesis.regime": "fifo", "synthesis.synthetic_ratio": 0.4, "synthesis.filter.kind": "softmax",
-    "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05, "synthesis.filter.steps": "all",
+    "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05, "synthesis.filter.uniform": 1e-6, "synthesis.filter.steps": "all",
     "synthesis.dydiff.iterations": 2, "synthesis.dydiff.mix": 0.5, "synthesis.dydiff.conditions": "churned",
     "synthesis.dydiff.scaled_conditions": True, "synthesis.dydiff.sampled": False, "synthesis.dydiff.elite": "step",
     "agent.batch_size": 256, "agent.normalise_obs": True,

@@ -50,6 +50,28 @@ def test_softmax_draws_one_with_the_probabilities_of_a_softmax():
         assert np.mean(drawn == i) == pytest.approx(expected[i], abs=bound)
 
 
+def test_uniform_weights_are_mixed_in():
+    values, uniform = np.array([0.0, 1.0, 3.0]), 0.3
+    z = (values - values.mean()) / values.std()
+    expected = 0.7 * np.exp(z / 0.5) / np.exp(z / 0.5).sum() + uniform / 3
+    made, size = trajectories(values[:, None]), 4000
+    draw = lambda key: Filter(temperature=0.5, uniform=uniform, kind="softmax")(key, made, 1).obs[0, 0, 0]
+    drawn = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), size)))
+    for i in range(3):
+        bound = 5 * np.sqrt(expected[i] * (1 - expected[i]) / size)
+        assert np.mean(drawn == i) == pytest.approx(expected[i], abs=bound)
+
+
+@pytest.mark.parametrize(("uniform", "low", "high"), [(0.0, 0.6, 0.7), (1e-6, -0.1, 0.15)])
+def test_dydiffs_softmax_is_nearly_a_uniform_draw(uniform: float, low: float, high: float) -> None:
+    """Of 2048 normal returns the 1228 kept: uniform weights of 1e-6 take over after the best few (temperature 0.05)."""
+    values = jax.random.normal(jax.random.key(0), (2048,))
+    own = make_filter(FilterConfig(kind="softmax", uniform=uniform))
+    scores = jax.vmap(lambda key: own.scores(key, values))(jax.random.split(jax.random.key(1), 20))
+    _, index = jax.lax.top_k(scores, 1228)
+    assert low < float(values[index].mean()) < high  # the standard error of a uniform draw's mean is below 0.01
+
+
 def test_softmax_draws_a_pair_without_replacement():
     """P(pair {i, j}) = p_i p_j / (1 - p_i) + p_j p_i / (1 - p_j)."""
     values = np.array([0.0, 1.0, 3.0])

@@ -34,7 +34,7 @@ DYDIFF: dict[str, Any] = {
     },
     "synthesis": {  # every epoch 2048 rollouts, of which 0.6 are kept; the newest 2 million steps stay
         "regime": "fifo", "trajectories": 20_000, "fraction": 0.06145, "synthetic_ratio": 0.4,  # real ratio 0.6
-        "filter": {"kind": "softmax", "keep": 0.6, "temperature": 0.05, "steps": "all"},
+        "filter": {"kind": "softmax", "keep": 0.6, "temperature": 0.05, "uniform": 1e-6, "steps": "all"},
         "world_model": {"sampled": False, "elite": "step", "penalty": 0.0},  # DyDiff's first rollout
         "dydiff": {
             "iterations": 2, "mix": 0.5, "window": 0, "conditions": "churned", "scaled_conditions": True, "sampled": False,

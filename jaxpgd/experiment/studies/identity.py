@@ -17,6 +17,7 @@ from jaxpgd.options import get
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # Settings that were added after studies had been measured. At their defaults they are in no key, so that keys stay.
 LATER = (STATED,
+         "synthesis.filter.uniform",
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions",
          "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
