@@ -225,8 +225,3 @@ class Environment(Protocol):
     def step(self, key: Array, obs: Array, action: Array) -> tuple[Array, Array, Array]:
         """obs [O], action [A] -> next_obs [O], reward [], discount []."""
         ...
-
-
-def tree_size(tree: PyTree) -> int:
-    """Number of scalars in the array leaves of a tree."""
-    return sum(x.size for x in jax.tree.leaves(tree))

@@ -45,11 +45,6 @@ def make_solver(config: SamplerConfig) -> Solver:
     return SOLVERS[config.kind](config)
 
 
-def churn_of(config: SamplerConfig) -> ChurnConfig | None:
-    """The churn of the solver that a config names; None for one that has none."""
-    return {"heun": config.heun, "euler": config.euler, "ancestral": config.ancestral}.get(config.kind)
-
-
 def noise_levels(sampler: SamplerConfig) -> list[float]:
     """The noise levels of a sampler's steps, the largest first (EDM equation 5), as `diffusion.edm.karras_sigmas`."""
     low, high, last = sampler.sigma_min, sampler.sigma_max, sampler.steps - 1
