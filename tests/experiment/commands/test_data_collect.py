@@ -162,7 +162,7 @@ def test_help_is_of_the_one_command_or_of_both(capsys: pytest.CaptureFixture[str
     assert {option for option in options if f"{option} " in one or f"{option}]" in one} == options
     main(["data", "--help"])
     both = capsys.readouterr().out
-    assert both.startswith("usage: jaxpgd data info NAME") and "   or: jaxpgd data collect ENV_ID" in both
+    assert both.startswith("usage: jaxpgd data info NAME") and "usage: jaxpgd data collect ENV_ID" in both
 
 
 def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -214,7 +214,7 @@ def test_refusals(args: list[str], message: str, here: Path, capsys: pytest.Capt
 
 def test_other_refusals(here: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(here / "sets")
-    assert "expected ENV as well" in refused(["data", "collect"], capsys)
+    assert "expected ENV_ID as well" in refused(["data", "collect"], capsys)
     assert "--out = None: expected the folder of Minari datasets" in refused(["data", "collect", "Walk-v0"], capsys)
     assert "env_id = 'point2d': expected a Gymnasium id" in refused(["data", "collect", "point2d", "--out", out], capsys)
     run = ["--run", str(finished), "--policy", "real"]
