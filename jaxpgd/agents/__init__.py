@@ -43,7 +43,7 @@ AGENTS: dict[str, Callable[..., Agent[Any]]] = {
 def make_agent(
     kind: str, options: Any, action_dim: int, *, obs_mean: Array | None = None, obs_std: Array | None = None
 ) -> Agent[Any]:
-    """`AGENTS[kind](options, action_dim=action_dim)`, which standardises its observations by obs_mean [O] and obs_std [O].
+    """The agent of a kind for actions [action_dim]. With obs_mean [O] and obs_std [O] it standardises its observations.
 
     Raises InputError for an unknown kind, the options of another one, or one of the two statistics without the other.
     """

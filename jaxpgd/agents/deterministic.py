@@ -36,11 +36,14 @@ class Deterministic:
         return self.mode(DeterministicParams(actor, 0.0), obs)
 
     def sample(self, params: DeterministicParams, key: Array, obs: Array) -> Array:
+        """As `Policy.sample_fn`: the same action [A] as `mode`, whatever the key."""
         return self.mode(params, obs)
 
     def mode(self, params: DeterministicParams, obs: Array) -> Array:
+        """As `Policy.mode_fn`: the actor's action [A] at obs [O]."""
         action: Array = self.actor.apply(params.actor, obs)
         return action
 
     def log_prob(self, params: DeterministicParams, obs: Array, action: Array, variance: Array | float) -> Array:
+        """As `Policy.log_prob_fn`: log-density [] of action [A], Gaussian of variance std^2 + `variance` around `mode`."""
         return common.gaussian_log_prob(action, self.mode(params, obs), jnp.square(params.std) + variance)

@@ -44,12 +44,15 @@ class TanhGaussian:
         return self.draw(key, actor, obs)[0]
 
     def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
+        """As `Policy.sample_fn`: an action [A] drawn at obs [O]."""
         return self.act(key, params, obs)
 
     def mode(self, params: PyTree, obs: Array) -> Array:
+        """As `Policy.mode_fn`: tanh of the normal's mean [A] at obs [O]."""
         return jnp.tanh(self.actor.apply(params, obs)[0])
 
     def log_prob(self, params: PyTree, obs: Array, action: Array, variance: Array | float) -> Array:
+        """As `Policy.log_prob_fn`: the log-density [] of action [A] at obs [O], blurred by `variance` ([A] or [])."""
         mean, std = self.actor.apply(params, obs)
         action = jnp.clip(action, -_ACTION_CLIP, _ACTION_CLIP)
         slope = (1.0 - action) * (1.0 + action)  # 1 - action^2 without its rounding near the bounds

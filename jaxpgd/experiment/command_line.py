@@ -91,6 +91,12 @@ def _study(found: dict[str, Any]) -> None:
     if found["show"]:
         print(study_text(found["study"]))
         return
+    for word in found["settings"]:
+        own = word.startswith(("--measure.", "--target.", "--axes.", "--scale."))
+        remedy = f"Change a copy: `jaxpgd study {found['study']} --show > mine.toml`."
+        check(
+            not own, "option", word, "a setting of all cells, as `jaxpgd run` has it: this one is of the study's file", remedy
+        )
     name, overrides, only = found["study"], read_overrides(found["settings"]), _only(found.get("only", ()))
     scale, out, began = found.get("scale", ""), found.get("out", Path("runs/studies")), time.monotonic()
     study, deadline = load_study(name, scale, only=only, overrides=overrides), math.inf
@@ -243,7 +249,7 @@ COMMANDS: dict[str, Command] = {
                 Argument("minutes", "M", "Of studies with a [budget]: shorten training so that all ends in this time.", float),
                 Argument("out", "DIR", "Where studies are kept (runs/studies).", Path),
                 Argument("show", "", "Print the study's TOML text, to be changed and run as a file."),
-                Argument("resume", "", "Without effect: studies always resume."),
+                Argument("resume", "", "Accepted as for run, though studies always resume."),
             ), _SETTINGS, interrupted=_CONTINUES,
         ),
         Command(

@@ -22,22 +22,38 @@ def validate(config: Config) -> None:
     """Check ranges and combinations. Raises InputError."""
     check_ranges(config)
     check_denoiser(config.denoiser)
-    d, s, a = config.denoiser, config.sampler, config.agent
+    s = config.sampler
     check(s.sigma_min < s.sigma_max, "sampler.sigma_min", s.sigma_min, f"less than sampler.sigma_max = {s.sigma_max}")
     _check_evaluation(config)
-    g, y = config.guidance, config.synthesis
     if "guided" in config.arms:
-        check(g.coefficient > 0, "guidance.coefficient", g.coefficient,
-              "a number above 0 where arms has guided (0 is the arm unguided)")  # fmt: skip
-        never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
-        want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
-        check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
-              "Set it to false or " + ("choose another regime." if y.regime == "oneoff" else "shorten synthesis.interval."),
-              )  # fmt: skip
-        check(g.kind == "published" or config.data.normalisation == "standard", "data.normalisation", config.data.normalisation,
-              f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
-        check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
-              "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
+        _check_guided_arm(config)
+    _check_guidance(config)
+    _check_dydiff(config)
+    _check_pairs(config)
+    _check_numbers(config)
+    _check_lengths(config)
+    _check_chunks(config)
+    check(len(config.arms) > 0, "arms", config.arms, "at least one of " + ", ".join(get_args(Arm)))
+    check(len(set(config.arms)) == len(config.arms), "arms", config.arms, "no arm twice")
+
+
+def _check_guided_arm(config: Config) -> None:
+    g, y, a = config.guidance, config.synthesis, config.agent
+    check(g.coefficient > 0, "guidance.coefficient", g.coefficient,
+          "a number above 0 where arms has guided (0 is the arm unguided)")  # fmt: skip
+    never = y.first_unguided and (y.regime == "oneoff" or y.interval >= a.updates)
+    want = f"false where no refresh is due before agent.updates = {a.updates} (synthesis.interval = {y.interval}, "
+    check(not never, "synthesis.first_unguided", True, want + f"regime {y.regime!r}): nothing would ever be guided",
+          "Set it to false or " + ("choose another regime." if y.regime == "oneoff" else "shorten synthesis.interval."),
+          )  # fmt: skip
+    check(g.kind == "published" or config.data.normalisation == "standard", "data.normalisation", config.data.normalisation,
+          f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
+    check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
+          "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
+
+
+def _check_guidance(config: Config) -> None:
+    g, y, a = config.guidance, config.synthesis, config.agent
     check(not (config.data.pad_short and y.after_terminal), "synthesis.after_terminal", True,
           "false with data.pad_short: what follows the end of a padded window is no step")  # fmt: skip
     check(g.target_ess == 0 or g.kind != "published", "guidance.target_ess", g.target_ess,
@@ -53,12 +69,20 @@ def validate(config: Config) -> None:
     check(not (weighted and own), "agent.diffusion_ql.own_score", True, "false with guidance.kind 'smc' or guidance.target_ess",
           "Their weights are of the log-density, not of the score.")  # fmt: skip
     if "guided" in config.arms:
-        check_guided(s, g)
+        check_guided(config.sampler, g)
+
+
+def _check_dydiff(config: Config) -> None:
+    s, y = config.sampler, config.synthesis
     multistep = s.kind.startswith("dpmpp_")
     check(not multistep or y.dydiff.conditions != "churned" or "dydiff" not in config.arms, "synthesis.dydiff.conditions",
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
     check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
           "false where synthesis.dydiff.conditions is 'noised', which has no clean ones")  # fmt: skip
+
+
+def _check_pairs(config: Config) -> None:
+    """Lower and upper ends that are two settings."""
     ranges = (
         ("guidance.sigma_min", "guidance.sigma_max"),
         *((f"sampler.{kind}.churn_min", f"sampler.{kind}.churn_max") for kind in ("heun", "euler", "ancestral")),
@@ -66,6 +90,10 @@ def validate(config: Config) -> None:
     )  # fmt: skip
     for low, high in ranges:
         check(get(config, low) <= get(config, high), low, get(config, low), f"at most {high} = {get(config, high)}")
+
+
+def _check_numbers(config: Config) -> None:
+    a, y = config.agent, config.synthesis
     check(config.seed < 2**31, "seed", config.seed, "a number below 2^31")
     features = a.diffusion_ql.time_features
     check(features > 2 and features % 2 == 0, "agent.diffusion_ql.time_features", features, "an even number above 2")
@@ -78,16 +106,21 @@ def validate(config: Config) -> None:
         *a.diffusion_ql.critic_hidden,
     ):
         check(width > 0, "hidden", width, "layer widths above 0")
-    m, dydiff = config.world_model, y.dydiff
+    m = config.world_model
     check(m.elites <= m.members, "world_model.elites", m.elites, f"at most world_model.members = {m.members}")
     check(m.holdout < 1, "world_model.holdout", m.holdout, "a number below 1")
     check(0 < y.fraction, "synthesis.fraction", y.fraction, "a number above 0")
     drops = y.drop_last and "world_model" in config.arms
     check(not drops or y.world_model.length != 1, "synthesis.world_model.length", y.world_model.length,
           "0 or at least 2 where synthesis.drop_last leaves the last step out")  # fmt: skip
+
+
+def _check_lengths(config: Config) -> None:
+    """Steps of windows and trajectories, which lie even on every level of a denoiser."""
+    d, y = config.denoiser, config.synthesis
     arms, step = set(config.arms), 2 ** (d.blocks - 1)
-    own_window = ("synthesis.dydiff.window", dydiff.window) if dydiff.window else ("data.window", config.data.window)
-    lengths = (  # what is trained lies even on every level of a denoiser
+    own_window = ("synthesis.dydiff.window", y.dydiff.window) if y.dydiff.window else ("data.window", config.data.window)
+    lengths = (
         ("data.window", config.data.window, arms & {"unguided", "guided"}, "a multiple of"),
         ("synthesis.length", y.length or config.data.window, arms & {"unguided", "guided"}, "at least"),
         (*own_window, arms & {"dydiff"}, "a multiple of"),
@@ -96,6 +129,11 @@ def validate(config: Config) -> None:
         check(value > 1, name, value, "at least 2 steps, for one usable transition")
         fits = value % step == 0 if expected == "a multiple of" else value >= step
         check(fits or not denoised, name, value, f"{expected} 2^(denoiser.blocks - 1) = {step}")
+
+
+def _check_chunks(config: Config) -> None:
+    """Numbers of updates, which are whole chunks."""
+    a, y = config.agent, config.synthesis
     synthetic = set(config.arms) != {"real"}
     if synthetic:
         check_share(y, a.batch_size)
@@ -104,5 +142,3 @@ def validate(config: Config) -> None:
         check(value % a.updates_per_chunk == 0, name, value, f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")
     check(config.evaluation.every % a.updates_per_chunk == 0, "evaluation.every", config.evaluation.every,
           f"a multiple of agent.updates_per_chunk = {a.updates_per_chunk}")  # fmt: skip
-    check(len(config.arms) > 0, "arms", config.arms, "at least one of " + ", ".join(get_args(Arm)))
-    check(len(set(config.arms)) == len(config.arms), "arms", config.arms, "no arm twice")

@@ -1,7 +1,7 @@
 """DyDiff (Zhao et al., arXiv 2405.19189) as published: its hyperparameters, and its released code where that says more.
 
 The code scales observations and actions to [-1, 1] by their limits; sigma_data and the noise levels with churn are in those
-units. Filters and rollouts are those of the released specifications of its three base agents. configs/README.md has the table,
+units. Filters and rollouts are those of the released specifications of its three base agents. docs/presets.md has the table,
 and what is left out.
 """
 

@@ -28,7 +28,7 @@ PAPER: dict[str, Any] = {
     },
 }  # fmt: skip
 
-# What PGD's released code does at its defaults, where that changes results; configs/README.md lists the rest.
+# What PGD's released code does at its defaults, where that changes results; docs/presets.md lists the rest.
 OFFICIAL: dict[str, Any] = {
     **PAPER,
     "denoiser": {**PAPER["denoiser"], "norm": "step"},
