@@ -33,7 +33,7 @@ class ActionDenoise:
         """Estimate of the clean action."""
         chex.assert_rank([x, self.obs, sigma], [1, 1, 0])
         step = self.steps * vp_time(sigma, self.beta_min, self.beta_max) - 1.0
-        noise: Array = self.network.apply(self.params, coefficients(sigma, 1.0).into * x, step, self.obs)  # type: ignore[assignment]
+        noise: Array = self.network.apply(self.params, coefficients(sigma, 1.0).c_in * x, step, self.obs)  # type: ignore[assignment]
         action = x - sigma * noise
         return jnp.clip(action, -1.0, 1.0) if self.clip else action
 

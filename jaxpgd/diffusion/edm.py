@@ -16,25 +16,22 @@ _HIGH = (1.0, 80.0)  # noise levels that the share `p_high` is drawn from: from 
 
 @struct.dataclass
 class Coefficients:
-    """c_skip, c_out, c_in and c_noise (EDM table 1) at one noise level: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
+    """EDM's table 1 at one noise level: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise). Each []."""
 
-    Fields lack the "c_", and c_in is `into`.
-    """
-
-    skip: Array
-    out: Array
-    into: Array
-    noise: Array
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
 
 
 def coefficients(sigma: Array, sigma_data: Array | float) -> Coefficients:
     """c_skip, c_out, c_in and c_noise of EDM (table 1, column "Ours") at noise level sigma []."""
     total = jnp.square(sigma) + jnp.square(sigma_data)
     return Coefficients(
-        skip=jnp.square(sigma_data) / total,
-        out=sigma * sigma_data / jnp.sqrt(total),
-        into=1.0 / jnp.sqrt(total),
-        noise=jnp.log(sigma) / 4.0,
+        c_skip=jnp.square(sigma_data) / total,
+        c_out=sigma * sigma_data / jnp.sqrt(total),
+        c_in=1.0 / jnp.sqrt(total),
+        c_noise=jnp.log(sigma) / 4.0,
     )
 
 
@@ -50,8 +47,8 @@ class EDMDenoise:
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Estimate of the clean sample."""
         c = coefficients(sigma, self.sigma_data)
-        output: Array = self.network.apply(self.params, c.into * x, c.noise)  # type: ignore[assignment]
-        return c.skip * x + c.out * output
+        output: Array = self.network.apply(self.params, c.c_in * x, c.c_noise)  # type: ignore[assignment]
+        return c.c_skip * x + c.c_out * output
 
     def given(self, x: Array, sigma: Array, condition: Condition) -> Array:
         """The same with known entries.
@@ -59,9 +56,9 @@ class EDMDenoise:
         The network sees them unscaled, legible at every noise level, or `scaled` with the rest of its input (DyDiff's code).
         """
         c = coefficients(sigma, self.sigma_data)
-        shown = c.into * condition.impose(x) if self.scaled else condition.impose(c.into * x)
-        output: Array = self.network.apply(self.params, shown, c.noise)  # type: ignore[assignment]
-        return condition.impose(c.skip * x + c.out * output)
+        shown = c.c_in * condition.impose(x) if self.scaled else condition.impose(c.c_in * x)
+        output: Array = self.network.apply(self.params, shown, c.c_noise)  # type: ignore[assignment]
+        return condition.impose(c.c_skip * x + c.c_out * output)
 
 
 def sample_sigma(key: Array, p_mean: Array | float, p_std: Array | float, p_high: Array | float = 0.0) -> Array:

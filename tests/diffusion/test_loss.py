@@ -27,13 +27,13 @@ class Echo(nn.Module):
 def test_coefficients_of_table_1(sigma: float, sigma_data: float) -> None:
     c = coefficients(jnp.asarray(sigma), sigma_data)
     total = sigma**2 + sigma_data**2
-    np.testing.assert_allclose(c.skip, sigma_data**2 / total, rtol=1e-5)
-    np.testing.assert_allclose(c.noise, np.log(sigma) / 4, rtol=1e-5)
+    np.testing.assert_allclose(c.c_skip, sigma_data**2 / total, rtol=1e-5)
+    np.testing.assert_allclose(c.c_noise, np.log(sigma) / 4, rtol=1e-5)
     # the input has unit variance, and so has what the network is asked for: (x0 - c_skip x) / c_out
-    np.testing.assert_allclose(c.into**2 * total, 1.0, rtol=1e-5)
-    target = (1 - c.skip) ** 2 * sigma_data**2 + c.skip**2 * sigma**2
-    np.testing.assert_allclose(target / c.out**2, 1.0, rtol=1e-4)
-    np.testing.assert_allclose(loss_weight(jnp.asarray(sigma), sigma_data) * c.out**2, 1.0, rtol=1e-5)
+    np.testing.assert_allclose(c.c_in**2 * total, 1.0, rtol=1e-5)
+    target = (1 - c.c_skip) ** 2 * sigma_data**2 + c.c_skip**2 * sigma**2
+    np.testing.assert_allclose(target / c.c_out**2, 1.0, rtol=1e-4)
+    np.testing.assert_allclose(loss_weight(jnp.asarray(sigma), sigma_data) * c.c_out**2, 1.0, rtol=1e-5)
 
 
 def test_denoise_combines_skip_and_network() -> None:

@@ -128,7 +128,7 @@ def compare_models(
     """
     prepared, policy = models_of[0][2], greedy(policy)
     info = prepared.dataset.info
-    key_start, key_truth, key_noise, key_made, key_score = jax.random.split(key, 5)
+    key_start, key_truth, key_noise, key_synthetic, key_score = jax.random.split(key, 5)
     start = sample_real(key_start, prepared.dataset.transitions(), count).obs
     simulator = make_simulator(info)
     truth, _ = rollout(key_truth, simulator, policy, np.asarray(start), length, deterministic=True, noise=False)
@@ -138,15 +138,15 @@ def compare_models(
     std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
     found: dict[str, Any] = {}
 
-    def score(made: Trajectory) -> dict[str, Any]:
-        return compare_rollouts(key_score, truth, made, policy, std, entries=state_entries(info), samples=samples)
+    def score(synthetic: Trajectory) -> dict[str, Any]:
+        return compare_rollouts(key_score, truth, synthetic, policy, std, entries=state_entries(info), samples=samples)
 
     floor = truth if samples is None else samples
     for run, config, own, models in models_of:
         for name, synthesizer in methods(config, models, length).items():
             label = name if name not in found else f"{name} ({run})"
-            made = jax.tree.map(np.asarray, synthesize_from(key_made, synthesizer, policy, start))
-            found[label] = score(in_own_units(own.dataset.info, made))
+            synthetic = jax.tree.map(np.asarray, synthesize_from(key_synthetic, synthesizer, policy, start))
+            found[label] = score(in_own_units(own.dataset.info, synthetic))
             print(f"{label}: {summary_line(found[label])}", flush=True)
     if not found:
         raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")

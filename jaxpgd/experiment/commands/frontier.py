@@ -118,10 +118,10 @@ def _load(run: RunView) -> LoadedRun:
 
 @jax.jit(static_argnames="count")
 def _draw(key: Array, synthesizer: Synthesizer, policy: Policy, count: int) -> Synthesis:
-    key_made, key_resample = jax.random.split(key)
-    made = synthesizer(key_made, policy, jnp.zeros((count, 1)))
-    unweighted = resample(key_resample, made.trajectory, made.log_weight)
-    return Synthesis(unweighted, jnp.zeros(count), made.info)
+    key_synthetic, key_resample = jax.random.split(key)
+    synthetic = synthesizer(key_synthetic, policy, jnp.zeros((count, 1)))
+    unweighted = resample(key_resample, synthetic.trajectory, synthetic.log_weight)
+    return Synthesis(unweighted, jnp.zeros(count), synthetic.info)
 
 
 def _cells(
@@ -144,14 +144,14 @@ def _cells(
         for values in (stated, plain_sections, settings):
             guidance = apply_values(guidance, values, "frontier")
         synthesizer = build_synthesizer(_with(config, guidance), models.denoiser, guided=coefficient > 0)
-        made = _draw(key, synthesizer, policy, count)
-        trajectory = jax.tree.map(np.asarray, made.trajectory)
+        synthetic = _draw(key, synthesizer, policy, count)
+        trajectory = jax.tree.map(np.asarray, synthetic.trajectory)
         plain = trajectory if plain is None else plain
         row = score_trajectories(trajectory, policy, prepared, real, key_score)
         if truth is not None and coefficient > 0:
             row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
         row["of_persistence"] = row["dynamics_error"] / row["persistence_error"] if row["persistence_error"] else float("nan")
-        info = {k: float(made.info[k]) for k in ("forward_equivalents", "ess") if k in made.info}
+        info = {k: float(synthetic.info[k]) for k in ("forward_equivalents", "ess") if k in synthetic.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 
 

@@ -67,8 +67,8 @@ def make_measure(config: Config, prepared: Prepared, policy: Policy | None, traj
     real = flat_tokens(prepared.windows, real_windows(prepared.windows, held_out))
 
     def measure(synthesizer: DiffusionSynthesizer) -> Row:
-        made = synthesize(key, synthesizer, policy, count=trajectories)
-        row = score_trajectories(jax.tree.map(np.asarray, made), policy, prepared, real, key)
+        synthetic = synthesize(key, synthesizer, policy, count=trajectories)
+        row = score_trajectories(jax.tree.map(np.asarray, synthetic), policy, prepared, real, key)
         return {name: row[name] for name in SHOWN if name in row}
 
     return measure

@@ -46,7 +46,7 @@ def choose_coefficient(
     windows, info = prepared.windows, prepared.dataset.info
     simulator, entries = make_simulator(info), state_entries(info)
     scale = np.asarray(windows.unit.std[windows.unit.obs])
-    measure = lambda made: float(dynamics_error(_flat(made), simulator.step, scale, entries)["rms"])
+    measure = lambda synthetic: float(dynamics_error(_flat(synthetic), simulator.step, scale, entries)["rms"])
     policies = _finite_policies(policies)
     seeds = jax.tree.leaves(policies)[0].shape[0]
     keys, count = jax.random.split(key, seeds), -(-count // seeds)
@@ -77,5 +77,5 @@ def _samples(keys: Array, synthesizer: DiffusionSynthesizer, policies: Policy, c
     return jax.vmap(lambda key, policy: synthesize(key, synthesizer, policy, count=count))(keys, policies)
 
 
-def _flat(made: Trajectory) -> Trajectory:
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), made)
+def _flat(synthetic: Trajectory) -> Trajectory:
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), synthetic)

@@ -37,22 +37,24 @@ class ImportanceTruth:
         """Effective sample size of the weights for a coefficient."""
         return float(effective_sample_size(coefficient * jnp.asarray(self.log_likelihood)))
 
-    def distances(self, key: Array, windows: Windows, made: Trajectory, coefficient: float) -> dict[str, Any]:
+    def distances(self, key: Array, windows: Windows, synthetic: Trajectory, coefficient: float) -> dict[str, Any]:
         """Sliced Wasserstein distance of trajectories to the target, over normalised tokens.
 
         The target is that of the coefficient they were made with (unguided: `self.coefficient`); empty where it is unknown.
         """
         coefficient = coefficient or self.coefficient
-        same_length = made.reward.shape[1] == self.trajectory.reward.shape[1]
+        same_length = synthetic.reward.shape[1] == self.trajectory.reward.shape[1]
         if not same_length or self.effective_size(coefficient) < LEAST_EFFECTIVE_SIZE:
             return {}
-        flat = [np.asarray(windows.unit.encode(t)).reshape(len(t.reward), -1) for t in (made, self.trajectory)]
+        flat = [np.asarray(windows.unit.encode(t)).reshape(len(t.reward), -1) for t in (synthetic, self.trajectory)]
         weights = np.asarray(jax.nn.softmax(coefficient * jnp.asarray(self.log_likelihood)))
         return {"distance_to_truth": sliced_wasserstein(key, *flat, y_weights=weights)}
 
-    def compared(self, key: Array, windows: Windows, made: Trajectory, plain: Trajectory, coefficient: float) -> dict[str, Any]:
+    def compared(
+        self, key: Array, windows: Windows, synthetic: Trajectory, plain: Trajectory, coefficient: float
+    ) -> dict[str, Any]:
         """`distances` of trajectories, and of the unguided ones `plain` to the same target: what no guidance would be worth."""
-        row = self.distances(key, windows, made, coefficient)
+        row = self.distances(key, windows, synthetic, coefficient)
         if coefficient > 0 and row:
             row["unguided_distance_to_truth"] = self.distances(key, windows, plain, coefficient)["distance_to_truth"]
         return row

@@ -78,7 +78,7 @@ def _scores(
     held_out = np.random.default_rng(config.seed).permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
     flat = flat_tokens(windows, real)
-    score = lambda made: score_trajectories(made, policy, prepared, flat, key_scores, behaviour)
+    score = lambda synthetic: score_trajectories(synthetic, policy, prepared, flat, key_scores, behaviour)
     coefficients = [] if denoiser is None else sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
     others = [arm for arm in config.arms if arm not in ("real", "unguided", "guided")]
     truth = known_truth(prepared.dataset, policy, coefficients[1:], key_truth) if len(coefficients) > 1 else None
@@ -95,12 +95,12 @@ def _scores(
     with StageProgress("quality", len(coefficients) + len(others), "synthesizers") as progress:
         for coefficient in coefficients:
             assert denoiser is not None
-            made = _from_denoiser(key, config, denoiser, policy, coefficient)
-            row = {"coefficient": coefficient, **score(made)}
+            synthetic = _from_denoiser(key, config, denoiser, policy, coefficient)
+            row = {"coefficient": coefficient, **score(synthetic)}
             if coefficient in (0.0, config.guidance.coefficient):
-                samples["unguided" if coefficient == 0 else "guided"] = made
+                samples["unguided" if coefficient == 0 else "guided"] = synthetic
             if truth is not None:
-                row |= truth.compared(key_scores, windows, made, samples["unguided"], coefficient)
+                row |= truth.compared(key_scores, windows, synthetic, samples["unguided"], coefficient)
             result["rows"].append(row)
             progress.advance(1)
         for arm in others:
@@ -111,9 +111,9 @@ def _scores(
         result["truth"] = truth.summary()
     if denoiser is not None and config.guidance.kind != "published":
         unpadded = slice(None) if denoiser.ends is None else steps_taken(samples["unguided"])[:, -1]
-        made = jax.tree.map(lambda x: x[unpadded], samples["unguided"])
-        if len(made.reward):
-            result["profile"] = _profile(key_scores, config, denoiser, policy, windows, made)
+        synthetic = jax.tree.map(lambda x: x[unpadded], samples["unguided"])
+        if len(synthetic.reward):
+            result["profile"] = _profile(key_scores, config, denoiser, policy, windows, synthetic)
     return result, samples
 
 
@@ -133,18 +133,18 @@ def _from_denoiser(key: Array, config: Config, denoiser: TrajectoryDenoiser, pol
     synthesizer = build_synthesizer(config, denoiser, guided=guided, steps=config.evaluation.sampler_steps)
     if guided:
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
-    made = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
-    return jax.tree.map(np.asarray, made)
+    synthetic = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
+    return jax.tree.map(np.asarray, synthetic)
 
 
 def _profile(
-    key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Policy, windows: Windows, made: Trajectory
+    key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Policy, windows: Windows, synthetic: Trajectory
 ) -> dict[str, Any]:
     """Strength of guidance and score by noise level, at the chosen coefficient, around unguided samples."""
     guidance = make_guidance(config.guidance)
     sampler = config.sampler
     sigmas = karras_sigmas(_PROFILE_LEVELS, sampler.sigma_min, sampler.sigma_max, sampler.rho)[:-1]
-    tokens = windows.codec.encode(jax.tree.map(lambda x: jnp.asarray(x[:_PROFILE_SAMPLES]), made))
+    tokens = windows.codec.encode(jax.tree.map(lambda x: jnp.asarray(x[:_PROFILE_SAMPLES]), synthetic))
     coefficient = jnp.asarray(config.guidance.coefficient, jnp.float32)
     guided, _ = guidance.attach(denoiser.denoise, policy, windows.codec, coefficient)
     found = jax.jit(guidance_profile)(key, cast(Guided, guided), tokens, sigmas)

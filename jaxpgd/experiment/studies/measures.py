@@ -154,16 +154,16 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     models_from = store.models(config)
     prepared, models = store.opened(dataclasses.replace(config, models_from=models_from))
     policy = target_of(cell, store, prepared)
-    made = make_trajectories(cell, prepared, models, policy)
-    _, _, likelihood = action_log_likelihood(policy, made)
-    taken, info = steps_taken(made), prepared.dataset.info
-    own = in_own_units(info, made)
+    synthetic = make_trajectories(cell, prepared, models, policy)
+    _, _, likelihood = action_log_likelihood(policy, synthetic)
+    taken, info = steps_taken(synthetic), prepared.dataset.info
+    own = in_own_units(info, synthetic)
     columns: dict[str, Any] = {
         "synthetic_return": np.where(taken, own.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
         "log_likelihood": likelihood,
     }  # fmt: skip
-    if made.reward.shape[1] == prepared.windows.length:  # of the set, not of a trajectory: the same in every row
-        columns["sliced_wasserstein"] = np.full(len(made.reward), distance_to_data(config, prepared, made))
+    if synthetic.reward.shape[1] == prepared.windows.length:  # of the set, not of a trajectory: the same in every row
+        columns["sliced_wasserstein"] = np.full(len(synthetic.reward), distance_to_data(config, prepared, synthetic))
     steps: list[Row] = []
     if has_simulator(info):
         std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
@@ -177,17 +177,19 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
         ]
     rows = [
         {"seed": config.seed, "episode": i} | {name: values[i] for name, values in columns.items()}
-        for i in range(len(made.reward))
+        for i in range(len(synthetic.reward))
     ]
     kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], own) if cell.measure.samples else None
     return Found(rows, steps, kept)
 
 
-def distance_to_data(config: Config, prepared: Prepared, made: Trajectory) -> float:
+def distance_to_data(config: Config, prepared: Prepared, synthetic: Trajectory) -> float:
     """Sliced Wasserstein distance of trajectories [N, T] to as many held-out windows, in standard deviations of the entries."""
     rng, windows = np.random.default_rng(config.seed + 1), prepared.windows
-    held_out = real_windows(windows, rng.permutation(np.asarray(windows.validation))[: len(made.reward)])
-    return sliced_wasserstein(stage_key(config, "study-distance"), flat_tokens(windows, made), flat_tokens(windows, held_out))
+    held_out = real_windows(windows, rng.permutation(np.asarray(windows.validation))[: len(synthetic.reward)])
+    return sliced_wasserstein(
+        stage_key(config, "study-distance"), flat_tokens(windows, synthetic), flat_tokens(windows, held_out)
+    )
 
 
 def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Policy) -> Trajectory:
