@@ -15,7 +15,6 @@ and f is exact, samples of an exact denoiser stay exact: its estimates obey the 
 noise of variance q counts twice: 1 / (1 / q + 1 / tau^2) of it remains.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -24,6 +23,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.guidance.base import Estimate, Guided
+from jaxpgd.guidance.moment import conjugate_gradients
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise
 
@@ -85,7 +85,8 @@ class Consistency:
         r, forward = jax.linearize(residuals, states)
         backward = jax.linear_transpose(forward, states)
         normal = lambda u: u + v * backward(forward(u))[0]
-        u = conjugate_gradients(normal, -v * backward(r)[0], self.iterations)
+        b = -v * backward(r)[0]
+        u, *_ = conjugate_gradients(lambda p: (normal(p), p), b, b, self.iterations)
         return x0.at[:, codec.obs].add(u)
 
     def __call__(self, x0: Array, sigma: Array) -> Array:
@@ -98,22 +99,6 @@ class Consistency:
             hold(x0),
         )
         return x0 + jax.lax.stop_gradient(change)
-
-
-def conjugate_gradients(product: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-    """u with product(u) = b after so many steps from zero; `product` is linear, symmetric and positive definite."""
-    tiny = jnp.finfo(b.dtype).tiny  # once nothing is left to solve, steps of length zero
-
-    def step(carry: tuple[Array, Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array, Array], None]:
-        u, rest, direction, size = carry
-        image = product(direction)
-        length = size / jnp.maximum((direction * image).sum(), tiny)
-        u, rest = u + length * direction, rest - length * image
-        smaller = jnp.square(rest).sum()
-        return (u, rest, rest + smaller / jnp.maximum(size, tiny) * direction, smaller), None
-
-    (u, *_), _ = jax.lax.scan(step, (jnp.zeros_like(b), b, b, jnp.square(b).sum()), None, length=iterations)
-    return u
 
 
 @struct.dataclass
