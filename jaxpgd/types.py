@@ -11,7 +11,7 @@ Rules:
 """
 
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import chex
 import jax
@@ -78,6 +78,47 @@ class Denoise(Protocol):
     """The estimate E[x0 | x = x0 + sigma * noise]. x [T, D], sigma [] -> [T, D]. Any such pytree callable can be sampled."""
 
     def __call__(self, x: Array, sigma: Array) -> Array: ...
+
+
+@struct.dataclass
+class Memory:
+    """What a denoiser keeps of one sample from an evaluation to the next, and what it has cost so far."""
+
+    kept: PyTree
+    passes: Array  # [] forward-equivalents of the evaluations so far
+
+
+@runtime_checkable
+class DenoiseWithMemory(Protocol):
+    """A Denoise whose evaluations of one sample may use what earlier ones of it computed.
+
+    A sampler takes `init_memory(x)` before its first evaluation and calls `evaluate` instead of the Denoise itself, at each
+    noise level in turn. `diffusion.sampling.with_memory` gives every Denoise the two methods, and a wrapper forwards them so,
+    whatever it wraps:
+
+        def init_memory(self, x):
+            return with_memory(self.denoise).init_memory(x)
+
+        def evaluate(self, x, sigma, memory):
+            x0, memory = with_memory(self.denoise).evaluate(x, sigma, memory)
+            return self.change(x0, sigma), memory
+
+    A wrapper whose change costs forward passes adds them: `memory.replace(passes=memory.passes + 2)`. One without these
+    methods is called as it is, and then evaluates what it wraps without memory. Whether something is computed should depend on
+    `sigma` and on counters only, which stay unbatched under vmap, so that `jax.lax.cond` stays a branch.
+    """
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        """x [T, D], sigma [] -> [T, D], as of a first evaluation: what hooks call."""
+        ...
+
+    def init_memory(self, x: Array) -> Memory:
+        """The memory before the first evaluation of a sample shaped like x [T, D]."""
+        ...
+
+    def evaluate(self, x: Array, sigma: Array, memory: Memory) -> tuple[Array, Memory]:
+        """x [T, D], sigma [] -> the denoised sample [T, D] and the new memory."""
+        ...
 
 
 @struct.dataclass

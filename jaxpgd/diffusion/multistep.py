@@ -11,6 +11,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.diffusion.sampling import Step
+from jaxpgd.types import Memory
 
 
 @struct.dataclass
@@ -28,17 +29,17 @@ class DPMpp2M:
         """As `Solver.init`: the last denoised point [T, D]."""
         return jnp.zeros_like(x)
 
-    def step(self, key: Array, x: Array, state: Array, step: Step) -> tuple[Array, Array]:
+    def step(self, key: Array, x: Array, state: Array, memory: Memory, step: Step) -> tuple[Array, Array, Memory]:
         """As `Solver.step`."""
         key_before, key_noise, key_after = jax.random.split(key, 3)
         sigma_before, sigma, sigma_next = step.sigmas
         x = step.before(key_before, x)
-        x0 = step.denoise(x, sigma)
+        x0, memory = step.denoise.evaluate(x, sigma, memory)
         point = x0 + jnp.where(step.index > 0, extrapolation_weight(sigma_before, sigma, sigma_next), 0.0) * (x0 - state)
         shrink = (sigma_next / sigma) ** (1.0 + self.noise)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * self.noise))
         x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
-        return step.after(key_after, x), x0
+        return step.after(key_after, x), x0, memory
 
     def nfe(self, steps: int) -> int:
         """As `Solver.nfe`."""
@@ -61,12 +62,14 @@ class DPMpp3M:
         """As `Solver.init`: the last denoised point [T, D] and the one before it."""
         return jnp.zeros_like(x), jnp.zeros_like(x)
 
-    def step(self, key: Array, x: Array, state: tuple[Array, Array], step: Step) -> tuple[Array, tuple[Array, Array]]:
+    def step(
+        self, key: Array, x: Array, state: tuple[Array, Array], memory: Memory, step: Step
+    ) -> tuple[Array, tuple[Array, Array], Memory]:
         """As `Solver.step`."""
         key_before, key_noise, key_after = jax.random.split(key, 3)
         *_, sigma, sigma_next = step.sigmas
         x = step.before(key_before, x)
-        x0 = step.denoise(x, sigma)
+        x0, memory = step.denoise.evaluate(x, sigma, memory)
         first, second = derivatives(x0, state, step.index, step.sigmas)
         rate, shrink = 1.0 + self.noise, (sigma_next / sigma) ** (1.0 + self.noise)
         h = jnp.log(sigma / jnp.maximum(sigma_next, 1e-10))
@@ -81,7 +84,7 @@ class DPMpp3M:
             + quadratic * second
             + spread * jax.random.normal(key_noise, x.shape, x.dtype)
         )
-        return step.after(key_after, x), (x0, state[0])
+        return step.after(key_after, x), (x0, state[0]), memory
 
     def nfe(self, steps: int) -> int:
         """As `Solver.nfe`."""

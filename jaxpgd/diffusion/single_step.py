@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxpgd.diffusion.sampling import Step
 from jaxpgd.options import nonnegative, option, options
+from jaxpgd.types import Memory
 
 
 @options
@@ -61,9 +62,10 @@ class Euler:
         """As `Solver.init`: nothing."""
         return ()
 
-    def step(self, key: Array, x: Array, state: tuple[()], step: Step) -> tuple[Array, tuple[()]]:
+    def step(self, key: Array, x: Array, state: tuple[()], memory: Memory, step: Step) -> tuple[Array, tuple[()], Memory]:
         """As `Solver.step`."""
-        return _probability_flow(key, x, step, self.options, second_order=False), ()
+        x, memory = _probability_flow(key, x, memory, step, self.options, second_order=False)
+        return x, (), memory
 
     def nfe(self, steps: int) -> int:
         """As `Solver.nfe`."""
@@ -82,28 +84,33 @@ class Heun:
         """As `Solver.init`: nothing."""
         return ()
 
-    def step(self, key: Array, x: Array, state: tuple[()], step: Step) -> tuple[Array, tuple[()]]:
+    def step(self, key: Array, x: Array, state: tuple[()], memory: Memory, step: Step) -> tuple[Array, tuple[()], Memory]:
         """As `Solver.step`."""
-        return _probability_flow(key, x, step, self.options, second_order=not step.last), ()
+        x, memory = _probability_flow(key, x, memory, step, self.options, second_order=not step.last)
+        return x, (), memory
 
     def nfe(self, steps: int) -> int:
         """As `Solver.nfe`."""
         return 2 * (steps - 1) + 1
 
 
-def _probability_flow(key: Array, x: Array, step: Step, options: EDMConfig, *, second_order: bool) -> Array:
+def _probability_flow(
+    key: Array, x: Array, memory: Memory, step: Step, options: EDMConfig, *, second_order: bool
+) -> tuple[Array, Memory]:
     """A step along the probability flow after churn (EDM algorithm 2)."""
     sigma, sigma_next = step.sigmas
     key_before, key_churn, key_euler, key_heun = jax.random.split(key, 4)
     x = step.before(key_before, x)
     x_hat, sigma_hat = options.apply(key_churn, x, sigma, step.count)
-    slope = (x_hat - step.denoise(x_hat, sigma_hat)) / sigma_hat
+    x0, memory = step.denoise.evaluate(x_hat, sigma_hat, memory)
+    slope = (x_hat - x0) / sigma_hat
     start = x_hat if options.predictor == "churned" else x
     x_next = step.after(key_euler, start + (sigma_next - sigma_hat) * slope)
     if not second_order:
-        return x_next
-    slope_next = (x_next - step.denoise(x_next, sigma_next)) / sigma_next
-    return step.after(key_heun, x_hat + (sigma_next - sigma_hat) * (slope + slope_next) / 2.0)
+        return x_next, memory
+    x0, memory = step.denoise.evaluate(x_next, sigma_next, memory)
+    slope_next = (x_next - x0) / sigma_next
+    return step.after(key_heun, x_hat + (sigma_next - sigma_hat) * (slope + slope_next) / 2.0), memory
 
 
 @struct.dataclass
@@ -124,16 +131,17 @@ class Ancestral:
         """As `Solver.init`: nothing."""
         return ()
 
-    def step(self, key: Array, x: Array, state: tuple[()], step: Step) -> tuple[Array, tuple[()]]:
+    def step(self, key: Array, x: Array, state: tuple[()], memory: Memory, step: Step) -> tuple[Array, tuple[()], Memory]:
         """As `Solver.step`."""
         sigma, sigma_next = step.sigmas
         key_before, key_churn, key_noise, key_after = jax.random.split(key, 4)
         x = step.before(key_before, x)
         x_hat, sigma_hat = self.options.apply(key_churn, x, sigma, step.count)
-        x0, ratio = step.denoise(x_hat, sigma_hat), jnp.square(sigma_next / sigma_hat)
+        x0, memory = step.denoise.evaluate(x_hat, sigma_hat, memory)
+        ratio = jnp.square(sigma_next / sigma_hat)
         spread = self.noise * sigma_next * jnp.sqrt(1.0 - ratio)
         x_next = x0 + ratio * (x_hat - x0) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
-        return step.after(key_after, x_next), ()
+        return step.after(key_after, x_next), (), memory
 
     def nfe(self, steps: int) -> int:
         """As `Solver.nfe`."""
