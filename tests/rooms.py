@@ -52,7 +52,7 @@ LIBRARY = {
         "agents dataset diffusion errors networks options parallel resampling synthesis tokens types windows world_model",
     ),
     "envs": room("pure-JAX environments with known answers", "errors tokens types"),
-    "metrics": room("dynamics error, distances, returns, statistics: arrays in, numbers out", "errors types"),
+    "metrics": room("dynamics error, distances, returns, statistics: arrays in, numbers out", "errors networks types"),
     "datasets": room(
         "reading, checking, describing and writing datasets: Minari, D4RL, OGBench",
         "dataset envs errors files types windows",

@@ -48,14 +48,12 @@ def compare_rollouts(
     Values at steps with fewer than 2 trajectories are NaN. Raises InputError if shapes do not fit.
     """
     _check_shapes(truth, synthetic, samples, obs_std)
-    scaled = [_states(t, obs_std, entries) for t in (truth, synthetic)]
+    squares = state_squares(truth, synthetic, obs_std, entries)
+    error, error_se = root_mean(squares)
     alive = [steps_taken(t) for t in (truth, synthetic)]
-    squares = np.where(alive[0] & alive[1], np.mean((scaled[0] - scaled[1]) ** 2, axis=-1), np.nan)
-    error, error_se = _state_error(squares)
     reference = truth if samples is None else samples
-    distance = _state_distance(
-        key, _states(reference, obs_std, entries), steps_taken(reference), scaled[1], alive[1], projections
-    )
+    states = [_states(t, obs_std, entries) for t in (reference, synthetic)]
+    distance = _state_distance(key, states[0], steps_taken(reference), states[1], alive[1], projections)
     likelihood, likelihood_se = np.nan, np.nan
     if policy.log_prob_fn is not None:
         likelihood, likelihood_se, _ = action_log_likelihood(policy, synthetic)
@@ -72,6 +70,19 @@ def compare_rollouts(
         "terminal_rate": terminal_rate(synthetic),
         "true_terminal_rate": terminal_rate(truth),
     }
+
+
+def state_squares(
+    truth: Trajectory, synthetic: Trajectory, obs_std: np.ndarray, entries: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean square differences [N, T] of the standardised states, NaN from the step after the end of either on.
+
+    Of true steps under the actions of a synthetic trajectory, from its first state (`simulators.rollout.replay_actions`), they
+    are its open-loop error: errors of its dynamics add up.
+    """
+    alive = steps_taken(truth) & steps_taken(synthetic)
+    difference = _states(truth, obs_std, entries) - _states(synthetic, obs_std, entries)
+    return np.where(alive, np.mean(difference**2, axis=-1), np.nan)
 
 
 def _check_shapes(truth: Trajectory, synthetic: Trajectory, samples: Trajectory | None, obs_std: np.ndarray) -> None:
@@ -91,8 +102,11 @@ def _states(trajectory: Trajectory, obs_std: np.ndarray, entries: np.ndarray | N
     return scaled if entries is None else scaled[..., entries]
 
 
-def _state_error(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Square root of the mean [T] of squares [N, T], ignoring NaN, and its standard error [T]."""
+def root_mean(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Square root of the mean [T] of squares [N, T] over trajectories, and its standard error [T].
+
+    Squares that are NaN do not count; where fewer than 2 are left both are NaN.
+    """
     error, error_se = np.full((2, squares.shape[1]), np.nan)
     for t in np.flatnonzero((~np.isnan(squares)).sum(axis=0) >= 2):
         values = squares[~np.isnan(squares[:, t]), t]

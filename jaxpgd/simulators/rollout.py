@@ -1,5 +1,6 @@
-"""True rollouts of a policy, from the states that observations describe."""
+"""True rollouts of a policy, or of given actions, from the states that observations describe."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,8 +45,42 @@ def rollout(
         env = simulator.env if noise else simulator.env.without_noise()
         trajectory, next_obs = _compiled_rollouts(key, env, policy, jnp.asarray(start), length, deterministic)
         return jax.tree.map(np.asarray, trajectory), np.asarray(next_obs[:, -1])
-    with quiet_mujoco(), answering(simulator.info.env_id):
-        return _stepped_rollouts(key, simulator, policy, start, length, deterministic, noise)
+    key, noise_key = jax.random.split(key)
+    keys = jax.random.split(key, length)
+    act = lambda t, obs: _act(keys[t], policy, jnp.asarray(obs), deterministic)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(noise_key))) if noise else None
+    made = _stepped(simulator, act, start, length, rng)
+    return made, np.asarray(made.last_obs)
+
+
+def replay_actions(simulator: KnownSimulator, start: np.ndarray, action: np.ndarray) -> Trajectory:
+    """True steps under actions [N, T, A] in [-1, 1] that are given, from observations `start` [N, O]: trajectories [N, T].
+
+    The environment draws nothing (see `rollout`, also for the state and for what comes after a terminal): an open-loop replay.
+    Raises InputError where the shapes do not fit, and EnvironmentFailure.
+    """
+    start, action = np.asarray(start, np.float32), np.asarray(action, np.float32)
+    fits = start.ndim == 2 and action.ndim == 3 and len(start) == len(action) > 0 and action.shape[1] > 0
+    check(fits, "start, action", (start.shape, action.shape), "shapes [N, O] and [N, T, A], N and T above 0")
+    if isinstance(simulator, BuiltinSimulator):
+        found = _compiled_replay(simulator.env.without_noise(), jnp.asarray(start), jnp.asarray(action))
+        return jax.tree.map(np.asarray, found)  # type: ignore[no-any-return]
+    return _stepped(simulator, lambda t, obs: action[:, t], start, action.shape[1], None)
+
+
+@jax.jit
+def _compiled_replay(env: Any, start: jax.Array, action: jax.Array) -> Trajectory:
+    unused = jax.random.key(0)  # the environment has no noise
+
+    def one(start: jax.Array, actions: jax.Array) -> Trajectory:
+        def advance(obs: jax.Array, action: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            next_obs, reward, discount = env.step(unused, obs, action)
+            return next_obs, (obs, reward, discount)
+
+        last, (obs, reward, discount) = jax.lax.scan(advance, start, actions)
+        return Trajectory(obs, actions, reward, discount, valid_steps(discount, end_known=True), last)
+
+    return jax.vmap(one)(start, action)
 
 
 @partial(jax.jit, static_argnames=("length", "deterministic"))
@@ -65,29 +100,28 @@ def _act(key: jax.Array, policy: Policy, obs: jax.Array, deterministic: bool) ->
     return jax.vmap(policy.sample)(jax.random.split(key, len(obs)), obs)
 
 
-def _stepped_rollouts(
-    key: jax.Array,
+def _stepped(
     simulator: StatefulSimulator,
-    policy: Policy,
+    act: Callable[[int, np.ndarray], Any],
     start: np.ndarray,
     length: int,
-    deterministic: bool,
-    noise: bool,
-) -> tuple[Trajectory, np.ndarray]:
-    key, noise_key = jax.random.split(key)
-    states = simulator.begin(start, np.random.default_rng(np.asarray(jax.random.key_data(noise_key))) if noise else None)
-    obs, going, rows = start, np.ones(len(start), bool), []
-    for step_key in jax.random.split(key, length):
-        action = np.clip(np.asarray(_act(step_key, policy, jnp.asarray(obs), deterministic)), -1.0, 1.0)
-        controls = to_env_action(simulator.info, action)
-        next_obs, reward, discount = obs.copy(), np.zeros(len(obs), np.float32), np.ones(len(obs), np.float32)
-        for i in np.flatnonzero(going):  # actions of all N are computed at every step, so that the compiled shape stays
-            next_obs[i], reward[i], terminated = checked_outcome(obs[i], simulator.advance(states[i], controls[i]))
-            discount[i] = 1.0 - terminated
-        going = going & (discount > 0)
-        rows.append((obs, action, reward, discount))
-        obs = next_obs
+    rng: np.random.Generator | None,
+) -> Trajectory:
+    """Trajectories [N, T] from `start` [N, O] under the actions [N, A] of `act(step, obs [N, O])`, cut to [-1, 1]."""
+    with quiet_mujoco(), answering(simulator.info.env_id):
+        states = simulator.begin(start, rng)
+        obs, going, rows = start, np.ones(len(start), bool), []
+        for t in range(length):
+            action = np.clip(np.asarray(act(t, obs)), -1.0, 1.0)
+            controls = to_env_action(simulator.info, action)
+            next_obs, reward, discount = obs.copy(), np.zeros(len(obs), np.float32), np.ones(len(obs), np.float32)
+            for i in np.flatnonzero(going):  # `act` gets all N at every step, so that a compiled shape stays
+                next_obs[i], reward[i], terminated = checked_outcome(obs[i], simulator.advance(states[i], controls[i]))
+                discount[i] = 1.0 - terminated
+            going = going & (discount > 0)
+            rows.append((obs, action, reward, discount))
+            obs = next_obs
     columns: list[Any] = [np.stack(column, axis=1) for column in zip(*rows, strict=True)]
     mask: Any = np.asarray(valid_steps(jnp.asarray(columns[3]), end_known=True))
     end: Any = obs
-    return Trajectory(columns[0], columns[1], columns[2], columns[3], mask, end), obs
+    return Trajectory(columns[0], columns[1], columns[2], columns[3], mask, end)

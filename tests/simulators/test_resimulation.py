@@ -15,8 +15,10 @@ from jaxpgd.dataset import DatasetInfo, obs_slices, to_env_action
 from jaxpgd.envs import linear_gaussian, point2d
 from jaxpgd.errors import EnvironmentFailure, InputError
 from jaxpgd.metrics.dynamics_error import dynamics_error
+from jaxpgd.metrics.rollout_comparison import root_mean, state_squares
 from jaxpgd.simulators.environments import flatten_obs, make_environment
 from jaxpgd.simulators.resimulation import BuiltinSimulator, has_simulator, make_simulator
+from jaxpgd.simulators.rollout import replay_actions
 from jaxpgd.simulators.rollout import rollout as true_rollout
 from jaxpgd.types import Policy, Trajectory, valid_steps
 
@@ -283,6 +285,50 @@ def test_a_maze_draws_a_new_goal_after_a_success_only_with_noise():
     assert (drawn.obs[0, :2, 2:4] == start[0, 2:4]).all(), "the goal of the step itself, and of what it led to, is the old one"
     assert not (drawn.obs[0, 2, 2:4] == start[0, 2:4]).any() and (drawn.obs[1] == kept.obs[1]).all()
     assert drawn.reward.tolist() == [[1, 0, 0, 0], [0] * 4]
+
+
+def test_replayed_actions_lead_where_the_rollout_went():
+    pytest.importorskip("mujoco")
+    about = info("InvertedPendulum-v5", bound=3.0)
+    simulator, start = make_simulator(about), np.array([[0, 0.05, 0, 0], [0.1, -0.15, 0, -1.5]], np.float32)
+    want, _ = true_rollout(jax.random.key(0), simulator, random_policy(about, 4, 0.3), start, 20)
+    chex.assert_trees_all_equal(replay_actions(simulator, start, want.action), want, strict=True)
+    assert (want.discount == 0).any()
+
+
+def test_open_loop_errors_of_constant_errors_by_step_are_geometric_sums():
+    """Of steps that miss by e each, the error after k steps is the sum of A^i e over i < k, and 0 where e is."""
+    env, _, policy = linear_gaussian.reference_case()
+    simulator, steps, A = BuiltinSimulator(env), 12, np.asarray(env.A, np.float64)
+    start = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    exact, _ = true_rollout(jax.random.key(0), simulator, policy, start, steps, noise=False)
+    truth = replay_actions(simulator, start, exact.action)
+    np.testing.assert_allclose(state_squares(truth, exact, np.ones(2)), 0.0, atol=1e-10)
+    e, missed = np.array([0.1, -0.05]), [np.zeros(2)]
+    while len(missed) < steps:
+        missed.append(A @ missed[-1] + e)
+    made, std = exact.replace(obs=exact.obs + np.array(missed), last_obs=None), np.array([0.5, 2.0])
+    one_step = dynamics_error(made, simulator.step, std)
+    np.testing.assert_allclose(one_step["by_step"], np.sqrt(np.mean((e / std) ** 2)), rtol=1e-4)
+    error, error_se = root_mean(state_squares(truth, made, std))
+    np.testing.assert_allclose(error, np.sqrt(np.mean((np.array(missed) / std) ** 2, axis=1)), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(error_se, 0.0, atol=1e-5)  # all trajectories miss by the same
+
+
+def test_open_loop_errors_of_point2d_add_up():
+    simulator, start = make_simulator(info("point2d", 2)), np.zeros((3, 2), np.float32)
+    action = np.random.default_rng(0).uniform(-1, 1, (3, 9, 2))
+    truth = replay_actions(simulator, start, action)
+    made = truth.replace(obs=truth.obs + 0.1 * np.arange(9)[:, None])
+    np.testing.assert_allclose(root_mean(state_squares(truth, made, np.ones(2)))[0], 0.1 * np.arange(9), rtol=1e-5)
+    np.testing.assert_allclose(truth.last_obs, 0.15 * action.sum(axis=1), rtol=1e-4, atol=1e-6)
+
+
+def test_actions_that_cannot_be_replayed_are_refused():
+    simulator = make_simulator(info("point2d", 2))
+    for start, action in (((3, 2), (2, 4, 2)), ((3, 2), (3, 2)), ((3, 2), (3, 0, 2)), ((0, 2), (0, 4, 2))):
+        with pytest.raises(InputError, match="start, action"):
+            replay_actions(simulator, np.zeros(start), np.zeros(action))
 
 
 def test_starts_and_lengths_that_make_no_rollout_are_refused():
