@@ -92,6 +92,11 @@ def _of_guidance(kind: str) -> Rule:
                  f"guidance.kind, or the proposal of 'smc', is {kind!r}")  # fmt: skip
 
 
+def _corrects(config: Config) -> bool:
+    """Whether a world model corrects the trajectories of a denoiser."""
+    return config.synthesis.consistency.kind != "none" and bool(set(_DIFFUSION) & set(config.arms))
+
+
 def _refreshes(config: Config) -> bool:
     return config.synthesis.regime != "oneoff" and config.synthesis.interval < config.agent.updates
 
@@ -112,7 +117,9 @@ RULES: tuple[Rule, ...] = (
     _of_arms("denoiser sampler", *_SAMPLED),
     _of_arms("guidance evaluation.coefficients evaluation.sampler_steps", *_DIFFUSION),
     _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
-    _of_arms("world_model", *_MODELS),
+    Rule(("world_model",), lambda c: bool(set(_MODELS) & set(c.arms)) or _corrects(c),
+         "arms has dydiff or world_model, or synthesis.consistency.kind is 'dynamics'", of_arms=True),
+    _of_arms("synthesis.consistency", *_DIFFUSION),
     _of_arms("synthesis.dydiff", "dydiff"),
     _of_arms("synthesis.world_model", "world_model"),
     # data and denoiser
@@ -137,6 +144,8 @@ RULES: tuple[Rule, ...] = (
           "synthesis.regime is 'continuous' or 'fifo'"),
     _rule("synthesis.fraction", lambda c: c.synthesis.regime == "fifo" or _refreshes(c),
           "a refresh is due (synthesis.interval below agent.updates)"),
+    _rule("synthesis.consistency.floor synthesis.consistency.sigma_max synthesis.consistency.iterations",
+          lambda c: c.synthesis.consistency.kind != "none", "synthesis.consistency.kind is not 'none'"),
     _rule("synthesis.filter.keep synthesis.filter.steps", lambda c: c.synthesis.filter.kind != "none",
           "synthesis.filter.kind is not 'none'"),
     _rule("synthesis.filter.temperature synthesis.filter.uniform", lambda c: c.synthesis.filter.kind == "softmax",

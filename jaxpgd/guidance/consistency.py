@@ -1,4 +1,4 @@
-"""Denoised trajectories moved towards the dynamics: a one-step model corrects what a trajectory denoiser gets wrong.
+"""Dynamics-consistent denoising: a one-step world model corrects what a trajectory denoiser gets wrong of the dynamics.
 
 At a noise level sigma the denoised trajectory x0 is replaced by one step of Gauss-Newton towards the minimiser over states of
 
@@ -6,8 +6,9 @@ At a noise level sigma the denoised trajectory x0 is replaced by one step of Gau
 
 in units of normalised tokens: f is the mean prediction of a one-step model, tau_t its standard error, v the variance that the
 noise leaves to an entry of unit variance. Actions, rewards and terminals stay as they are. With r the residuals over tau and J
-their Jacobian at s0 the step u solves (I + v J^T J) u = -v J^T r, by conjugate gradients without forming a matrix. The denoiser
-is not differentiated.
+their Jacobian the step u solves (I + v J^T J) u = -v J^T r by conjugate gradients. J is made of the Jacobians F_t = df/ds
+[O, O] of the steps, which cost O passes of the model: they are computed at the first noise level that is corrected and kept
+for the others, so that every further correction costs one pass of the model. The denoiser is not differentiated.
 
 What is sampled is a product of experts, p(x) * prod_t N(s_{t+1}; f(s_t, a_t), tau_t^2): exactly where clean tokens given the
 noised ones have the covariance v I and f is linear, approximately otherwise. Where the dynamics are linear and deterministic
@@ -15,21 +16,43 @@ and f is exact, samples of an exact denoiser stay exact: its estimates obey the 
 noise of variance q counts twice: 1 / (1 / q + 1 / tau^2) of it remains.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.diffusion.sampling import with_memory
 from jaxpgd.guidance.base import Estimate, Guided
 from jaxpgd.guidance.moment import conjugate_gradients
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.tokens import TokenCodec
-from jaxpgd.types import Denoise
+from jaxpgd.types import Denoise, Memory
+
+
+@options
+class ConsistencyConfig:
+    """Dynamics-consistent denoising: denoised states are moved towards what a one-step world model predicts."""
+
+    kind: Literal["none", "dynamics"] = option(
+        "none", "correction of denoised trajectories: none, or dynamics, by the world model of the section world_model"
+    )
+    floor: float = nonnegative(
+        0.005, "least standard error of the world model's prediction, in standard deviations of an observation's entry"
+    )
+    sigma_max: float = positive(0.2, "largest noise level at which trajectories are corrected")
+    iterations: int = positive(20, "conjugate-gradient steps of a correction; they cost little beside the model's Jacobian")
 
 
 class OneStepModel(Protocol):
-    """Predicts the next observation: `next_states(obs [O], action [A]) -> (means [K, O], standard deviations [K, O])`."""
+    """Predicts the next observation.
+
+    `next_states(obs [O], action [A]) -> (means [K, O], standard deviations [K, O])`, the best model first, and `error` [O], the
+    root mean square error of the mean over K on held-out data, in units of observations.
+    """
+
+    error: Array
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]: ...
 
@@ -38,79 +61,114 @@ class OneStepModel(Protocol):
 class Consistency:
     """The correction by a one-step model, for the tokens of a codec.
 
-    `error` [O]: root mean square error of the model's mean prediction on held-out data, in units of normalised tokens; `floor`:
-    the least that tau is. The models' disagreement about a step adds to it, so that steps that they do not know are corrected
-    less. Above `sigma_max` nothing is corrected or computed. `iterations` of conjugate gradients.
+    tau is the model's held-out error, but at least `floor` normalised units. The K models' disagreement about a step adds to
+    it, so that steps that they do not know are corrected less. Above `sigma_max` nothing is corrected or computed.
     """
 
     model: OneStepModel
     codec: TokenCodec
-    error: Array  # [O]
-    floor: Array | float = 0.02
-    sigma_max: Array | float = 1.0
-    iterations: int = struct.field(pytree_node=False, default=8)
+    floor: Array | float = 0.005
+    sigma_max: Array | float = 0.2
+    iterations: int = struct.field(pytree_node=False, default=20)
 
-    def predict(self, obs: Array, action: Array) -> tuple[Array, Array]:
-        """The next normalised observation [O] after normalised obs [O] and action [A], and the K models' disagreement [O]."""
+    def predict(self, obs: Array, action: Array) -> Array:
+        """The next normalised observation [K, O] after normalised obs [O] and action [A], by each of K models."""
         mean, std = self.codec.mean[self.codec.obs], self.codec.std[self.codec.obs]
         means, _ = self.model.next_states(obs * std + mean, action)
-        means = (means - mean) / std
-        return means.mean(0), means.std(0)
+        return (means - mean) / std
 
-    def standard_error(self, disagreement: Array) -> Array:
-        """tau [..., O] of steps about which the models disagree by [..., O]."""
-        return jnp.sqrt(jnp.square(jnp.maximum(self.error, self.floor)) + jnp.square(disagreement))
+    def standard_error(self, predicted: Array) -> Array:
+        """tau [..., O] of predictions [..., K, O]."""
+        error = jnp.maximum(self.model.error / self.codec.std[self.codec.obs], self.floor)
+        return jnp.sqrt(jnp.square(error) + predicted.var(-2))
 
-    def valid(self, x0: Array) -> Array:
-        """1 for steps [T] of x0 [T, D] before the first terminal, else 0. Tokens without a terminal flag have none."""
-        done = self.codec.done
-        if self.codec.token_dim <= done:
-            return jnp.ones(x0.shape[0], x0.dtype)
-        return jnp.cumprod((x0[:, done] * self.codec.std[done] + self.codec.mean[done] <= 0.5).astype(x0.dtype))
+    def steps(self, x0: Array) -> tuple[Array, Array]:
+        """Normalised states [T - 1, O] and actions [T - 1, A] of tokens x0 [T, D], without the last step's."""
+        return x0[:-1, self.codec.obs], self.codec.action_of(self.codec.pre_tanh(x0[:-1]))
 
-    def correct(self, x0: Array, sigma: Array) -> Array:
-        """Corrected tokens [T, D] of denoised tokens x0 [T, D] at noise level sigma []. Raises ValueError for T below 2."""
-        if x0.shape[0] < 2:
-            raise ValueError(f"trajectories of {x0.shape[0]} step: the dynamics need 2 at least")
-        codec = self.codec
-        states, action = x0[:, codec.obs], codec.action_of(codec.pre_tanh(x0))
-        v = jnp.square(sigma) / (1.0 + jnp.square(sigma))
-        _, disagreement = jax.vmap(self.predict)(states[:-1], action[:-1])
-        weight = self.valid(x0)[:-1, None] / self.standard_error(disagreement)
+    def valid(self, x0: Array, valid: Array | None) -> Array:
+        """1 for the steps [T - 1] of x0 [T, D] that lead to a step before the first terminal and, with `valid` [T], the end.
 
-        def residuals(states: Array) -> Array:
-            predicted, _ = jax.vmap(self.predict)(states[:-1], action[:-1])
-            return weight * (states[1:] - predicted)
+        Tokens without a terminal flag have no terminal.
+        """
+        done, codec = self.codec.done, self.codec
+        found = jnp.ones(x0.shape[0] - 1, x0.dtype) if valid is None else valid[1:].astype(x0.dtype)
+        if codec.token_dim <= done:
+            return found
+        return found * jnp.cumprod((x0[:-1, done] * codec.std[done] + codec.mean[done] <= 0.5).astype(x0.dtype))
 
-        r, forward = jax.linearize(residuals, states)
-        backward = jax.linear_transpose(forward, states)
-        normal = lambda u: u + v * backward(forward(u))[0]
-        b = -v * backward(r)[0]
-        u, *_ = conjugate_gradients(lambda p: (normal(p), p), b, b, self.iterations)
-        return x0.at[:, codec.obs].add(u)
+    def jacobians(self, x0: Array) -> Array:
+        """F_t [T - 1, O, O] of the best model at the states and actions of x0 [T, D]."""
+        found: Array = jax.vmap(jax.jacfwd(lambda s, a: self.predict(s, a)[0]))(*self.steps(x0))
+        return found
 
-    def __call__(self, x0: Array, sigma: Array) -> Array:
-        """`correct` where sigma is at most `sigma_max`, x0 itself above; no gradient passes the correction."""
-        hold = jax.lax.stop_gradient
-        change: Array = jax.lax.cond(
-            sigma <= self.sigma_max,
-            lambda x: self.correct(x, sigma) - x,
-            jnp.zeros_like,
-            hold(x0),
-        )
-        return x0 + jax.lax.stop_gradient(change)
+    def correct(self, x0: Array, sigma: Array, F: Array, valid: Array | None = None) -> Array:
+        """Corrected tokens [T, D] of denoised tokens x0 [T, D] at sigma [], by Jacobians F [T - 1, O, O]."""
+        states, v = x0[:, self.codec.obs], jnp.square(sigma) / (1.0 + jnp.square(sigma))
+        predicted = jax.vmap(self.predict)(*self.steps(x0))
+        weight = self.valid(x0, valid)[:, None] / self.standard_error(predicted)
+
+        def J(u: Array) -> Array:
+            return weight * (u[1:] - jnp.einsum("tij,tj->ti", F, u[:-1]))
+
+        def J_T(r: Array) -> Array:
+            back = jnp.einsum("tij,ti->tj", F, weight * r)
+            return jnp.zeros_like(states).at[1:].set(weight * r).at[:-1].add(-back)
+
+        r = weight * (states[1:] - predicted.mean(1))
+        u, *_ = conjugate_gradients(lambda p: (p + v * J_T(J(p)), p), -v * J_T(r), states, self.iterations)
+        return x0.at[:, self.codec.obs].add(u)
+
+    def __call__(self, x0: Array, sigma: Array, valid: Array | None = None) -> Array:
+        """`correct` by Jacobians at x0 where sigma is at most `sigma_max`, x0 itself above."""
+        corrected = lambda x0: self.correct(x0, sigma, self.jacobians(x0), valid)
+        found: Array = jax.lax.cond(sigma <= self.sigma_max, corrected, lambda x0: x0, x0)
+        return found
+
+
+@struct.dataclass
+class Kept:
+    """What a `ConsistentDenoise` keeps from one evaluation to the next."""
+
+    inner: Memory  # of the denoiser inside
+    F: Array  # [T - 1, O, O]
+    known: Array  # [] bool: whether F has been computed
 
 
 @struct.dataclass
 class ConsistentDenoise:
-    """A Denoise whose estimates obey the dynamics better: of any denoiser, guided or not."""
+    """A Denoise whose estimates obey the dynamics better: of any denoiser, guided or not. A `DenoiseWithMemory`.
+
+    `valid` [T]: steps before the end of a padded trajectory. Raises ValueError for trajectories of one step.
+    """
 
     denoise: Denoise
     consistency: Consistency
+    valid: Array | None = None
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
-        return self.consistency(self.denoise(x, sigma), sigma)
+        return self.consistency(self.denoise(x, sigma), sigma, self.valid)
+
+    def init_memory(self, x: Array) -> Memory:
+        """As `DenoiseWithMemory.init_memory`."""
+        if x.shape[0] < 2:
+            raise ValueError(f"trajectories of {x.shape[0]} step: the dynamics need 2 at least")
+        inner, dim = with_memory(self.denoise).init_memory(x), self.consistency.codec.obs_dim
+        return Memory(Kept(inner, jnp.zeros((x.shape[0] - 1, dim, dim), x.dtype), jnp.asarray(False)), inner.passes)
+
+    def evaluate(self, x: Array, sigma: Array, memory: Memory) -> tuple[Array, Memory]:
+        """As `DenoiseWithMemory.evaluate`. Passes of the world model are not counted."""
+        kept: Kept = memory.kept
+        x0, inner = with_memory(self.denoise).evaluate(x, sigma, kept.inner)
+        within, own = sigma <= self.consistency.sigma_max, self.consistency
+
+        def corrected(x0: Array, F: Array) -> tuple[Array, Array]:
+            F = jax.lax.cond(kept.known, lambda x, F: F, lambda x, F: own.jacobians(x), x0, F)
+            return own.correct(x0, sigma, F, self.valid), F
+
+        x0, F = jax.lax.cond(within, corrected, lambda x0, F: (x0, F), x0, kept.F)
+        return x0, Memory(Kept(inner, F, kept.known | within), inner.passes)
 
 
 @struct.dataclass

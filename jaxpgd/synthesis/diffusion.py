@@ -15,12 +15,13 @@ from jaxpgd.diffusion.padding import WindowEnds, padding
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.guidance.base import Guidance, Guided
+from jaxpgd.guidance.consistency import Consistency, ConsistencyConfig, ConsistentDenoise, ConsistentGuided, OneStepModel
 from jaxpgd.guidance.diagnostics import guidance_profile
 from jaxpgd.guidance.kinds import GuidanceConfig, check_guided, make_guidance, make_strength
 from jaxpgd.guidance.likelihood import Likelihood
 from jaxpgd.guidance.smc import SMCGuidance, on_one_scale, smc
 from jaxpgd.guidance.strength import FixedStrength, Strength
-from jaxpgd.options import check_ranges
+from jaxpgd.options import as_arrays, check_ranges
 from jaxpgd.synthesis.replay import resample
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import Ends, TokenCodec, ended
@@ -47,6 +48,7 @@ class DiffusionSynthesizer(Synthesizer):
     Start observations only say how many: the model generates its own first states. With `from_start` the first state is
     in-painted instead: set to the start observation at the sampler's noise level at every stage, and exact at the end.
     Of a denoiser of padded windows every trajectory gets an end, drawn as training windows have theirs; after it is padding.
+    With `consistency` trajectories are corrected towards the dynamics while they are sampled, guided or not.
     """
 
     denoiser: TrajectoryDenoiser
@@ -55,6 +57,7 @@ class DiffusionSynthesizer(Synthesizer):
     strength: Strength | None
     length: int = struct.field(pytree_node=False)
     from_start: bool = struct.field(pytree_node=False, default=False)
+    consistency: Consistency | None = None
 
     def sample_tokens(
         self, key: Array, policy: Policy | None, coefficient: Array | float, start: Array, ends: Ends | None = None
@@ -63,6 +66,7 @@ class DiffusionSynthesizer(Synthesizer):
         codec, denoise, hook = self.denoiser.codec, self.knowing(ends), None
         if self.guidance is not None and policy is not None:
             denoise, hook = self.guidance.attach(denoise, policy, codec, coefficient, self.valid(ends))
+        denoise = self.corrected(denoise, ends)
         clamp = self.clamp(start) if self.from_start else None
         before = Chain((hook, clamp)) if hook is not None and clamp is not None else hook or clamp
         shape = (self.length, codec.token_dim)
@@ -75,6 +79,10 @@ class DiffusionSynthesizer(Synthesizer):
         if ends is None:
             return denoise
         return CleanConditions(denoise, padding(self.denoiser.codec, ends, self.length))  # type: ignore[arg-type]
+
+    def corrected(self, denoise: Denoise, ends: Ends | None = None) -> Denoise:
+        """The denoiser with the correction by the dynamics, if there is one."""
+        return denoise if self.consistency is None else ConsistentDenoise(denoise, self.consistency, self.valid(ends))
 
     def valid(self, ends: Ends | None) -> Array | None:
         """Which steps [..., T] are before the end; None: all."""
@@ -195,7 +203,9 @@ class DiffusionSynthesizer(Synthesizer):
         codec, count, options = self.denoiser.codec, start.shape[0], self.guidance.options
         number = -(-count // options.particles)
         size = -(-count // number)
-        guided = self.guidance.guide(self.denoiser.denoise, policy, codec, coefficient)
+        guided: Guided = self.guidance.guide(self.denoiser.denoise, policy, codec, coefficient)
+        if self.consistency is not None:
+            guided = ConsistentGuided(guided, self.consistency)
 
         def one(key: Array) -> tuple[Array, Array, Metrics]:
             return smc(
@@ -234,12 +244,15 @@ def make_synthesizer(
     sampler: SamplerConfig | None = None,
     guidance: GuidanceConfig | None = None,
     *,
+    consistency: ConsistencyConfig | None = None,
+    model: OneStepModel | None = None,
     length: int = 0,
     unused: Literal["refused", "kept"] = "refused",
 ) -> DiffusionSynthesizer:
     """Synthesizer of a trained denoiser: unguided where `guidance` is None, policy-guided otherwise.
 
-    `length` is the number of steps per trajectory (0: as in training). A denoiser of your own is a pytree callable (a struct
+    `length` is the number of steps per trajectory (0: as in training). `consistency` corrects trajectories towards what the
+    one-step `model`, such as a `WorldModel`, predicts. A denoiser of your own is a pytree callable (a struct
     dataclass, or `jax.tree_util.Partial` of a function and its parameters) in `TrajectoryDenoiser(denoise, windows.codec,
     windows.length)`. Raises InputError for options out of their range, for a denoiser that does not fit its codec and, unless
     it is "kept", for guidance that acts at no noise level of the sampler (`check_guided`).
@@ -259,13 +272,30 @@ def make_synthesizer(
     check_ends(guidance, denoiser.ends is not None)
     check(not (through and denoiser.codec.bounded), "data.normalisation", "limits",
           "'standard' with guidance of another kind than 'published', which takes tokens to have unit variance")  # fmt: skip
+    corrected = make_consistency(consistency or ConsistencyConfig(), model, denoiser.codec, length)
+    denoise = denoiser.denoise if corrected is None else ConsistentDenoise(denoiser.denoise, corrected)
     return DiffusionSynthesizer(
         denoiser=denoiser,
-        sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=through),
+        sampling=make_sampling(sampler or SamplerConfig(), denoise, shape, guided=through),
         guidance=None if guidance is None else make_guidance(guidance),
         strength=None if guidance is None else make_strength(guidance),
         length=length,
+        consistency=corrected,
     )
+
+
+def make_consistency(
+    config: ConsistencyConfig, model: OneStepModel | None, codec: TokenCodec, length: int
+) -> Consistency | None:
+    """The correction that a config names, its numbers as leaves; None for kind "none". Raises InputError."""
+    check_ranges(config, "synthesis.consistency.")
+    if config.kind == "none":
+        return None
+    check(model is not None, "model", model, "a one-step model, such as a WorldModel, where consistency.kind is 'dynamics'")
+    check(length > 1, "length", length, "at least 2 steps where consistency.kind is 'dynamics'")
+    check(not codec.bounded, "data.normalisation", "limits", "'standard' where consistency.kind is 'dynamics'")
+    numbers = as_arrays(config)
+    return Consistency(model, codec, numbers.floor, numbers.sigma_max, config.iterations)  # type: ignore[arg-type]
 
 
 def check_ends(guidance: GuidanceConfig | None, padded: bool) -> None:

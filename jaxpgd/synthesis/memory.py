@@ -18,15 +18,15 @@ def bytes_per_trajectory(denoise: Denoise, shape: tuple[int, int], *, guided: bo
     The compiler states it for a batch of 8 and nothing is computed. None if the compiler does not state it.
     """
 
-    def evaluate(denoise: Denoise, x: Any) -> Any:
-        one = lambda x: denoise(x, jnp.ones((), jnp.float32))
+    def evaluate(denoise: Denoise, x: Any, sigma: Any) -> Any:
+        one = lambda x: denoise(x, sigma)
         if not guided:
             return jax.vmap(one)(x)
         return jax.vmap(lambda x: jax.vjp(one, x)[1](x)[0])(x)
 
     example = jax.ShapeDtypeStruct((_PROBE, *shape), jnp.float32)
     structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), denoise)
-    memory: Any = jax.jit(evaluate).lower(structure, example).compile().memory_analysis()
+    memory: Any = jax.jit(evaluate).lower(structure, example, jax.ShapeDtypeStruct((), jnp.float32)).compile().memory_analysis()
     if memory is None:
         return None
     return float(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _PROBE

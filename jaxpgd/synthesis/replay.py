@@ -8,6 +8,7 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.errors import check
+from jaxpgd.guidance.consistency import ConsistencyConfig
 from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.resampling import systematic
 from jaxpgd.synthesis.dydiff import DyDiffConfig
@@ -36,6 +37,7 @@ class SynthesisConfig:
     synthetic_ratio: float = share(0.9375, "share of each agent batch drawn from synthetic data (PGD: 240 of 256)")
     first_unguided: bool = option(True, "arm guided: sample the first refresh without guidance, as the policy is untrained")
     filter: FilterConfig = FilterConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     world_model: RolloutConfig = RolloutConfig()
     dydiff: DyDiffConfig = DyDiffConfig()
 

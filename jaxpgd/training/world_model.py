@@ -1,10 +1,12 @@
 """Training a world model: the members of the ensemble, the reward model and the terminal classifier, as one program.
 
-Each epoch ends with a loss on held-out transitions. A network whose loss has not improved for `patience` epochs stops, and its
-best parameters are kept (early stopping). The ensemble's members run as one vmapped network, each with its own minibatches.
+Each epoch ends with a loss of the averaged weights on held-out transitions. A network whose loss has not improved for
+`patience` epochs stops, and its best averaged weights are kept (early stopping). The ensemble's members run as one vmapped
+network, each with its own minibatches.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,19 +22,23 @@ from jaxpgd.types import Metrics, PyTree, Transition
 from jaxpgd.world_model.data import WorldModelData
 from jaxpgd.world_model.losses import gaussian_loss, logistic_loss, squared_loss
 from jaxpgd.world_model.model import Terminates, WorldModel, WorldModelConfig, networks
+from jaxpgd.world_model.networks import GaussianRegressor
 from jaxpgd.world_model.scales import Scales
 
 _IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
 
 Part = Literal["state", "reward", "terminal"]
+Trained = tuple[PyTree, PyTree, PyTree, Array]  # the first four fields of a `PartState`
 
 
 @struct.dataclass
 class PartState:
-    """State of one part: parameters with a leading axis of its members [E], the best so far, and counters of early stopping."""
+    """State of one part, with a leading axis of its members [E]: parameters, the best average so far, counters."""
 
     params: PyTree
+    ema_params: PyTree
     optimiser: PyTree
+    step: Array  # [E] gradient steps
     best: PyTree
     best_loss: Array  # [E]
     stale: Array  # [E] epochs since the last improvement
@@ -70,7 +76,9 @@ class _Learner:
         params = jax.vmap(lambda k: self.network.init(k, x))(jax.random.split(key, self.members))
         return PartState(
             params=params,
+            ema_params=jax.tree.map(jnp.copy, params),
             optimiser=jax.vmap(_optimiser(config).init)(params),
+            step=jnp.zeros(self.members, jnp.int32),
             best=jax.tree.map(jnp.copy, params),
             best_loss=jnp.full(self.members, jnp.inf, jnp.float32),
             stale=jnp.zeros(self.members, jnp.int32),
@@ -81,16 +89,19 @@ class _Learner:
     ) -> tuple[PartState, Metrics]:
         """`steps` gradient steps for every member that is still in training, then the held-out losses."""
         step = lambda carry, k: self._step(k, carry, data, config, skip)
-        before = (state.params, state.optimiser)
-        (trained, optimiser), found = jax.lax.scan(step, before, jax.random.split(key, steps))
-        losses = self._held_out(trained, data)
+        before = (state.params, state.ema_params, state.optimiser, state.step)
+        trained, found = jax.lax.scan(step, before, jax.random.split(key, steps))
+        losses = self._held_out(trained[1], data)
         better = losses < state.best_loss * (1.0 - _IMPROVEMENT)
         active = state.stale < config.patience
         take = better & active
-        best = jax.tree.map(lambda new, old: _where(take, new, old), trained, state.best)
+        best = jax.tree.map(lambda new, old: _where(take, new, old), trained[1], state.best)
+        params, ema_params, optimiser, taken = jax.tree.map(lambda new, old: _where(active, new, old), trained, before)
         state = PartState(
-            params=jax.tree.map(lambda new, old: _where(active, new, old), trained, state.params),
-            optimiser=jax.tree.map(lambda new, old: _where(active, new, old), optimiser, state.optimiser),
+            params=params,
+            ema_params=ema_params,
+            optimiser=optimiser,
+            step=taken,
             best=best,
             best_loss=jnp.where(take, losses, state.best_loss),
             stale=jnp.where(take, 0, state.stale + 1),
@@ -114,17 +125,21 @@ class _Learner:
         return {f"{self.part}_loss": state.best_loss.mean(), f"{self.part}_stale": state.stale.min()}
 
     def _step(
-        self, key: Array, carry: tuple[PyTree, PyTree], data: WorldModelData, config: WorldModelConfig, skip: bool
-    ) -> tuple[tuple[PyTree, PyTree], Metrics]:
+        self, key: Array, carry: Trained, data: WorldModelData, config: WorldModelConfig, skip: bool
+    ) -> tuple[Trained, Metrics]:
         """One gradient step of every member, and their losses and gradient norms [E]."""
 
-        def one(carry: tuple[PyTree, PyTree], key: Array) -> tuple[tuple[PyTree, PyTree], Metrics]:
-            params, optimiser = carry
+        def one(carry: Trained, key: Array) -> tuple[Trained, Metrics]:
+            params, ema_params, optimiser, step = carry
             drawn = data.train[jax.random.randint(key, (config.batch_size,), 0, data.train.shape[0])]
             x, y = self.examples(data.scales, jax.tree.map(lambda a: a[drawn], data.transitions))
             loss, grads = jax.value_and_grad(lambda p: self.loss(self.network, p, x, y)[0])(params)
             updates, optimiser = _optimiser(config).update(grads, optimiser, params)
-            return (optax.apply_updates(params, updates), optimiser), {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+            params = optax.apply_updates(params, updates)
+            decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))  # the first steps forget where they came from sooner
+            ema_params = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, ema_params, params)
+            metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
+            return (params, ema_params, optimiser, step + 1), metrics
 
         return jax.vmap(skipping(one) if skip else one)(carry, jax.random.split(key, self.members))
 
@@ -146,7 +161,7 @@ def _optimiser(config: WorldModelConfig) -> optax.GradientTransformation:
 def _learners(config: WorldModelConfig, obs_dim: int, learned_terminal: bool) -> list[_Learner]:
     state, reward, terminal = networks(config, obs_dim)
     found = [
-        _Learner("state", state, config.members, gaussian_loss),
+        _Learner("state", state, config.members, functools.partial(gaussian_loss, beta=config.beta)),
         _Learner("reward", reward, 1, squared_loss),
     ]
     return [*found, _Learner("terminal", terminal, 1, logistic_loss)] if learned_terminal else found
@@ -200,6 +215,15 @@ def _quantities(state: WorldModelState) -> dict[str, PyTree]:
     return {"parameter": {name: part.params for name, part in parts.items() if part is not None}}
 
 
+def held_out_error(network: GaussianRegressor, elites: PyTree, data: WorldModelData) -> Array:
+    """Root mean square error [O] of the mean prediction of elites [K] on held-out transitions, in units of observations."""
+    held_out = jax.tree.map(lambda a: a[data.held_out], data.transitions)
+    x, y = data.scales.inputs(held_out.obs, held_out.action), data.scales.target_delta(held_out)
+    apply: Any = network.apply
+    mean = jax.lax.map(lambda params: apply(params, x)[0], elites).mean(0)
+    return jnp.sqrt(jnp.square(mean - y).mean(0)) * data.scales.delta.std
+
+
 def trained_world_model(
     state: WorldModelState, data: WorldModelData, config: WorldModelConfig, terminates: Terminates | None = None
 ) -> WorldModel:
@@ -207,11 +231,13 @@ def trained_world_model(
     order = jnp.argsort(state.state.best_loss)[: config.elites]
     state_network, reward_network, terminal_network = networks(config, data.transitions.obs.shape[-1])
     first = lambda part: jax.tree.map(lambda p: p[0], part.best)
+    elites = jax.tree.map(lambda p: p[order], state.state.best)
     return WorldModel(
-        elites=jax.tree.map(lambda p: p[order], state.state.best),
+        elites=elites,
         reward_params=first(state.reward),
         terminal_params=None if state.terminal is None else first(state.terminal),
         scales=data.scales,
+        error=held_out_error(state_network, elites, data),
         state_network=state_network,
         reward_network=reward_network,
         terminal_network=terminal_network,

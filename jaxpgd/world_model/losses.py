@@ -3,6 +3,7 @@
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -12,19 +13,24 @@ from jaxpgd.types import PyTree
 BOUND_WEIGHT = 0.01  # of the pull that brings the bounds of the log-variance together (PETS, appendix A.1)
 
 
-def gaussian_loss(network: Any, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:
+def gaussian_loss(network: Any, params: PyTree, x: Array, y: Array, beta: Array | float = 0.0) -> tuple[Array, Array]:
     """Training loss [] and squared error [] of one state model on inputs x [B, I] and targets y [B, J].
 
     The Gaussian negative log-likelihood of PETS (arXiv 1805.12114, section 4, loss_Gauss; MBPO, arXiv 1906.08253, uses the
-    same) without its constant, and the pull on the learned bounds of the log-variance:
+    same) without its constant, each term weighted by its variance to the power beta, which counts as a constant (beta-NLL,
+    Seitzer et al., arXiv 2203.09168, equation 4), and the pull on the learned bounds of the log-variance:
 
-        mean_j[(mu_j(x) - y_j)^2 / var_j(x) + log var_j(x)] + 0.01 sum_j(log var_max,j - log var_min,j)
+        mean_j[var_j(x)^beta ((mu_j(x) - y_j)^2 / var_j(x) + log var_j(x))] + 0.01 sum_j(log var_max,j - log var_min,j)
+
+    The likelihood itself (beta 0) divides the gradient of the mean by the variance: entries that are badly predicted come to
+    count for nothing, and stay so. With beta 1 means learn as by squared error.
     """
     mean, log_variance = network.apply(params, x)
     chex.assert_equal_shape([mean, log_variance, y])
     square = jnp.square(mean - y)
     bounds = params["params"]["max_log_variance"].sum() - params["params"]["min_log_variance"].sum()
-    return (square * jnp.exp(-log_variance) + log_variance).mean() + BOUND_WEIGHT * bounds, square.mean()
+    weight = jax.lax.stop_gradient(jnp.exp(beta * log_variance))
+    return (weight * (square * jnp.exp(-log_variance) + log_variance)).mean() + BOUND_WEIGHT * bounds, square.mean()
 
 
 def squared_loss(network: Any, params: PyTree, x: Array, y: Array) -> tuple[Array, Array]:

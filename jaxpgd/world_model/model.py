@@ -26,6 +26,10 @@ class WorldModelConfig:
     hidden: tuple[int, ...] = option((200, 200, 200, 200), "widths of the hidden layers of the ensemble's networks")
     reward_hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of reward model and terminal classifier")
     lr: float = positive(1e-3, "learning rate of Adam (MBPO: 1e-3; DyDiff: 1e-4)", low=1e-12, high=1.0)
+    beta: float = share(
+        0.5, "power of the variance that weighs the loss of each predicted entry (beta-NLL); 0: the Gaussian likelihood (PETS)"
+    )
+    ema: float = share(0.999, "decay of the averaged weights, which predict; 0: the weights themselves (PETS)")
     weight_decay: float = nonnegative(5e-5, "factor of the L2 penalty of all kernels; 0: none", high=1.0)
     batch_size: int = positive(256, "transitions per gradient step of each network")
     holdout: float = share(0.1, "share of the transitions held out for early stopping (DyDiff: 0.2)")
@@ -57,6 +61,7 @@ class WorldModel:
     reward_params: PyTree
     terminal_params: PyTree  # None where `terminates` is a known rule
     scales: Scales
+    error: Array  # [O] root mean square error of the elites' mean prediction on held-out transitions, in units of observations
     state_network: GaussianRegressor = struct.field(pytree_node=False)
     reward_network: ScalarRegressor = struct.field(pytree_node=False)
     terminal_network: ScalarRegressor = struct.field(pytree_node=False)

@@ -57,7 +57,7 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
                 found[name] = make_dydiff(models.world, models.states, chosen, config.sampler, length=length)
     if models.denoiser is not None:
         at_length = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
-        guided = build_synthesizer(at_length, models.denoiser, guided=True).starting()
+        guided = build_synthesizer(at_length, models, guided=True).starting()
         how = f"start in-painted, trained on {models.denoiser.length} steps"
         found[f"unguided diffusion ({how})"] = guided.unguided()
         found[f"guided diffusion, coefficient {config.guidance.coefficient:g} ({how})"] = guided

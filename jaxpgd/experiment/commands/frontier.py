@@ -143,7 +143,7 @@ def _cells(
         guidance = config.guidance
         for values in (stated, plain_sections, settings):
             guidance = apply_values(guidance, values, "frontier")
-        synthesizer = build_synthesizer(_with(config, guidance), models.denoiser, guided=coefficient > 0)
+        synthesizer = build_synthesizer(_with(config, guidance), models, guided=coefficient > 0)
         synthetic = _draw(key, synthesizer, policy, count)
         trajectory = jax.tree.map(np.asarray, synthetic.trajectory)
         plain = trajectory if plain is None else plain

@@ -38,7 +38,6 @@ from jaxpgd.experiment.report.tradeoff_plots import pareto_figure
 from jaxpgd.experiment.run.directory import make_directory, write_atomic, write_json
 from jaxpgd.experiment.stages.load import LoadedRun, load_run, open_trained, target_or_chosen
 from jaxpgd.guidance.kinds import GuidanceConfig
-from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.types import Policy
 
 RECOMMENDED = "sampler.toml"
@@ -125,24 +124,19 @@ def _guidance(config: Config) -> str:
     return f"{config.guidance.kind} at {config.guidance.coefficient:g}"
 
 
-def _denoiser(loaded: LoadedRun) -> TrajectoryDenoiser:
-    assert loaded.models.denoiser is not None
-    return loaded.models.denoiser
-
-
 def _bar(loaded: LoadedRun, measure: Measure, guided: bool) -> Row:
     """The row of the reference; guided also the log-likelihood that it has without guidance."""
-    config, denoiser = loaded.config, _denoiser(loaded)
+    config, models = loaded.config, loaded.models
     sampler = reference_of(config.sampler)
-    (bar,) = measured(config, denoiser, measure, [sampler], guided)
+    (bar,) = measured(config, models, measure, [sampler], guided)
     if guided:
-        bar["unguided_log_likelihood"] = measure(build(config, denoiser, sampler, False))["log_likelihood"]
+        bar["unguided_log_likelihood"] = measure(build(config, models, sampler, False))["log_likelihood"]
     return bar
 
 
 def _rows(loaded: LoadedRun, measure: Measure, samplers: list[SamplerConfig], bar: Row, guided: bool) -> Iterator[Row]:
     """A row for each sampler, told as it comes: its measures, and whether they suffice."""
-    for i, row in enumerate(measured(loaded.config, _denoiser(loaded), measure, samplers, guided)):
+    for i, row in enumerate(measured(loaded.config, loaded.models, measure, samplers, guided)):
         judged = row | {"suffices": suffices(row, bar)}
         print(f"{i + 1}/{len(samplers)} {_line(judged)}", flush=True)
         yield judged

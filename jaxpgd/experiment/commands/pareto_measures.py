@@ -11,10 +11,11 @@ import numpy as np
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows, score_trajectories
 from jaxpgd.simulators.resimulation import has_simulator
-from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser, make_synthesizer, synthesize
+from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, synthesize
 from jaxpgd.types import Policy
 
 NFE = (4, 8, 12, 16, 24, 32, 64, 128, 256, 512)  # function evaluations of a trajectory
@@ -108,24 +109,23 @@ def described(sampler: SamplerConfig) -> Row:
     }  # fmt: skip
 
 
-def measured(
-    config: Config, denoiser: TrajectoryDenoiser, measure: Measure, samplers: list[SamplerConfig], guided: bool
-) -> Iterator[Row]:
+def measured(config: Config, models: Models, measure: Measure, samplers: list[SamplerConfig], guided: bool) -> Iterator[Row]:
     """A row for each sampler, as they come."""
     for sampler in samplers:
-        synthesizer = build(config, denoiser, sampler, guided)
+        synthesizer = build(config, models, sampler, guided)
         row = described(sampler)
         cost = synthesizer.cost(jnp.asarray(row["nfe"]), 0.0, guided=guided)
         row["settings"] = dataclasses.asdict(sampler)
         yield row | {"forward_equivalents": float(cost["forward_equivalents"])} | measure(synthesizer)
 
 
-def build(config: Config, denoiser: TrajectoryDenoiser, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
+def build(config: Config, models: Models, sampler: SamplerConfig, guided: bool) -> DiffusionSynthesizer:
     """The synthesizer of a config with another sampler, at the coefficient that the config states."""
     guidance = config.guidance if guided else None
     if guidance is not None:  # the coefficient as it is: what would choose it draws samples of its own
         guidance = dataclasses.replace(guidance, target_ess=0.0, max_dynamics_error=0.0)
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
+    named = dataclasses.replace(config, sampler=sampler, guidance=guidance or config.guidance)
+    return build_synthesizer(named, models, guided=guided)
 
 
 def error_of(row: Row) -> float:

@@ -6,7 +6,7 @@ from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.resolved import BATCH_SIZE, with_batch_size
 from jaxpgd.experiment.run.view import RunView
-from jaxpgd.experiment.stages.build import Models
+from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import broadcast
 from jaxpgd.synthesis.memory import largest_batch_that_fits
@@ -19,7 +19,8 @@ def largest_batch(config: Config, models: Models) -> int:
     if models.denoiser is not None:
         through = "guided" in config.arms and config.guidance.kind != "published"
         shape = (config.synthesis.length or models.denoiser.length, models.denoiser.codec.token_dim)
-        found.append(largest_batch_that_fits(models.denoiser.denoise, shape, guided=through, agents=agents))
+        denoise = build_synthesizer(config, models, guided=False).corrected(models.denoiser.denoise)
+        found.append(largest_batch_that_fits(denoise, shape, guided=through, agents=agents))
     if models.states is not None:
         codec = models.states.codec
         shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)

@@ -37,19 +37,22 @@ def build_agent(config: Config, dataset: Dataset) -> Agent:
     return make_agent(config.agent.kind, section, dataset.action_dim, obs_mean=mean, obs_std=std)
 
 
-def build_synthesizer(config: Config, denoiser: TrajectoryDenoiser, *, guided: bool, steps: int = 0) -> DiffusionSynthesizer:
-    """The synthesizer of a config; `steps` replaces the number of sampler steps where it is above 0."""
-    sampler = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps)
+def build_synthesizer(config: Config, models: Models, *, guided: bool, steps: int = 0) -> DiffusionSynthesizer:
+    """The synthesizer of a config that samples the denoiser; `steps` replaces the sampler's where it is above 0."""
+    assert models.denoiser is not None
+    sampler, own = dataclasses.replace(config.sampler, steps=steps or config.sampler.steps), config.synthesis
     guidance = config.guidance if guided else None
-    return make_synthesizer(denoiser, sampler, guidance, length=config.synthesis.length, unused="kept")
+    return make_synthesizer(
+        models.denoiser, sampler, guidance,
+        consistency=own.consistency, model=models.world, length=own.length, unused="kept",
+    )  # fmt: skip
 
 
 def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:
     """The synthesizer of any arm but `real`, from the models that it needs."""
     length = config.synthesis.length
     if arm in ("unguided", "guided"):
-        assert models.denoiser is not None
-        return build_synthesizer(config, models.denoiser, guided=arm == "guided")
+        return build_synthesizer(config, models, guided=arm == "guided")
     assert models.world is not None
     if arm == "world_model":
         return make_world_model_synthesizer(models.world, config.synthesis.world_model, length=length or config.data.window)

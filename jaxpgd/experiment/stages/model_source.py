@@ -31,8 +31,10 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
 
 
 def needs(config: Config, stage: str) -> bool:
-    """Whether any arm uses the model of a stage of `NEEDS`."""
-    return any(arm in NEEDS[stage] for arm in config.arms)
+    """Whether any arm uses the model of a stage of `NEEDS`; the world model also corrects trajectories of a denoiser."""
+    uses = lambda stage: any(arm in NEEDS[stage] for arm in config.arms)
+    corrects = config.synthesis.consistency.kind != "none" and uses("denoiser")
+    return uses(stage) or (stage == "world-model" and corrects)
 
 
 def model_source(config: Config, stage: str) -> RunView | None:

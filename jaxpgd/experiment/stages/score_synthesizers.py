@@ -95,7 +95,7 @@ def _scores(
     with StageProgress("quality", len(coefficients) + len(others), "synthesizers") as progress:
         for coefficient in coefficients:
             assert denoiser is not None
-            synthetic = _from_denoiser(key, config, denoiser, policy, coefficient)
+            synthetic = _from_denoiser(key, config, models, policy, coefficient)
             row = {"coefficient": coefficient, **score(synthetic)}
             if coefficient in (0.0, config.guidance.coefficient):
                 samples["unguided" if coefficient == 0 else "guided"] = synthetic
@@ -128,9 +128,9 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
     return seed_policy(policies[row], 0), f"seed 0 of the {name} arm" + (f" ({setting})" if setting else "")
 
 
-def _from_denoiser(key: Array, config: Config, denoiser: TrajectoryDenoiser, policy: Policy, coefficient: float) -> Trajectory:
+def _from_denoiser(key: Array, config: Config, models: Models, policy: Policy, coefficient: float) -> Trajectory:
     guided = coefficient > 0
-    synthesizer = build_synthesizer(config, denoiser, guided=guided, steps=config.evaluation.sampler_steps)
+    synthesizer = build_synthesizer(config, models, guided=guided, steps=config.evaluation.sampler_steps)
     if guided:
         synthesizer = synthesizer.with_coefficient(jnp.asarray(coefficient))
     synthetic = synthesize(key, synthesizer, policy if guided else None, count=config.evaluation.trajectories)
