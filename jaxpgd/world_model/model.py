@@ -25,7 +25,7 @@ class WorldModelConfig:
     elites: int = positive(5, "members used in rollouts: those of least held-out error (MBPO, DyDiff: 5)")
     hidden: tuple[int, ...] = option((200, 200, 200, 200), "widths of the hidden layers of the ensemble's networks")
     reward_hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of reward model and terminal classifier")
-    lr: float = positive(1e-3, "learning rate of Adam (MBPO: 1e-3; DyDiff: 1e-4)", low=1e-12, high=1.0)
+    lr: float = positive(2e-3, "learning rate of Adam (MBPO: 1e-3; DyDiff: 1e-4)", low=1e-12, high=1.0)
     beta: float = share(
         0.5, "power of the variance that weighs the loss of each predicted entry (beta-NLL); 0: the Gaussian likelihood (PETS)"
     )
