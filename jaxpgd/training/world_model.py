@@ -137,7 +137,7 @@ class _Learner:
             updates, optimiser = _optimiser(config).update(grads, optimiser, params)
             params = optax.apply_updates(params, updates)
             decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))  # the first steps forget where they came from sooner
-            ema_params = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, ema_params, params)
+            ema_params = jax.tree.map(lambda a, p: p + decay * (a - p), ema_params, params)
             metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads)}
             return (params, ema_params, optimiser, step + 1), metrics
 

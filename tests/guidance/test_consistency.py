@@ -38,6 +38,7 @@ class Linear:
     A: Array
     B: Array
     apart: Array
+    error: Array
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:
         mean = self.A @ obs + self.B @ action + self.apart[:, None]
@@ -45,7 +46,8 @@ class Linear:
 
 
 def make(codec: TokenCodec, *, tau: float = 0.1, apart: tuple[float, ...] = (0.0,), **fields: object) -> Consistency:
-    return Consistency(Linear(ENV.A, ENV.B, jnp.asarray(apart)), codec, jnp.full(OBS, tau), floor=1e-6, **fields)  # type: ignore[arg-type]
+    model = Linear(ENV.A, ENV.B, jnp.asarray(apart), tau * codec.std[codec.obs])
+    return Consistency(model, codec, floor=1e-6, **{"sigma_max": jnp.inf, **fields})  # type: ignore[arg-type]
 
 
 UNIT = TokenCodec(jnp.zeros(FEATURES), jnp.ones(FEATURES), obs_dim=OBS, action_dim=ACTION, squashed=False)
@@ -87,7 +89,7 @@ def test_the_step_is_that_of_the_normal_equations(sigma: float) -> None:
     found = make(UNIT, tau=tau, iterations=100)(x0, jnp.asarray(sigma))
     np.testing.assert_allclose(found[:, :OBS] - x0[:, :OBS], u, atol=2e-4 * np.abs(u).max())
     np.testing.assert_array_equal(found[:, OBS:], x0[:, OBS:])
-    few = make(UNIT, tau=tau)(x0, jnp.asarray(sigma))  # eight steps get most of the residual away
+    few = make(UNIT, tau=tau, iterations=8)(x0, jnp.asarray(sigma))  # eight steps get most of the residual away
     size = lambda x: np.linalg.norm(J @ np.asarray(x, np.float64).ravel())
     assert size(few) - size(found) < 0.1 * (size(x0) - size(found))
 
@@ -114,7 +116,7 @@ def test_exact_samples_of_deterministic_dynamics_stay_exact(solver: Solver) -> N
     x = sigmas[0] * jax.random.normal(key, (32, STEPS, FEATURES))
     sample = jax.jit(lambda d, x: jax.vmap(lambda x: sampled(key, d, x, sigmas, solver)[0])(x))
     plain = sample(denoise, x)
-    found = sample(ConsistentDenoise(denoise, make(codec, tau=0.02, sigma_max=jnp.inf)), x)
+    found = sample(ConsistentDenoise(denoise, make(codec, tau=0.02)), x)
     np.testing.assert_allclose(found, plain, atol=2e-3)
 
 
@@ -126,7 +128,7 @@ def test_white_tokens_give_the_stated_product_of_experts() -> None:
     known[:, OBS:] = True
     white = lambda x, sigma: jnp.where(known, 0.0, x / (1 + sigma**2))
     sigmas = karras_sigmas(160, 0.002, 80.0, 7.0)
-    consistent = make(codec, tau=tau, sigma_max=jnp.inf, iterations=24)
+    consistent = make(codec, tau=tau, iterations=24)
     denoise = lambda x, s: consistent(white(x, s), s)
     run = lambda x: sampled(jax.random.key(0), denoise, x, sigmas, DPMpp2M())[0]
     entries = state_entries(steps)
@@ -147,6 +149,43 @@ def test_nothing_happens_above_its_level() -> None:
     assert "stablehlo.case" in text or "stablehlo.if" in text  # a branch, not a select, where all share a noise level
 
 
+def test_samples_keep_the_first_jacobians_and_compute_nothing_above_the_level() -> None:
+    """A model that counts its calls, each of all trajectories and steps at once."""
+    calls: list[tuple[int, ...]] = []
+
+    @struct.dataclass
+    class Counting(Linear):
+        def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:
+            jax.debug.callback(lambda: calls.append(()))
+            return super().next_states(obs, action)
+
+    model = Counting(ENV.A, ENV.B, jnp.zeros(1), jnp.full(OBS, 0.1))
+    sigmas = jnp.asarray([10.0, 2.0, 1.0, 0.5, 0.2, 0.0])
+    denoise = ConsistentDenoise(lambda x, sigma: x / (1 + sigma**2), Consistency(model, UNIT, sigma_max=1.5))
+    x = sigmas[0] * jax.random.normal(jax.random.key(8), (4, STEPS, FEATURES))
+    jax.block_until_ready(jax.jit(jax.vmap(lambda x: sampled(jax.random.key(0), denoise, x, sigmas, DPMpp2M())[0]))(x))
+    jax.effects_barrier()
+    assert len(calls) == 3 + 1  # three levels, and the Jacobians of the first
+
+
+def test_jacobians_of_linear_models_serve_every_level() -> None:
+    consistency, x = make(UNIT, sigma_max=1.0), jax.random.normal(jax.random.key(9), (STEPS, FEATURES))
+    denoise = ConsistentDenoise(lambda x, sigma: 0.9 * x, consistency)
+    memory = denoise.init_memory(x)
+    for sigma in (2.0, 0.9, 0.3):
+        found, memory = denoise.evaluate(x, jnp.asarray(sigma), memory)
+        np.testing.assert_allclose(found, denoise(x, jnp.asarray(sigma)), atol=1e-6)
+    np.testing.assert_allclose(memory.kept.F, jnp.broadcast_to(ENV.A, memory.kept.F.shape), atol=1e-6)
+    assert memory.passes == 3
+
+
+def test_steps_after_the_end_of_a_padded_trajectory_are_left_alone() -> None:
+    x0, sigma = jax.random.normal(jax.random.key(10), (STEPS, FEATURES)), jnp.asarray(0.5)
+    found = make(UNIT, iterations=60)(x0, sigma, jnp.arange(STEPS) < 5)
+    np.testing.assert_array_equal(found[5:], x0[5:])
+    np.testing.assert_allclose(found[:5], make(UNIT, iterations=60)(x0[:5], sigma), atol=1e-4)
+
+
 def test_steps_from_a_terminal_on_are_left_alone() -> None:
     x0 = jax.random.normal(jax.random.key(4), (STEPS, FEATURES + 2)).at[:, FLAGGED.done].set(0.0)
     ended = x0.at[5, FLAGGED.done].set(1.0)
@@ -159,20 +198,13 @@ def test_steps_from_a_terminal_on_are_left_alone() -> None:
 
 def test_models_that_disagree_correct_less_and_the_floor_bounds_tau() -> None:
     consistency = make(UNIT, tau=0.1, apart=(-0.2, 0.2))
-    _, disagreement = consistency.predict(jnp.zeros(OBS), jnp.zeros(ACTION))
-    np.testing.assert_allclose(disagreement, 0.2, rtol=1e-5)
-    np.testing.assert_allclose(consistency.standard_error(disagreement), np.hypot(0.1, 0.2), rtol=1e-5)
-    np.testing.assert_allclose(consistency.replace(floor=0.4).standard_error(jnp.zeros(OBS)), 0.4)  # type: ignore[attr-defined]
+    predicted = consistency.predict(jnp.zeros(OBS), jnp.zeros(ACTION))
+    np.testing.assert_allclose(predicted.std(0), 0.2, rtol=1e-5)
+    np.testing.assert_allclose(consistency.standard_error(predicted), np.hypot(0.1, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(consistency.replace(floor=0.4).standard_error(jnp.zeros((1, OBS))), 0.4)  # type: ignore[attr-defined]
     x0, sigma = jax.random.normal(jax.random.key(5), (STEPS, FEATURES)), jnp.asarray(0.3)
     change = lambda c: np.linalg.norm(c(x0, sigma) - x0)
     assert change(consistency) < change(make(UNIT, tau=0.1))
-
-
-def test_no_gradient_passes_the_correction() -> None:
-    denoise = ConsistentDenoise(lambda x, sigma: 0.5 * x, make(UNIT))
-    x = jax.random.normal(jax.random.key(6), (STEPS, FEATURES))
-    gradient = jax.grad(lambda x: denoise(x, jnp.asarray(0.3)).sum())(x)
-    np.testing.assert_allclose(gradient, 0.5, rtol=1e-6)
 
 
 def test_both_points_of_a_proposal_are_corrected() -> None:
@@ -197,4 +229,4 @@ def test_both_points_of_a_proposal_are_corrected() -> None:
 
 def test_a_single_step_has_no_dynamics() -> None:
     with pytest.raises(ValueError, match="the dynamics need 2"):
-        make(UNIT)(jnp.zeros((1, FEATURES)), jnp.asarray(0.5))
+        ConsistentDenoise(lambda x, sigma: x, make(UNIT)).init_memory(jnp.zeros((1, FEATURES)))

@@ -13,6 +13,7 @@ from jaxpgd.training.program import fit
 from jaxpgd.training.world_model import _learners, steps_per_epoch, train_world_model, trained_world_model, world_model_program
 from jaxpgd.types import Transition
 from jaxpgd.world_model.data import prepare_transitions
+from jaxpgd.world_model.losses import gaussian_loss
 from jaxpgd.world_model.model import WorldModelConfig
 from jaxpgd.world_model.termination import make_rule
 
@@ -127,3 +128,58 @@ def test_holdout_and_epoch_sizes():
     capped = prepare_transitions(linear(100), dataclasses.replace(CONFIG, holdout=0.2, holdout_most=5))
     assert len(capped.held_out) == 5
     assert steps_per_epoch(dataclasses.replace(CONFIG, steps_per_epoch=0), 130) == 3
+
+
+class Constant:
+    """A network that predicts its parameters for every input."""
+
+    @staticmethod
+    def apply(params, x):
+        p = params["params"]
+        shape = (len(x), len(p["mean"]))
+        return jnp.broadcast_to(p["mean"], shape), jnp.broadcast_to(p["log_variance"], shape)
+
+
+def test_the_loss_of_state_models_by_hand():
+    """Means 0, variances 4 and 1/4, errors 1 and 2: beta-NLL, whose weights are constants."""
+    params = {"mean": jnp.zeros(2), "log_variance": jnp.log(jnp.array([4.0, 0.25]))}
+    bounds = {"max_log_variance": jnp.array([1.0, 1.0]), "min_log_variance": jnp.array([0.0, -1.0])}
+    x, y = jnp.zeros((1, 1)), jnp.array([[1.0, 2.0]])
+    of = lambda p, beta: gaussian_loss(Constant, {"params": p | bounds}, x, y, beta)
+    likelihood = np.array([1 / 4 + np.log(4), 4 / 0.25 - np.log(4)])
+    for beta in (0.0, 0.5, 1.0):
+        weight = np.array([4.0, 0.25]) ** beta
+        loss, square = of(params, beta)
+        assert float(loss) == pytest.approx((weight * likelihood).mean() + 0.01 * 3, rel=1e-5) and float(square) == 2.5
+        gradient = jax.grad(lambda p, beta=beta: of(p, beta)[0])(params)
+        np.testing.assert_allclose(gradient["mean"], weight * [-1 / 4, -2 / 0.25], rtol=1e-5)  # -2 error / variance / 2
+        np.testing.assert_allclose(gradient["log_variance"], weight * [1 - 1 / 4, 1 - 16] / 2, rtol=1e-5)
+
+
+def test_averaged_weights_predict_and_forget_their_start():
+    """With a decay of 0 they are the weights; with one, a mean of the path in which the first steps count for little."""
+    data = prepare_transitions(linear(400), CONFIG)
+    short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=5, ema=0.0)
+    state, _ = fit(jax.random.key(0), world_model_program(data, short), data)
+    jax.tree.map(np.testing.assert_array_equal, state.state.ema_params, state.state.params)
+    np.testing.assert_array_equal(state.state.step, 5)
+    paths = [
+        fit(jax.random.key(0), world_model_program(data, dataclasses.replace(short, epochs=1, steps_per_epoch=n)), data)[0]
+        for n in (1, 2)
+    ]
+    first, second = (jax.tree.leaves(state.state.params)[0] for state in paths)
+    averaged, _ = fit(jax.random.key(0), world_model_program(data, dataclasses.replace(short, steps_per_epoch=2, ema=0.9)), data)
+    start = jax.tree.leaves(world_model_program(data, short).init(jax.random.key(0), data).state.params)[0]
+    expected = 2 / 11 * (0.1 * start + 0.9 * first) + 9 / 11 * second  # decays 1/10 and 2/11
+    found = jax.tree.leaves(averaged.state.ema_params)[0]
+    assert np.array_equal(jax.tree.leaves(averaged.state.params)[0], second)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_error_is_that_of_the_mean_of_the_elites():
+    model, _ = trained()
+    data = prepare_transitions(linear(), CONFIG)
+    held_out = jax.tree.map(lambda a: a[data.held_out], data.transitions)
+    mean = jax.vmap(model.next_states)(held_out.obs, held_out.action)[0].mean(1)
+    np.testing.assert_allclose(model.error, jnp.sqrt(jnp.square(mean - held_out.next_obs).mean(0)), rtol=1e-3)
+    np.testing.assert_allclose(model.error, NOISE, rtol=0.2)
