@@ -39,7 +39,7 @@ class ConsistencyConfig:
         "none", "correction of denoised trajectories: none, or dynamics, by the world model of the section world_model"
     )
     floor: float = nonnegative(
-        0.005, "least standard error of the world model's prediction, in standard deviations of an observation's entry"
+        0.02, "least standard error of the world model's prediction, in standard deviations of an observation's entry"
     )
     sigma_max: float = positive(0.2, "largest noise level at which trajectories are corrected")
     iterations: int = positive(20, "conjugate-gradient steps of a correction; they cost little beside the model's Jacobian")
@@ -67,7 +67,7 @@ class Consistency:
 
     model: OneStepModel
     codec: TokenCodec
-    floor: Array | float = 0.005
+    floor: Array | float = 0.02
     sigma_max: Array | float = 0.2
     iterations: int = struct.field(pytree_node=False, default=20)
 
