@@ -28,6 +28,9 @@ class EvaluationConfig:
     behaviour: str = option(
         "", ".npz file of the tanh-Gaussian actor that collected the data, to score actions under; empty: none"
     )
+    classifier: bool = option(
+        False, "train a classifier that tells synthetic from held-out windows, some seconds for each set of trajectories"
+    )
     confidence: float = option(0.95, "level of the confidence intervals, between 0 and 1")
     max_steps: int = nonnegative(0, "longest evaluation episode, in steps, if below the environment's own limit; 0: that limit")
     processes: int = nonnegative(

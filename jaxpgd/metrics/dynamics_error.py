@@ -34,7 +34,7 @@ def dynamics_error(
     accumulate. `obs_std` [O] is the data's standard deviation (1 for constant entries). `entries` selects entries of the
     observation (default: all). Errors of observations are root mean squares over standardised entries. Keys:
 
-    - `rms` and `standard_error`, its standard error over trajectories;
+    - `rms` and `standard_error`, its standard error over trajectories; `median`, over steps;
     - `by_step` [T - 1] ([T] if `last_obs` is known) and `per_trajectory` [N]; NaN without a valid step;
     - `persistence`, `persistence_by_step`, `persistence_per_trajectory`: the errors of s' = s on the same steps;
     - `reward_rms`, in reward units, over all valid steps, and `surviving_reward_rms`, over those of trajectories without a
@@ -62,6 +62,7 @@ def dynamics_error(
     stay = _squares(scaled[:, :steps], scaled[:, 1:], valid)
     return {
         **_summary(error, valid, ""),
+        "median": float(np.sqrt(np.median(error[valid]))) if valid.any() else np.nan,
         **_summary(stay, valid, "persistence"),
         "reward_rms": _rms(reward - np.asarray(trajectory.reward), mask),
         "surviving_reward_rms": _rms(reward - np.asarray(trajectory.reward), mask & (discount > 0).all(axis=1, keepdims=True)),

@@ -1,7 +1,8 @@
-"""Mean, interquartile mean and bootstrap intervals of the returns or scores of one task."""
+"""Mean, interquartile mean and bootstrap intervals of the returns or scores of one task; power laws."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -73,3 +74,31 @@ def standard_error(values: np.ndarray) -> float:
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     return float(stats.sem(values)) if len(values) > 1 else float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """y = factor * x^exponent, with the standard error of the exponent (NaN of two points)."""
+
+    exponent: float
+    standard_error: float
+    factor: float
+    points: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """y [K] of x [K]."""
+        return np.asarray(self.factor * np.asarray(x, np.float64) ** self.exponent)
+
+
+def power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
+    """The power law of points x [K] and y [K] above 0: least squares of log y on log x.
+
+    Raises InputError for other numbers, and unless two of x differ.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    fits = x.ndim == 1 and x.shape == y.shape and bool(np.isfinite([x, y]).all() and (x > 0).all() and (y > 0).all())
+    check(fits, "x, y", (x.tolist(), y.tolist()), "as many finite numbers above 0")
+    check(len(np.unique(x)) > 1, "x", x.tolist(), "at least two different numbers")
+    fit: Any = stats.linregress(np.log(x), np.log(y))
+    error = float(fit.stderr) if len(x) > 2 else float("nan")
+    return PowerLaw(float(fit.slope), error, float(np.exp(fit.intercept)), len(x))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.metrics.statistics import interquartile_mean, standard_error, summarise
+from jaxpgd.metrics.statistics import interquartile_mean, power_law, standard_error, summarise
 
 
 def test_interquartile_mean_drops_the_outer_quarters():
@@ -61,3 +61,22 @@ def test_bad_scores_are_refused():
 def test_standard_error():
     assert standard_error(np.array([1.0, 3.0, np.nan])) == 1.0  # sd sqrt(2), over sqrt(2)
     assert np.isnan(standard_error(np.array([1.0])))
+
+
+def test_a_power_law_is_found_exactly_and_its_error_is_that_of_the_line():
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    law = power_law(x, 3 * x**-0.2)
+    assert (law.exponent, law.factor, law.points) == (pytest.approx(-0.2), pytest.approx(3.0), 4)
+    assert law.standard_error == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(law(np.array([16.0])), 3 * 16**-0.2)
+    # on log2 x = 0, 1, 2, 3 residuals e (1, -1, -1, 1) leave the line as it is: error sqrt(4 e^2 / 2 / 5) in log y
+    e = 0.1 * np.log(2)
+    bent = power_law(x, 3 * x**-0.2 * np.exp(e * np.array([1.0, -1.0, -1.0, 1.0])))
+    assert (bent.exponent, bent.standard_error) == (pytest.approx(-0.2), pytest.approx(0.1 * np.sqrt(2 / 5)))
+    assert np.isnan(power_law(x[:2], x[:2]).standard_error)
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2], [1]), ([1, 1], [1, 2]), ([0, 1], [1, 2]), ([1, 2], [1, np.nan]), ([1], [1])])
+def test_points_without_a_power_law_are_refused(x, y):
+    with pytest.raises(InputError, match=r"x, y|x = "):
+        power_law(np.array(x, float), np.array(y, float))

@@ -21,7 +21,8 @@ from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.training.health import SKIPPED
 
 RESULTS = ("returns.json", "quality.json", "results.json")
-_CLOCKS = ("seconds", "peak_memory_bytes", "resumed")  # of a stage: what two runs never share
+# of a stage: what two runs never share
+_CLOCKS = ("seconds", "step_seconds", "step_cpu_seconds", "peak_memory_bytes", "resumed")
 
 
 @dataclasses.dataclass(frozen=True)

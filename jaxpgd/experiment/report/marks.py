@@ -55,6 +55,12 @@ def barred_points(
     axis.errorbar(x, middle, bars, markersize=size, capsize=4, **(look | options))
 
 
+def scattered_points(axis: Axes, x: Any, y: Any, name: str, names: Sequence[str]) -> None:
+    """Points [K] of one of several names, without a line."""
+    look: dict[str, Any] = {"color": colour_of(name, names), "marker": marker_of(name, names), "label": name_of(name) or None}
+    axis.plot(x, y, linestyle="", markersize=6, alpha=0.7, **look)
+
+
 def level(axis: Axes, value: float, low: float, high: float, name: str, names: Sequence[str]) -> None:
     """A level line of one of several names across the panel, with its interval as a band where it has one."""
     colour = colour_of(name, names)

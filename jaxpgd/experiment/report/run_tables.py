@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxpgd.experiment.report.words import name_of
 from jaxpgd.experiment.run.view import RunView
+from jaxpgd.experiment.stages.score_trajectories import OPEN_LOOP_STEPS
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.statistics import Summary
 from jaxpgd.training.health import name_seeds
@@ -42,13 +43,16 @@ def quality_row(name: str, row: Row) -> Row:
     for key, title in (
         ("behaviour_log_likelihood", "under the behaviour policy"),
         ("dynamics_error", "dynamics error"),
+        ("dynamics_error_median", "median"),
         ("persistence_error", "persistence"),
+        *((f"open_loop_error_{k}", f"open-loop error, {k} steps") for k in OPEN_LOOP_STEPS),
         ("reward_error", "reward error"),
         ("sliced_wasserstein_1", "sliced W1 to held-out windows"),
         ("sliced_wasserstein_2", "sliced W2 to held-out windows"),
         ("coverage", "coverage"),
         ("state_coverage", "coverage of states"),
         ("density", "density"),
+        ("classifier_accuracy", "accuracy of a classifier against real"),
         ("terminal_rate", "ending in a terminal"),
         ("saturated_actions", "actions at their bounds"),
     ):

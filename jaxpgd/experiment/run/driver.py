@@ -91,11 +91,23 @@ def _facts(work: "_Work[State]", seconds: float, *, resumed: bool) -> dict[str, 
         "seconds": seconds,
         "resumed": resumed,
         "steps": work.program.chunks * work.program.steps_per_chunk,
+        **_step_seconds(work.laps, work.program.steps_per_chunk),
         "peak_memory_bytes": peak_memory(),
         "diverging_critics": work.watch.diverging,
         "lost_seeds": work.watch.lost,
         "skipped_updates": work.watch.skipped,
     }
+
+
+def _step_seconds(laps: list[tuple[float, float]], steps: int) -> dict[str, float]:
+    """Seconds of a step and processor seconds of all threads, medians over chunks of `steps` but the first, which compiles.
+
+    Nothing where there is no other chunk.
+    """
+    if len(laps) < 2:
+        return {}
+    wall, cpu = np.median(np.array(laps[1:]), axis=0) / steps
+    return {"step_seconds": float(wall), "step_cpu_seconds": float(cpu)}
 
 
 def _run_chunks(
@@ -109,11 +121,13 @@ def _run_chunks(
     """The state after all chunks that are left, with their metrics logged and checkpoints saved."""
     run, saved = work.run, time.monotonic()
     while done < work.program.chunks:
+        began = time.monotonic(), time.process_time()
         try:
             state, is_finite, row, first = work.advance(state, done)
             work.watch.judge(is_finite, done + 1, row, first)
         except DivergenceError as error:
             raise work.rescue(error, done) from None
+        work.laps.append((time.monotonic() - began[0], time.process_time() - began[1]))
         done += 1
         if after_chunk is not None:
             row |= after_chunk(done, functools.partial(work.placement.gather, state))
@@ -149,6 +163,7 @@ class _Work(Generic[State]):
         self._updates = program.updates_per_chunk or program.steps_per_chunk
         self._finite = self.placement.read(self._are_finite)
         self._names: list[str] = []
+        self.laps: list[tuple[float, float]] = []  # of each chunk of this process: seconds, and processor seconds
         debug = run.config.health.debug_nans
         if debug:
             check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")

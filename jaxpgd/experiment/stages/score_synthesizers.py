@@ -25,6 +25,7 @@ from jaxpgd.experiment.stages.score_trajectories import (
     real_windows,
     reference_distances,
     score_trajectories,
+    told_from_training,
     window_terminal_rate,
 )
 from jaxpgd.files import new_file
@@ -78,7 +79,8 @@ def _scores(
     held_out = np.random.default_rng(config.seed).permutation(np.asarray(windows.validation))[: config.evaluation.trajectories]
     real = real_windows(windows, held_out)
     flat = flat_tokens(windows, real)
-    score = lambda synthetic: score_trajectories(synthetic, policy, prepared, flat, key_scores, behaviour)
+    in_order = real_windows(windows, np.sort(held_out)) if config.evaluation.classifier else None
+    score = lambda synthetic: score_trajectories(synthetic, policy, prepared, flat, key_scores, behaviour, in_order)
     coefficients = [] if denoiser is None else sorted({0.0, config.guidance.coefficient, *config.evaluation.coefficients})
     others = [arm for arm in config.arms if arm not in ("real", "unguided", "guided")]
     truth = known_truth(prepared.dataset, policy, coefficients[1:], key_truth) if len(coefficients) > 1 else None
@@ -92,6 +94,8 @@ def _scores(
         "rows": [],
         "arms": {},
     }
+    if in_order is not None:
+        result["real"] |= told_from_training(key_scores, windows, in_order)
     with StageProgress("quality", len(coefficients) + len(others), "synthesizers") as progress:
         for coefficient in coefficients:
             assert denoiser is not None

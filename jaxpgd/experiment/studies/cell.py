@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from typing import Literal
 
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.stages.score_trajectories import OPEN_LOOP_STEPS
 from jaxpgd.experiment.studies.identity import settings_of, short_hash, slug
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 
+# columns of trajectories of which each set of trajectories has one value, in its first row
+OF_THE_SET = ("dynamics_error_rms", "dynamics_error_median", "dynamics_error_share", "reward_error", "terminal_rate",
+              "terminal_agreement", "sliced_wasserstein", "coverage", "density", "value_bias", "value_distance",
+              "classifier_accuracy", "training_seconds", "training_core_seconds", "sampling_seconds")  # fmt: skip
 # columns of results.csv by what is measured; a score stands there under the name of its family
 COLUMNS: dict[str, tuple[str, ...]] = {
     "returns": ("return", "length", "score"),
-    "trajectories": ("synthetic_return", "synthetic_length", "log_likelihood", "dynamics_error", "persistence",
-                     "sliced_wasserstein"),
+    "trajectories": ("synthetic_return", "synthetic_length", "synthetic_value", "log_likelihood", "dynamics_error",
+                     "persistence", *(f"open_loop_error_{k}" for k in OPEN_LOOP_STEPS), *OF_THE_SET),
     "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
                  "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate"),
     "tilt": ("coefficient", "divergence", "log_likelihood"),
@@ -22,7 +27,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 # and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
 STEP_COLUMNS: dict[str, tuple[str, ...]] = {
     "returns": ("return",),
-    "trajectories": ("dynamics_error", "persistence"),
+    "trajectories": ("dynamics_error", "persistence", "open_loop_error"),
     "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
     "tilt": ("samples", "target", "behaviour", "policy"),
 }
@@ -43,6 +48,7 @@ class MeasureConfig:
     trajectories: int = 256  # trajectories, rollouts, tilt: how many
     length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
     samples: int = 0  # trajectories: so many are kept, to be drawn
+    classifier: bool = False  # trajectories: train a classifier that tells them from held-out windows, which takes seconds
     weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
     means: tuple[float, ...] = (-1.0, 1.0)
     stds: tuple[float, ...] = (0.3, 0.3)
@@ -53,7 +59,7 @@ class MeasureConfig:
 # which kinds use what of a measure
 MEASURED: dict[str, tuple[str, ...]] = {
     "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
-    "length": ("trajectories", "rollouts"), "samples": ("trajectories",),
+    "length": ("trajectories", "rollouts"), "samples": ("trajectories",), "classifier": ("trajectories",),
 } | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
 
 
@@ -82,7 +88,10 @@ class Cell:
     def key(self) -> str:
         """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
         target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
-        return short_hash({"measure": dataclasses.asdict(self.measure), "config": settings_of(self.config), "target": target})
+        measure = dataclasses.asdict(self.measure)
+        if not self.measure.classifier:  # added after studies had been measured, whose keys stay
+            del measure["classifier"]
+        return short_hash({"measure": measure, "config": settings_of(self.config), "target": target})
 
     @property
     def label(self) -> str:

@@ -18,13 +18,14 @@ from jaxpgd.experiment.report.marks import (
     path_lines,
     paths,
     plane_limits,
+    scattered_points,
     seed_dots,
 )
 from jaxpgd.experiment.report.style import COLOURS, arm_of
 from jaxpgd.experiment.report.ticks import log_axis, name_ticks, number_ticks, width_of_names
 from jaxpgd.experiment.report.words import label_of, name_of
 from jaxpgd.experiment.studies.over_tasks import aggregates, improvement, profile, regret
-from jaxpgd.experiment.studies.places import Where, at, hues, name_of_place, places, summary, value_label
+from jaxpgd.experiment.studies.places import Where, at, fitted, hues, name_of_place, places, summary, value_label
 from jaxpgd.experiment.studies.results import Results, matching
 from jaxpgd.experiment.studies.spec import Drawing
 from jaxpgd.metrics.statistics import Summary
@@ -122,6 +123,27 @@ def steps(results: Results, drawing: Drawing) -> Figure:
     return finish(figure, drawing.title)
 
 
+def power(results: Results, drawing: Drawing) -> Figure:
+    """`value` against the column `x`: a point for each cell and seed, and the power law of each label of `hue`."""
+    figure, grid = _grid(results, drawing)
+    names = hues(results, drawing)
+    for where, axis in grid:
+        said = [name_of_place(where)]
+        for hue in names:
+            spot = at(where, drawing.hue, hue)
+            x, y = results.pairs(drawing.x, drawing.value, spot)
+            law = fitted(results, drawing.x, drawing.value, spot)
+            scattered_points(axis, x, y, hue, names)
+            if law is not None:
+                ends = np.array([x.min(), x.max()])
+                banded_line(axis, ends, law(ends), None, None, hue, names, label="")
+                said.append(f"{name_of(hue) or 'exponent'}: {law.exponent:.2f} ± {law.standard_error:.2f}")
+        log_axis(axis, "x")
+        log_axis(axis, "y")
+        axis.set(title="\n".join(filter(None, said)), xlabel=label_of(drawing.x))
+    return finish(figure, drawing.title)
+
+
 def trajectories(results: Results, drawing: Drawing) -> Figure | None:
     """Samples of every cell that kept some, with their dynamics error and the target's log-likelihood."""
     if not results.samples:
@@ -164,6 +186,7 @@ DRAWINGS: dict[str, Callable[[Results, Drawing], Figure | None]] = {
     "lines": lines,
     "intervals": intervals,
     "steps": steps,
+    "power": power,
     "trajectories": trajectories,
     "profile": profile,
     "aggregates": aggregates,

@@ -27,7 +27,7 @@ LATER = (STATED,
          "data.reward_normalisation", "data.pad_short", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
          "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
-         "synthesis.drop_last", "synthesis.after_terminal")  # fmt: skip
+         "synthesis.drop_last", "synthesis.after_terminal", "evaluation.classifier")  # fmt: skip
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -37,6 +37,8 @@ def settings_of(config: Config) -> dict[str, Any]:
     for name in left_out(config):
         *sections, last = name.split(".")
         functools.reduce(operator.getitem, sections, found).pop(last)
+    if config.synthesis.consistency.kind == "none":  # as before there was such a section
+        del found["synthesis"]["consistency"]
     health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
     return found | ({"health": health} if health else {})
 

@@ -8,32 +8,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpgd.dataset import in_learned_units, in_own_units, state_entries
+from jaxpgd.dataset import in_own_units
 from jaxpgd.errors import check
 from jaxpgd.experiment.commands.compare_rollouts import compare_models
-from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.agent_programs import JOINT, by_setting
-from jaxpgd.experiment.stages.build import Models, arm_synthesizer
 from jaxpgd.experiment.stages.evaluate_returns import evaluate_returns
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
-from jaxpgd.experiment.stages.score_trajectories import flat_tokens, real_windows
 from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
 from jaxpgd.experiment.stages.train_models import check_models, train_models
 from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
+from jaxpgd.experiment.studies.trajectories import make_trajectories, measure_set, training_seconds
 from jaxpgd.experiment.sweep import read_sweep
-from jaxpgd.metrics.distances import sliced_wasserstein
-from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, steps_taken
 from jaxpgd.simulators.behaviour import actor_for
-from jaxpgd.simulators.resimulation import has_simulator, make_simulator
-from jaxpgd.simulators.rollout import rollout
-from jaxpgd.synthesis.diffusion import synthesize_from
-from jaxpgd.synthesis.replay import sample_real
+from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.training.health import LOST
 from jaxpgd.types import Policy, Trajectory
 
@@ -149,70 +142,19 @@ def _given_target(cell: Cell, prepared: Prepared) -> Policy:
 
 
 def measure_trajectories(cell: Cell, store: Store) -> Found:
-    """Trajectories of one source: rows by trajectory (`seed` is that of the models), `steps`: dynamics error by step."""
-    config = cell.config
-    models_from = store.models(config)
-    prepared, models = store.opened(dataclasses.replace(config, models_from=models_from))
+    """Trajectories of one source: rows by trajectory (`seed` is that of the models), steps of errors in the simulator."""
+    config, kept = cell.config, cell.measure.samples
+    runs = store.models(config)
+    prepared, models = store.opened(dataclasses.replace(config, models_from=runs))
     policy = target_of(cell, store, prepared)
-    synthetic = make_trajectories(cell, prepared, models, policy)
-    _, _, likelihood = action_log_likelihood(policy, synthetic)
-    taken, info = steps_taken(synthetic), prepared.dataset.info
-    own = in_own_units(info, synthetic)
-    columns: dict[str, Any] = {
-        "synthetic_return": np.where(taken, own.reward, 0.0).sum(axis=1), "synthetic_length": taken.sum(axis=1),
-        "log_likelihood": likelihood,
-    }  # fmt: skip
-    if synthetic.reward.shape[1] == prepared.windows.length:  # of the set, not of a trajectory: the same in every row
-        columns["sliced_wasserstein"] = np.full(len(synthetic.reward), distance_to_data(config, prepared, synthetic))
-    steps: list[Row] = []
-    if has_simulator(info):
-        std = np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])
-        error = dynamics_error(own, make_simulator(info).step, std, state_entries(info))
-        columns |= {"dynamics_error": error["per_trajectory"], "persistence": error["persistence_per_trajectory"]}
-        by_step = zip(np.asarray(error["by_step"]), np.asarray(error["persistence_by_step"]), strict=True)
-        steps = [
-            {"seed": config.seed, "step": i, "dynamics_error": e, "persistence": p}
-            for i, (e, p) in enumerate(by_step)
-            if e == e
-        ]
-    rows = [
-        {"seed": config.seed, "episode": i} | {name: values[i] for name, values in columns.items()}
-        for i in range(len(synthetic.reward))
-    ]
-    kept = jax.tree.map(lambda x: np.asarray(x)[: cell.measure.samples], own) if cell.measure.samples else None
-    return Found(rows, steps, kept)
-
-
-def distance_to_data(config: Config, prepared: Prepared, synthetic: Trajectory) -> float:
-    """Sliced Wasserstein distance of trajectories [N, T] to as many held-out windows, in standard deviations of the entries."""
-    rng, windows = np.random.default_rng(config.seed + 1), prepared.windows
-    held_out = real_windows(windows, rng.permutation(np.asarray(windows.validation))[: len(synthetic.reward)])
-    return sliced_wasserstein(
-        stage_key(config, "study-distance"), flat_tokens(windows, synthetic), flat_tokens(windows, held_out)
-    )
-
-
-def make_trajectories(cell: Cell, prepared: Prepared, models: Models, policy: Policy) -> Trajectory:
-    """`measure.trajectories` trajectories [N, T] of `measure.source`, on the host, with rewards as learned.
-
-    Of the dataset: its held-out windows. Of the target policy in the environment: from the first observations of episodes. Of
-    models of states: from observations of the dataset.
-    """
-    config, count, source = cell.config, cell.measure.trajectories, cell.measure.source
-    rng = np.random.default_rng(config.seed)
-    key_start, key = jax.random.split(stage_key(config, f"study-{source}"))
-    if source == "dataset":
-        return real_windows(prepared.windows, rng.permutation(np.asarray(prepared.windows.validation))[:count])
-    data = prepared.dataset
-    length = cell.measure.length or config.data.window
-    if source == "rollouts":
-        first = rng.choice(data.offsets[:-1], count)
-        true, _ = rollout(key, make_simulator(data.info), policy, np.asarray(data.obs)[first], length)
-        return in_learned_units(data.info, true)
-    if source == "world_model":
-        config = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
-    start = sample_real(key_start, data.transitions(), count).obs
-    return jax.tree.map(np.asarray, synthesize_from(key, arm_synthesizer(config, models, source), policy, start))
+    synthetic, seconds = make_trajectories(cell, prepared, models, policy)
+    found = measure_set(cell, prepared, synthetic, policy)
+    found.whole |= seconds | training_seconds(runs)
+    samples = None
+    if kept:
+        own, apart = in_own_units(prepared.dataset.info, synthetic), max(1, len(synthetic.reward) // kept)
+        samples = jax.tree.map(lambda x: np.asarray(x)[::apart][:kept], own)
+    return Found(found.rows(config.seed), found.steps(config.seed), samples)
 
 
 def measure_rollouts(cell: Cell, store: Store) -> Found:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxpgd.experiment.report.words import label_of, name_of
 from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.spec import Drawing, is_number
-from jaxpgd.metrics.statistics import Summary, summarise
+from jaxpgd.metrics.statistics import PowerLaw, Summary, power_law, summarise
 
 Where = dict[str, str]  # labels by axis
 
@@ -22,6 +22,15 @@ def summary(results: Results, value: str, where: Mapping[str, str]) -> Summary |
     if len(rows) == 1:
         return summarise(rows[0][None])
     return summarise(np.array([episodes.mean() for episodes in rows]))
+
+
+def fitted(results: Results, x: str, y: str, where: Mapping[str, str]) -> PowerLaw | None:
+    """The power law of two columns over all cells and seeds with these labels; None where there are too few points."""
+    points = results.pairs(x, y, where)
+    positive = (points[0] > 0) & (points[1] > 0)
+    if len(np.unique(points[0][positive])) < 2:
+        return None
+    return power_law(points[0][positive], points[1][positive])
 
 
 def places(results: Results, axes: Sequence[str]) -> list[Where]:

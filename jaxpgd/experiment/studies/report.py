@@ -15,7 +15,7 @@ from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.experiment.studies.draw import checked
 from jaxpgd.experiment.studies.identity import slug
-from jaxpgd.experiment.studies.places import summary
+from jaxpgd.experiment.studies.places import fitted, summary
 from jaxpgd.experiment.studies.results import Results, by_scale, matching
 from jaxpgd.experiment.studies.spec import Table
 
@@ -108,6 +108,8 @@ def _notes(results: Results, missing: Sequence[str], others: Mapping[str, Any]) 
 
 def caption(table: Table) -> str:
     """What the entries of a table are."""
+    if table.power:
+        return "Exponent ± its standard error, by least squares on logarithms (number of points, one for each cell and seed)."
     what = "interquartile mean" if table.statistic == "iqm" else "mean"
     return (
         f"{what.capitalize()} over seeds [its 95 % bootstrap interval; of two or three seeds no more than their range; of one "
@@ -134,7 +136,10 @@ def _has(results: Results, table: Table, column: str) -> bool:
 
 
 def entry(results: Results, table: Table, where: Mapping[str, str]) -> str:
-    """A value with its interval, as text; empty where there is none."""
+    """A value with its interval, or an exponent with its standard error, as text; empty where there is none."""
+    if table.power:
+        law = fitted(results, table.power, table.value, where)
+        return "" if law is None else f"{law.exponent:.3f} ± {law.standard_error:.3f} ({law.points})"
     s = summary(results, table.value, where)
     if s is None:
         return ""

@@ -88,6 +88,16 @@ class Results:
             return {seed: np.asarray(seeds[seed]) for seeds in found.values() for seed in common}
         return {seed: np.array([np.mean([np.mean(seeds[seed]) for seeds in found.values()])]) for seed in common}
 
+    def pairs(self, x: str, y: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+        """Two values of every seed of every cell with these labels, each its mean over episodes: [K] and [K]."""
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in matching(self.rows, where):
+            for name in (x, y):
+                if row.get(name) is not None and math.isfinite(row[name]):
+                    found.setdefault((row["cell"], str(row[UNIT])), {}).setdefault(name, []).append(float(row[name]))
+        both = [values for values in found.values() if values.get(x) and values.get(y)]
+        return np.array([np.mean(values[x]) for values in both]), np.array([np.mean(values[y]) for values in both])
+
     def candidates(self, value: str, where: Mapping[str, str]) -> list[np.ndarray]:
         """The values [E] of every agent with these labels, by episode: each seed of each cell, a cell once."""
         found: dict[tuple[str, str], dict[Any, float]] = {}

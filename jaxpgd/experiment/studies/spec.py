@@ -19,6 +19,7 @@ class Drawing:
     - `lines`: `value` over the axis `x`, whose labels are numbers, a line for each label of the axis `hue`;
     - `intervals`: `value` of each label of `hue`, with its interval and its seeds;
     - `steps`: `values` of the rows by step, a line for each label of `hue`;
+    - `power`: `value` against the column `x`, a point for each cell and seed, and a power law for each label of `hue`;
     - `trajectories`: the samples that cells kept;
     - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
     - `aggregates`: mean, median and interquartile mean over the tasks, a row for each label of `hue` and `panels`;
@@ -28,13 +29,13 @@ class Drawing:
     """
 
     kind: Literal[
-        "lines", "intervals", "steps", "trajectories", "profile", "aggregates", "improvement", "regret", "densities"
+        "lines", "intervals", "steps", "power", "trajectories", "profile", "aggregates", "improvement", "regret", "densities"
     ] = "intervals"
     name: str = ""  # of the file
     title: str = ""
     value: str = "return"  # column of results.csv or by_step.csv
     label: str = ""  # of its axis; empty: the column's name
-    x: str = ""
+    x: str = ""  # an axis; of `power` a column
     hue: str = ""
     panels: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()  # labels of `hue` that do not depend on `x`: drawn as level lines
@@ -43,13 +44,17 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over."""
+    """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over.
+
+    With `power`, a column, entries are the exponents p of value = factor * power^p, fitted to all cells and seeds.
+    """
 
     title: str = ""
     value: str = "return"
     rows: tuple[str, ...] = ()
     columns: str = ""
     statistic: Literal["mean", "iqm"] = "mean"
+    power: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +106,11 @@ def read_specs(
     for i, given in enumerate(raw):
         where = f"{name}: {_NAMES[kind]} {i + 1}"
         spec: Any = apply_values(kind(), dict(given), where)
-        named: list[str] = [getattr(spec, field) for field in ("x", "hue", "columns", "axis") if getattr(spec, field, "")]
+        drawn: str = spec.kind if isinstance(spec, Drawing) else ""
+        of_axes = ("hue", "columns", "axis", *(("x",) if drawn != "power" else ()))
+        named: list[str] = [getattr(spec, field) for field in of_axes if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
             check(axis in all_axes and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in all_axes if a != UNIT)}")
-        drawn = spec.kind if isinstance(spec, Drawing) else ""
         columns = values["steps" if drawn == "steps" else "rows"]
         check(
             drawn in _WITHOUT_VALUE or spec.value in columns,
@@ -112,6 +118,9 @@ def read_specs(
             spec.value,
             f"one of {', '.join(sorted(columns))}",
         )
+        against = {"x": spec.x} if drawn == "power" else {"power": spec.power} if getattr(spec, "power", "") else {}
+        for field, column in against.items():
+            check(column in values["rows"], f"{where}: {field}", column, f"one of {', '.join(sorted(values['rows']))}")
         if isinstance(spec, Table):
             check(spec.columns not in spec.rows, f"{where}: columns", spec.columns, "another axis than those of rows")
         if isinstance(spec, Comparison):

@@ -251,6 +251,11 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (("seeds = 2", "models_from = ['x']"), r"models_from = .*: expected nothing"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\npairs = ['real', 'fake']\n[[figures]]"), r"pairs = \['fake'\]"),
         (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
+        (
+            ('kind = "intervals"', 'kind = "power"\nx = "regime"'),
+            r"figure 1: x = 'regime': expected one of length, return, score",
+        ),
+        (("[[figures]]", "[[tables]]\npower = 'x'\n[[figures]]"), r"table 1: power = 'x': expected one of length, return"),
         (('kind = "intervals"', 'value = "retrun"'), r"figure 1: value = 'retrun': expected one of length, return, score"),
         (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of return\."),
         (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),

@@ -183,6 +183,19 @@ def test_holm_on_a_case_worked_by_hand() -> None:
     np.testing.assert_allclose(comparisons.holm(np.array([0.6, 0.7])), [1.0, 1.0])
 
 
+def test_exponents_are_those_of_all_cells_and_seeds(results: Results) -> None:
+    for row in results.rows:
+        row["cost"] = float(row["task"]) * 2.0 ** row["seed"]
+        row["error"] = 3.0 * row["cost"] ** (-0.5 if row["source"] == "real" else -0.25)
+    results.rows = [row for row in results.rows if row["episode"] == 0]
+    rows = table_rows(results, Table(value="error", power="cost", columns="source"))
+    assert rows == [{"real": "-0.500 ± 0.000 (12)", "guided": "-0.250 ± 0.000 (12)"}]
+    assert table_rows(results, Table(value="missing", power="cost", columns="source")) == []
+    figure = draw(results, Drawing(kind="power", title="A title", value="error", x="cost", hue="source"))
+    assert figure is not None and "real: -0.50 ± 0.00\nguided: -0.25 ± 0.00" in figure.axes[0].get_title()
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
+
+
 @pytest.mark.parametrize(
     ("kind", "panels", "lines"),
     [
@@ -210,7 +223,7 @@ def test_a_figure_of_what_is_not_there_is_left_out(results: Results) -> None:
     assert figure is None and why == "no complete cells have what it shows"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DRAWINGS if kind not in ("trajectories", "densities")])
+@pytest.mark.parametrize("kind", [kind for kind in DRAWINGS if kind not in ("trajectories", "densities", "power")])
 def test_figures_do_without_a_cell_that_failed(results: Results, kind: str) -> None:
     gone = next(cell for cell in results.cells if cell.labels == {"task": "10", "source": "guided"})
     results.cells.remove(gone)

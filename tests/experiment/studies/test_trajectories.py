@@ -1,0 +1,111 @@
+"""What cells of kind trajectories measure, of sets whose answers are known."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpgd.experiment.stages.known_policies import known_target
+from jaxpgd.experiment.stages.prepare import Prepared
+from jaxpgd.experiment.stages.score_trajectories import real_windows
+from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.plan import load_study
+from jaxpgd.experiment.studies.store import Store
+from jaxpgd.experiment.studies.trajectories import measure_set, training_seconds
+from jaxpgd.simulators.resimulation import make_simulator
+from jaxpgd.simulators.rollout import replay_actions
+from jaxpgd.types import Trajectory, valid_steps
+
+STUDY = """
+title = "Made up"
+[measure]
+kind = "trajectories"
+source = "unguided"
+trajectories = 20
+[base]
+data = { episodes = 80, validation_fraction = 0.5, window = 12 }
+[axes.a]
+one = {}
+"""
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    path = tmp_path_factory.mktemp("study") / "made.toml"
+    path.write_text(STUDY)
+    return load_study(str(path)).cells[0]
+
+
+@pytest.fixture(scope="module")
+def prepared(cell: Cell) -> Prepared:
+    return Store(Path("unused")).prepared(cell.config)
+
+
+def reference(cell: Cell, prepared: Prepared) -> Trajectory:
+    """The held-out windows that trajectories are compared with."""
+    starts = np.random.default_rng(cell.config.seed + 1).permutation(np.asarray(prepared.windows.validation))[:20]
+    return real_windows(prepared.windows, np.sort(starts))
+
+
+def test_what_the_data_is_compared_with_itself(cell: Cell, prepared: Prepared) -> None:
+    windows, policy = reference(cell, prepared), known_target(prepared.dataset)
+    assert policy is not None
+    found = measure_set(cell, prepared, windows, policy)
+    assert found.whole["sliced_wasserstein"] == pytest.approx(0.0, abs=1e-6) and found.whole["coverage"] == 1.0
+    assert found.whole["value_bias"] == pytest.approx(0.0, abs=1e-6) and found.whole["terminal_rate"] == 0.0
+    values = found.each["synthetic_value"]
+    richer = measure_set(cell, prepared, dataclasses.replace(windows, reward=windows.reward + 1.0), policy).whole
+    gain = (1 - 0.99**12) / 0.01 / values.std()  # of a reward of 1 at each of 12 steps
+    assert richer["value_bias"] == pytest.approx(gain, rel=1e-4) == pytest.approx(richer["value_distance"], rel=1e-4)
+    assert richer["reward_error"] == pytest.approx(1.0, abs=0.05)  # the noise of a step is 0.01
+    assert "classifier_accuracy" not in richer
+
+
+def test_errors_of_a_constant_drift(cell: Cell, prepared: Prepared) -> None:
+    """In point2d errors of a step add up: after k steps k times that of one."""
+    windows, policy = reference(cell, prepared), known_target(prepared.dataset)
+    assert policy is not None
+    true = replay_actions(make_simulator(prepared.dataset.info), windows.obs[:, 0], windows.action)
+    drift = 0.05 * np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs])  # 0.05 standard deviations a step
+    obs = true.obs + drift * np.arange(12)[:, None]
+    made = dataclasses.replace(true, obs=obs, last_obs=None, mask=np.asarray(valid_steps(jnp.asarray(true.discount))))
+    found = measure_set(cell, prepared, made, policy)
+    for name in ("dynamics_error_rms", "dynamics_error_median"):
+        assert found.whole[name] == pytest.approx(0.05, rel=1e-3)
+    np.testing.assert_allclose(found.each["open_loop_error_4"], 0.2, rtol=1e-3)
+    np.testing.assert_allclose(found.each["open_loop_error_8"], 0.4, rtol=1e-3)
+    assert "open_loop_error_16" not in found.each
+    steps = found.steps(seed=3)
+    assert [row["step"] for row in steps] == list(range(12)) and {row["seed"] for row in steps} == {3}
+    assert "open_loop_error" not in steps[0] and steps[11]["open_loop_error"] == pytest.approx(0.55, rel=1e-3)
+    rows = found.rows(seed=3)
+    assert [row["episode"] for row in rows] == list(range(20))
+    assert set(found.whole) <= set(rows[0]) and not set(found.whole) & set(rows[1])
+
+
+def test_the_classifier_is_asked_for(cell: Cell, prepared: Prepared) -> None:
+    policy = known_target(prepared.dataset)
+    assert policy is not None
+    asked = dataclasses.replace(cell, measure=dataclasses.replace(cell.measure, classifier=True))
+    windows = reference(cell, prepared)
+    far = dataclasses.replace(windows, obs=windows.obs + 5.0)
+    assert measure_set(asked, prepared, far, policy).whole["classifier_accuracy"] > 0.9
+    assert asked.key != cell.key
+
+
+def test_training_is_counted_where_it_was_measured(tmp_path: Path) -> None:
+    stages = {
+        "a": {"steps": 10, "step_seconds": 2.0, "step_cpu_seconds": 3.0},
+        "b": {"steps": 5, "step_seconds": 1.0, "step_cpu_seconds": 1.0},
+    }
+    for run, facts in stages.items():
+        (tmp_path / run / "stages").mkdir(parents=True)
+        (tmp_path / run / "stages" / "denoiser.json").write_text(json.dumps(facts))
+    runs = [str(tmp_path / run) for run in stages]
+    assert training_seconds(runs) == {"training_seconds": 25.0, "training_core_seconds": 35.0}
+    assert training_seconds([]) == {}
+    (tmp_path / "b" / "stages" / "denoiser.json").write_text(json.dumps({"steps": 5, "seconds": 1.0}))
+    assert training_seconds(runs) == {}
