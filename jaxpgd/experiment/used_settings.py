@@ -111,7 +111,7 @@ RULES: tuple[Rule, ...] = (
     _of_arms(
         "models_from data.stride data.add_episode_starts data.add_terminals data.allow_timeout_end data.pad_short "
         "data.terminal_repeats data.done_scale data.normalisation data.validation_fraction "
-        "synthesis evaluation.trajectories evaluation.behaviour",
+        "synthesis evaluation.trajectories evaluation.behaviour evaluation.classifier",
         *_SAMPLED, "world_model",
     ),
     _of_arms("denoiser sampler", *_SAMPLED),
