@@ -5,10 +5,13 @@ At a noise level sigma the denoised trajectory x0 is replaced by one step of Gau
     |s - s0|^2 / v + sum_t |(s_{t+1} - f(s_t, a_t)) / tau_t|^2,    v = sigma^2 / (1 + sigma^2),
 
 in units of normalised tokens: f is the mean prediction of a one-step model, tau_t its standard error, v the variance that the
-noise leaves to an entry of unit variance. Actions, rewards and terminals stay as they are. With r the residuals over tau and J
-their Jacobian the step u solves (I + v J^T J) u = -v J^T r by conjugate gradients. J is made of the Jacobians F_t = df/ds
-[O, O] of the steps, which cost O passes of the model: they are computed at the first noise level that is corrected and kept
-for the others, so that every further correction costs one pass of the model. The denoiser is not differentiated.
+noise leaves to an entry of unit variance. With r the residuals over tau and J their Jacobian the step u solves
+(I + v J^T J) u = -v J^T r by conjugate gradients. J is made of the Jacobians F_t = df/ds [O, O] of the steps, which cost O
+passes of the model: they are computed at the first noise level that is corrected and kept for the others, so that every further
+correction costs one pass of the model. The denoiser is not differentiated.
+
+Rewards are then moved towards those that the model expects at the new states, in the same way: by v / (v + tau^2) of the
+difference, tau the reward model's error. Actions and terminals stay as they are.
 
 What is sampled is a product of experts, p(x) * prod_t N(s_{t+1}; f(s_t, a_t), tau_t^2): exactly where clean tokens given the
 noised ones have the covariance v I and f is linear, approximately otherwise. Where the dynamics are linear and deterministic
@@ -28,18 +31,18 @@ from jaxpgd.guidance.base import Estimate, Guided
 from jaxpgd.guidance.moment import conjugate_gradients
 from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.tokens import TokenCodec
-from jaxpgd.types import Denoise, Memory
+from jaxpgd.types import Denoise, Memory, until_terminal
 
 
 @options
 class ConsistencyConfig:
-    """Dynamics-consistent denoising: denoised states are moved towards what a one-step world model predicts."""
+    """Dynamics-consistent denoising: denoised states and rewards move towards what a one-step world model predicts."""
 
     kind: Literal["none", "dynamics"] = option(
         "none", "correction of denoised trajectories: none, or dynamics, by the world model of the section world_model"
     )
     floor: float = nonnegative(
-        0.02, "least standard error of the world model's prediction, in standard deviations of an observation's entry"
+        0.02, "least standard error of the world model's predictions, in standard deviations of the data"
     )
     sigma_max: float = positive(0.2, "largest noise level at which trajectories are corrected")
     iterations: int = positive(20, "conjugate-gradient steps of a correction; they cost little beside the model's Jacobian")
@@ -49,12 +52,16 @@ class OneStepModel(Protocol):
     """Predicts the next observation.
 
     `next_states(obs [O], action [A]) -> (means [K, O], standard deviations [K, O])`, the best model first, and `error` [O], the
-    root mean square error of the mean over K on held-out data, in units of observations.
+    root mean square error of the mean over K on held-out data, in units of observations. `reward(obs, action) -> []` is the
+    expected reward, `reward_error` [] its error in the same sense.
     """
 
     error: Array
+    reward_error: Array
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]: ...
+
+    def reward(self, obs: Array, action: Array) -> Array: ...
 
 
 @struct.dataclass
@@ -97,6 +104,20 @@ class Consistency:
             return found
         return found * jnp.cumprod((x0[:-1, done] * codec.std[done] + codec.mean[done] <= 0.5).astype(x0.dtype))
 
+    def with_rewards(self, x0: Array, v: Array, valid: Array | None) -> Array:
+        """x0 [T, D] with rewards moved towards the model's at its states and actions, until the first terminal or the end."""
+        codec = self.codec
+        entry = codec.reward
+        if codec.token_dim <= entry:
+            return x0
+        raw = x0 * codec.std + codec.mean
+        expected = jax.vmap(self.model.reward)(raw[:, codec.obs], codec.action_of(raw[:, codec.action]))
+        tau = jnp.maximum(self.model.reward_error / codec.std[entry], self.floor)
+        taken = until_terminal(1.0 - (raw[:, codec.done] > 0.5))
+        taken = taken if valid is None else taken & valid
+        change = v / (v + jnp.square(tau)) * ((expected - codec.mean[entry]) / codec.std[entry] - x0[:, entry])
+        return x0.at[:, entry].add(jnp.where(taken, change, 0.0))
+
     def jacobians(self, x0: Array) -> Array:
         """F_t [T - 1, O, O] of the best model at the states and actions of x0 [T, D]."""
         found: Array = jax.vmap(jax.jacfwd(lambda s, a: self.predict(s, a)[0]))(*self.steps(x0))
@@ -117,7 +138,7 @@ class Consistency:
 
         r = weight * (states[1:] - predicted.mean(1))
         u, *_ = conjugate_gradients(lambda p: (p + v * J_T(J(p)), p), -v * J_T(r), states, self.iterations)
-        return x0.at[:, self.codec.obs].add(u)
+        return self.with_rewards(x0.at[:, self.codec.obs].add(u), v, valid)
 
     def __call__(self, x0: Array, sigma: Array, valid: Array | None = None) -> Array:
         """`correct` by Jacobians at x0 where sigma is at most `sigma_max`, x0 itself above."""

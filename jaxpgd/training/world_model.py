@@ -22,7 +22,6 @@ from jaxpgd.types import Metrics, PyTree, Transition
 from jaxpgd.world_model.data import WorldModelData
 from jaxpgd.world_model.losses import gaussian_loss, logistic_loss, squared_loss
 from jaxpgd.world_model.model import Terminates, WorldModel, WorldModelConfig, networks
-from jaxpgd.world_model.networks import GaussianRegressor
 from jaxpgd.world_model.scales import Scales
 
 _IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
@@ -215,13 +214,21 @@ def _quantities(state: WorldModelState) -> dict[str, PyTree]:
     return {"parameter": {name: part.params for name, part in parts.items() if part is not None}}
 
 
-def held_out_error(network: GaussianRegressor, elites: PyTree, data: WorldModelData) -> Array:
-    """Root mean square error [O] of the mean prediction of elites [K] on held-out transitions, in units of observations."""
+def held_out_error(
+    learners: list[_Learner], elites: PyTree, reward_params: PyTree, data: WorldModelData
+) -> tuple[Array, Array]:
+    """Root mean square errors on held-out transitions, in the data's units.
+
+    Of the mean prediction of the elites [K] for the next observation, [O], and of the reward model, [].
+    """
     held_out = jax.tree.map(lambda a: a[data.held_out], data.transitions)
-    x, y = data.scales.inputs(held_out.obs, held_out.action), data.scales.target_delta(held_out)
-    apply: Any = network.apply
-    mean = jax.lax.map(lambda params: apply(params, x)[0], elites).mean(0)
-    return jnp.sqrt(jnp.square(mean - y).mean(0)) * data.scales.delta.std
+    state, reward, *_ = learners
+    x, y = state.examples(data.scales, held_out)
+    mean = jax.lax.map(lambda params: state.network.apply(params, x)[0], elites).mean(0)
+    x, z = reward.examples(data.scales, held_out)
+    rms = lambda error: jnp.sqrt(jnp.square(error).mean(0))
+    error = rms(mean - y) * data.scales.delta.std
+    return error, rms(reward.network.apply(reward_params, x) - z) * data.scales.reward.std[0]
 
 
 def trained_world_model(
@@ -231,13 +238,16 @@ def trained_world_model(
     order = jnp.argsort(state.state.best_loss)[: config.elites]
     state_network, reward_network, terminal_network = networks(config, data.transitions.obs.shape[-1])
     first = lambda part: jax.tree.map(lambda p: p[0], part.best)
-    elites = jax.tree.map(lambda p: p[order], state.state.best)
+    elites, reward_params = jax.tree.map(lambda p: p[order], state.state.best), first(state.reward)
+    learners = _learners(config, data.transitions.obs.shape[-1], terminates is None)
+    error, reward_error = held_out_error(learners, elites, reward_params, data)
     return WorldModel(
         elites=elites,
-        reward_params=first(state.reward),
+        reward_params=reward_params,
         terminal_params=None if state.terminal is None else first(state.terminal),
         scales=data.scales,
-        error=held_out_error(state_network, elites, data),
+        error=error,
+        reward_error=reward_error,
         state_network=state_network,
         reward_network=reward_network,
         terminal_network=terminal_network,

@@ -62,6 +62,7 @@ class WorldModel:
     terminal_params: PyTree  # None where `terminates` is a known rule
     scales: Scales
     error: Array  # [O] root mean square error of the elites' mean prediction on held-out transitions, in units of observations
+    reward_error: Array  # [] the same of the reward model, in units of rewards
     state_network: GaussianRegressor = struct.field(pytree_node=False)
     reward_network: ScalarRegressor = struct.field(pytree_node=False)
     terminal_network: ScalarRegressor = struct.field(pytree_node=False)

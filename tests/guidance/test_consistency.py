@@ -39,6 +39,10 @@ class Linear:
     B: Array
     apart: Array
     error: Array
+    reward_error: Array = struct.field(default_factory=lambda: jnp.asarray(0.1))
+
+    def reward(self, obs: Array, action: Array) -> Array:
+        return obs.sum() + 2.0 * action.sum()
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:
         mean = self.A @ obs + self.B @ action + self.apart[:, None]
@@ -194,6 +198,23 @@ def test_steps_from_a_terminal_on_are_left_alone() -> None:
     short = make(FLAGGED, iterations=60)(ended[:6].at[5, FLAGGED.done].set(0.0), jnp.asarray(0.5))
     np.testing.assert_allclose(make(FLAGGED, iterations=60)(ended, jnp.asarray(0.5))[:6, :OBS], short[:, :OBS], atol=1e-4)
     assert (make(FLAGGED)(x0, jnp.asarray(0.5))[6:, :OBS] != x0[6:, :OBS]).any()
+
+
+def test_rewards_move_towards_the_expected_ones_until_the_terminal() -> None:
+    """By v / (v + tau^2) of the way, in the units of the tokens; those after the terminal stay."""
+    mean, std = jnp.arange(FEATURES + 2.0), jnp.linspace(0.5, 2.0, FEATURES + 2)
+    codec = dataclasses.replace(FLAGGED, mean=mean, std=std)
+    raw = jax.random.normal(jax.random.key(11), (STEPS, FEATURES + 2)).at[:, codec.done].set(0.0).at[5, codec.done].set(1.0)
+    x0, sigma = (raw - mean) / std, jnp.asarray(0.2)
+    found = make(codec, tau=0.3)(x0, sigma)
+    states, actions = (found * std + mean)[:, codec.obs], raw[:, codec.action]
+    expected = ((states.sum(1) + 2.0 * actions.sum(1)) - mean[codec.reward]) / std[codec.reward]
+    v, tau = 0.2**2 / (1 + 0.2**2), 0.1 / std[codec.reward]
+    moved = x0[:, codec.reward] + v / (v + tau**2) * (expected - x0[:, codec.reward])
+    np.testing.assert_allclose(found[:6, codec.reward], moved[:6], atol=1e-5)
+    np.testing.assert_array_equal(found[6:], x0[6:])
+    np.testing.assert_array_equal(found[:, codec.action], x0[:, codec.action])
+    np.testing.assert_array_equal(found[:, codec.done], x0[:, codec.done])
 
 
 def test_models_that_disagree_correct_less_and_the_floor_bounds_tau() -> None:

@@ -36,6 +36,10 @@ class Linear:
     """s' = A s + B a, exactly."""
 
     error: Array
+    reward_error: Array = struct.field(default_factory=lambda: jnp.asarray(0.05))
+
+    def reward(self, obs: Array, action: Array) -> Array:
+        return obs.sum()
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:
         mean = (A @ obs + B @ action)[None]
@@ -71,6 +75,8 @@ def test_corrected_trajectories_follow_the_model_with_every_guidance(kind: str) 
     left = 0.25 if kind == "published" else 0.1  # the published guidance moves actions after each correction
     assert residual(plain) > 0.5 and residual(corrected) < left * residual(plain)
     assert 0.3 < float(corrected.obs.std()) < 1.5  # and they are no collapsed ones
+    wrong = lambda trajectory: float(jnp.square(trajectory.reward - trajectory.obs.sum(-1)).mean())
+    assert wrong(plain) > 0.5 and wrong(corrected) < 0.1 * wrong(plain)
 
 
 def test_trajectories_from_given_starts_stay_there() -> None:

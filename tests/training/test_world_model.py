@@ -183,3 +183,5 @@ def test_the_error_is_that_of_the_mean_of_the_elites():
     mean = jax.vmap(model.next_states)(held_out.obs, held_out.action)[0].mean(1)
     np.testing.assert_allclose(model.error, jnp.sqrt(jnp.square(mean - held_out.next_obs).mean(0)), rtol=1e-3)
     np.testing.assert_allclose(model.error, NOISE, rtol=0.2)
+    reward = jax.vmap(model.reward)(held_out.obs, held_out.action)
+    np.testing.assert_allclose(model.reward_error, jnp.sqrt(jnp.square(reward - held_out.reward).mean()), rtol=1e-3)
