@@ -4,22 +4,23 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxpgd.guidance.base import NoGuidance, NoiseRange
+from jaxpgd.guidance.base import NoGuidance
+from jaxpgd.guidance.kinds import at_every_level
 from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
 from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
 from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
 from jaxpgd.guidance.smc import SMCConfig, SMCGuidance
 
 
-def method(kind: str = "reconstruction", levels: NoiseRange = NoiseRange(), **options: Any) -> Any:
+def method(kind: str = "reconstruction", **options: Any) -> Any:
     """A guidance with options of its own; of "smc" `proposal` and those of the proposal."""
     if kind == "smc":
         proposal = options.pop("proposal", "reconstruction")
-        return SMCGuidance(SMCConfig(proposal=proposal), method(proposal, levels, **options))
+        return SMCGuidance(SMCConfig(proposal=proposal), at_every_level(method(proposal, **options)))
     if kind == "none":
         return NoGuidance()
     if kind == "published":
-        return PublishedGuidance(PublishedConfig(**options), levels)
+        return PublishedGuidance(PublishedConfig(**options))
     if kind == "moment":
-        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | options), levels)
-    return ReconstructionGuidance(ReconstructionConfig(**{"limit": jnp.inf} | options), levels)
+        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | options))
+    return ReconstructionGuidance(ReconstructionConfig(**{"limit": jnp.inf} | options))

@@ -47,7 +47,7 @@ DENOISER = DenoiserConfig(features=8, blocks=1, groups=4, steps=2, validate_ever
 WORLD_MODEL = WorldModelConfig(members=2, elites=2, hidden=(8,), reward_hidden=(8,), batch_size=8, epochs=2, steps_per_epoch=2)
 AGENT = AgentConfig(updates=4, updates_per_chunk=2, batch_size=8)
 SYNTHESIS = SynthesisConfig(trajectories=8, interval=2, synthetic_ratio=0.5)
-SAMPLER = SamplerConfig(steps=2, batch_size=4)
+SAMPLER = SamplerConfig(steps=3, batch_size=4)
 KINDS = get_args(get_type_hints(GuidanceConfig)["kind"])
 SOLVERS = [kind for kind in get_args(get_type_hints(SamplerConfig)["kind"]) if kind in ("ancestral", "dpmpp_3m_sde")]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.speed.guidance_cost import costs
+from benchmarks.speed.guidance_cost import costs, sampling_costs
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver
@@ -70,9 +70,17 @@ def nudge(step_size: float) -> Method:
     return Method(f"published, step size {step_size:g}", guidance, "heun", (), 80.0, step_size)
 
 
-def guided(kind: MethodKind, iterations: int = 2, smc: SMCConfig = SMCConfig()) -> GuidanceConfig:
-    """Options of a method, without its limit on changes: targets in closed form are those of the method itself."""
-    sections = ReconstructionConfig(limit=math.inf), MomentConfig(limit=math.inf, iterations=iterations)
+EVERYWHERE: dict[str, Any] = {"sigma_min": 0.0, "sigma_max": 1e9, "cache_interval": 1}
+CACHED: dict[str, Any] = {"sigma_max": 20.0, "cache_interval": 2}
+
+
+def guided(kind: MethodKind, iterations: int = 2, smc: SMCConfig = SMCConfig(), **schedule: float) -> GuidanceConfig:
+    """Options of a method, without its limit on changes: targets in closed form are those of the method itself.
+
+    A change is computed at every evaluation, unless `schedule` has other noise levels or another `cache_interval`.
+    """
+    own: dict[str, Any] = {"limit": math.inf} | EVERYWHERE | schedule
+    sections = ReconstructionConfig(**own), MomentConfig(iterations=iterations, **own)
     return GuidanceConfig(kind, reconstruction=sections[0], moment=sections[1], smc=smc)
 
 
@@ -85,6 +93,9 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
         Method("reconstruction", guided("reconstruction"), "heun", (16, 32, 64)),
         Method("reconstruction, churn 20", guided("reconstruction"), "heun", (32, 64, 128), 20.0),
         Method("moment, 2 iterations", moment(2), "heun", (8, 12, 16, 32)),
+        Method("moment, cached", guided("moment", **CACHED), "dpmpp_2m_sde", (16, 24, 32, 48)),
+        Method("moment at every evaluation", moment(2), "dpmpp_2m_sde", (16, 32)),
+        Method("moment, cached, 2M", guided("moment", **CACHED), "dpmpp_2m", (20, 26, 32)),
         Method("moment, 2 iterations, 2M", moment(2), "dpmpp_2m", (13, 26, 52)),
         Method("moment, 1 iteration, 2M", moment(1), "dpmpp_2m", (21, 42, 84)),
         Method("moment, 4 iterations", moment(4), "heun", (8, 16, 32)),
@@ -256,7 +267,9 @@ def mixture_rows(behaviour: Mixture, count: int = 16_384) -> Iterator[dict[str, 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Rows as a text table."""
-    heads = HEADS if "w2" in found[0] else ("guidance", "coefficient", "forward_equivalents", "kl", "forward_times")
+    heads = HEADS if "w2" in found[0] else (
+        "guidance", "coefficient", "forward_equivalents", "kl", "forward_times", "unguided_times",
+    )  # fmt: skip
     heads = tuple(head for head in heads if any(head in row for row in found) or head in HEADS[:2])
     text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
     cells = [heads, *([text(r.get(h, "-")) for h in heads] for r in found)]
@@ -280,7 +293,9 @@ def run() -> dict[str, Any]:
         found[name] = list(mixture_rows(behaviour))
         print(f"\n{name}\n{table(found[name])}", flush=True)
     found["costs"] = costs()
-    print(f"\ncosts\n{table(found['costs'])}", flush=True)
+    print(f"\ncosts of an evaluation\n{table(found['costs'])}", flush=True)
+    found["sampling_costs"] = sampling_costs()
+    print(f"\ncosts of sampling\n{table(found['sampling_costs'])}", flush=True)
     return {"suite": "guidance", **describe_device(), "samples": COUNT, "rows": found}
 
 

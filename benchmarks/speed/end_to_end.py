@@ -19,7 +19,6 @@ from benchmarks.speed.denoiser import make_windows
 from benchmarks.speed.refresh import Size as RefreshSize
 from benchmarks.timing import header, matmul_peak, measure, row
 from jaxpgd.agents import td3_bc
-from jaxpgd.diffusion.solvers import make_solver
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, AgentState, agent_program
@@ -91,8 +90,7 @@ def protocol(updates_rate: float, evaluation: float, passes: float) -> dict[str,
 def forward_passes(windows: Windows, method: refresh.Method, size: Size) -> float:
     """Cost of one trajectory of a method, in forward passes."""
     synthesizer = refresh.synthesizer_of(windows, method, dataclasses.replace(size.sampling, features=8, published_features=8))
-    nfe = jnp.asarray(make_solver(method.sampler).nfe(method.sampler.steps))
-    return float(synthesizer.cost(nfe, 1.0, guided=method.guidance is not None)["forward_equivalents"])
+    return float(synthesizer.cost())
 
 
 def default_size() -> Size:

@@ -1,5 +1,6 @@
-"""What a guided function evaluation costs, in time and in forward-equivalents; part of the suite `guidance`."""
+"""What a guided evaluation and a guided sample cost, in time and in forward-equivalents; part of the suite `guidance`."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 
 from benchmarks.speed.denoiser import Size as DenoiserSize
 from benchmarks.speed.denoiser import make_windows
-from benchmarks.speed.sampling import Method, Size, synthesizer_of
-from benchmarks.timing import measure
+from benchmarks.speed.sampling import MOMENT, MOMENT_CACHED, Method, Size, draw, synthesizer_of
+from benchmarks.timing import alternated, measure
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.guidance.base import DenoisedPointGuidance
+from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
 from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
 from jaxpgd.types import Denoise
@@ -44,3 +46,32 @@ def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
         guided = seconds(guidance.guide(denoiser.denoise, policy, denoiser.codec, 1.0))
         found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
     return found
+
+
+SAMPLED = {
+    "unguided": None,
+    "reconstruction": GuidanceConfig("reconstruction"),
+    "moment": MOMENT,
+    "moment, cached": MOMENT_CACHED,
+}
+
+
+def sampling_costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
+    """Time of guided over that of unguided sampling, and the forward-equivalents of a trajectory, with the default sampler.
+
+    For a batch of `size.trajectories`; the methods take turns, so that a change of the clock rate meets all of them.
+    """
+    windows = make_windows(DenoiserSize(window=size.window))
+    agent = td3_bc(action_dim=windows.transitions.action.shape[-1])
+    policy = agent.policy(agent.init(jax.random.key(2), jax.tree.map(lambda x: x[0], windows.transitions)))
+    runs, costs = {}, {}
+    for name, guidance in SAMPLED.items():
+        synthesizer = synthesizer_of(windows, Method(name, SamplerConfig(), guidance), size)
+        args = (jax.random.key(1), synthesizer, None if guidance is None else policy)
+        runs[name] = functools.partial(draw.lower(*args, count=size.trajectories).compile(), *args)
+        costs[name] = int(synthesizer.cost())
+    medians = alternated(runs, size.repeats)
+    return [
+        {"guidance": name, "forward_equivalents": costs[name], "unguided_times": medians[name] / medians["unguided"]}
+        for name in SAMPLED
+    ]

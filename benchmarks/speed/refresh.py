@@ -18,7 +18,6 @@ from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.guidance.kinds import GuidanceConfig
-from jaxpgd.guidance.moment import MomentConfig
 from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.agent import AgentState, Schedule, init_agent, refresh
@@ -39,7 +38,7 @@ class Method:
 
 
 AT_NOISED = PublishedConfig(at="noised")
-MOMENT = GuidanceConfig("moment", moment=MomentConfig(iterations=2))
+MOMENT = GuidanceConfig("moment")
 SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
 METHODS = (
     Method("dpmpp_2m_sde 32", SamplerConfig("dpmpp_2m_sde", steps=32)),

@@ -119,6 +119,7 @@ RULES: tuple[Rule, ...] = (
     _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
     Rule(("world_model",), lambda c: bool(set(_MODELS) & set(c.arms)) or _corrects(c),
          "arms has dydiff or world_model, or synthesis.consistency.kind is 'dynamics'", of_arms=True),
+    _of_arms("world_model.termination", *_MODELS),
     _of_arms("synthesis.consistency", *_DIFFUSION),
     _of_arms("synthesis.dydiff", "dydiff"),
     _of_arms("synthesis.world_model", "world_model"),
@@ -133,11 +134,10 @@ RULES: tuple[Rule, ...] = (
     _rule("guidance.published", lambda c: c.guidance.kind == "published", "guidance.kind is 'published'"),
     _of_guidance("reconstruction"),
     _of_guidance("moment"),
-    _rule("guidance.reconstruction.hold_states guidance.moment.hold_states", lambda c: c.guidance.kind != "smc",
-          "guidance.kind is 'reconstruction' or 'moment'"),
+    _rule(" ".join(f"guidance.{kind}.{name}" for kind in ("reconstruction", "moment")
+                   for name in ("hold_states", "cache_interval", "sigma_min", "sigma_max")),
+          lambda c: c.guidance.kind != "smc", "guidance.kind is 'reconstruction' or 'moment'"),
     _rule("guidance.smc", lambda c: c.guidance.kind == "smc", "guidance.kind is 'smc'"),
-    _rule("guidance.sigma_min guidance.sigma_max", lambda c: moved_by(c.guidance) != "none",
-          "guidance.smc.proposal is not 'none'"),
     # synthesis
     _rule("synthesis.interval", lambda c: c.synthesis.regime != "oneoff", "synthesis.regime is not 'oneoff'"),
     _rule("synthesis.fraction", lambda c: c.synthesis.regime in ("continuous", "fifo"),

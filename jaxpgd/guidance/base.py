@@ -2,7 +2,7 @@
 
 The target is p_off(trajectory) * q(trajectory)^lambda, q the product over t of pi(tanh u_t | s_t), in the space of pre-tanh
 actions u (PGD section 4): q is the density of the environment's action, without the log-slope of tanh. The methods differ in
-what they assume of the posterior of the clean trajectory x0 given the noised one x, and in their cost per evaluation in
+what they assume of the posterior of the clean trajectory x0 given the noised one x, and in their cost per guided evaluation in
 forward-equivalents (a forward pass of the denoiser is 1, a JVP or VJP of it 1 more):
 
 - `published` (1, or 2 at the denoised point): nothing; action entries move along the policy's gradient. Does not sample the
@@ -16,18 +16,25 @@ Gaussian policy. Where they hold pre-tanh actions u, as all datasets' tokens do,
 the tangent at the denoised point pulls too weakly where u is large. With one action, u ~ N(0, 1) and the policy N(0.6, 0.3^2),
 the target's mean action is 0.589 and that of both 0.515; `smc` has no such error. (The tanh expected of u in place of its
 tangent gives 0.569 there, but moves the states of trajectories too far.)
+
+Not every evaluation of a sample has to compute the change D' - D (`GuidedPointConfig`): it is small at the largest and smallest
+noise levels (a guidance interval, Kynkaanniemi et al., arXiv 2404.07724), and changes little from one evaluation to the next,
+so that it can be cached. All other evaluations cost one forward pass.
 """
 
 from typing import Any, ClassVar, Protocol
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.guidance.caching import CachedChanges, deviation
 from jaxpgd.guidance.likelihood import Likelihood
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.tokens import TokenCodec
-from jaxpgd.types import Denoise, Hook, Policy
+from jaxpgd.types import Denoise, Hook, Memory, Policy
 
 
 @struct.dataclass
@@ -65,8 +72,12 @@ class Guidance(Protocol):
         """The Denoise and the `before_step` hook to sample one trajectory with; `valid` [T]: steps that are guided."""
         ...
 
-    def forward_equivalents(self, nfe: Array, steps: int) -> Array:
-        """Cost [] of one sample that took so many evaluations of the denoiser in so many steps."""
+    def counting(self) -> Denoise:
+        """A Denoise that computes nothing, and whose memory counts what evaluations of the guided one cost."""
+        ...
+
+    def hook_cost(self, steps: int) -> int:
+        """Forward passes of the hook in so many steps."""
         ...
 
     def unweighted(self) -> "Guidance | None":
@@ -74,16 +85,29 @@ class Guidance(Protocol):
         ...
 
 
-@struct.dataclass
-class NoiseRange:
-    """Noise levels that are guided: sigma in [sigma_min, sigma_max]."""
+@options
+class GuidedLevels:
+    """The noise levels that are guided: sigma in [sigma_min, sigma_max]."""
 
-    sigma_min: Array | float = 0.0
-    sigma_max: Array | float = jnp.inf
+    sigma_min: float = nonnegative(0.0, "smallest noise level at which samples are guided; 0: down to the last step", high=1e9)
+    sigma_max: float = option(1e9, "largest noise level at which samples are guided", low=0.0, high=1e9)
 
     def has(self, sigma: Array) -> Array:
         """Whether sigma is among them."""
         return (sigma >= self.sigma_min) & (sigma <= self.sigma_max)
+
+
+@options
+class GuidedPointConfig(GuidedLevels):
+    """What the methods that guide the denoised point share."""
+
+    limit: float = positive(
+        2.0, "largest change of a denoised entry, in units of its deviation sigma / sqrt(1 + sigma^2)", high=1e3
+    )
+    hold_states: bool = option(False, "hold the states: take the gradient of log pi(a|s) in the actions alone")
+    cache_interval: int = positive(
+        1, "function evaluations from one computed change to the next; between them it is extrapolated; 1: every one computed"
+    )
 
 
 class DenoisedPointGuidance:
@@ -91,15 +115,15 @@ class DenoisedPointGuidance:
 
     weighted: ClassVar[bool] = False
     at_denoised_point: ClassVar[bool] = True
-    options: Any
+    options: GuidedPointConfig
 
     @property
     def cost(self) -> int:
-        """Forward-equivalents of one guided evaluation."""
+        """Forward-equivalents of one evaluation that computes the change."""
         raise NotImplementedError
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
-        """The estimate at x [T, D] and sigma [] > 0."""
+        """The estimate at x [T, D] and sigma [] > 0, whatever noise levels are guided."""
         raise NotImplementedError
 
     def guide(
@@ -113,8 +137,8 @@ class DenoisedPointGuidance:
         uncertain_states: bool = False,
     ) -> "GuidedDenoise":
         """The guided Denoise for a policy and a coefficient lambda []; `valid` [T]: steps whose actions are in log q."""
-        held = self.options is not None and self.options.hold_states
-        return GuidedDenoise(self, denoise, Likelihood(policy, codec, coefficient, held, uncertain_states, valid))
+        likelihood = Likelihood(policy, codec, coefficient, self.options.hold_states, uncertain_states, valid)
+        return GuidedDenoise(self, denoise, likelihood)
 
     def attach(
         self, denoise: Denoise, policy: Policy, codec: TokenCodec, coefficient: Array | float, valid: Array | None = None
@@ -122,9 +146,13 @@ class DenoisedPointGuidance:
         """As `Guidance.attach`: no hook."""
         return self.guide(denoise, policy, codec, coefficient, valid), None
 
-    def forward_equivalents(self, nfe: Array, steps: int) -> Array:
-        """As `Guidance.forward_equivalents`."""
-        return self.cost * nfe
+    def counting(self) -> Denoise:
+        """As `Guidance.counting`."""
+        return GuidedDenoise(Counting(self.options, self.cost), Echo(), None)  # type: ignore[arg-type]
+
+    def hook_cost(self, steps: int) -> int:
+        """As `Guidance.hook_cost`: no hook."""
+        return 0
 
     def unweighted(self) -> "Guidance | None":
         """As `Guidance.unweighted`."""
@@ -133,21 +161,57 @@ class DenoisedPointGuidance:
 
 @struct.dataclass
 class GuidedDenoise:
-    """A Denoise guided by one method: D'(x; sigma) in place of D(x; sigma)."""
+    """A Denoise guided by one method: D'(x; sigma) in place of D(x; sigma).
+
+    With a memory (`types.DenoiseWithMemory`) it computes the change D' - D at every `cache_interval`-th evaluation within the
+    guided noise levels, and extrapolates it at those between (`CachedChanges.at`), in units of `deviation` and within `limit`.
+    Any other evaluation, and any outside these levels, is a forward pass.
+    """
 
     method: DenoisedPointGuidance
     denoise: Denoise
     likelihood: Likelihood
 
     def estimate(self, x: Array, sigma: Array) -> Estimate:
-        """As `Guided.estimate`."""
+        """As `Guided.estimate`; without a change outside the guided noise levels."""
         chex.assert_rank(x, 2)
         chex.assert_rank(sigma, 0)
-        return self.method.estimate(self.denoise, self.likelihood, x, sigma)
+        found = self.method.estimate(self.denoise, self.likelihood, x, sigma)
+        return Estimate(found.x0, jnp.where(self.method.options.has(sigma), found.x0_guided, found.x0), found.log_twist)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         """Guided estimate of the clean sample: x [T, D], sigma [] -> [T, D]."""
         return self.estimate(x, sigma).x0_guided
+
+    def init_memory(self, x: Array) -> Memory:
+        """As `DenoiseWithMemory.init_memory`: a change is due."""
+        cached = CachedChanges.none(x) if self.method.options.cache_interval > 1 else ()
+        return Memory(cached, jnp.zeros((), jnp.int32))
+
+    def evaluate(self, x: Array, sigma: Array, memory: Memory) -> tuple[Array, Memory]:
+        """As `DenoiseWithMemory.evaluate`: the guided estimate [T, D] of the clean sample, and the new memory."""
+        chex.assert_rank(x, 2)
+        chex.assert_rank(sigma, 0)
+        options, unit, caches = self.method.options, deviation(sigma), self.method.options.cache_interval > 1
+        guided = options.has(sigma)
+
+        def compute(cached: Any) -> tuple[Array, Any, int]:
+            found = self.method.estimate(self.denoise, self.likelihood, x, sigma)
+            if caches:
+                cached = cached.push((found.x0_guided - found.x0) / unit, sigma, options.cache_interval)
+            return found.x0_guided, cached, self.method.cost
+
+        def reuse(cached: Any) -> tuple[Array, Any, int]:
+            x0 = self.denoise(x, sigma)
+            if caches:
+                change = unit * jnp.clip(cached.at(sigma), -options.limit, options.limit)
+                x0 = jnp.where(guided, x0 + change, x0)
+                cached = cached.replace(due=jnp.where(guided, cached.due - 1, 0))
+            return x0, cached, 1
+
+        due = guided & (memory.kept.due == 0) if caches else guided
+        x0, cached, passes = jax.lax.cond(due, compute, reuse, memory.kept)
+        return x0, Memory(cached, memory.passes + passes)
 
     def log_target(self, x0: Array) -> Array:
         """As `Guided.log_target`."""
@@ -158,7 +222,7 @@ class GuidedDenoise:
 class NoGuidance(DenoisedPointGuidance):
     """The denoiser itself, with the twist of `reconstruction`: `smc` then guides by weights alone."""
 
-    options: Any = struct.field(pytree_node=False, default=None)
+    options: GuidedPointConfig = GuidedPointConfig()
 
     @property
     def cost(self) -> int:
@@ -169,6 +233,32 @@ class NoGuidance(DenoisedPointGuidance):
         """As `DenoisedPointGuidance.estimate`."""
         x0 = denoise(x, sigma)
         return Estimate(x0, x0, likelihood.coefficient * likelihood.blurred(x0, sigma))
+
+
+@struct.dataclass
+class Counting(DenoisedPointGuidance):
+    """A method of the given cost that changes nothing: with it a `GuidedDenoise` only counts its evaluations."""
+
+    options: GuidedPointConfig
+    passes: int = struct.field(pytree_node=False)
+
+    @property
+    def cost(self) -> int:
+        """As `DenoisedPointGuidance.cost`."""
+        return self.passes
+
+    def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
+        """As `DenoisedPointGuidance.estimate`."""
+        return Estimate(x, x, jnp.zeros((), x.dtype))
+
+
+@struct.dataclass
+class Echo:
+    """The Denoise of samples without noise: x itself."""
+
+    def __call__(self, x: Array, sigma: Array) -> Array:
+        """x [T, D]."""
+        return x
 
 
 def within_limit(change: Array, limit: Array | float, sigma: Array) -> Array:

@@ -1,11 +1,12 @@
 """The guidance methods by name: their options, and the object of the chosen one."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import check
-from jaxpgd.guidance.base import DenoisedPointGuidance, Guidance, NoGuidance, NoiseRange
+from jaxpgd.guidance.base import DenoisedPointGuidance, Guidance, GuidedLevels, NoGuidance
 from jaxpgd.guidance.moment import MomentConfig, MomentGuidance
 from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
 from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
@@ -30,29 +31,30 @@ class GuidanceConfig:
     max_dynamics_error: float = nonnegative(
         0.0, "in runs, use the largest lambda with at most this multiple of the unguided dynamics error; 0: off"
     )
-    sigma_min: float = nonnegative(0.0, "smallest noise level at which samples are guided; 0: down to the last step", high=1e9)
-    sigma_max: float = option(1e9, "largest noise level at which samples are guided", low=0.0, high=1e9)
     published: PublishedConfig = PublishedConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     moment: MomentConfig = MomentConfig()
     smc: SMCConfig = SMCConfig()
 
 
-def _levels(config: GuidanceConfig) -> NoiseRange:
-    return NoiseRange(config.sigma_min, config.sigma_max)
-
-
 PROPOSALS: dict[str, Callable[[GuidanceConfig], DenoisedPointGuidance]] = {
     "none": lambda config: NoGuidance(),
-    "reconstruction": lambda config: ReconstructionGuidance(config.reconstruction, _levels(config)),
-    "moment": lambda config: MomentGuidance(config.moment, _levels(config)),
+    "reconstruction": lambda config: ReconstructionGuidance(config.reconstruction),
+    "moment": lambda config: MomentGuidance(config.moment),
 }
 METHODS: dict[str, Callable[[GuidanceConfig], Guidance]] = {
-    "published": lambda config: PublishedGuidance(config.published, _levels(config)),
+    "published": lambda config: PublishedGuidance(config.published),
     "reconstruction": PROPOSALS["reconstruction"],
     "moment": PROPOSALS["moment"],
-    "smc": lambda config: SMCGuidance(config.smc, PROPOSALS[config.smc.proposal](config)),
+    "smc": lambda config: SMCGuidance(config.smc, at_every_level(PROPOSALS[config.smc.proposal](config))),
 }
+
+
+def at_every_level(guidance: DenoisedPointGuidance) -> DenoisedPointGuidance:
+    """The same method, computed at every evaluation and noise level: what `smc` proposes with."""
+    everywhere = as_arrays(dataclasses.replace(guidance.options, sigma_min=0.0, sigma_max=1e9, cache_interval=1))
+    found: DenoisedPointGuidance = dataclasses.replace(guidance, options=everywhere)  # type: ignore[type-var]
+    return found
 
 
 def make_guidance(config: GuidanceConfig) -> Guidance:
@@ -78,20 +80,24 @@ def moved_by(config: GuidanceConfig) -> str:
 
 def check_guided(sampler: SamplerConfig, guidance: GuidanceConfig) -> None:
     """Check that some step of the sampler is guided, unless numbers are traced or arrays. Raises InputError."""
-    low, high, published = guidance.sigma_min, guidance.sigma_max, guidance.kind == "published"
+    if guidance.kind == "smc":  # its proposals are guided at every level
+        return
+    section, published = f"guidance.{guidance.kind}", guidance.kind == "published"
+    levels: GuidedLevels = getattr(guidance, guidance.kind)
+    low, high = levels.sigma_min, levels.sigma_max
     if not all(isinstance(x, int | float) for x in (low, high, sampler.sigma_min, sampler.sigma_max, sampler.rho)):
         return
-    check(low < sampler.sigma_max, "guidance.sigma_min", low,
+    check(low < sampler.sigma_max, f"{section}.sigma_min", low,
           f"less than sampler.sigma_max = {sampler.sigma_max}, or no step is guided")  # fmt: skip
-    check(high >= sampler.sigma_min, "guidance.sigma_max", high,
+    check(high >= sampler.sigma_min, f"{section}.sigma_max", high,
           f"at least sampler.sigma_min = {sampler.sigma_min}, or no step is guided")  # fmt: skip
     check(not published or sampler.steps > 1, "sampler.steps", sampler.steps,
           "at least 2 where guidance.kind is 'published', whose last step is not guided")  # fmt: skip
-    levels = noise_levels(sampler)[: -1 if published else None]
-    nearest = min(levels, key=lambda level: max(low - level, level - high))
+    steps = noise_levels(sampler)[: -1 if published else None]
+    nearest = min(steps, key=lambda level: max(low - level, level - high))
     check(
         low <= nearest <= high,
-        "guidance.sigma_min, guidance.sigma_max",
+        f"{section}.sigma_min, {section}.sigma_max",
         (low, high),
         "a noise level of the sampler between them, or no step is guided",
         f"The nearest is {nearest:.4g}.",

@@ -20,20 +20,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, NoiseRange, within_limit
+from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, GuidedPointConfig, within_limit
 from jaxpgd.guidance.likelihood import LEAST_CURVATURE, Likelihood
-from jaxpgd.options import nonnegative, option, options, positive
+from jaxpgd.options import nonnegative, options, positive
 from jaxpgd.types import Denoise, Policy
 
 
 @options
-class MomentConfig:
+class MomentConfig(GuidedPointConfig):
     """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    limit: float = positive(
-        2.0, "largest change of a denoised entry, in units of its deviation sigma / sqrt(1 + sigma^2)", high=1e3
-    )
-    hold_states: bool = option(False, "hold the states: take the gradient of log pi(a|s) in the actions alone")
     iterations: int = positive(2, "conjugate-gradient steps; each costs as much as two network evaluations")
     damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
 
@@ -48,7 +44,6 @@ class MomentGuidance(DenoisedPointGuidance):
     """
 
     options: MomentConfig = MomentConfig()
-    levels: NoiseRange = NoiseRange()
 
     @property
     def cost(self) -> int:
@@ -73,8 +68,7 @@ class MomentGuidance(DenoisedPointGuidance):
             return (1.0 + self.options.damping) * z + lam * M(C_M_t_z), C_M_t_z
 
         z, C_M_t_z, left = conjugate_gradients(system, r, x, self.options.iterations)
-        weight = jnp.where(self.levels.has(sigma), likelihood.coefficient, 0.0)
-        guided = x0 + within_limit(-weight * C_M_t_z, self.options.limit, sigma)
+        guided = x0 + within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
         log_twist = likelihood.exact(x0) + 0.5 * lam * jnp.vdot(r, r - z)
         return Estimate(x0, guided, log_twist), left
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.guidance.base import NoiseRange
+from jaxpgd.guidance.base import Echo, GuidedLevels
 from jaxpgd.guidance.likelihood import log_likelihood
 from jaxpgd.options import nonnegative, option, options
 from jaxpgd.tokens import TokenCodec
@@ -18,7 +18,7 @@ PUBLISHED_STEPS = 256  # of the sampler that the published coefficient belongs t
 
 
 @options
-class PublishedConfig:
+class PublishedConfig(GuidedLevels):
     """Guidance as published (PGD algorithm 1)."""
 
     at: Literal["noised", "denoised"] = option(
@@ -35,7 +35,6 @@ class PublishedGuidance:
     """The published guidance with its numbers: a hook of the sampler, not a denoiser."""
 
     options: PublishedConfig = PublishedConfig()
-    levels: NoiseRange = NoiseRange()
     weighted: ClassVar[bool] = False
     at_denoised_point: ClassVar[bool] = False
 
@@ -43,11 +42,15 @@ class PublishedGuidance:
         self, denoise: Denoise, policy: Policy, codec: TokenCodec, coefficient: Array | float, valid: Array | None = None
     ) -> tuple[Denoise, Hook | None]:
         """As `Guidance.attach`: the denoiser as it is, and the hook."""
-        return denoise, PolicyGradientStep(policy, codec, coefficient, self.options, self.levels, valid)
+        return denoise, PolicyGradientStep(policy, codec, coefficient, self.options, valid)
 
-    def forward_equivalents(self, nfe: Array, steps: int) -> Array:
-        """As `Guidance.forward_equivalents`: the gradient at the denoised point takes one evaluation a step more."""
-        return nfe + (steps if self.options.at == "denoised" else 0)
+    def counting(self) -> Denoise:
+        """As `Guidance.counting`: a forward pass each."""
+        return Echo()
+
+    def hook_cost(self, steps: int) -> int:
+        """As `Guidance.hook_cost`: the gradient at the denoised point takes one evaluation a step."""
+        return steps if self.options.at == "denoised" else 0
 
     def unweighted(self) -> "PublishedGuidance":
         """As `Guidance.unweighted`."""
@@ -67,7 +70,6 @@ class PolicyGradientStep:
     codec: TokenCodec
     coefficient: Array | float  # lambda
     options: PublishedConfig = PublishedConfig()
-    levels: NoiseRange = NoiseRange()
     valid: Array | None = None  # [T] steps whose actions are in log q; None: all
 
     def gradient(self, x: Array) -> Array:
@@ -84,7 +86,7 @@ class PolicyGradientStep:
         """Size [] of the step: the coefficient lambda times the schedule over steps."""
         i, n, sine = stage.index, stage.count, self.options.sine
         ramp = 1.0 - i / n + sine * jnp.sin(jnp.pi * (i + 1) / n)
-        active = (i < n - 1) & self.levels.has(stage.sigma)
+        active = (i < n - 1) & self.options.has(stage.sigma)
         return jnp.where(active, self.coefficient * step_share(n, sine) * ramp, 0.0)
 
     def __call__(self, x: Array, stage: Stage) -> Array:

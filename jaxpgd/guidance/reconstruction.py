@@ -1,24 +1,18 @@
 """Reconstruction guidance: the gradient of log q at the denoised point, through the denoiser (DPS, arXiv 2209.14687)."""
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, NoiseRange, within_limit
+from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, GuidedPointConfig, within_limit
 from jaxpgd.guidance.likelihood import Likelihood
-from jaxpgd.options import option, options, positive
+from jaxpgd.options import options
 from jaxpgd.types import Denoise
 
 
 @options
-class ReconstructionConfig:
+class ReconstructionConfig(GuidedPointConfig):
     """Reconstruction guidance: entries of the clean trajectory taken as independent given the noised one."""
-
-    limit: float = positive(
-        2.0, "largest change of a denoised entry, in units of its deviation sigma / sqrt(1 + sigma^2)", high=1e3
-    )
-    hold_states: bool = option(False, "hold the states: take the gradient of log pi(a|s) in the actions alone")
 
 
 @struct.dataclass
@@ -31,7 +25,6 @@ class ReconstructionGuidance(DenoisedPointGuidance):
     """
 
     options: ReconstructionConfig = ReconstructionConfig()
-    levels: NoiseRange = NoiseRange()
 
     @property
     def cost(self) -> int:
@@ -46,6 +39,5 @@ class ReconstructionGuidance(DenoisedPointGuidance):
             return likelihood.blurred(x0, sigma), x0
 
         (value, x0), gradient = jax.value_and_grad(log_q, has_aux=True)(x)
-        weight = jnp.where(self.levels.has(sigma), likelihood.coefficient, 0.0)
-        guided = x0 + within_limit(weight * sigma**2 * gradient, self.options.limit, sigma)
+        guided = x0 + within_limit(likelihood.coefficient * sigma**2 * gradient, self.options.limit, sigma)
         return Estimate(x0, guided, likelihood.coefficient * value)

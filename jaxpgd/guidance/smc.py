@@ -61,9 +61,18 @@ class SMCGuidance:
         """As `Guidance.attach`, for a single trajectory without weights."""
         return self.guide(denoise, policy, codec, coefficient, valid), None
 
-    def forward_equivalents(self, nfe: Array, steps: int) -> Array:
-        """As `Guidance.forward_equivalents`."""
-        return self.proposal.forward_equivalents(nfe, steps)
+    @property
+    def cost(self) -> int:
+        """Forward-equivalents of a guided evaluation: those of the proposal."""
+        return self.proposal.cost
+
+    def counting(self) -> Denoise:
+        """As `Guidance.counting`."""
+        return self.proposal.counting()
+
+    def hook_cost(self, steps: int) -> int:
+        """As `Guidance.hook_cost`: no hook."""
+        return 0
 
     def unweighted(self) -> "Guidance | None":
         """As `Guidance.unweighted`: the proposal."""

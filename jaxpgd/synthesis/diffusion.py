@@ -14,7 +14,7 @@ from jaxpgd.diffusion.conditioning import Chain, Clamp, CleanConditions, Conditi
 from jaxpgd.diffusion.padding import WindowEnds, padding
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
-from jaxpgd.guidance.base import Guidance, Guided
+from jaxpgd.guidance.base import Echo, Guidance, Guided
 from jaxpgd.guidance.consistency import Consistency, ConsistencyConfig, ConsistentDenoise, ConsistentGuided, OneStepModel
 from jaxpgd.guidance.diagnostics import guidance_profile
 from jaxpgd.guidance.kinds import GuidanceConfig, check_guided, make_guidance, make_strength
@@ -61,8 +61,8 @@ class DiffusionSynthesizer(Synthesizer):
 
     def sample_tokens(
         self, key: Array, policy: Policy | None, coefficient: Array | float, start: Array, ends: Ends | None = None
-    ) -> tuple[Array, Array]:
-        """One trajectory's tokens [T, D] and its NFE []; start [O] counts with `from_start`."""
+    ) -> tuple[Array, Metrics]:
+        """One trajectory's tokens [T, D], and its `nfe` and `forward_equivalents` []; start [O] counts with `from_start`."""
         codec, denoise, hook = self.denoiser.codec, self.knowing(ends), None
         if self.guidance is not None and policy is not None:
             denoise, hook = self.guidance.attach(denoise, policy, codec, coefficient, self.valid(ends))
@@ -71,7 +71,7 @@ class DiffusionSynthesizer(Synthesizer):
         before = Chain((hook, clamp)) if hook is not None and clamp is not None else hook or clamp
         shape = (self.length, codec.token_dim)
         x, info = self.sampling.draw(key, denoise, shape, before_step=before, after_stage=clamp)
-        return x, info["nfe"]
+        return x, self.with_hooks(info, guided=hook is not None)
 
     def knowing(self, ends: Ends | None) -> Denoise:
         """The denoiser, told where the trajectory ends."""
@@ -179,18 +179,31 @@ class DiffusionSynthesizer(Synthesizer):
             tokens, log_weight, info = self.populations(key, policy, coefficient, start)
         else:
             one = lambda key, x: self.sample_tokens(key, policy, coefficient, *x)
-            tokens, nfe = map_starts(one, key, (start, ends), self.sampling.batch_size)
+            tokens, each = map_starts(one, key, (start, ends), self.sampling.batch_size)
             log_weight = jnp.zeros(start.shape[0], jnp.float32)
-            info = self.cost(nfe[0], coefficient, guided=policy is not None)
+            info = {name: value[0] for name, value in each.items()}  # the same for all
+            info["coefficient"] = jnp.asarray(coefficient if self.guides(policy) else 0.0, jnp.float32)
         return tokens, log_weight, info | {"forward_equivalents": info["forward_equivalents"] + spent}
 
-    def cost(self, nfe: Array, coefficient: Array | float, *, guided: bool) -> Metrics:
-        """Info of one trajectory of so many evaluations: `nfe`, `forward_equivalents`, `coefficient`, each []."""
-        guided = guided and self.guidance is not None
-        steps = self.sampling.sigmas.shape[0] - 1
-        passes = self.guidance.forward_equivalents(nfe, steps) if guided and self.guidance is not None else nfe
-        number = jnp.asarray(coefficient if guided else 0.0, jnp.float32)
-        return {"nfe": nfe, "forward_equivalents": passes, "coefficient": number}
+    def guides(self, policy: Policy | None) -> bool:
+        """Whether trajectories for this policy are guided."""
+        return self.guidance is not None and policy is not None
+
+    def with_hooks(self, info: Metrics, *, guided: bool) -> Metrics:
+        """A sampler's info with the forward passes of guidance that is a hook."""
+        if not guided or self.guidance is None:
+            return info
+        extra = self.guidance.hook_cost(self.sampling.sigmas.shape[0] - 1)
+        return info | {"forward_equivalents": info["forward_equivalents"] + extra}
+
+    def cost(self, *, guided: bool = True) -> Array:
+        """Forward-equivalents [] of one trajectory, as `__call__` counts them, without sampling any."""
+        if self.guidance is None or not guided:
+            return self.sampling.cost(Echo())
+        if isinstance(self.guidance, SMCGuidance):
+            return jnp.asarray(self.guidance.cost * (self.sampling.sigmas.shape[0] - 1))
+        counted = {"forward_equivalents": self.sampling.cost(self.guidance.counting())}
+        return self.with_hooks(counted, guided=True)["forward_equivalents"]
 
     def populations(self, key: Array, policy: Policy, coefficient: Array | float, start: Array) -> tuple[Array, Array, Metrics]:
         """As `sample`, by sequential Monte Carlo: populations of equal size, their weights on one scale.
@@ -215,7 +228,8 @@ class DiffusionSynthesizer(Synthesizer):
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
         log_weight, means = on_one_scale(log_weight, info)
-        cost = self.cost(info["nfe"][0], coefficient, guided=True)
+        nfe, used = info["nfe"][0], jnp.asarray(coefficient, jnp.float32)
+        cost = {"nfe": nfe, "forward_equivalents": self.guidance.cost * nfe, "coefficient": used}
         return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], cost | means
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":

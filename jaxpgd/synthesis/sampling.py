@@ -33,10 +33,15 @@ class Sampling:
         before_step: Hook | None = None,
         after_stage: Hook | None = None,
     ) -> tuple[Array, Metrics]:
-        """One sample of `shape` [T, D] from noise, and what it cost: {"nfe": []}."""
+        """One sample of `shape` [T, D] from noise, and what it cost: {"nfe": [], "forward_equivalents": []}."""
         key_noise, key_sampler = jax.random.split(key)
         x = self.sigmas[0] * jax.random.normal(key_noise, shape, self.sigmas.dtype)
         return sample(key_sampler, denoise, x, self.sigmas, self.solver, before_step=before_step, after_stage=after_stage)
+
+    def cost(self, denoise: Denoise) -> Array:
+        """Forward-equivalents [] of one sample; `denoise` only has to count them, whatever the shape of x."""
+        _, info = self.draw(jax.random.key(0), denoise, (1, 1))
+        return info["forward_equivalents"]
 
 
 def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> Sampling:

@@ -29,6 +29,7 @@ from jaxpgd.experiment.stages.build import build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
 from jaxpgd.guidance.kinds import GuidanceConfig
+from jaxpgd.guidance.moment import MomentConfig
 from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.options import get
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
@@ -325,8 +326,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     [
         ("paper/pgd_hopper_td3_bc", {"denoiser": {"steps": 200}}, "denoiser.steps = 200: .* where denoiser.epochs is 0"),
         ("paper/pgd_hopper_td3_bc", {"agent": {"iql": {"beta": 1.0}}}, "agent.iql.beta = 1.0: .* where agent.kind is 'iql'"),
-        ("", {"guidance": {"sigma_max": 1e-3}}, "guidance.sigma_max = 0.001: expected at least sampler.sigma_min = 0.002"),
-        ("", {"guidance": {"sigma_min": 7.0, "sigma_max": 7.1}}, r"\(7.0, 7.1\): expected a noise level .* nearest is 6.464"),
+        ("", {"guidance": {"kind": "reconstruction", "reconstruction": {"sigma_max": 1e-3}}},
+         "guidance.reconstruction.sigma_max = 0.001: expected at least sampler.sigma_min = 0.002"),
+        ("", {"guidance": {"moment": {"sigma_min": 7.0, "sigma_max": 7.1}}},
+         r"\(7.0, 7.1\): expected a noise level .* nearest is 6.464"),
         ("", {"guidance": {"kind": "published"}, "sampler": {"steps": 1}}, "sampler.steps = 1: expected at least 2"),
         ("", {"synthesis": {"synthetic_ratio": 1e-3}}, "synthesis.synthetic_ratio = 0.001: expected more than 0.00195312"),
         ("", {"arms": ["unguided"], "synthesis": {"synthetic_ratio": 0.0}}, "synthesis.synthetic_ratio = 0.0: expected more"),
@@ -410,9 +413,10 @@ def test_sections_in_python() -> None:
         GuidanceConfig(kind="published", published=PublishedConfig(iterations=5))  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="churn"):
         SamplerConfig(batch_size=2, churn=3.0)  # type: ignore[call-arg]
-    with pytest.raises(InputError, match=r"guidance.sigma_max = 0.001: expected at least"):
-        make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=1e-3))
-    guided = lambda x: make_synthesizer(denoiser, SamplerConfig(batch_size=2), GuidanceConfig(sigma_max=x)).guidance
+    upto = lambda x: GuidanceConfig(moment=MomentConfig(sigma_max=x))
+    with pytest.raises(InputError, match=r"guidance.moment.sigma_max = 0.001: expected at least"):
+        make_synthesizer(denoiser, SamplerConfig(batch_size=2), upto(1e-3))
+    guided = lambda x: make_synthesizer(denoiser, SamplerConfig(batch_size=2), upto(x)).guidance
     assert jax.tree.leaves(jax.vmap(guided)(jnp.array([1e-3, 1.0])))  # traced: not known yet
     of = lambda rho: make_synthesizer(denoiser, SamplerConfig(rho=rho, batch_size=2)).sampling.sigmas
     scales = jax.vmap(of)(jnp.array([3.0, 7.0]))

@@ -10,7 +10,7 @@ from guided import method
 from jax import Array
 
 from jaxpgd.envs.linear_gaussian import linear_policy
-from jaxpgd.guidance.base import GuidedDenoise, NoGuidance, NoiseRange
+from jaxpgd.guidance.base import GuidedDenoise, NoGuidance
 from jaxpgd.guidance.diagnostics import guidance_profile
 from jaxpgd.guidance.likelihood import Likelihood, log_likelihood
 from jaxpgd.guidance.moment import MomentGuidance
@@ -41,7 +41,7 @@ def stage(index: int, count: int = 8, sigma: float = 2.0) -> Stage:
 
 
 def step(**changes: Any) -> PolicyGradientStep:
-    options: dict[str, Any] = {"at": "noised", "normalise": "none", "sine": 0.3}
+    options: dict[str, Any] = {"at": "noised", "normalise": "none", "sine": 0.3, "sigma_min": 0.0, "sigma_max": 1e9}
     options |= {name: changes.pop(name) for name in options if name in changes}
     return dataclasses.replace(PolicyGradientStep(POLICY, CODEC, 1.0, PublishedConfig(**options)), **changes)
 
@@ -109,7 +109,7 @@ def test_the_step_at_the_denoised_trajectory() -> None:
 
 @pytest.mark.parametrize("sigma", [0.4, 3.1])
 def test_the_step_outside_its_noise_levels(sigma: float) -> None:
-    np.testing.assert_array_equal(step(levels=NoiseRange(0.5, 3.0))(X, stage(0, sigma=sigma)), X)
+    np.testing.assert_array_equal(step(sigma_min=0.5, sigma_max=3.0)(X, stage(0, sigma=sigma)), X)
 
 
 def test_zero_gradient() -> None:
@@ -163,9 +163,9 @@ def test_no_coefficient_is_no_guidance_and_noise_levels_switch() -> None:
     sigma = jnp.asarray(1.0)
     np.testing.assert_allclose(guided(0.0)(X, sigma), Shrink()(X, sigma), rtol=1e-6)
     for outside in (0.4, 3.1):
-        switched = guided(1.0, levels=NoiseRange(0.5, 3.0))
+        switched = guided(1.0, sigma_min=0.5, sigma_max=3.0)
         np.testing.assert_allclose(switched(X, jnp.asarray(outside)), Shrink()(X, jnp.asarray(outside)), rtol=1e-6)
-    np.testing.assert_allclose(guided(1.0, levels=NoiseRange(0.5, 3.0))(X, sigma), guided(1.0)(X, sigma), rtol=1e-6)
+    np.testing.assert_allclose(guided(1.0, sigma_min=0.5, sigma_max=3.0)(X, sigma), guided(1.0)(X, sigma), rtol=1e-6)
 
 
 def test_attach_gives_a_hook_or_a_denoiser() -> None:
@@ -183,11 +183,10 @@ def test_attach_gives_a_hook_or_a_denoiser() -> None:
 
 
 def test_cost_in_forward_equivalents() -> None:
-    """Heun with 32 steps evaluates 63 times; the gradient at the denoised point adds one forward pass a step."""
-    cost = lambda **settings: int(method(**settings).forward_equivalents(jnp.asarray(63), 32))
-    assert cost() == 126 and cost(kind="moment", iterations=3) == 7 * 63
-    assert cost(kind="published", at="noised") == 63 and cost(kind="published") == 95
-    assert cost(kind="smc", proposal="none") == 63 and cost(kind="smc") == 126
+    """Of a computed evaluation, and of the hook of 32 steps: a gradient at the denoised point takes a forward pass a step."""
+    assert method().cost == 2 and method("moment", iterations=3).cost == 7
+    assert method("published", at="noised").hook_cost(32) == 0 and method("published").hook_cost(32) == 32
+    assert method("smc", proposal="none").cost == 1 and method("smc").cost == 2
 
 
 def test_new_numbers_do_not_trace_again() -> None:

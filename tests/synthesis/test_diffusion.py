@@ -210,7 +210,7 @@ def test_settings_reach_the_sampler() -> None:
     churn = EDMConfig(churn=7.0, churn_noise=1.1)
     config = SamplerConfig(kind="euler", steps=5, sigma_min=0.1, sigma_max=20.0, rho=3.0, euler=churn)
     made = make_synthesizer(
-        DENOISER, config, GuidanceConfig(coefficient=0.7, sigma_max=9.0, moment=MomentConfig(hold_states=True))
+        DENOISER, config, GuidanceConfig(coefficient=0.7, moment=MomentConfig(hold_states=True, sigma_max=9.0))
     )
     np.testing.assert_allclose(made.sampling.sigmas, karras_sigmas(5, 0.1, 20.0, 3.0), rtol=1e-6)
     assert isinstance(made.sampling.solver, Euler)
@@ -219,7 +219,7 @@ def test_settings_reach_the_sampler() -> None:
     assert float(own.churn_noise) == pytest.approx(1.1) and made.length == 2
     assert isinstance(made.guidance, MomentGuidance) and made.guidance.options.hold_states
     assert isinstance(made.strength, FixedStrength) and float(made.strength.coefficient) == pytest.approx(0.7)
-    assert float(made.guidance.levels.sigma_max) == pytest.approx(9.0)
+    assert float(made.guidance.options.sigma_max) == pytest.approx(9.0)
     published = make_guidance(GuidanceConfig(kind="published", published=PublishedConfig(at="noised", normalise="official")))
     assert isinstance(published, PublishedGuidance) and published.options.at == "noised"
     assert int(call(jax.random.key(0), made, POLICY).info["nfe"]) == 5

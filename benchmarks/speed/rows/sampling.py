@@ -15,7 +15,6 @@ from benchmarks.speed.rows.denoiser import denoiser_config, denoiser_state, wind
 from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.guidance.kinds import GuidanceConfig
-from jaxpgd.guidance.moment import MomentConfig
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, make_synthesizer
 from jaxpgd.training.denoiser import DenoiserConfig, trained_denoiser
 from jaxpgd.training.windows import Windows
@@ -25,7 +24,7 @@ GUIDANCES = {
     "unguided": None,
     "published": sampling.NUDGE,
     "reconstruction": GuidanceConfig("reconstruction"),
-    "moment": GuidanceConfig("moment", moment=MomentConfig(iterations=2)),
+    "moment": sampling.MOMENT,
 }
 
 
