@@ -4,13 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared
-from jaxpgd.experiment.stages.score_trajectories import real_windows
+from jaxpgd.experiment.stages.score_trajectories import real_windows, score_trajectories, told_from_training
 from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.studies.store import Store
@@ -94,6 +95,20 @@ def test_the_classifier_is_asked_for(cell: Cell, prepared: Prepared) -> None:
     far = dataclasses.replace(windows, obs=windows.obs + 5.0)
     assert measure_set(asked, prepared, far, policy).whole["classifier_accuracy"] > 0.9
     assert asked.key != cell.key
+
+
+def test_the_table_of_a_run_has_them_too(cell: Cell, prepared: Prepared) -> None:
+    windows, key = reference(cell, prepared), jax.random.key(0)
+    far = dataclasses.replace(windows, obs=windows.obs + 5.0)
+    found = score_trajectories(far, None, prepared, None, key, told_from=windows)
+    assert found["classifier_accuracy"] > 0.9
+    among = told_from_training(key, prepared.windows, windows)["classifier_accuracy"]
+    assert abs(among - 0.5) < 4 * 0.5 / np.sqrt(40)
+    # point2d is the same everywhere: noise of 0.01 a step, in standard deviations of each entry
+    noise = 0.01 * np.sqrt(np.mean(1 / np.asarray(prepared.windows.unit.std[prepared.windows.unit.obs]) ** 2))
+    for k in (4, 8):
+        assert found[f"open_loop_error_{k}"] == pytest.approx(noise * np.sqrt(k), rel=4 / np.sqrt(2 * 40))
+    assert found["dynamics_error_median"] < found["dynamics_error"] and "open_loop_error_16" not in found
 
 
 def test_training_is_counted_where_it_was_measured(tmp_path: Path) -> None:
