@@ -16,7 +16,7 @@ from jaxpgd.errors import InputError
 
 FOLDERS = {
     "speed": ("agents", "denoiser", "dydiff", "end_to_end", "evaluation", "refresh", "sampling", "scaling"),
-    "fidelity": ("conditions", "guidance"),
+    "fidelity": ("ancestors", "conditions", "guidance"),
     "robustness": ("faults", "fuzz", "soak"),
 }
 # suite -> module with `run() -> dict`, imported only when it is asked for

@@ -6,8 +6,15 @@ level sigma the target is p_sigma(x) times a twist, which estimates E[q(x0)^lamb
 Steps are proposed with a guided denoiser; weights make up for what its proposals have too many or too few of (Wu et al., arXiv
 2306.17775, algorithm 1). The twist and the proposal may be wrong: as particles grow, the error that remains is that of the
 unguided steps.
+
+How many particles that takes grows with the number of actions: each level adds to the weights what its step and its twist are
+off, summed over them. Full resampling then leaves a few ancestors of the population, which the effective sample size, high
+again after every resampling, does not show. So resampling is by w^alpha, alpha the largest exponent that leaves enough
+ancestors, and particles keep w^(1 - alpha): their weights stay proper for the target, and the estimate of the normaliser
+unbiased.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -19,11 +26,13 @@ from jax import Array
 
 from jaxpgd.diffusion.multistep import extrapolation_weight
 from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, Guidance, Guided, GuidedDenoise, NoGuidance
-from jaxpgd.options import option, options, positive, share
+from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.parallel import map_batches
-from jaxpgd.resampling import effective_sample_size, systematic
+from jaxpgd.resampling import effective_sample_size, exponent_that_keeps, power, surviving_ancestors, systematic
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Hook, Metrics, Policy
+
+_MOST_KEPT = 0.5  # of a population: with more, weights could hardly say anything
 
 
 @options
@@ -36,6 +45,13 @@ class SMCConfig:
     order: Literal["first", "second"] = option("second", "order of the solver's steps between weightings")
     particles: int = positive(256, "largest number of trajectories in a population that is weighted and resampled together")
     threshold: float = share(0.5, "resample when the effective sample size falls below this share of the population")
+    least_ancestors: int = nonnegative(
+        64, "first particles that a final population must descend from, half of it at most: tempers weights; 0: none"
+    )
+
+    def least_share(self, particles: int) -> float:
+        """`least_ancestors` as a share of a population."""
+        return min(self.least_ancestors / particles, _MOST_KEPT)
 
 
 @struct.dataclass
@@ -88,6 +104,7 @@ class Population:
     ahead: Estimate  # [P, ...]; points of `estimate` extrapolated from those of the step before: where the next step goes
     log_weight: Array  # [P]
     log_normaliser: Array  # [], of what was resampled away
+    ancestor: Array  # [P] int32, the first particle that each descends from; ascending
 
 
 def smc(
@@ -98,37 +115,43 @@ def smc(
     *,
     particles: int,
     threshold: Array | float = 0.5,
+    least_share: Array | float = 0.0,
     batch_size: int = 0,
     order: Literal["first", "second"] = "second",
 ) -> tuple[Array, Array, Metrics]:
     """A population [P, T, D] of the target with log weights [P].
 
     sigmas [n + 1] decrease to 0; `shape` is [T, D]. The population is resampled where its effective size falls under
-    `threshold` times P; `batch_size` particles are evaluated together (0: all). Info, all []: `log_normaliser`, the estimate of
-    log E[q^lambda] under the data's distribution; `ess` at the end and `least_ess` on the way, as shares of P;
-    `resampled`, how often; and `nfe`, guided evaluations per particle. With one particle it is the proposal; with a constant
-    likelihood weights stay equal. `order` "first" takes ancestral steps.
+    `threshold` times P, so that at level i it is expected to descend from no less than `least_share`^(i / n) P particles;
+    `batch_size` particles are evaluated together (0: all). Info: `ancestor` [P], the first particle that each descends from,
+    and, all [], `log_normaliser`, the estimate of log E[q^lambda] under the data's distribution; `ess` at the end and
+    `least_ess` on the way, as shares of P; `resampled`, how often; and `nfe`, guided evaluations per particle. With one
+    particle it is the proposal; with a constant likelihood weights stay equal. `order` "first" takes ancestral steps.
     """
     chex.assert_rank(sigmas, 1)
     key_start, key_march = jax.random.split(key)
     estimate_all = _in_batches(guided, batch_size)
     x = sigmas[0] * jax.random.normal(key_start, (particles, *shape), sigmas.dtype)
     estimate = estimate_all(x, sigmas[0])
-    start = Population(x, estimate, estimate, _finite(estimate.log_twist), jnp.zeros((), jnp.float32))
+    start = Population(x, estimate, estimate, _finite(estimate.log_twist), jnp.zeros((), jnp.float32), jnp.arange(particles))
 
-    def step(population: Population, at: tuple[Array, Array, Array, Array]) -> tuple[Population, tuple[Array, Array]]:
-        key, sigma, sigma_next, after = at
+    def step(population: Population, at: tuple[Array, Array, Array, Array, Array]) -> tuple[Population, tuple[Array, Array]]:
+        key, sigma, sigma_next, after, least = at
         key_resample, key_move = jax.random.split(key)
         share = effective_sample_size(population.log_weight) / particles
-        population = _resample(key_resample, population, share < threshold)
+        population = _resample(key_resample, population, share < threshold, least)
         moved, correction = _propose(key_move, population, sigma, sigma_next)
         estimate = estimate_all(moved, sigma_next)
         ahead = extrapolated(estimate, population.estimate, sigma, sigma_next, after) if order == "second" else estimate
         log_weight = _finite(population.log_weight + estimate.log_twist - population.estimate.log_twist + correction)
-        return Population(moved, estimate, ahead, log_weight, population.log_normaliser), (share, share < threshold)
+        return dataclasses.replace(population, x=moved, estimate=estimate, ahead=ahead, log_weight=log_weight), (
+            share, share < threshold,
+        )  # fmt: skip
 
-    keys = jax.random.split(key_march, sigmas.shape[0] - 2)
-    population, (shares, resampled) = jax.lax.scan(step, start, (keys, sigmas[:-2], sigmas[1:-1], sigmas[2:]))
+    n = sigmas.shape[0] - 1
+    least = jnp.asarray(least_share, jnp.float32) ** (jnp.arange(1, n) / n)
+    keys = jax.random.split(key_march, n - 1)
+    population, (shares, resampled) = jax.lax.scan(step, start, (keys, sigmas[:-2], sigmas[1:-1], sigmas[2:], least))
     # the last step has no noise: it ends at the denoised point, under proposal and model alike
     x = population.estimate.x0
     log_weight = _finite(population.log_weight + jax.vmap(guided.log_target)(x) - population.estimate.log_twist)
@@ -138,23 +161,36 @@ def smc(
         "ess": share,
         "least_ess": jnp.minimum(shares.min(initial=1.0), share),
         "resampled": resampled.sum(),
-        "nfe": jnp.asarray(sigmas.shape[0] - 1),
+        "nfe": jnp.asarray(n),
+        "ancestor": population.ancestor,
     }
     return x, log_weight, info
 
 
-def on_one_scale(log_weight: Array, info: Metrics) -> tuple[Array, Metrics]:
-    """Log weights of populations [M, P] on one scale, and their info as means over populations.
+def on_one_scale(log_weight: Array, info: Metrics, least_share: Array | float = 0.0) -> tuple[Array, Metrics]:
+    """Log weights of populations [M, P] on one scale, raised to the power that leaves `least_share`, and their info.
 
     A population counts by its estimate of the normaliser, its particles by their weights. One without a particle that is finite
-    has the estimate -inf, and no weight.
+    has the estimate -inf, and no weight. Info, all []: the `exponent` of the weights (1: all of them, for the target as
+    particles grow; below, samples lie between the proposal's and the target's); `ancestors`, the share of the M P first
+    particles that samples by these weights descend from; `ess` of them; and by all of the weights `least_ess`, `resampled` and
+    `log_normaliser`, over populations.
     """
+    populations, particles = log_weight.shape
     inside = log_weight - jax.nn.logsumexp(log_weight, axis=-1, keepdims=True) + info["log_normaliser"][:, None]
-    log_weight = jnp.where(jnp.isfinite(inside), inside, -jnp.inf)
-    finite = {name: jnp.where(jnp.isfinite(info[name]), info[name], 0.0) for name in ("ess", "least_ess")}
-    means = {"ess": finite["ess"].mean(), "least_ess": finite["least_ess"].min(), "resampled": info["resampled"].mean()}
-    means["log_normaliser"] = jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(len(info["log_normaliser"]))
-    return log_weight, means
+    log_weight = jnp.where(jnp.isfinite(inside), inside, -jnp.inf).reshape(-1)
+    ancestor = (info["ancestor"] + particles * jnp.arange(populations)[:, None]).reshape(-1)
+    exponent = exponent_that_keeps(log_weight, ancestor, least_share)
+    log_weight = power(log_weight, exponent)
+    means = {
+        "exponent": exponent,
+        "ancestors": surviving_ancestors(log_weight, ancestor),
+        "ess": effective_sample_size(log_weight) / log_weight.shape[0],
+        "least_ess": jnp.where(jnp.isfinite(info["least_ess"]), info["least_ess"], 0.0).min(),
+        "resampled": info["resampled"].mean(),
+        "log_normaliser": jax.nn.logsumexp(info["log_normaliser"]) - jnp.log(populations),
+    }
+    return log_weight.reshape(populations, particles), means
 
 
 def extrapolated(estimate: Estimate, before: Estimate, sigma_before: Array, sigma: Array, after: Array) -> Estimate:
@@ -185,13 +221,19 @@ def _log_mean(log_weight: Array) -> Array:
     return jax.nn.logsumexp(log_weight) - jnp.log(log_weight.shape[0])
 
 
-def _resample(key: Array, population: Population, when: Array) -> Population:
-    """The population with equal weights where `when` [] is true, as it is elsewhere."""
-    count = population.log_weight.shape[0]
-    index = jnp.where(when, systematic(key, population.log_weight), jnp.arange(count))
-    x, estimate, ahead = jax.tree.map(lambda a: a[index], (population.x, population.estimate, population.ahead))
-    gone = jnp.where(when, _log_mean(population.log_weight), 0.0)
-    return Population(x, estimate, ahead, jnp.where(when, 0.0, population.log_weight), population.log_normaliser + gone)
+def _resample(key: Array, population: Population, when: Array, least: Array | float) -> Population:
+    """The population, where `when` [] is true resampled by w^alpha, with weights w^(1 - alpha) left.
+
+    alpha is the largest exponent that leaves a share `least` [] of the first particles.
+    """
+    log_weight, count = population.log_weight, population.log_weight.shape[0]
+    alpha = jnp.where(when, exponent_that_keeps(log_weight, population.ancestor, least), 0.0)
+    index = jnp.where(when, systematic(key, power(log_weight, alpha)), jnp.arange(count))
+    drawn: Population = jax.tree.map(lambda a: a[index] if a.ndim else a, population)
+    gone = jnp.where(when, _log_mean(power(log_weight, alpha)), 0.0)
+    return dataclasses.replace(
+        drawn, log_weight=power(drawn.log_weight, 1.0 - alpha), log_normaliser=population.log_normaliser + gone
+    )
 
 
 def _propose(key: Array, population: Population, sigma: Array, sigma_next: Array) -> tuple[Array, Array]:

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpgd.resampling import effective_sample_size
+from jaxpgd.resampling import effective_sample_size, largest
 
 _SPAN = 256.0  # between the largest coefficient and what counts as none
 _HALVINGS = 4  # of the span's logarithm, to a factor of 1.41
@@ -60,21 +59,13 @@ class EffectiveSizeStrength:
 def largest_exponent(log_likelihood: Array, share: Array | float, most: Array | float) -> Array:
     """The largest exponent [] in [0, most] at which weights likelihood^exponent [N] keep an effective size of `share` times N.
 
-    The effective size falls as the exponent grows, so bisection finds it; 40 halvings leave `most` / 10^12.
+    The effective size falls as the exponent grows, so bisection finds it.
     """
     chex.assert_rank(log_likelihood, 1)
     log_likelihood = jnp.where(jnp.isnan(log_likelihood), -jnp.inf, log_likelihood)
     wanted = share * log_likelihood.shape[0]
-
-    def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        low, high = bounds
-        middle = (low + high) / 2.0
-        enough = effective_sample_size(middle * log_likelihood) >= wanted
-        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle)), None
-
-    top = jnp.asarray(most, log_likelihood.dtype)
-    (low, _), _ = jax.lax.scan(halve, (jnp.zeros_like(top), top), None, length=40)
-    return jnp.where(effective_sample_size(top * log_likelihood) >= wanted, top, low)
+    enough = lambda exponent: effective_sample_size(exponent * log_likelihood) >= wanted
+    return largest(enough, jnp.asarray(most, log_likelihood.dtype))
 
 
 def largest_within(error: Callable[[float], float], most: float, bound: float) -> float:

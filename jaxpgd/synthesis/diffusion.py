@@ -216,6 +216,7 @@ class DiffusionSynthesizer(Synthesizer):
         codec, count, options = self.denoiser.codec, start.shape[0], self.guidance.options
         number = -(-count // options.particles)
         size = -(-count // number)
+        least = options.least_share(size)
         guided: Guided = self.guidance.guide(self.denoiser.denoise, policy, codec, coefficient)
         if self.consistency is not None:
             guided = ConsistentGuided(guided, self.consistency)
@@ -223,11 +224,12 @@ class DiffusionSynthesizer(Synthesizer):
         def one(key: Array) -> tuple[Array, Array, Metrics]:
             return smc(
                 key, guided, (self.length, codec.token_dim), self.sampling.sigmas,
-                particles=size, threshold=options.threshold, order=options.order, batch_size=self.sampling.batch_size,
+                particles=size, threshold=options.threshold, least_share=least, order=options.order,
+                batch_size=self.sampling.batch_size,
             )  # fmt: skip
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
-        log_weight, means = on_one_scale(log_weight, info)
+        log_weight, means = on_one_scale(log_weight, info, least)
         nfe, used = info["nfe"][0], jnp.asarray(coefficient, jnp.float32)
         cost = {"nfe": nfe, "forward_equivalents": self.guidance.cost * nfe, "coefficient": used}
         return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], cost | means

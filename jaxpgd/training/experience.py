@@ -46,7 +46,8 @@ def synthesize(
     synthesis = synthesizer(key_sample, policy, start.obs)
     trajectory = resample(key_resample, synthesis.trajectory, synthesis.log_weight)
     metrics = refresh_metrics(policy, start, trajectory, synthesis.log_weight)
-    metrics["coefficient"] = jnp.asarray(synthesis.info.get("coefficient", 0.0), jnp.float32)
+    for name, without in (("coefficient", 0.0), ("ancestors", 1.0), ("exponent", 1.0)):
+        metrics[name] = jnp.asarray(synthesis.info.get(name, without), jnp.float32)
     levels = 0 if data.synthesizer is None else data.synthesizer.profile_levels
     if levels > 0:  # an unguided first refresh has no strength
         metrics |= {name: synthesis.info.get(name, jnp.zeros(levels, jnp.float32)) for name in _PROFILE}

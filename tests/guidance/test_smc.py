@@ -16,9 +16,9 @@ from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as CODEC_1D
 from jaxpgd.envs.mixture import gaussian_policy, mixture
 from jaxpgd.guidance.base import Estimate
-from jaxpgd.guidance.smc import extrapolated, smc
+from jaxpgd.guidance.smc import SMCConfig, extrapolated, on_one_scale, smc
 from jaxpgd.guidance.strength import largest_exponent
-from jaxpgd.resampling import effective_sample_size, systematic
+from jaxpgd.resampling import effective_sample_size, exponent_that_keeps, power, surviving_ancestors, systematic
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
@@ -87,9 +87,68 @@ def test_effective_sample_size_by_hand():
     np.testing.assert_allclose(effective_sample_size(jnp.log(jnp.array([3.0, 1.0]))), 16 / 10, rtol=1e-5)
 
 
-@pytest.mark.parametrize("proposal", ["none", "reconstruction", "moment"])
-def test_every_proposal_is_corrected_to_one_target(proposal):
+def test_surviving_ancestors_by_hand():
+    """Weights 0.5, 0, 0.3, 0.2 of four particles: drawn 2, 0, 1.2 and 0.8 times on average."""
+    log_weight = jnp.log(jnp.array([0.5, 0.0, 0.3, 0.2]))
+    np.testing.assert_allclose(surviving_ancestors(log_weight, jnp.arange(4)), 2.8 / 4, rtol=1e-5)
+    np.testing.assert_allclose(surviving_ancestors(log_weight, jnp.array([0, 0, 3, 3])), 2 / 4, rtol=1e-5)
+    drawn = jax.vmap(lambda key: systematic(key, log_weight))(jax.random.split(jax.random.key(0), 1000))
+    found = np.mean([len(set(index)) for index in np.asarray(drawn).tolist()]) / 4
+    assert abs(found - 2.8 / 4) < 4 * 0.5 / 4 / np.sqrt(1000) + 0.01  # offsets leave out 2 % of the range
+
+
+def test_exponent_that_keeps_ancestors_by_hand():
+    """Weights 1 and e^c of two: the lighter survives with probability 2 / (1 + e^(alpha c))."""
+    log_weight, both = jnp.array([0.0, 5.0]), jnp.arange(2)
+    for share in (0.6, 0.9):
+        wanted = np.log(2 / (2 * share - 1) - 1) / 5.0
+        np.testing.assert_allclose(exponent_that_keeps(log_weight, both, share), wanted, rtol=1e-4)
+    assert float(exponent_that_keeps(log_weight, both, 0.5)) == 1.0 and float(exponent_that_keeps(log_weight, both, 1.0)) < 1e-6
+    lost = jnp.array([0.0, -jnp.inf])
+    assert float(exponent_that_keeps(lost, both, 0.9)) == 0.0
+    np.testing.assert_array_equal(power(lost, 0.0), [0.0, -np.inf])
+
+
+def test_populations_are_tempered_together():
+    """Two populations of two, equal weights inside, normalisers 1 and e^6; the particles of the second have one ancestor."""
+    info = {name: jnp.ones(2) for name in ("least_ess", "resampled")}
+    info |= {"log_normaliser": jnp.array([0.0, 6.0]), "ancestor": jnp.array([[0, 1], [0, 0]])}
+    full, means = on_one_scale(jnp.zeros((2, 2)), info, 0.0)
+    np.testing.assert_allclose(full[1, 0] - full[0, 0], 6.0, rtol=1e-6)
+    assert float(means["exponent"]) == 1.0
+    np.testing.assert_allclose(means["ancestors"], (1 + 4 / (1 + np.exp(6.0))) / 4, rtol=1e-4)
+    tempered, means = on_one_scale(jnp.zeros((2, 2)), info, 0.5)
+    np.testing.assert_allclose(means["ancestors"], 0.5, rtol=1e-4)
+    odds = 1 / 3  # of the first population, so that each of its two survives with probability 1/2
+    np.testing.assert_allclose(np.exp(tempered[0, 0] - tempered[1, 0]), odds, rtol=1e-3)
+    np.testing.assert_allclose(means["exponent"], np.log(3) / 6, rtol=1e-3)
+
+
+def test_a_population_keeps_its_least_ancestors():
+    """16 actions at coefficient 4, 8 noise levels: full resampling leaves few. Each resampling rounds its expectation."""
+    run = jax.jit(lambda least: smc(
+        jax.random.key(0), guided(4.0), SHAPE, karras_sigmas(8, 0.02, 20.0, 7.0), particles=64, least_share=least
+    ))  # fmt: skip
+    found = {}
+    for least in (0.0, 0.5):
+        _, log_weight, info = run(least)
+        scaled, means = on_one_scale(log_weight[None], jax.tree.map(lambda v: v[None], info), least)
+        index = np.asarray(systematic(jax.random.key(1), scaled[0]))
+        kept = len(np.unique(np.asarray(info["ancestor"])[index])) / 64
+        assert abs(kept - float(means["ancestors"])) < 0.1
+        found[least] = (kept, float(means["exponent"]), float(means["ancestors"]))
+    assert found[0.0][0] < 0.2 and found[0.0][1] == 1.0
+    assert found[0.5][0] > 0.4 and found[0.5][1] < 0.9 and found[0.5][2] > 0.49
+
+
+@pytest.mark.parametrize(
+    ("proposal", "resampling"),
+    [("none", {}), ("reconstruction", {}), ("moment", {}), ("none", {"threshold": 1.0, "least_share": 0.6})],
+)
+def test_every_proposal_is_corrected_to_one_target(proposal, resampling):
     """One step, one state, one action: mean, variance and normaliser of the tilted Gaussian.
+
+    Also where resampling is at every level, and mostly by a power of the weights: the rest of them is in the weights.
 
     256 noise levels leave little of the ancestral sampler's own error (below 0.03); 4096 particles with an effective size of
     no less than half of that leave standard errors of sd / 45 of a mean and 1 / 45 of a normaliser: four of them, and 0.03.
@@ -99,7 +158,7 @@ def test_every_proposal_is_corrected_to_one_target(proposal):
     centre, scale = (jnp.asarray(v, jnp.float32) for v in (problem.centre, problem.scale))
     codec = TokenCodec(centre, scale, obs_dim=1, action_dim=1, squashed=False)
     guidance = method("smc", proposal=proposal).guide(problem.denoise, problem.policy, codec, jnp.asarray(1.0))
-    run = jax.jit(lambda k: smc(k, guidance, (1, 2), karras_sigmas(256, 0.002, 80.0, 7.0), particles=4096))
+    run = jax.jit(lambda k: smc(k, guidance, (1, 2), karras_sigmas(256, 0.002, 80.0, 7.0), particles=4096, **resampling))
     x, log_weight, info = run(jax.random.key(0))
     target, found = problem.target(1.0), fitted(x, np.exp(np.asarray(log_weight, np.float64) - float(log_weight.max())))
     assert float(info["ess"]) > 0.5
@@ -154,6 +213,12 @@ def test_populations_vmap_and_batches_change_nothing():
     keys = jax.random.split(jax.random.key(0), 3)
     many = jax.jit(jax.vmap(lambda k: run(k, 0)))(keys)
     np.testing.assert_allclose(many[1], run(keys[1], 4), rtol=1e-4, atol=1e-4)
+
+
+def test_least_ancestors_are_half_of_a_population_at_most():
+    found = [SMCConfig(least_ancestors=64).least_share(particles) for particles in (2, 128, 256, 512, 4096)]
+    assert found == [0.5, 0.5, 0.25, 0.125, 1 / 64]
+    assert SMCConfig(least_ancestors=0).least_share(256) == 0.0
 
 
 def test_largest_exponent_by_hand():

@@ -39,9 +39,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "smc": {"kind": "smc", "smc": {"proposal": "reconstruction"}},
 }
 COEFFICIENTS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+WEIGHTS = ("ess", "ancestors", "exponent")  # of weighted populations
 SHOWN = (
     "log_likelihood", "dynamics_error", "persistence_error", "of_persistence", "state_coverage", "terminal_rate",
-    "forward_equivalents", "ess",
+    "forward_equivalents", *WEIGHTS,
 )  # fmt: skip
 DISTANCES = ("distance_to_truth", "unguided_distance_to_truth")  # where importance weights make the target known
 
@@ -151,7 +152,7 @@ def _cells(
         if truth is not None and coefficient > 0:
             row |= truth.compared(key_score, prepared.windows, trajectory, plain, coefficient)
         row["of_persistence"] = row["dynamics_error"] / row["persistence_error"] if row["persistence_error"] else float("nan")
-        info = {k: float(synthetic.info[k]) for k in ("forward_equivalents", "ess") if k in synthetic.info}
+        info = {k: float(synthetic.info[k]) for k in ("forward_equivalents", *WEIGHTS) if k in synthetic.info}
         yield {"guidance": kind, "coefficient": coefficient, **row, **info}
 
 
