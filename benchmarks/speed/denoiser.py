@@ -86,8 +86,9 @@ def measure_features(
 ) -> dict[str, Any]:
     """Our rate at one width and precision, and that of the baseline, which always computes in float32."""
     config = DenoiserConfig(
-        features=features, blocks=size.blocks, batch_size=size.batch, ema=0.99, ema_every=10, compute=compute, steps=1_000_000
-    )
+        features=features, blocks=size.blocks, batch_size=size.batch, optimiser="adam", ema_width=0.0, ema=0.99, ema_every=10,
+        compute=compute, steps=1_000_000,
+    )  # fmt: skip
     published = dataclasses.replace(config, block="plain", norm="step", ema=0.995, compute="float32")
     state = init_denoiser(jax.random.key(0), windows, config)
     flops = compiled_flops(one_step, state, windows)

@@ -82,8 +82,8 @@ def measure_devices(count: int, size: Size) -> dict[str, Any]:
     devices = jax.devices()[:count]
     windows = denoiser.make_windows(denoiser.Size(transitions=size.transitions))
     config = DenoiserConfig(
-        features=size.features, blocks=size.blocks, batch_size=size.batch, steps=10 * size.steps, validate_every=size.steps,
-        validation_batches=1,
+        features=size.features, blocks=size.blocks, batch_size=size.batch, optimiser="adam", steps=10 * size.steps,
+        validate_every=size.steps, validation_batches=1,
     )  # fmt: skip
     training = chunk_seconds(denoiser_program(windows, config), windows, devices, size.repeats)
     agent = td3_bc(action_dim=windows.codec.action_dim)

@@ -126,6 +126,8 @@ RULES: tuple[Rule, ...] = (
     # data and denoiser
     _rule("data.episodes", lambda c: c.data.name.split("-")[0] == "point2d", "data.name is a built-in environment"),
     _rule("denoiser.steps", lambda c: c.denoiser.epochs == 0, "denoiser.epochs is 0"),
+    _rule("denoiser.muon_levels", lambda c: c.denoiser.optimiser == "muon", "denoiser.optimiser is 'muon'"),
+    _rule("denoiser.ema", lambda c: c.denoiser.ema_width == 0, "denoiser.ema_width is 0"),
     # sampler
     _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
     _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),

@@ -1,4 +1,4 @@
-"""Training a trajectory denoiser: EDM loss on dataset windows, Adam with warm-up and cosine decay, averaged weights."""
+"""Training a trajectory denoiser: EDM loss on dataset windows, Muon or Adam with warm-up and cosine decay, averaged weights."""
 
 from typing import Literal
 
@@ -19,6 +19,7 @@ from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.training.health import firsts, skipping
+from jaxpgd.training.optimisers import muon_beside_adam, power_average_decay
 from jaxpgd.training.program import Program, fit, mean_metrics
 from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.types import Metrics, PyTree
@@ -53,12 +54,24 @@ class DenoiserConfig:
     steps: int = nonnegative(3000, "gradient steps, if epochs is 0")
     epochs: int = nonnegative(0, "passes over the training windows; 0: train for `steps` gradient steps")
     batch_size: int = positive(64, "training windows per gradient step")
-    peak_lr: float = positive(2e-3, "learning rate of Adam at the end of the warm-up", low=1e-12, high=1.0)
+    optimiser: Literal["adam", "muon"] = option(
+        "muon", "Muon for matrices of the U-Net's blocks and Adam for the rest, or Adam"
+    )
+    muon_levels: int = positive(
+        2, "U-Net levels whose matrices Muon steps; in each further level its share of the work is four times as large"
+    )
+    peak_lr: float = positive(4e-3, "learning rate at the end of the warm-up", low=1e-12, high=1.0)
     warmup_fraction: float = share(
         0.1, "share of all steps in which the learning rate rises to peak_lr; then it decays by a cosine"
     )
     initial_lr_fraction: float = share(0.1, "learning rate at step 0 as a share of peak_lr")
-    ema: float = share(0.999, "decay of the averaged weights, which sampling uses; 0: the last weights")
+    ema_width: float = share(
+        0.05,
+        "sampling uses averaged weights: the standard deviation of the average over time, as a share of the steps so far; "
+        "0: constant decay `ema`",
+        high=0.28,
+    )
+    ema: float = share(0.999, "decay of the averaged weights where ema_width is 0; 0: the last weights")
     ema_every: int = positive(1, "gradient steps between two steps of the averaged weights")
     gradient_clip: float = nonnegative(0.0, "largest global norm of the gradient; 0: no clipping", static=True)
     validate_every: int = positive(500, "gradient steps between validation losses")
@@ -103,7 +116,8 @@ def learning_rate(step: Array, config: DenoiserConfig, steps: Array | int) -> Ar
 
 def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
     clip = [optax.clip_by_global_norm(config.gradient_clip)] if config.gradient_clip > 0 else []
-    return optax.chain(*clip, optax.scale_by_adam())
+    side = config.features * 2 ** (config.muon_levels - 1)
+    return optax.chain(*clip, optax.scale_by_adam() if config.optimiser == "adam" else muon_beside_adam(side))
 
 
 def _denoise(params: PyTree, config: DenoiserConfig, windows: Windows) -> EDMDenoise:
@@ -163,7 +177,9 @@ def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, M
 
 def _averaged(state: DenoiserState, params: PyTree) -> PyTree:
     """The averaged weights after the step to `params`; they are read and written every `ema_every` steps only."""
-    decay, every = state.hypers.ema, state.hypers.ema_every
+    config, every = state.hypers, state.hypers.ema_every
+    power = power_average_decay((state.step + 1) // every, config.ema_width)
+    decay = jnp.where(config.ema_width > 0, power, config.ema)
     # not optax.incremental_update: it rounds otherwise
     blend = lambda average: jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, average, params)
     if every == 1:
@@ -250,9 +266,16 @@ def train_state_denoiser(
 def _check_alone(config: DenoiserConfig) -> None:
     """Check settings that no file and no command line shares with other choices: each has an effect. Raises InputError."""
     check_denoiser(config)
-    steps = DenoiserConfig().steps
-    check(config.epochs == 0 or config.steps == steps, "denoiser.steps", config.steps,
-          f"its default {steps}, as it counts only where denoiser.epochs is 0")  # fmt: skip
+    default = DenoiserConfig()
+
+    def counts(name: str, where: bool, text: str) -> None:
+        value, own = getattr(config, name), getattr(default, name)
+        check(where or value == own, f"denoiser.{name}", value, f"its default {own}, as it counts only where {text}")
+
+    counts("steps", config.epochs == 0, "denoiser.epochs is 0")
+    counts("muon_levels", config.optimiser == "muon", "denoiser.optimiser is 'muon'")
+    if not isinstance(config.ema, Array) and not isinstance(config.ema_width, Array):  # which may be traced
+        counts("ema", config.ema_width == 0, "denoiser.ema_width is 0")
 
 
 def check_denoiser(d: DenoiserConfig) -> None:

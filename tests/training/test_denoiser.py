@@ -38,8 +38,9 @@ from jaxpgd.types import PyTree, Transition
 from jaxpgd.windows import DataConfig, gather_window
 
 CONFIG = DenoiserConfig(
-    features=8, blocks=1, groups=4, steps=300, batch_size=16, peak_lr=1e-2, ema=0.9, validate_every=100, validation_batches=2
-)
+    features=8, blocks=1, groups=4, steps=300, batch_size=16, optimiser="adam", peak_lr=1e-2, ema_width=0.0, ema=0.9,
+    validate_every=100, validation_batches=2,
+)  # fmt: skip
 
 
 def make_windows() -> Windows:
@@ -290,3 +291,37 @@ def test_statistics_are_those_of_own_steps() -> None:
     assert window_terminal_rate(windows) == pytest.approx(1 / 5)
     found = real_windows(windows, windows.train)
     assert found.mask.sum(-1).tolist() == [2, 2, 3, 3, 3]
+
+
+MUON = dataclasses.replace(
+    CONFIG, optimiser="muon", muon_levels=1, ema_width=0.1, steps=4, batch_size=4, validate_every=2, validation_batches=1
+)
+
+
+def test_denoiser_training_with_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
+    program = denoiser_program(WINDOWS, MUON)
+    chunk = jax.jit(program.chunk)
+    first, _ = chunk(jax.jit(program.init)(jax.random.key(0), WINDOWS), WINDOWS, jnp.asarray(0))
+    save_tree(tmp_path / "state", first)
+    target = jax.eval_shape(program.init, jax.random.key(0), WINDOWS)
+    resumed, _ = chunk(load_tree(tmp_path / "state", target), WINDOWS, jnp.asarray(1))
+    expected, _ = chunk(first, WINDOWS, jnp.asarray(1))
+    unkeyed = lambda state: state.replace(key=jax.random.key_data(state.key))
+    chex.assert_trees_all_equal(unkeyed(resumed), unkeyed(expected))
+
+
+def test_seeds_of_muon_in_one_program() -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    train = lambda key: train_denoiser(key, WINDOWS, MUON)[0].denoise.params
+    both, alone = jax.jit(jax.vmap(train))(keys), jax.jit(train)(keys[1])
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], both), alone, atol=2e-5)
+
+
+def test_a_step_that_is_left_out_leaves_muon_as_it_was() -> None:
+    """Steps on numbers that are not finite, with `skip`, which change neither momentum nor averaged weights."""
+    program = denoiser_program(WINDOWS, MUON, skip=True)
+    state = init_denoiser(jax.random.key(0), WINDOWS, MUON)
+    broken = dataclasses.replace(WINDOWS, transitions=WINDOWS.transitions.replace(obs=WINDOWS.transitions.obs * jnp.nan))
+    new, metrics = jax.jit(program.chunk)(state, broken, jnp.asarray(0))
+    chex.assert_trees_all_equal((new.params, new.ema_params, new.optimiser), (state.params, state.ema_params, state.optimiser))
+    assert int(new.step) == 2 and metrics["skipped_updates"] == 1.0

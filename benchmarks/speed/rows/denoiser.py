@@ -48,7 +48,8 @@ def _state(windows: Windows, config: DenoiserConfig, training: bool) -> Denoiser
 def denoiser_config(sizes: Sizes, features: int, published: bool = False, **other: Any) -> DenoiserConfig:
     """The configuration that the suite `denoiser` trains."""
     kind: dict[str, Any] = {"block": "plain", "norm": "step", "ema": 0.995} if published else {"ema": 0.99}
-    return DenoiserConfig(features=features, blocks=sizes.blocks, ema_every=10, steps=1_000_000, **kind, **other)
+    kind |= {"optimiser": "adam", "ema_width": 0.0, "ema_every": 10, "steps": 1_000_000}
+    return DenoiserConfig(features=features, blocks=sizes.blocks, **kind, **other)
 
 
 def training_row(sizes: Sizes, features: int, batch: int, compute: str, **other: Any) -> Row:

@@ -22,7 +22,8 @@ DYDIFF: dict[str, Any] = {
         "sigma_data": 0.5, "p_mean": -1.2, "p_std": 1.2, "p_high": 0.0, "epochs": 0, "steps": 500_000, "batch_size": 8,
         # the rate rises over 10 million windows to 1e-3, of which training sees 4 million
         "peak_lr": 4e-4, "warmup_fraction": 1.0, "initial_lr_fraction": 0.0,
-        "ema": 0.9999723, "ema_every": 1, "gradient_clip": 0.0, "validate_every": 5000,  # a half-life of 200,000 windows
+        "optimiser": "adam", "gradient_clip": 0.0, "validate_every": 5000,
+        "ema_width": 0.0, "ema": 0.9999723, "ema_every": 1,  # a half-life of 200,000 windows
     },
     "sampler": {
         "kind": "heun", "steps": 34, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0,

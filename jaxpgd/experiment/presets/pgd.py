@@ -10,7 +10,7 @@ PAPER: dict[str, Any] = {
         "features": 1024, "blocks": 3, "norm": "sequence",
         "block": "plain", "sigma_data": 1.0, "p_mean": -1.2, "p_std": 1.2, "p_high": 0.0,
         "epochs": 10_000, "batch_size": 32, "peak_lr": 2e-3, "warmup_fraction": 0.1, "initial_lr_fraction": 0.1,
-        "ema": 0.995, "ema_every": 10,
+        "optimiser": "adam", "ema_width": 0.0, "ema": 0.995, "ema_every": 10,
     },
     "sampler": {
         "kind": "heun", "steps": 256, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0,
