@@ -35,6 +35,11 @@ class LogTicks(Locator):
         assert self.axis is not None
         return self.tick_values(*self.axis.get_view_interval())
 
+    def nonsingular(self, v0: float, v1: float) -> tuple[float, float]:
+        """The limits that an axis gets for these: of one without data a decade, as none below 0 can be drawn."""
+        low, high = super().nonsingular(v0, v1)
+        return (low, high) if 0 < min(low, high) and max(low, high) < math.inf else (1.0, 10.0)
+
     def tick_values(self, vmin: float, vmax: float) -> Any:
         """The ticks from `vmin` to `vmax`."""
         low, high = sorted((vmin, vmax))

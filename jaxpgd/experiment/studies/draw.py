@@ -133,7 +133,8 @@ def power(results: Results, drawing: Drawing) -> Figure:
             spot = at(where, drawing.hue, hue)
             x, y = results.pairs(drawing.x, drawing.value, spot)
             law = fitted(results, drawing.x, drawing.value, spot)
-            scattered_points(axis, x, y, hue, names)
+            if len(x):
+                scattered_points(axis, x, y, hue, names)
             if law is not None:
                 ends = np.array([x.min(), x.max()])
                 banded_line(axis, ends, law(ends), None, None, hue, names, label="")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,14 @@ def test_exponents_are_those_of_all_cells_and_seeds(results: Results) -> None:
     figure = draw(results, Drawing(kind="power", title="A title", value="error", x="cost", hue="source"))
     assert figure is not None and "real: -0.50 ± 0.00\nguided: -0.25 ± 0.00" in figure.axes[0].get_title()
     assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
+    for row in results.rows:
+        row["error"] = float("nan") if row["task"] == "1" else row["error"]  # of a panel there is nothing
+    both = draw(results, Drawing(kind="power", value="error", x="cost", hue="source", panels=("task",)))
+    assert both is not None and len(both.axes) == 2
+    both.savefig(io.BytesIO())
+    for row in results.rows:
+        row["error"] = float("nan")
+    assert draw(results, Drawing(kind="power", value="error", x="cost", hue="source")) is None
 
 
 @pytest.mark.parametrize(
