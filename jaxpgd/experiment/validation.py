@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Arm, Config
 from jaxpgd.guidance.kinds import check_guided, moved_by
@@ -28,6 +29,7 @@ def validate(config: Config) -> None:
     if "guided" in config.arms:
         _check_guided_arm(config)
     _check_guidance(config)
+    _check_consistency(config)
     _check_dydiff(config)
     _check_pairs(config)
     _check_numbers(config)
@@ -50,6 +52,19 @@ def _check_guided_arm(config: Config) -> None:
           f"'standard' where guidance.kind is {g.kind!r}, which takes tokens to have unit variance")  # fmt: skip
     check(g.max_dynamics_error == 0 or y.first_unguided, "synthesis.first_unguided", False,
           "true where guidance.max_dynamics_error chooses the coefficient, which it does before a refresh")  # fmt: skip
+
+
+def _check_consistency(config: Config) -> None:
+    own, length = config.synthesis.consistency, config.synthesis.length or config.data.window
+    if own.kind == "none" or not {"unguided", "guided"} & set(config.arms):
+        return
+    where = f"where synthesis.consistency.kind is {own.kind!r}"
+    check(config.data.normalisation == "standard", "data.normalisation", config.data.normalisation, f"'standard' {where}")
+    name = "synthesis.length" if config.synthesis.length else "data.window"
+    check(length > 1, name, length, f"at least 2 {where}: one step has no dynamics")
+    least = noise_levels(config.sampler)[-1]
+    check(own.sigma_max >= least, "synthesis.consistency.sigma_max", own.sigma_max,
+          f"at least the sampler's smallest noise level, {least:.4g}, or no step is corrected")  # fmt: skip
 
 
 def _check_guidance(config: Config) -> None:

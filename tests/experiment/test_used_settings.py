@@ -25,7 +25,7 @@ from jaxpgd.experiment.cli import read_run_arguments
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config, names_in
 from jaxpgd.experiment.presets import PRESETS
-from jaxpgd.experiment.stages.build import build_synthesizer
+from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
 from jaxpgd.guidance.kinds import GuidanceConfig
@@ -64,6 +64,8 @@ class Model:
     """A world model of two members."""
 
     drift: Array
+    error: Array = struct.field(default_factory=lambda: jnp.full(2, 0.01))
+    reward_error: Array = struct.field(default_factory=lambda: jnp.asarray(0.01))
     members: int = struct.field(pytree_node=False, default=2)
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:
@@ -110,10 +112,13 @@ def traced(synthesizer: Any, policy: Policy | None) -> tuple[Any, ...]:
     return TRACED[key]
 
 
+def models(config: Config) -> Models:
+    return Models(TrajectoryDenoiser(Gaussian(), CODEC, config.data.window), Model(jnp.ones(2)))  # type: ignore[arg-type]
+
+
 @functools.cache
 def diffusion(config: Config) -> tuple[Any, ...]:
-    denoiser = TrajectoryDenoiser(Gaussian(), CODEC, config.data.window)
-    synthesizer = build_synthesizer(config, denoiser, guided="guided" in config.arms)
+    synthesizer = build_synthesizer(config, models(config), guided="guided" in config.arms)
     return traced(synthesizer, POLICY if "guided" in config.arms else None)
 
 
@@ -123,8 +128,7 @@ SAMPLE = jax.jit(lambda synthesizer, key, start: synthesizer(key, None, start).t
 @functools.cache
 def drawn(config: Config) -> tuple[Any, ...]:
     """The samples themselves, for settings that are read and yet without effect."""
-    denoiser = TrajectoryDenoiser(Gaussian(), CODEC, config.data.window)
-    made = SAMPLE(build_synthesizer(config, denoiser, guided=False), KEY, STARTS)
+    made = SAMPLE(build_synthesizer(config, models(config), guided=False), KEY, STARTS)
     return (config.sampler.batch_size, *(np.asarray(x).tobytes() for x in jax.tree.leaves(made)))
 
 
@@ -211,6 +215,11 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     ("synthesis.dydiff", replay, {"arms": ["world_model"]}),
     ("synthesis.world_model", rollouts, {"arms": ["world_model"]}),
     ("synthesis.world_model", replay, DYDIFF),
+    *(
+        ("synthesis.consistency", diffusion, {"arms": ["unguided"], "synthesis": {"consistency": {"kind": kind}}})
+        for kind in ("none", "dynamics")
+    ),
+    ("synthesis.consistency", replay, {"arms": ["world_model"]}),
     *((f"agent.{kind}", agent, {"agent": {"kind": kind}}) for kind in AGENTS),
     ("agent.td3_bc", agent, {"agent": {"kind": "bc"}}),
     ("agent.td3_bc", agent, {"agent": {"td3_bc": {"actor": "tanh_gaussian", "policy_delay": 2}}}),
@@ -223,7 +232,7 @@ ELSEWHERE = {
     "synthesis.dydiff.scaled_conditions": "the network and its training",
     "synthesis.length": "steps of a synthesizer: `test_length`",
     "synthesis.first_unguided": "the synthesizer of the first generation",
-    "synthesis.filter.": "", "synthesis.world_model.": "", "synthesis.dydiff.": "",
+    "synthesis.consistency.": "", "synthesis.filter.": "", "synthesis.world_model.": "", "synthesis.dydiff.": "",
 }  # fmt: skip
 
 

@@ -1,0 +1,61 @@
+"""Runs whose trajectories are corrected by a world model: `synthesis.consistency`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxpgd.errors import InputError
+from jaxpgd.experiment.commands.run import run_all
+from jaxpgd.experiment.config_files import load_config
+from jaxpgd.experiment.stages.model_source import needs
+
+SMALL: dict[str, Any] = {
+    "arms": ["unguided", "guided"],
+    "seeds": 1,
+    "world_model": {
+        "members": 2, "elites": 2, "hidden": [16], "reward_hidden": [8], "epochs": 2, "steps_per_epoch": 40, "batch_size": 16,
+    },
+    "synthesis": {"trajectories": 8, "interval": 4, "consistency": {"kind": "dynamics", "sigma_max": 100.0}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory: pytest.TempPathFactory, make_config: Any, few_rollouts: None) -> Path:
+    return run_all(make_config(tmp_path_factory.mktemp("consistency") / "whole", **SMALL))
+
+
+def read(path: Path) -> Any:
+    return json.loads((path / "results.json").read_text())
+
+
+def test_a_run_trains_the_world_model_that_corrects(corrected: Path) -> None:
+    stages = {p.name for p in (corrected / "checkpoints").iterdir()}
+    assert stages == {"denoiser", "world-model", "agent-unguided", "agent-guided"}
+    assert all(np.isfinite(row["dynamics_error"]) for row in read(corrected)["quality"]["rows"])
+    config = load_config(str(corrected / "config.toml"))
+    assert needs(config, "world-model") and not needs(dataclasses.replace(config, arms=("real",)), "world-model")
+
+
+def test_the_correction_changes_the_samples_of_the_same_denoiser(corrected: Path, make_config: Any, tmp_path: Path) -> None:
+    settings = SMALL | {"synthesis": {"trajectories": 8, "interval": 4}, "models_from": [str(corrected)]}
+    plain = run_all(make_config(tmp_path / "plain", **settings))
+    assert {p.name for p in (plain / "checkpoints").iterdir()} == {"agent-unguided", "agent-guided"}
+    with np.load(corrected / "samples.npz") as before, np.load(plain / "samples.npz") as after:
+        for name in ("unguided_obs", "guided_obs"):
+            assert before[name].shape == after[name].shape and not np.allclose(before[name], after[name])
+
+
+def test_what_cannot_be_corrected_is_refused() -> None:
+    on = {"consistency": {"kind": "dynamics"}}
+    with pytest.raises(InputError, match=r"synthesis.consistency.floor = 0.1: expected its default .* is not 'none'"):
+        load_config(None, {"synthesis": {"consistency": {"floor": 0.1}}})
+    with pytest.raises(InputError, match=r"data.normalisation = 'limits': expected 'standard'"):
+        load_config(None, {"data": {"normalisation": "limits"}, "guidance": {"kind": "published"}, "synthesis": on})
+    with pytest.raises(InputError, match=r"synthesis.consistency.sigma_max = 0.001: expected at least .* 0.002"):
+        load_config(None, {"synthesis": {"consistency": {"kind": "dynamics", "sigma_max": 0.001}}})
+    with pytest.raises(InputError, match=r"synthesis.length = 1: expected at least 2"):
+        load_config(None, {"synthesis": {"length": 1, **on}})
