@@ -17,9 +17,8 @@ the tangent at the denoised point pulls too weakly where u is large. With one ac
 the target's mean action is 0.589 and that of both 0.515; `smc` has no such error. (The tanh expected of u in place of its
 tangent gives 0.569 there, but moves the states of trajectories too far.)
 
-Not every evaluation of a sample has to compute the change D' - D (`GuidedPointConfig`): it is small at the largest and smallest
-noise levels (a guidance interval, Kynkaanniemi et al., arXiv 2404.07724), and changes little from one evaluation to the next,
-so that it can be cached. All other evaluations cost one forward pass.
+Not every evaluation of a sample has to compute the change D' - D (`GuidedPointConfig`): within a guidance interval
+(Kynkaanniemi et al., arXiv 2404.07724) every n-th does, and those between reuse what it kept. All others cost a forward pass.
 """
 
 from typing import Any, ClassVar, Protocol
@@ -106,7 +105,7 @@ class GuidedPointConfig(GuidedLevels):
     )
     hold_states: bool = option(False, "hold the states: take the gradient of log pi(a|s) in the actions alone")
     cache_interval: int = positive(
-        1, "function evaluations from one computed change to the next; between them it is extrapolated; 1: every one computed"
+        1, "function evaluations from one computed change to the next; those between reuse it; 1: every one computes its own"
     )
 
 
@@ -125,6 +124,20 @@ class DenoisedPointGuidance:
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """The estimate at x [T, D] and sigma [] > 0, whatever noise levels are guided."""
         raise NotImplementedError
+
+    def empty_cache(self, likelihood: Likelihood, x: Array) -> Any:
+        """What `compute` takes at its first call, for samples shaped like x [T, D]."""
+        return CachedChanges.none(x)
+
+    def compute(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array, cache: Any) -> tuple[Array, Any]:
+        """The guided denoised point [T, D], and what `reuse` needs of it."""
+        found = self.estimate(denoise, likelihood, x, sigma)
+        return found.x0_guided, cache.push((found.x0_guided - found.x0) / deviation(sigma), sigma)
+
+    def reuse(self, likelihood: Likelihood, x0: Array, sigma: Array, cache: Any) -> Array:
+        """The change [T, D] of the denoised point x0 [T, D] at a later evaluation, without the denoiser: that of
+        `CachedChanges.at`."""
+        return within_limit(deviation(sigma) * cache.at(sigma), self.options.limit, sigma)
 
     def guide(
         self,
@@ -160,12 +173,20 @@ class DenoisedPointGuidance:
 
 
 @struct.dataclass
+class Cached:
+    """What a method keeps of its last computed change, and when the next one is due."""
+
+    kept: Any  # () without caching
+    due: Array  # [] guided evaluations until the next change is computed; 0: at the next one
+
+
+@struct.dataclass
 class GuidedDenoise:
     """A Denoise guided by one method: D'(x; sigma) in place of D(x; sigma).
 
     With a memory (`types.DenoiseWithMemory`) it computes the change D' - D at every `cache_interval`-th evaluation within the
-    guided noise levels, and extrapolates it at those between (`CachedChanges.at`), in units of `deviation` and within `limit`.
-    Any other evaluation, and any outside these levels, is a forward pass.
+    guided noise levels. Those between reuse what it kept (`DenoisedPointGuidance.reuse`), and cost a forward pass, as those
+    outside these levels do.
     """
 
     method: DenoisedPointGuidance
@@ -185,31 +206,31 @@ class GuidedDenoise:
 
     def init_memory(self, x: Array) -> Memory:
         """As `DenoiseWithMemory.init_memory`: a change is due."""
-        cached = CachedChanges.none(x) if self.method.options.cache_interval > 1 else ()
-        return Memory(cached, jnp.zeros((), jnp.int32))
+        kept = self.method.empty_cache(self.likelihood, x) if self.method.options.cache_interval > 1 else ()
+        return Memory(Cached(kept, jnp.zeros((), jnp.int32)), jnp.zeros((), jnp.int32))
 
     def evaluate(self, x: Array, sigma: Array, memory: Memory) -> tuple[Array, Memory]:
         """As `DenoiseWithMemory.evaluate`: the guided estimate [T, D] of the clean sample, and the new memory."""
         chex.assert_rank(x, 2)
         chex.assert_rank(sigma, 0)
-        options, unit, caches = self.method.options, deviation(sigma), self.method.options.cache_interval > 1
-        guided = options.has(sigma)
+        method, interval = self.method, self.method.options.cache_interval
+        guided = method.options.has(sigma)
 
-        def compute(cached: Any) -> tuple[Array, Any, int]:
-            found = self.method.estimate(self.denoise, self.likelihood, x, sigma)
-            if caches:
-                cached = cached.push((found.x0_guided - found.x0) / unit, sigma, options.cache_interval)
-            return found.x0_guided, cached, self.method.cost
+        def compute(cached: Cached) -> tuple[Array, Cached, int]:
+            if interval == 1:
+                return method.estimate(self.denoise, self.likelihood, x, sigma).x0_guided, cached, method.cost
+            x0, kept = method.compute(self.denoise, self.likelihood, x, sigma, cached.kept)
+            return x0, Cached(kept, jnp.asarray(interval - 1, jnp.int32)), method.cost
 
-        def reuse(cached: Any) -> tuple[Array, Any, int]:
+        def reuse(cached: Cached) -> tuple[Array, Cached, int]:
             x0 = self.denoise(x, sigma)
-            if caches:
-                change = unit * jnp.clip(cached.at(sigma), -options.limit, options.limit)
-                x0 = jnp.where(guided, x0 + change, x0)
-                cached = cached.replace(due=jnp.where(guided, cached.due - 1, 0))
-            return x0, cached, 1
+            if interval == 1:
+                return x0, cached, 1
+            change = lambda x0: method.reuse(self.likelihood, x0, sigma, cached.kept)
+            x0 = x0 + jax.lax.cond(guided, change, jnp.zeros_like, x0)
+            return x0, Cached(cached.kept, jnp.where(guided, cached.due - 1, 0)), 1
 
-        due = guided & (memory.kept.due == 0) if caches else guided
+        due = guided & (memory.kept.due == 0)
         x0, cached, passes = jax.lax.cond(due, compute, reuse, memory.kept)
         return x0, Memory(cached, memory.passes + passes)
 

@@ -14,23 +14,22 @@ def deviation(sigma: Array) -> Array:
 
 @struct.dataclass
 class CachedChanges:
-    """The two last computed changes D' - D of the denoised point, in units of `deviation`, and when the next one is due."""
+    """The two last computed changes D' - D of the denoised point, in units of `deviation`."""
 
     last: Array  # [T, D]
     before: Array  # [T, D]
     sigma: Array  # [] noise level of the last one
     sigma_before: Array  # [] and of the one before, 0: there was none
-    due: Array  # [] guided evaluations until the next change is computed; 0: at the next one
 
     @classmethod
     def none(cls, x: Array) -> "CachedChanges":
         """Before the first change of samples shaped like x [T, D]."""
         change, level = jnp.zeros_like(x), jnp.zeros((), x.dtype)
-        return cls(change, change, level, level, jnp.zeros((), jnp.int32))
+        return cls(change, change, level, level)
 
-    def push(self, change: Array, sigma: Array, interval: int) -> "CachedChanges":
-        """With one more computed change [T, D] at sigma []; the next is due after `interval` evaluations, this one included."""
-        return CachedChanges(change, self.last, sigma, self.sigma, jnp.asarray(interval - 1, jnp.int32))
+    def push(self, change: Array, sigma: Array) -> "CachedChanges":
+        """With one more computed change [T, D] at sigma []."""
+        return CachedChanges(change, self.last, sigma, self.sigma)
 
     def at(self, sigma: Array) -> Array:
         """The change [T, D] at a later noise level: the last one, carried on by `TREND` of its slope in log sigma."""

@@ -13,7 +13,7 @@ is exact there, and states only as C ties them to actions.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import Array
 
 from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, GuidedPointConfig, within_limit
 from jaxpgd.guidance.likelihood import LEAST_CURVATURE, Likelihood
-from jaxpgd.options import nonnegative, options, positive
+from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.types import Denoise, Policy
 
 
@@ -30,14 +30,20 @@ from jaxpgd.types import Denoise, Policy
 class MomentConfig(GuidedPointConfig):
     """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    iterations: int = positive(2, "conjugate-gradient steps; each costs as much as two network evaluations")
+    jacobian: Literal["symmetrised", "transposed"] = option(
+        "symmetrised", "the denoiser's Jacobian: the mean of it and its transpose, or the transpose alone, at half the cost"
+    )
+    iterations: int = positive(
+        2, "conjugate-gradient steps; each costs as much as two network evaluations, one with the transposed Jacobian"
+    )
     damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
 
 
 @struct.dataclass
 class MomentGuidance(DenoisedPointGuidance):
-    """Guidance by moments of the posterior. A learned Jacobian is neither symmetric nor positive: it is symmetrised, `damping`
-    is added to the system's diagonal, and the iterations stop where the system turns out not to be positive.
+    """Guidance by moments of the posterior. A learned Jacobian is neither symmetric nor positive: it is symmetrised, or its
+    transpose is taken, which makes a gradient through the denoiser; `damping` is added to the system's diagonal, and the
+    iterations stop where the system turns out not to be positive.
 
     For any policy with a log_prob or a score; exact for Gaussian ones whose mean is linear and whose standard deviation is
     constant, where tokens hold actions as they are.
@@ -47,15 +53,42 @@ class MomentGuidance(DenoisedPointGuidance):
 
     @property
     def cost(self) -> int:
-        """As `DenoisedPointGuidance.cost`: a forward pass, then a JVP and a VJP per iteration."""
-        return 1 + 2 * self.options.iterations
+        """As `DenoisedPointGuidance.cost`: a forward pass, then a VJP per iteration, and a JVP to symmetrise it."""
+        return 1 + (2 if self.options.jacobian == "symmetrised" else 1) * self.options.iterations
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""
         return self.solve(denoise, likelihood, x, sigma)[0]
 
+    def empty_cache(self, likelihood: Likelihood, x: Array) -> "Directions":
+        """As `DenoisedPointGuidance.empty_cache`."""
+        n, (T, A) = self.options.iterations, (x.shape[0], likelihood.codec.action_dim)
+        return Directions(jnp.zeros((n, T, A), x.dtype), jnp.zeros((n, *x.shape), x.dtype), jnp.zeros(n, x.dtype))
+
+    def compute(
+        self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array, cache: "Directions"
+    ) -> tuple[Array, "Directions"]:
+        """As `DenoisedPointGuidance.compute`: keeps the directions of the conjugate gradients."""
+        estimate, _, directions = self.solve_along(denoise, likelihood, x, sigma)
+        return estimate.x0_guided, directions
+
+    def reuse(self, likelihood: Likelihood, x0: Array, sigma: Array, cache: "Directions") -> Array:
+        """As `DenoisedPointGuidance.reuse`: the kept directions p_i applied to the residuals r at x0.
+
+        A^-1 is taken as sum_i p_i p_i^T / (p_i^T A p_i), which it is within their span. This costs the policy alone.
+        """
+        z_i = cache.weights(standardised_residuals(likelihood, x0))
+        C_M_t_z = jnp.tensordot(z_i, cache.image, axes=1)
+        return within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
+
     def solve(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> tuple[Estimate, Array]:
         """The estimate and the relative residual [] that conjugate gradients left."""
+        return self.solve_along(denoise, likelihood, x, sigma)[:2]
+
+    def solve_along(
+        self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array
+    ) -> tuple[Estimate, Array, "Directions"]:
+        """As `solve`, and the directions of the conjugate gradients."""
         lam = jnp.asarray(likelihood.coefficient, jnp.float32)
         x0, jacobian = jax.linearize(lambda y: denoise(y, sigma), x)
         jacobian_t = jax.linear_transpose(jacobian, x)
@@ -64,13 +97,30 @@ class MomentGuidance(DenoisedPointGuidance):
 
         def system(z: Array) -> tuple[Array, Array]:
             v = M_t(z)[0]
-            C_M_t_z = 0.5 * sigma**2 * (jacobian(v) + jacobian_t(v)[0])
+            if self.options.jacobian == "transposed":
+                C_M_t_z = sigma**2 * jacobian_t(v)[0]
+            else:
+                C_M_t_z = 0.5 * sigma**2 * (jacobian(v) + jacobian_t(v)[0])
             return (1.0 + self.options.damping) * z + lam * M(C_M_t_z), C_M_t_z
 
-        z, C_M_t_z, left = conjugate_gradients(system, r, x, self.options.iterations)
+        z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.options.iterations)
         guided = x0 + within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
         log_twist = likelihood.exact(x0) + 0.5 * lam * jnp.vdot(r, r - z)
-        return Estimate(x0, guided, log_twist), left
+        return Estimate(x0, guided, log_twist), left, directions
+
+
+@struct.dataclass
+class Directions:
+    """Conjugate directions p_i of a linear system A, other linear images of them, and p_i^T A p_i, 0 where it is not used."""
+
+    direction: Array  # [n, ...]
+    image: Array  # [n, ...]
+    curvature: Array  # [n]
+
+    def weights(self, b: Array) -> Array:
+        """p_i^T b / p_i^T A p_i [n]: how far along each the solution of A z = b is."""
+        along = jnp.tensordot(self.direction, b, axes=b.ndim)
+        return jnp.where(self.curvature > 0, along / jnp.where(self.curvature > 0, self.curvature, 1.0), 0.0)
 
 
 def standardised_residuals(likelihood: Likelihood, x0: Array) -> Array:
@@ -106,20 +156,28 @@ def conjugate_gradients(
     Returns z, that image of z, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved, so that it is finite
     and its gain bounded for any A.
     """
+    return conjugate_directions(product, b, like, iterations)[:3]
 
-    def step(carry: Any, _: None) -> tuple[Any, None]:
+
+def conjugate_directions(
+    product: Callable[[Array], tuple[Array, Array]], b: Array, like: Array, iterations: int
+) -> tuple[Array, Array, Array, Directions]:
+    """As `conjugate_gradients`, and the directions that it took."""
+
+    def step(carry: Any, _: None) -> tuple[Any, Directions]:
         z, image, left, p, size, going = carry
         ap, moved = product(p)
         curvature = jnp.vdot(p, ap)
         going = going & (curvature > 0) & (size > floor)
+        taken = Directions(p, moved, jnp.where(going, curvature, 0.0))
         alpha = jnp.where(going, size / jnp.where(going, curvature, 1.0), 0.0)
         z, image, left = z + alpha * p, image + alpha * moved, left - alpha * ap
         new = jnp.vdot(left, left)
         p = left + jnp.where(going, new / jnp.where(going, size, 1.0), 0.0) * p
-        return (z, image, left, p, new, going), None
+        return (z, image, left, p, new, going), taken
 
     size = jnp.vdot(b, b)
     floor = 1e-12 * size
     start = (jnp.zeros_like(b), jnp.zeros_like(like), b, b, size, jnp.asarray(True))
-    z, image, left, *_ = jax.lax.scan(step, start, None, length=iterations)[0]
-    return z, image, jnp.sqrt(jnp.vdot(left, left) / jnp.maximum(size, 1e-30))
+    (z, image, left, *_), directions = jax.lax.scan(step, start, None, length=iterations)
+    return z, image, jnp.sqrt(jnp.vdot(left, left) / jnp.maximum(size, 1e-30)), directions

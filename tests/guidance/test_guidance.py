@@ -185,6 +185,7 @@ def test_attach_gives_a_hook_or_a_denoiser() -> None:
 def test_cost_in_forward_equivalents() -> None:
     """Of a computed evaluation, and of the hook of 32 steps: a gradient at the denoised point takes a forward pass a step."""
     assert method().cost == 2 and method("moment", iterations=3).cost == 7
+    assert method("moment", iterations=3, jacobian="transposed").cost == 4
     assert method("published", at="noised").hook_cost(32) == 0 and method("published").hook_cost(32) == 32
     assert method("smc", proposal="none").cost == 1 and method("smc").cost == 2
 

@@ -61,17 +61,20 @@ def test_the_twist_is_the_likelihood_of_the_noised_point():
     np.testing.assert_allclose(guidance.estimate(x, jnp.asarray(sigma)).log_twist, wanted, rtol=1e-3)
 
 
-def test_a_jacobian_that_is_not_symmetric_is_symmetrised():
+@pytest.mark.parametrize("jacobian", ["symmetrised", "transposed"])
+def test_a_jacobian_that_is_not_symmetric(jacobian):
+    """Against its symmetric part, or its transpose, by hand."""
     skewed = jnp.array([[0.8, 0.5], [-0.1, 0.9]])
     likelihood = Likelihood(linear_policy([[0.4]], [0.3], 0.5), PLAIN, 1.0)
     x, sigma = jax.random.normal(jax.random.key(2), (3, 2)), jnp.asarray(0.8)
     shift = lambda K: (lambda estimate: estimate.x0_guided - estimate.x0)(
-        moments(Linear(K), likelihood, iterations=3).estimate(x, sigma)
+        moments(Linear(K), likelihood, iterations=3, jacobian=jacobian).estimate(x, sigma)
     )
     residual = standardised_residuals(likelihood, Linear(skewed)(x, sigma))
-    cov = np.asarray(sigma**2 * (skewed + skewed.T) / 2 / (1 + sigma**2))
+    part = (skewed + skewed.T) / 2 if jacobian == "symmetrised" else skewed.T
+    cov = np.asarray(sigma**2 * part / (1 + sigma**2))
     m = np.array([[-0.4, 1.0]]) / 0.5
-    by_hand = -np.asarray(residual) / (1 + m @ cov @ m.T) @ (m @ cov)
+    by_hand = -np.asarray(residual) / (1 + m @ cov @ m.T) @ (cov @ m.T).T
     np.testing.assert_allclose(shift(skewed), by_hand, rtol=1e-4, atol=1e-6)
 
 
