@@ -191,7 +191,7 @@ DYDIFF: dict[str, Any] = {"arms": ["dydiff"], "sampler": {"kind": "heun"}}
 # sections that are walked, what their settings make, and the choices between which settings are told apart
 GUIDANCES: list[dict[str, Any]] = [{"kind": kind} for kind in ("published", "reconstruction", "moment")] + [{"target_ess": 0.5}]
 PROPOSALS = ("none", "reconstruction", "moment")
-GUIDANCES += [{"kind": "smc", "smc": {"proposal": proposal, "particles": 2}} for proposal in PROPOSALS]
+GUIDANCES += [{"kind": "smc", "smc": {"proposal": proposal, "particles": 2, "least_ancestors": 1}} for proposal in PROPOSALS]
 SAMPLERS = get_args(typing.get_type_hints(type(Config().sampler))["kind"])
 REGIMES = get_args(typing.get_type_hints(type(Config().synthesis))["regime"])
 FILTERS = get_args(typing.get_type_hints(type(Config().synthesis.filter))["kind"])
