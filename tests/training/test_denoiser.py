@@ -294,8 +294,9 @@ def test_statistics_are_those_of_own_steps() -> None:
 
 
 MUON = dataclasses.replace(
-    CONFIG, optimiser="muon", muon_levels=1, ema_width=0.1, steps=4, batch_size=4, validate_every=2, validation_batches=1
-)
+    CONFIG, optimiser="muon", muon_levels=1, ema_width=0.1, ema=0.999, steps=4, batch_size=4, validate_every=2,
+    validation_batches=1,
+)  # fmt: skip
 
 
 def test_denoiser_training_with_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
