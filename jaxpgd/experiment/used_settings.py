@@ -119,7 +119,6 @@ RULES: tuple[Rule, ...] = (
     _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
     Rule(("world_model",), lambda c: bool(set(_MODELS) & set(c.arms)) or _corrects(c),
          "arms has dydiff or world_model, or synthesis.consistency.kind is 'dynamics'", of_arms=True),
-    _of_arms("world_model.termination", *_MODELS),
     _of_arms("synthesis.consistency", *_DIFFUSION),
     _of_arms("synthesis.dydiff", "dydiff"),
     _of_arms("synthesis.world_model", "world_model"),

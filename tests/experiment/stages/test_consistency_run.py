@@ -12,6 +12,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands.run import run_all
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.stages.model_source import needs
+from jaxpgd.experiment.used_settings import unused
 
 SMALL: dict[str, Any] = {
     "arms": ["unguided", "guided"],
@@ -59,3 +60,11 @@ def test_what_cannot_be_corrected_is_refused() -> None:
         load_config(None, {"synthesis": {"consistency": {"kind": "dynamics", "sigma_max": 0.001}}})
     with pytest.raises(InputError, match=r"synthesis.length = 1: expected at least 2"):
         load_config(None, {"synthesis": {"length": 1, **on}})
+
+
+def test_settings_of_the_world_model_that_corrects_count() -> None:
+    """Its terminals as well: where the environment has no known rule, nothing is trained before one is named."""
+    given = {"lr": 1e-3, "termination": "learned"}
+    of = lambda kind: load_config(None, {"synthesis": {"consistency": {"kind": kind}}, "world_model": given}, unused="kept")
+    names = {f"world_model.{name}" for name in given}
+    assert names.isdisjoint(unused(of("dynamics"))) and names <= unused(of("none")).keys()
