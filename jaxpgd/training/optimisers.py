@@ -2,13 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxpgd.types import PyTree
 
-_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # a, b, c of X <- a X + (b X X^T + c (X X^T)^2) X, as published
+# a, b, c of X <- a X + (b X X^T + c (X X^T)^2) X, as published; an array: optax keeps it in the state, in single precision
+_NEWTON_SCHULZ = np.array([[3.4445, -4.7750, 2.0315]] * 5, np.float32)
 _RMS = 0.2  # root mean square of a step for learning rate 1, about that of Adam's (arXiv 2502.16982, section 2.2)
 
 
