@@ -145,7 +145,8 @@ RULES: tuple[Rule, ...] = (
           "synthesis.regime is 'continuous' or 'fifo'"),
     _rule("synthesis.fraction", lambda c: c.synthesis.regime == "fifo" or _refreshes(c),
           "a refresh is due (synthesis.interval below agent.updates)"),
-    _rule("synthesis.consistency.floor synthesis.consistency.sigma_max synthesis.consistency.iterations",
+    _rule("synthesis.consistency.floor synthesis.consistency.denoiser_error synthesis.consistency.sigma_max "
+          "synthesis.consistency.iterations",
           lambda c: c.synthesis.consistency.kind != "none", "synthesis.consistency.kind is not 'none'"),
     _rule("synthesis.filter.keep synthesis.filter.steps", lambda c: c.synthesis.filter.kind != "none",
           "synthesis.filter.kind is not 'none'"),

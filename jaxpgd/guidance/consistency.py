@@ -2,13 +2,14 @@
 
 At a noise level sigma the denoised trajectory x0 is replaced by one step of Gauss-Newton towards the minimiser over states of
 
-    |s - s0|^2 / v + sum_t |(s_{t+1} - f(s_t, a_t)) / tau_t|^2,    v = sigma^2 / (1 + sigma^2),
+    |s - s0|^2 / v + sum_t |(s_{t+1} - f(s_t, a_t)) / tau_t|^2,    v = sigma^2 / (1 + sigma^2) + epsilon^2,
 
 in units of normalised tokens: f is the mean prediction of a one-step model, tau_t its standard error, v the variance that the
-noise leaves to an entry of unit variance. With r the residuals over tau and J their Jacobian the step u solves
-(I + v J^T J) u = -v J^T r by conjugate gradients. J is made of the Jacobians F_t = df/ds [O, O] of the steps, which cost O
-passes of the model: they are computed at the first noise level that is corrected and kept for the others, so that every further
-correction costs one pass of the model. The denoiser is not differentiated.
+noise leaves to an entry of unit variance and the square of the denoiser's own error epsilon, which no noise level takes away (0
+for an exact denoiser). With r the residuals over tau and J their Jacobian the step u solves (I + v J^T J) u = -v J^T r by
+conjugate gradients. J is made of the Jacobians F_t = df/ds [O, O] of the steps, which cost O passes of the model: they are
+computed at the first noise level that is corrected and kept for the others, so that every further correction costs one pass of
+the model. The denoiser is not differentiated.
 
 Rewards are then moved towards those that the model expects at the new states, in the same way: by v / (v + tau^2) of the
 difference, tau the reward model's error. Actions and terminals stay as they are.
@@ -44,6 +45,9 @@ class ConsistencyConfig:
     floor: float = nonnegative(
         0.02, "least standard error of the world model's predictions, in standard deviations of the data"
     )
+    denoiser_error: float = nonnegative(
+        0.05, "standard error of the denoiser itself, beside what the noise leaves unknown, in standard deviations of the data"
+    )
     sigma_max: float = positive(0.2, "largest noise level at which trajectories are corrected")
     iterations: int = positive(20, "conjugate-gradient steps of a correction; they cost little beside the model's Jacobian")
 
@@ -75,6 +79,7 @@ class Consistency:
     model: OneStepModel
     codec: TokenCodec
     floor: Array | float = 0.02
+    denoiser_error: Array | float = 0.05
     sigma_max: Array | float = 0.2
     iterations: int = struct.field(pytree_node=False, default=20)
 
@@ -125,7 +130,8 @@ class Consistency:
 
     def correct(self, x0: Array, sigma: Array, F: Array, valid: Array | None = None) -> Array:
         """Corrected tokens [T, D] of denoised tokens x0 [T, D] at sigma [], by Jacobians F [T - 1, O, O]."""
-        states, v = x0[:, self.codec.obs], jnp.square(sigma) / (1.0 + jnp.square(sigma))
+        states = x0[:, self.codec.obs]
+        v = jnp.square(sigma) / (1.0 + jnp.square(sigma)) + jnp.square(self.denoiser_error)
         predicted = jax.vmap(self.predict)(*self.steps(x0))
         weight = self.valid(x0, valid)[:, None] / self.standard_error(predicted)
 

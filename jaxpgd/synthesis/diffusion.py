@@ -311,7 +311,7 @@ def make_consistency(
     check(length > 1, "length", length, "at least 2 steps where consistency.kind is 'dynamics'")
     check(not codec.bounded, "data.normalisation", "limits", "'standard' where consistency.kind is 'dynamics'")
     numbers = as_arrays(config)
-    return Consistency(model, codec, numbers.floor, numbers.sigma_max, config.iterations)  # type: ignore[arg-type]
+    return Consistency(model, codec, numbers.floor, numbers.denoiser_error, numbers.sigma_max, config.iterations)  # type: ignore[arg-type]
 
 
 def check_ends(guidance: GuidanceConfig | None, padded: bool) -> None:

@@ -51,7 +51,7 @@ class Linear:
 
 def make(codec: TokenCodec, *, tau: float = 0.1, apart: tuple[float, ...] = (0.0,), **fields: object) -> Consistency:
     model = Linear(ENV.A, ENV.B, jnp.asarray(apart), tau * codec.std[codec.obs])
-    return Consistency(model, codec, floor=1e-6, **{"sigma_max": jnp.inf, **fields})  # type: ignore[arg-type]
+    return Consistency(model, codec, floor=1e-6, **{"sigma_max": jnp.inf, "denoiser_error": 0.0, **fields})  # type: ignore[arg-type]
 
 
 UNIT = TokenCodec(jnp.zeros(FEATURES), jnp.ones(FEATURES), obs_dim=OBS, action_dim=ACTION, squashed=False)
