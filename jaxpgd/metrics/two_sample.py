@@ -12,6 +12,7 @@ from jaxpgd.metrics.dynamics_error import steps_taken
 from jaxpgd.networks.mlp import MLP
 from jaxpgd.types import PyTree, Trajectory
 
+FOLDS = 5  # blocks of rows by default: the least number of rows
 _HIDDEN = (64, 64)
 _BATCH, _UPDATES, _VALIDATE_EVERY = 64, 400, 20
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 1e-2
@@ -19,7 +20,7 @@ _GROUPS = 32  # of consecutive pairs, whose spread gives the standard error
 _CONSTANT = 1e-6  # a feature whose deviation is below this share of max(1, |mean|) is constant
 
 
-def classifier_test(key: Array, x: np.ndarray, y: np.ndarray, *, folds: int = 5, limit: int = 1024) -> dict[str, float]:
+def classifier_test(key: Array, x: np.ndarray, y: np.ndarray, *, folds: int = FOLDS, limit: int = 1024) -> dict[str, float]:
     """How well a network tells x [N, F] from y [M, F] (classifier two-sample test; Lopez-Paz & Oquab, arXiv 1610.06545).
 
     `classifier_accuracy` is that on rows which the network was not trained on: 0.5 for two samples of one distribution, 1 for

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxpgd.dataset import in_own_units
 from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.out_of_memory import with_half_the_batch
@@ -33,6 +34,7 @@ from jaxpgd.guidance.base import Guided
 from jaxpgd.guidance.diagnostics import guidance_profile
 from jaxpgd.guidance.kinds import make_guidance
 from jaxpgd.metrics.dynamics_error import steps_taken
+from jaxpgd.metrics.two_sample import FOLDS
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize, synthesize_from
 from jaxpgd.synthesis.replay import sample_real
@@ -43,8 +45,12 @@ _PROFILE_LEVELS, _PROFILE_SAMPLES = 16, 64
 
 
 def check_scoring(config: Config, prepared: Prepared) -> None:
-    """Raise, before compute, what making the simulator raises that scores synthetic trajectories at the end."""
-    info = prepared.dataset.info
+    """Raise, before compute, what scoring synthetic trajectories would raise at the end: no simulator, too few to classify."""
+    info, windows = prepared.dataset.info, prepared.windows
+    if config.evaluation.classifier:
+        rows = min(config.evaluation.trajectories, len(windows.validation), len(windows.train))
+        check(rows >= FOLDS, "evaluation.classifier", True,
+              f"false with fewer than {FOLDS} trajectories, held-out windows or training windows")  # fmt: skip
     if any(arm != "real" for arm in config.arms) and has_simulator(info):
         make_simulator(info)
 

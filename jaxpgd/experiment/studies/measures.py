@@ -25,6 +25,7 @@ from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
 from jaxpgd.experiment.studies.trajectories import make_trajectories, measure_set, training_seconds
 from jaxpgd.experiment.sweep import read_sweep
+from jaxpgd.metrics.two_sample import FOLDS
 from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.training.health import LOST
@@ -68,6 +69,9 @@ def check_cell(cell: Cell, store: Store) -> None:
         require_steps(config, prepared.dataset)
     elif cell.target.config is None:
         _given_target(cell, prepared)
+    if cell.measure.classifier:
+        rows = min(cell.measure.trajectories, len(prepared.windows.validation), len(prepared.windows.train))
+        check(rows >= FOLDS, "measure.classifier", True, f"false with fewer than {FOLDS} trajectories or real windows")
     if kind == "rollouts" or (kind == "trajectories" and cell.measure.source == "rollouts"):
         make_simulator(prepared.dataset.info)
 

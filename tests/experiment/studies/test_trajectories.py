@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpgd.errors import InputError
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared
+from jaxpgd.experiment.stages.score_synthesizers import check_scoring
 from jaxpgd.experiment.stages.score_trajectories import real_windows, score_trajectories, told_from_training
 from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.measures import check_cell
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.trajectories import measure_set, training_seconds
@@ -124,3 +127,14 @@ def test_training_is_counted_where_it_was_measured(tmp_path: Path) -> None:
     assert training_seconds([]) == {}
     (tmp_path / "b" / "stages" / "denoiser.json").write_text(json.dumps({"steps": 5, "seconds": 1.0}))
     assert training_seconds(runs) == {}
+
+
+def test_too_few_to_classify_are_refused_before_anything_is_trained(cell: Cell, prepared: Prepared) -> None:
+    few = dataclasses.replace(cell, measure=dataclasses.replace(cell.measure, classifier=True, trajectories=4))
+    with pytest.raises(InputError, match=r"measure.classifier = True: expected false with fewer than 5"):
+        check_cell(few, Store(Path("unused")))
+    evaluation = dataclasses.replace(cell.config.evaluation, classifier=True, trajectories=5)
+    check_scoring(dataclasses.replace(cell.config, evaluation=evaluation), prepared)
+    evaluation = dataclasses.replace(evaluation, trajectories=4)
+    with pytest.raises(InputError, match=r"evaluation.classifier = True: expected false with fewer than 5"):
+        check_scoring(dataclasses.replace(cell.config, evaluation=evaluation), prepared)
