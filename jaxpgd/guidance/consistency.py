@@ -14,10 +14,11 @@ the model. The denoiser is not differentiated.
 Rewards are then moved towards those that the model expects at the new states, in the same way: by v / (v + tau^2) of the
 difference, tau the reward model's error. Actions and terminals stay as they are.
 
-What is sampled is a product of experts, p(x) * prod_t N(s_{t+1}; f(s_t, a_t), tau_t^2): exactly where clean tokens given the
-noised ones have the covariance v I and f is linear, approximately otherwise. Where the dynamics are linear and deterministic
-and f is exact, samples of an exact denoiser stay exact: its estimates obey the dynamics, and all residuals are zero. Process
-noise of variance q counts twice: 1 / (1 / q + 1 / tau^2) of it remains.
+What is sampled with epsilon = 0 is a product of experts, p(x) * prod_t N(s_{t+1}; f(s_t, a_t), tau_t^2): exactly where clean
+tokens given the noised ones have the covariance v I and f is linear, approximately otherwise. Where the dynamics are linear and
+deterministic and f is exact, samples of an exact denoiser stay exact: its estimates obey the dynamics, and all residuals are
+zero. Process noise of variance q counts twice: 1 / (1 / q + 1 / tau^2) of it remains. An epsilon above 0 takes more of it: at
+the last noise level, too, the residual of a single entry is divided by 1 + epsilon^2 (1 + F^2) / tau^2.
 """
 
 from typing import Literal, Protocol

@@ -83,17 +83,18 @@ def test_conjugate_gradients_solve_as_many_unknowns_as_steps_and_stop_there() ->
     np.testing.assert_allclose(solve(lambda x: 2 * x, jnp.ones(3), 20), 0.5)
 
 
-@pytest.mark.parametrize("sigma", [0.03, 0.5])
-def test_the_step_is_that_of_the_normal_equations(sigma: float) -> None:
+@pytest.mark.parametrize(("sigma", "epsilon"), [(0.03, 0.0), (0.5, 0.0), (0.03, 0.2)])
+def test_the_step_is_that_of_the_normal_equations(sigma: float, epsilon: float) -> None:
     tau, x0 = 0.1, jax.random.normal(jax.random.key(0), (STEPS, FEATURES))
     J = residual_matrix(tau)
     r = J @ np.asarray(x0, np.float64).ravel()
-    Js, v = J[:, state_entries()], sigma**2 / (1 + sigma**2)
+    Js, v = J[:, state_entries()], sigma**2 / (1 + sigma**2) + epsilon**2
     u = -np.linalg.solve(np.eye(Js.shape[1]) + v * Js.T @ Js, v * Js.T @ r).reshape(STEPS, OBS)
-    found = make(UNIT, tau=tau, iterations=100)(x0, jnp.asarray(sigma))
+    found = make(UNIT, tau=tau, iterations=100, denoiser_error=epsilon)(x0, jnp.asarray(sigma))
     np.testing.assert_allclose(found[:, :OBS] - x0[:, :OBS], u, atol=2e-4 * np.abs(u).max())
     np.testing.assert_array_equal(found[:, OBS:], x0[:, OBS:])
-    few = make(UNIT, tau=tau, iterations=8)(x0, jnp.asarray(sigma))  # eight steps get most of the residual away
+    eight = make(UNIT, tau=tau, iterations=8, denoiser_error=epsilon)
+    few = eight(x0, jnp.asarray(sigma))  # gets most of the residual away
     size = lambda x: np.linalg.norm(J @ np.asarray(x, np.float64).ravel())
     assert size(few) - size(found) < 0.1 * (size(x0) - size(found))
 
