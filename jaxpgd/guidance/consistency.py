@@ -125,8 +125,8 @@ class Consistency:
         return x0.at[:, entry].add(jnp.where(taken, change, 0.0))
 
     def jacobians(self, x0: Array) -> Array:
-        """F_t [T - 1, O, O] of the best model at the states and actions of x0 [T, D]."""
-        found: Array = jax.vmap(jax.jacfwd(lambda s, a: self.predict(s, a)[0]))(*self.steps(x0))
+        """F_t [T - 1, O, O] of the mean prediction at the states and actions of x0 [T, D]."""
+        found: Array = jax.vmap(jax.jacfwd(lambda s, a: self.predict(s, a).mean(0)))(*self.steps(x0))
         return found
 
     def correct(self, x0: Array, sigma: Array, F: Array, valid: Array | None = None) -> Array:
@@ -207,9 +207,15 @@ class ConsistentGuided:
     consistency: Consistency
 
     def estimate(self, x: Array, sigma: Array) -> Estimate:
-        """As `Guided.estimate`, both points corrected; the twist is that of the point before."""
-        estimate = self.guided.estimate(x, sigma)
-        x0, x0_guided = self.consistency(estimate.x0, sigma), self.consistency(estimate.x0_guided, sigma)
+        """As `Guided.estimate`, both points corrected by the Jacobians at the guided one; the twist is that of before."""
+        estimate, own = self.guided.estimate(x, sigma), self.consistency
+
+        def corrected(points: tuple[Array, Array]) -> tuple[Array, Array]:
+            F = own.jacobians(points[1])
+            return own.correct(points[0], sigma, F), own.correct(points[1], sigma, F)
+
+        points = (estimate.x0, estimate.x0_guided)
+        x0, x0_guided = jax.lax.cond(sigma <= own.sigma_max, corrected, lambda points: points, points)
         return Estimate(x0, x0_guided, estimate.log_twist)
 
     def __call__(self, x: Array, sigma: Array) -> Array:

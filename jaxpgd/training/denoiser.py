@@ -58,7 +58,8 @@ class DenoiserConfig:
         "muon", "Muon for matrices of the U-Net's blocks and Adam for the rest, or Adam"
     )
     muon_levels: int = positive(
-        2, "U-Net levels whose matrices Muon steps; in each further level its share of the work is four times as large"
+        2,
+        "U-Net levels whose matrices Muon steps (of the next those with a side no longer); each costs four times the one before",
     )
     peak_lr: float = positive(4e-3, "learning rate at the end of the warm-up", low=1e-12, high=1.0)
     warmup_fraction: float = share(

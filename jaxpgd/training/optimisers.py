@@ -47,7 +47,8 @@ def power_average_decay(count: Array, width: Array | float) -> Array:
     `width` (the paper's sigma_rel, in (0, 0.28]) times t, at every t: no length of training has to be known. The first step
     replaces what was there.
     """
-    return (1.0 - 1.0 / count.astype(jnp.float32)) ** (power_of_width(width) + 1.0)
+    # by the logarithm of 1 - 1/t, which single precision does not round to that of 1
+    return jnp.exp((power_of_width(width) + 1.0) * jnp.log1p(-1.0 / count.astype(jnp.float32)))
 
 
 def power_of_width(width: Array | float) -> Array:

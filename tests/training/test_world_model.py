@@ -168,7 +168,9 @@ def test_averaged_weights_predict_and_forget_their_start():
         for n in (1, 2)
     ]
     first, second = (jax.tree.leaves(state.state.params)[0] for state in paths)
-    averaged, _ = fit(jax.random.key(0), world_model_program(data, dataclasses.replace(short, steps_per_epoch=2, ema=0.9)), data)
+    averaged, _ = fit(
+        jax.random.key(0), world_model_program(data, dataclasses.replace(short, steps_per_epoch=2, ema=0.9)), data
+    )
     start = jax.tree.leaves(world_model_program(data, short).init(jax.random.key(0), data).state.params)[0]
     expected = 2 / 11 * (0.1 * start + 0.9 * first) + 9 / 11 * second  # decays 1/10 and 2/11
     found = jax.tree.leaves(averaged.state.ema_params)[0]

@@ -138,7 +138,8 @@ def power(results: Results, drawing: Drawing) -> Figure:
             if law is not None:
                 ends = np.array([x.min(), x.max()])
                 banded_line(axis, ends, law(ends), None, None, hue, names, label="")
-                said.append(f"{name_of(hue) or 'exponent'}: {law.exponent:.2f} ± {law.standard_error:.2f}")
+                error = "" if np.isnan(law.standard_error) else f" ± {law.standard_error:.2f}"
+                said.append(f"{name_of(hue) or 'exponent'}: {law.exponent:.2f}{error}")
         log_axis(axis, "x")
         log_axis(axis, "y")
         axis.set(title="\n".join(filter(None, said)), xlabel=label_of(drawing.x))

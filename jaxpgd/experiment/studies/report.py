@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ def entry(results: Results, table: Table, where: Mapping[str, str]) -> str:
     """A value with its interval, or an exponent with its standard error, as text; empty where there is none."""
     if table.power:
         law = fitted(results, table.power, table.value, where)
-        return "" if law is None else f"{law.exponent:.3f} ± {law.standard_error:.3f} ({law.points})"
+        if law is None:
+            return ""
+        error = "" if math.isnan(law.standard_error) else f" ± {law.standard_error:.3f}"
+        return f"{law.exponent:.3f}{error} ({law.points})"
     s = summary(results, table.value, where)
     if s is None:
         return ""
