@@ -59,7 +59,7 @@ class DenoiserConfig:
     )
     muon_levels: int = positive(
         2,
-        "U-Net levels whose matrices Muon steps (of the next those with a side no longer); each costs four times the one before",
+        "U-Net levels whose matrices Muon steps (of the next those with a side no longer); each costs four times the last",
     )
     peak_lr: float = positive(4e-3, "learning rate at the end of the warm-up", low=1e-12, high=1.0)
     warmup_fraction: float = share(
