@@ -335,10 +335,16 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     [
         ("paper/pgd_hopper_td3_bc", {"denoiser": {"steps": 200}}, "denoiser.steps = 200: .* where denoiser.epochs is 0"),
         ("paper/pgd_hopper_td3_bc", {"agent": {"iql": {"beta": 1.0}}}, "agent.iql.beta = 1.0: .* where agent.kind is 'iql'"),
-        ("", {"guidance": {"kind": "reconstruction", "reconstruction": {"sigma_max": 1e-3}}},
-         "guidance.reconstruction.sigma_max = 0.001: expected at least sampler.sigma_min = 0.002"),
-        ("", {"guidance": {"moment": {"sigma_min": 7.0, "sigma_max": 7.1}}},
-         r"\(7.0, 7.1\): expected a noise level .* nearest is 6.464"),
+        (
+            "",
+            {"guidance": {"kind": "reconstruction", "reconstruction": {"sigma_max": 1e-3}}},
+            "guidance.reconstruction.sigma_max = 0.001: expected at least sampler.sigma_min = 0.002",
+        ),
+        (
+            "",
+            {"guidance": {"moment": {"sigma_min": 7.0, "sigma_max": 7.1}}},
+            r"\(7.0, 7.1\): expected a noise level .* nearest is 6.464",
+        ),
         ("", {"guidance": {"kind": "published"}, "sampler": {"steps": 1}}, "sampler.steps = 1: expected at least 2"),
         ("", {"synthesis": {"synthetic_ratio": 1e-3}}, "synthesis.synthetic_ratio = 0.001: expected more than 0.00195312"),
         ("", {"arms": ["unguided"], "synthesis": {"synthetic_ratio": 0.0}}, "synthesis.synthetic_ratio = 0.0: expected more"),
