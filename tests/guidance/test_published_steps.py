@@ -89,7 +89,7 @@ class Published(PolicyGradientStep):
 
     def weight(self, stage: Stage) -> Array:
         ramp = 1.0 - stage.index / stage.count + self.options.sine * jnp.sin(jnp.pi * (stage.index + 1) / stage.count)
-        active = (stage.index < stage.count - 1) & self.levels.has(stage.sigma)
+        active = (stage.index < stage.count - 1) & self.options.has(stage.sigma)
         return jnp.where(active, self.coefficient * ramp, 0.0)
 
 
