@@ -19,8 +19,8 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
-FINISHED = ("pipeline/test_run.py", "pipeline/test_calibration.py", "pipeline/test_collect.py")
-LONG = ("pipeline", "synthesis", "studies", "training", "agents", "test_notebooks.py")
+FINISHED = ("commands/test_run.py", "commands/test_data_collect.py", "stages/test_load.py", "run/test_distributed_run.py")
+LONG = ("experiment", "synthesis", "training", "agents", "test_notebooks.py")
 # of XLA's two ways to make kernels for the CPU the one that compiles in a third of the time; one day it may be gone
 SOONER = "--xla_cpu_use_fusion_emitters=false"
 

@@ -288,3 +288,15 @@ def test_an_agent_of_ones_own_learns_as_documented(tiny_defaults):
     exec(compile(block, "agents.md", "exec"), names)
     losses = np.asarray(names["metrics"]["loss"])
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_the_schedule_of_tests_names_files_that_exist():
+    """Names of before a move would be passed over in silence."""
+    tree = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    named = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    for name in ast.literal_eval(named["FINISHED"]):
+        found = [path for path in files if path.as_posix().endswith(name)]
+        assert found and all("finished" in path.read_text(encoding="utf-8") for path in found), name
+    for part in ast.literal_eval(named["LONG"]):
+        assert any(part in path.relative_to(ROOT).parts for path in files), part
