@@ -288,5 +288,5 @@ def within_limit(change: Array, limit: Array | float, sigma: Array) -> Array:
     That is what sigma leaves unknown of an entry of unit variance. A change of many such deviations comes from a policy that is
     evaluated far from where it is known, and without a bound it feeds on itself.
     """
-    most = limit * sigma / jnp.sqrt(1.0 + sigma**2)
+    most = limit * deviation(sigma)
     return jnp.clip(change, -most, most)

@@ -30,6 +30,7 @@ from jax import Array
 
 from jaxpgd.diffusion.sampling import with_memory
 from jaxpgd.guidance.base import Estimate, Guided
+from jaxpgd.guidance.caching import deviation
 from jaxpgd.guidance.moment import conjugate_gradients
 from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.tokens import TokenCodec
@@ -132,7 +133,7 @@ class Consistency:
     def correct(self, x0: Array, sigma: Array, F: Array, valid: Array | None = None) -> Array:
         """Corrected tokens [T, D] of denoised tokens x0 [T, D] at sigma [], by Jacobians F [T - 1, O, O]."""
         states = x0[:, self.codec.obs]
-        v = jnp.square(sigma) / (1.0 + jnp.square(sigma)) + jnp.square(self.denoiser_error)
+        v = jnp.square(deviation(sigma)) + jnp.square(self.denoiser_error)
         predicted = jax.vmap(self.predict)(*self.steps(x0))
         weight = self.valid(x0, valid)[:, None] / self.standard_error(predicted)
 
