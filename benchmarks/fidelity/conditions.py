@@ -10,6 +10,7 @@ actions learns that too, and is then wrong about actions of another policy: `err
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ from benchmarks.timing import describe_device
 from jaxpgd.diffusion.conditioning import Conditions
 from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
-from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env, trajectory_moments
+from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, make_env
+from jaxpgd.envs.linear_states import innovations, later_states
 from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.denoiser import DenoiserConfig, train_state_denoiser
@@ -30,6 +32,10 @@ from jaxpgd.types import Policy, Trajectory, Transition
 
 # DyDiff's churn: published for sigma in [0.37, 52.2] and sigma_data = 0.5; tokens have unit variance here, so twice that
 CHURN = EDMConfig(churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
+
+
+ITERATIONS = (1, 2, 4, 6)
+_MORE = np.array([[-0.4, -0.3]])  # K of a policy that reacts more than the behaviour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +89,48 @@ def exact_moments(env: LinearGaussian, policy: Policy, data: Trajectory) -> tupl
     Gaussian conditioning in the joint distribution of trajectories under `policy`. The actions of a blind policy say nothing
     about earlier states; for it, these are the moments of the dynamics.
     """
-    mean, cov = trajectory_moments(env, policy)
-    features, count = env.obs_dim + env.action_dim, data.obs.shape[0]
-    entry = np.arange(len(mean)).reshape(-1, features)
-    states = entry[1:, : env.obs_dim].ravel()
-    given = np.concatenate([entry[0, : env.obs_dim], entry[:, env.obs_dim :].ravel()])
-    values = np.concatenate([np.asarray(data.obs[:, 0]), np.asarray(data.action).reshape(count, -1)], axis=1, dtype=np.float64)
-    gain = np.linalg.solve(cov[np.ix_(given, given)], cov[np.ix_(given, states)]).T
-    means = mean[states] + (values - mean[given]) @ gain.T
-    variance = np.diag(cov[np.ix_(states, states)] - gain @ cov[np.ix_(given, states)])
-    return means.reshape(count, -1, env.obs_dim), np.sqrt(variance).reshape(-1, env.obs_dim)
+    found = later_states(env, policy, "actions")
+    return found.mean(np.asarray(data.obs[:, 0]), np.asarray(data.action)), found.std
+
+
+def closed_form(env: LinearGaussian, policies: dict[str, Policy], count: int) -> list[dict[str, Any]]:
+    """Errors of the exact mean states given actions and given innovations of the reacting behaviour, by iteration.
+
+    Against the dynamics, for actions of the blind policy, and for the mode of a policy that reacts more than the behaviour,
+    which acts again in every iteration. Mean states start as the dynamics say; an anchored denoiser's are those given
+    innovations, as its anchor is a function of them.
+    """
+    behaviour, start = (
+        policies["reacting"],
+        np.asarray(make_test(jax.random.key(1), env, policies["blind"], count).data.obs[:, 0]),
+    )
+    blind = np.asarray(make_test(jax.random.key(1), env, policies["blind"], count).data.action, np.float64)
+    unit = np.asarray(collect(jax.random.key(0), env, behaviour, 4000)[0].obs, np.float64).std((0, 1))
+    acts = {"another policy's actions": lambda s: blind, "a policy that reacts more": lambda s: s @ _MORE.T}
+    rows = []
+    for name, act in acts.items():
+        truth = dynamics_mean(env, start, act)
+        for given in ("actions", "innovations"):
+            found, states = later_states(env, behaviour, given), truth
+            for iteration in range(1, max(ITERATIONS) + 1):
+                a = act(states)
+                later = found.mean(start, innovations(behaviour, states, a) if given == "innovations" else a)
+                states = np.concatenate([states[:, :1], 0.5 * states[:, 1:] + 0.5 * later], axis=1)
+                if iteration in ITERATIONS:
+                    error = float(np.sqrt(np.mean(((later - truth[:, 1:]) / unit) ** 2)))
+                    rows.append({"actions_of": name, "given": given, "iteration": iteration, "error_of_the_mean": error})
+    return rows
+
+
+def dynamics_mean(env: LinearGaussian, start: np.ndarray, act: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """States [N, T, O] without noise from start [N, O]; `act` maps states [N, T, O] to actions [N, T, A] step by step."""
+    states, (A, B) = (
+        np.repeat(start[:, None].astype(np.float64), env.horizon, 1),
+        (np.asarray(x, np.float64) for x in (env.A, env.B)),
+    )
+    for t in range(env.horizon - 1):
+        states[:, t + 1] = states[:, t] @ A.T + act(states)[:, t] @ B.T
+    return states
 
 
 @functools.partial(jax.jit, static_argnames="samples")
@@ -142,4 +180,5 @@ def run(size: Size = Size()) -> dict[str, Any]:
                     **found[name],
                 }
                 rows.append(row | {"error_given_other_actions": found["blind"]["error_of_the_mean"]})
-    return {"suite": "conditions", **describe_device(), "size": dataclasses.asdict(size), "rows": rows}
+    return {"suite": "conditions", **describe_device(), "size": dataclasses.asdict(size), "rows": rows,
+            "closed_form": closed_form(env, policies, size.conditions)}  # fmt: skip

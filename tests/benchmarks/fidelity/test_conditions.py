@@ -28,6 +28,17 @@ def test_exact_moments_of_states_given_actions_leave_nothing_to_explain():
         np.testing.assert_allclose(test.mean[:, t], state, rtol=1e-4, atol=1e-5)
 
 
+def test_the_closed_form_of_every_conditioning():
+    """Given actions the error begins at 1.46 and a policy that acts again makes it grow; given innovations there is none."""
+    rows = {(row["actions_of"], row["given"], row["iteration"]): row["error_of_the_mean"]
+            for row in conditions.closed_form(*conditions.problems(), 64)}  # fmt: skip
+    others = [rows["another policy's actions", "actions", i] for i in conditions.ITERATIONS]
+    assert others == pytest.approx([1.46] * 4, abs=0.15)
+    reacting = [rows["a policy that reacts more", "actions", i] for i in conditions.ITERATIONS]
+    assert reacting == sorted(reacting) and reacting[-1] > 4 * reacting[0] > 0.5
+    assert max(error for (_, given, _), error in rows.items() if given == "innovations") < 1e-5
+
+
 @pytest.mark.slow
 def test_the_conditions_suite_scores_every_way():
     small = dataclasses.replace(conditions.Size().denoiser, features=8, blocks=1, steps=2, batch_size=4, validate_every=2)
