@@ -65,12 +65,13 @@ LIBRARY = {
 
 EXPERIMENTS = {
     "experiment.config": room("the config of an experiment: the options of every component"),
+    "experiment.needs": room("which trained models the arms of a run need", "experiment.config"),
     "experiment.nearest": room("suggestions for names that are unknown"),
     "experiment.precision": room("float32, and the precision of products on accelerators"),
     "experiment.compilation": room("the cache of compiled programs"),
     "experiment.presets": room("the published settings of PGD, DyDiff and Diffusion-QL", "experiment.config"),
-    "experiment.used_settings": room("which settings have an effect under which choices", "experiment.config"),
-    "experiment.validation": room("checks of a complete config", "experiment.config"),
+    "experiment.used_settings": room("which settings have an effect under which choices", "experiment.config experiment.needs"),
+    "experiment.validation": room("checks of a complete config", "experiment.config experiment.needs"),
     "experiment.config_files": room(
         "TOML files in, checked configs out",
         "experiment.config experiment.nearest experiment.presets experiment.used_settings experiment.validation",
@@ -83,7 +84,7 @@ EXPERIMENTS = {
     ),
     "experiment.stages": room(
         "stages of a run",
-        "experiment.config experiment.precision experiment.run experiment.sweep",
+        "experiment.config experiment.needs experiment.precision experiment.run experiment.sweep",
     ),
     "experiment.report": room(
         "figures and reports",
@@ -91,12 +92,13 @@ EXPERIMENTS = {
     ),
     "experiment.commands": room(
         "commands, a file each",
-        "experiment.config experiment.config_files experiment.report experiment.run experiment.stages experiment.sweep",
+        "experiment.config experiment.config_files experiment.needs experiment.report experiment.run experiment.stages "
+        "experiment.sweep",
     ),
     "experiment.studies": room(
         "grids of runs: plan, store, measures, report, and the shipped studies",
-        "experiment.commands experiment.config experiment.config_files experiment.precision experiment.report experiment.run "
-        "experiment.stages experiment.sweep experiment.used_settings experiment.validation",
+        "experiment.commands experiment.config experiment.config_files experiment.needs experiment.precision experiment.report "
+        "experiment.run experiment.stages experiment.sweep experiment.used_settings experiment.validation",
     ),
     "experiment.arguments": room("arguments of commands, for parsing and for help"),
     "experiment.settings_help": room("the help of every setting", "experiment.config"),

@@ -12,15 +12,15 @@ from typing import Any
 from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.guidance.kinds import moved_by
 from jaxpgd.options import get
 from jaxpgd.training.agent import AgentConfig
 
 AGENTS = tuple(field.name for field in dataclasses.fields(AgentConfig) if dataclasses.is_dataclass(field.default))
 
-_DIFFUSION = ("unguided", "guided")
-_SAMPLED = (*_DIFFUSION, "dydiff")
-_MODELS = ("dydiff", "world_model")
+_DIFFUSION = NEEDS["denoiser"]
+_SAMPLED = (*_DIFFUSION, *NEEDS["state-denoiser"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +92,6 @@ def _of_guidance(kind: str) -> Rule:
                  f"guidance.kind, or the proposal of 'smc', is {kind!r}")  # fmt: skip
 
 
-def _corrects(config: Config) -> bool:
-    """Whether a world model corrects the trajectories of a denoiser."""
-    return config.synthesis.consistency.kind != "none" and bool(set(_DIFFUSION) & set(config.arms))
-
-
 def _refreshes(config: Config) -> bool:
     return config.synthesis.regime != "oneoff" and config.synthesis.interval < config.agent.updates
 
@@ -117,7 +112,7 @@ RULES: tuple[Rule, ...] = (
     _of_arms("denoiser sampler", *_SAMPLED),
     _of_arms("guidance evaluation.coefficients evaluation.sampler_steps", *_DIFFUSION),
     _of_arms("guidance.max_dynamics_error synthesis.first_unguided", "guided"),
-    Rule(("world_model",), lambda c: bool(set(_MODELS) & set(c.arms)) or _corrects(c),
+    Rule(("world_model",), lambda c: needs(c, "world-model"),
          "arms has dydiff or world_model, or synthesis.consistency.kind is 'dynamics'", of_arms=True),
     _of_arms("synthesis.consistency", *_DIFFUSION),
     _of_arms("synthesis.dydiff", "dydiff"),

@@ -5,6 +5,7 @@ from typing import get_args
 from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Arm, Config
+from jaxpgd.experiment.needs import NEEDS, corrects
 from jaxpgd.guidance.kinds import check_guided, moved_by
 from jaxpgd.options import check_ranges, get, range_of
 from jaxpgd.synthesis.replay import check_share
@@ -56,7 +57,7 @@ def _check_guided_arm(config: Config) -> None:
 
 def _check_consistency(config: Config) -> None:
     own, length = config.synthesis.consistency, config.synthesis.length or config.data.window
-    if own.kind == "none" or not {"unguided", "guided"} & set(config.arms):
+    if not corrects(config):
         return
     where = f"where synthesis.consistency.kind is {own.kind!r}"
     check(config.data.normalisation == "standard", "data.normalisation", config.data.normalisation, f"'standard' {where}")
@@ -136,8 +137,8 @@ def _check_lengths(config: Config) -> None:
     arms, step = set(config.arms), 2 ** (d.blocks - 1)
     own_window = ("synthesis.dydiff.window", y.dydiff.window) if y.dydiff.window else ("data.window", config.data.window)
     lengths = (
-        ("data.window", config.data.window, arms & {"unguided", "guided"}, "a multiple of"),
-        ("synthesis.length", y.length or config.data.window, arms & {"unguided", "guided"}, "at least"),
+        ("data.window", config.data.window, arms & set(NEEDS["denoiser"]), "a multiple of"),
+        ("synthesis.length", y.length or config.data.window, arms & set(NEEDS["denoiser"]), "at least"),
         (*own_window, arms & {"dydiff"}, "a multiple of"),
     )  # fmt: skip
     for name, value, denoised, expected in lengths:

@@ -11,6 +11,7 @@ from jax import Array
 from jaxpgd.dataset import in_own_units, state_entries
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config, check_seed
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.report.figure import save
 from jaxpgd.experiment.report.page import text_table
 from jaxpgd.experiment.report.tradeoff_plots import rollout_comparison_figure
@@ -18,7 +19,6 @@ from jaxpgd.experiment.run.directory import make_directory, write_atomic, write_
 from jaxpgd.experiment.stages.agent_config import agent_config
 from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.stages.load import agent_number, chosen_policy, load_run, open_trained
-from jaxpgd.experiment.stages.model_source import NEEDS, needs
 from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, terminal_rate
 from jaxpgd.metrics.rollout_comparison import compare_rollouts, crossing, paired_crossing

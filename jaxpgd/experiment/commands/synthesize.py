@@ -10,13 +10,14 @@ import numpy as np
 from jaxpgd.datasets.export import export_minari, export_npz
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config, check_seed
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.run.directory import make_directory
 from jaxpgd.experiment.run.out_of_memory import with_half_the_batch
 from jaxpgd.experiment.run.view import open_run
 from jaxpgd.experiment.stages.agent_config import agent_config
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import agent_number, chosen_policy, load_run
-from jaxpgd.experiment.stages.model_source import needs, require_models
+from jaxpgd.experiment.stages.model_source import require_models
 from jaxpgd.experiment.stages.prepare import stage_key
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.run.checkpoints import CheckpointReader
 from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.experiment.stages.agent_programs import agent_training
@@ -20,7 +21,7 @@ from jaxpgd.experiment.stages.model_programs import (
     state_denoiser_training,
     world_model_training,
 )
-from jaxpgd.experiment.stages.model_source import model_source, needs, require_models
+from jaxpgd.experiment.stages.model_source import model_source, require_models
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import check_same_across_hosts

@@ -1,4 +1,4 @@
-"""Which models a run needs, and which run each is taken from: this one, or one of `models_from`."""
+"""Which run each model is taken from: this one, or one of `models_from`."""
 
 import dataclasses
 from typing import Any
@@ -6,15 +6,9 @@ from typing import Any
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.options import get
-
-# which arms need which model, by the stage that trains it
-NEEDS: dict[str, tuple[str, ...]] = {
-    "denoiser": ("unguided", "guided"),
-    "world-model": ("dydiff", "world_model"),
-    "state-denoiser": ("dydiff",),
-}
 
 # the settings that decide what each model becomes; the seed decides which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
@@ -28,13 +22,6 @@ DECIDED_BY: dict[str, tuple[str, ...]] = {
         "synthesis.dydiff.scaled_conditions",
     ),
 }  # fmt: skip
-
-
-def needs(config: Config, stage: str) -> bool:
-    """Whether any arm uses the model of a stage of `NEEDS`; the world model also corrects trajectories of a denoiser."""
-    uses = lambda stage: any(arm in NEEDS[stage] for arm in config.arms)
-    corrects = config.synthesis.consistency.kind != "none" and uses("denoiser")
-    return uses(stage) or (stage == "world-model" and corrects)
 
 
 def model_source(config: Config, stage: str) -> RunView | None:

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.out_of_memory import explained
@@ -18,7 +19,7 @@ from jaxpgd.experiment.stages.model_programs import (
     termination_rule,
     world_model_training,
 )
-from jaxpgd.experiment.stages.model_source import NEEDS, model_source, needs
+from jaxpgd.experiment.stages.model_source import model_source
 from jaxpgd.experiment.stages.prepare import Prepared, prepare_state_windows, window_coverage
 from jaxpgd.parallel import is_writer
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends

@@ -9,12 +9,13 @@ from typing import Generic, TypeVar
 
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.experiment.config import Arm, Config
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import ClaimedRun, create_run
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.load import load_models, seed_policy
-from jaxpgd.experiment.stages.model_source import DECIDED_BY, NEEDS, as_trained, needs
+from jaxpgd.experiment.stages.model_source import DECIDED_BY, as_trained
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.stages.train_agents import train_agents
 from jaxpgd.experiment.stages.train_models import train_denoiser, train_models, train_state_denoiser, train_world_model

@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.stages.agent_programs import agent_training, joint_training
 from jaxpgd.experiment.stages.batch_size import with_largest_batch
 from jaxpgd.experiment.stages.build import Models, arm_synthesizer, build_agent
 from jaxpgd.experiment.stages.load import seed_policy
 from jaxpgd.experiment.stages.model_programs import Training, denoiser_training, world_model_training
-from jaxpgd.experiment.stages.model_source import needs
 from jaxpgd.experiment.stages.prepare import Prepared
 from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.measures import target_of

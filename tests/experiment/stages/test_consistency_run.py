@@ -10,11 +10,11 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config_files import apply_values, load_config
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.run.view import open_run
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run
-from jaxpgd.experiment.stages.model_source import needs
 from jaxpgd.experiment.stages.prepare import prepare
 from jaxpgd.experiment.stages.train_models import train_models
 from jaxpgd.experiment.used_settings import unused

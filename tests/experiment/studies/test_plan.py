@@ -10,8 +10,8 @@ import pytest
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
 from jaxpgd.experiment.config_files import load_config
+from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.precision import STATED
-from jaxpgd.experiment.stages.model_source import NEEDS, needs
 from jaxpgd.experiment.studies import plan
 from jaxpgd.experiment.studies.identity import LATER, settings_of, short_hash, slug
 from jaxpgd.experiment.studies.plan import Budget, load_study, shipped
