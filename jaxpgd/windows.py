@@ -161,7 +161,7 @@ def coverage(dataset: Dataset, starts: np.ndarray, window: int, episodes: np.nda
     np.add.at(edges, starts, 1)
     np.add.at(edges, np.asarray(starts) + window_lengths(dataset, starts, window), -1)
     inside = np.cumsum(edges[:-1]) > 0
-    among = np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
+    among = steps_of(dataset, episodes)
     terminal = among & (np.asarray(dataset.discount) == 0)
     return Coverage(float(inside[among].mean()), float(inside[terminal].mean()) if terminal.any() else None)
 
@@ -206,3 +206,13 @@ def split_episodes(dataset: Dataset, fraction: float, seed: int) -> tuple[np.nda
     held = 0 if fraction == 0 or count < 2 else min(max(round(fraction * count), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[held:]), np.sort(order[:held])
+
+
+def steps_of(dataset: Dataset, episodes: np.ndarray) -> np.ndarray:
+    """Which steps [M] bool are in `episodes` [K]."""
+    return np.repeat(np.isin(np.arange(dataset.episodes), episodes), dataset.lengths())
+
+
+def held_out_steps(dataset: Dataset, fraction: float, seed: int = 0) -> np.ndarray:
+    """Which steps [M] bool are in the validation episodes of `split_episodes`. Raises InputError as that does."""
+    return steps_of(dataset, split_episodes(dataset, fraction, seed)[1])

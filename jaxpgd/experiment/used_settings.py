@@ -122,6 +122,9 @@ RULES: tuple[Rule, ...] = (
     _rule("denoiser.steps", lambda c: c.denoiser.epochs == 0, "denoiser.epochs is 0"),
     _rule("denoiser.muon_levels", lambda c: c.denoiser.optimiser == "muon", "denoiser.optimiser is 'muon'"),
     _rule("denoiser.ema", lambda c: c.denoiser.ema_width == 0, "denoiser.ema_width is 0"),
+    # world model
+    _rule("world_model.holdout", lambda c: c.world_model.holdout_by == "transitions" or c.data.validation_fraction == 0,
+          "world_model.holdout_by is 'transitions', or data.validation_fraction is 0"),
     # sampler
     _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
     _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),

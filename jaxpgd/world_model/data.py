@@ -15,7 +15,7 @@ from jaxpgd.world_model.scales import Scales, fit_scales
 
 @struct.dataclass
 class WorldModelData:
-    """Transitions [M], the indices of those that train and of those held out, and the scales of both."""
+    """Transitions [M], the indices of those that train and of those that held-out losses are measured on, and scales."""
 
     transitions: Transition
     train: Array  # [.] int32
@@ -23,19 +23,31 @@ class WorldModelData:
     scales: Scales
 
 
-def prepare_transitions(transitions: Transition, config: WorldModelConfig, *, seed: int = 0) -> WorldModelData:
+def prepare_transitions(
+    transitions: Transition, config: WorldModelConfig, *, held_out: np.ndarray | None = None, seed: int = 0
+) -> WorldModelData:
     """Select informative transitions and hold some of them out, on the host. `transitions` [M] has numpy or jax leaves.
+
+    `held_out` [M] bool marks the transitions of episodes that are held out whole (`windows.held_out_steps`): nothing is learned
+    from them, scales included, and `config.holdout_most` of them at random, or all, are what held-out losses are measured on.
+    Where it is None or leaves nothing to train on or to measure on, as in a dataset of one episode, single transitions are held
+    out: `config.holdout` of them, at most `config.holdout_most`.
 
     Transitions that end an episode without moving are left out: files without next observations repeat the last observation
     there, and a model would learn that nothing moves where episodes end. Raises InputError as `informative`.
     """
     chosen = informative(transitions, config)
-    transitions = jax.tree.map(lambda x: x[chosen], transitions)
-    size = transitions.reward.shape[0]
-    held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
+    device = jax.tree.map(lambda x: jnp.asarray(x[chosen]), transitions)
+    size = int(chosen.sum())
     order = np.random.default_rng(seed).permutation(size).astype(np.int32)
-    device = jax.tree.map(jnp.asarray, transitions)
-    return WorldModelData(device, jnp.asarray(order[held:]), jnp.asarray(order[:held]), fit_scales(device))
+    apart = np.zeros(size, bool) if held_out is None else np.asarray(held_out)[chosen]
+    if apart.any() and not apart.all():
+        train, measured = order[~apart[order]], order[apart[order]][: config.holdout_most]
+        scales = fit_scales(jax.tree.map(lambda x: x[np.sort(train)], device))
+    else:
+        held = min(max(1, round(config.holdout * size)), config.holdout_most, size - 1)
+        train, measured, scales = order[held:], order[:held], fit_scales(device)
+    return WorldModelData(device, jnp.asarray(train), jnp.asarray(measured), scales)
 
 
 def informative(transitions: Transition, config: WorldModelConfig) -> np.ndarray:

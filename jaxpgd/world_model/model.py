@@ -1,7 +1,7 @@
 """A learned one-step model of an environment: an ensemble for the next state, a reward model, and a rule for terminals."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -32,8 +32,13 @@ class WorldModelConfig:
     ema: float = share(0.999, "decay of the averaged weights, which predict; 0: the weights themselves (PETS)")
     weight_decay: float = nonnegative(5e-5, "factor of the L2 penalty of all kernels; 0: none", high=1.0)
     batch_size: int = positive(256, "transitions per gradient step of each network")
-    holdout: float = share(0.1, "share of the transitions held out for early stopping (DyDiff: 0.2)")
-    holdout_most: int = positive(10_000, "largest number of transitions held out (DyDiff: 5000)")
+    holdout_by: Literal["episodes", "transitions"] = option(
+        "episodes", "early stopping on whole episodes, those of data.validation_fraction, or on single transitions (DyDiff)"
+    )
+    holdout: float = share(
+        0.1, "share of the transitions held out (DyDiff: 0.2), or of the episodes where data.validation_fraction is 0"
+    )
+    holdout_most: int = positive(10_000, "largest number of transitions that held-out losses are measured on (DyDiff: 5000)")
     epochs: int = positive(100, "largest number of epochs; early stopping ends training sooner")
     steps_per_epoch: int = nonnegative(0, "gradient steps per epoch; 0: one pass over the training transitions")
     patience: int = positive(5, "epochs without improvement of 1 % after which a network stops training")

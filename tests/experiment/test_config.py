@@ -158,7 +158,7 @@ DYDIFF_PAPER = {
     "world_model.members": 7, "world_model.elites": 5,
     "world_model.hidden": (200,) * 4, "world_model.reward_hidden": (256, 256),
     "world_model.lr": 1e-4, "world_model.patience": 7, "world_model.holdout": 0.2, "world_model.holdout_most": 5000,
-    "world_model.batch_size": 256,
+    "world_model.holdout_by": "transitions", "world_model.batch_size": 256,
     "synthesis.regime": "fifo", "synthesis.synthetic_ratio": 0.4, "synthesis.filter.kind": "softmax",
     "synthesis.filter.keep": 0.6, "synthesis.filter.temperature": 0.05,
     "synthesis.filter.uniform": 1e-6, "synthesis.filter.steps": "all",

@@ -130,6 +130,24 @@ def test_holdout_and_epoch_sizes():
     assert steps_per_epoch(dataclasses.replace(CONFIG, steps_per_epoch=0), 130) == 3
 
 
+def test_nothing_is_learned_from_episodes_that_are_held_out():
+    """They measure, as many as are asked for; episodes that would leave nothing to either side give way to transitions."""
+    transitions, held_out = linear(100), np.arange(100) % 4 == 1
+    far = transitions.replace(obs=np.where(held_out[:, None], 50.0 + transitions.obs, transitions.obs).astype(np.float32))
+    data = prepare_transitions(far, CONFIG, held_out=held_out)
+    np.testing.assert_array_equal(np.sort(data.train), np.flatnonzero(~held_out))
+    np.testing.assert_array_equal(np.sort(data.held_out), np.flatnonzero(held_out))
+    np.testing.assert_array_equal(data.scales.obs.high, transitions.obs[~held_out].max(0))
+    few = prepare_transitions(far, dataclasses.replace(CONFIG, holdout_most=5), held_out=held_out)
+    assert len(few.held_out) == 5 and held_out[np.asarray(few.held_out)].all()
+    np.testing.assert_array_equal(few.train, data.train)
+    single = prepare_transitions(far, CONFIG)
+    for none in (np.zeros(100, bool), np.ones(100, bool)):
+        jax.tree.map(np.testing.assert_array_equal, prepare_transitions(far, CONFIG, held_out=none), single)
+    still = transitions.replace(discount=1.0 - held_out, next_obs=np.where(held_out[:, None], far.obs, far.next_obs))
+    assert len(prepare_transitions(still.replace(obs=far.obs), CONFIG, held_out=held_out).held_out) == 8  # a tenth of 75
+
+
 class Constant:
     """A network that predicts its parameters for every input."""
 

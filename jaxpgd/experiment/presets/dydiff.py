@@ -31,8 +31,8 @@ DYDIFF: dict[str, Any] = {
     },
     "world_model": {
         "members": 7, "elites": 5, "hidden": [200, 200, 200, 200], "reward_hidden": [256, 256], "lr": 1e-4,
-        "batch_size": 256, "holdout": 0.2, "holdout_most": 5000, "epochs": 1000, "steps_per_epoch": 0, "patience": 7,
-        "beta": 0.0, "ema": 0.0,
+        "batch_size": 256, "holdout_by": "transitions", "holdout": 0.2, "holdout_most": 5000, "epochs": 1000,
+        "steps_per_epoch": 0, "patience": 7, "beta": 0.0, "ema": 0.0,
     },
     "synthesis": {  # every epoch 2048 rollouts, of which 0.6 are kept; the newest 2 million steps stay
         "regime": "fifo", "trajectories": 20_000, "fraction": 0.06145, "synthetic_ratio": 0.4,  # real ratio 0.6

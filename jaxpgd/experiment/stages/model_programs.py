@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxpgd.dataset import DatasetInfo, obs_slices
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.stages.prepare import Prepared, prepare_state_windows, stage_key
+from jaxpgd.experiment.stages.prepare import Prepared, prepare_state_windows, prepare_world_model_data, stage_key
 from jaxpgd.simulators.environments import environment_kwargs
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
@@ -17,7 +17,6 @@ from jaxpgd.training.program import Program
 from jaxpgd.training.windows import state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import PyTree
-from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.model import Terminates, WorldModel
 from jaxpgd.world_model.termination import termination
 
@@ -47,7 +46,7 @@ def denoiser_training(config: Config, prepared: Prepared) -> Training[Trajectory
 def world_model_training(config: Config, prepared: Prepared) -> Training[WorldModel]:
     """Of the one-step world model."""
     rule = termination_rule(config, prepared.dataset.info)
-    data = prepare_transitions(prepared.dataset.transitions(), config.world_model, seed=config.seed)
+    data = prepare_world_model_data(config, prepared)
     program = world_model_program(data, config.world_model, rule, skip=config.health.skip_updates > 0)
     trained = lambda state: trained_world_model(state, data, config.world_model, rule)
     return Training("world-model", program, data, stage_key(config, WORLD_MODEL_KEY), trained)

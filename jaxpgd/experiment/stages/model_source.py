@@ -10,12 +10,12 @@ from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.options import get
 
-# the settings that decide what each model becomes; the seed decides which episodes are held out as well
+# the settings that decide what each model becomes; seed and validation_fraction decide which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
     "world-model": (
         "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
-        "world_model",
+        "data.validation_fraction", "world_model",
     ),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",

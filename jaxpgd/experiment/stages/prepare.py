@@ -18,7 +18,8 @@ from jaxpgd.experiment.stages.known_policies import known_behaviour
 from jaxpgd.simulators.environments import require_environment, with_environment
 from jaxpgd.simulators.returns import steps_of
 from jaxpgd.training.windows import Windows, prepare_windows
-from jaxpgd.windows import Coverage, coverage, split_episodes
+from jaxpgd.windows import Coverage, coverage, held_out_steps, split_episodes
+from jaxpgd.world_model.data import WorldModelData, prepare_transitions
 
 
 @struct.dataclass
@@ -54,6 +55,18 @@ def prepare_state_windows(config: Config, prepared: Prepared) -> Windows:
     if length in (0, config.data.window):
         return prepared.windows
     return prepare_windows(prepared.dataset, dataclasses.replace(config.data, window=length), seed=config.seed)
+
+
+def prepare_world_model_data(config: Config, prepared: Prepared) -> WorldModelData:
+    """Transitions of the world model. It holds out whole episodes, those that the denoiser's validation loss is measured on.
+
+    Where no episode is held out of the denoiser's training, `world_model.holdout` of them are; where `holdout_by` says so or
+    the dataset has a single episode, single transitions. Raises InputError as `prepare_transitions`.
+    """
+    own, dataset = config.world_model, prepared.dataset
+    fraction = config.data.validation_fraction or own.holdout
+    held_out = held_out_steps(dataset, fraction, config.seed) if own.holdout_by == "episodes" else None
+    return prepare_transitions(dataset.transitions(), own, held_out=held_out, seed=config.seed)
 
 
 def window_coverage(config: Config, prepared: Prepared, windows: Windows) -> Coverage:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.options import get
 
@@ -39,6 +40,8 @@ def settings_of(config: Config) -> dict[str, Any]:
         functools.reduce(operator.getitem, sections, found).pop(last)
     if config.synthesis.consistency.kind == "none":  # as before there was such a section
         del found["synthesis"]["consistency"]
+    if not needs(config, "world-model"):  # as before world models held out whole episodes
+        del found["world_model"]["holdout_by"]
     health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}
     return found | ({"health": health} if health else {})
 

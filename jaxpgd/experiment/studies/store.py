@@ -62,8 +62,8 @@ class Store:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
         if stage == "world-model":  # whatever windows others take; those of two steps are in every episode
-            loaded = {name: getattr(data, name) for name in ("name", "env_id", "episodes", *LOADED_BY)}
-            data = DataConfig(**loaded, window=2)
+            names = ("name", "env_id", "episodes", "validation_fraction", *LOADED_BY)
+            data = DataConfig(**{name: getattr(data, name) for name in names}, window=2)
         found = Config(seed=config.seed, arms=(ARM_OF_MODEL[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
                        health=config.health, matmul_precision=config.matmul_precision)  # fmt: skip
         if stage == "world-model":

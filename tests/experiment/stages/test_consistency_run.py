@@ -15,7 +15,7 @@ from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.run.view import open_run
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run
-from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.experiment.stages.prepare import Prepared, prepare, prepare_world_model_data
 from jaxpgd.experiment.stages.train_models import train_models
 from jaxpgd.experiment.used_settings import unused
 from jaxpgd.synthesis.diffusion import synthesize
@@ -50,6 +50,24 @@ def test_the_correction_changes_the_samples_of_the_same_denoiser(corrected: Path
     of = lambda config: synthesize(jax.random.key(0), arm_synthesizer(config, loaded.models, "unguided"), count=8).obs
     before, after = of(plain), of(loaded.config)
     assert before.shape == after.shape and np.isfinite(after).all() and not np.allclose(before, after)
+
+
+def test_the_world_model_is_held_to_the_episodes_of_the_denoisers_validation(make_config: Any, tmp_path: Path) -> None:
+    def parts(world_model: dict[str, Any], **data: Any) -> tuple[set[int], set[int], Prepared]:
+        """The episodes that the world model is trained on and measured on; all steps of point2d tell where they lead."""
+        config = make_config(tmp_path / "run", **SMALL | {"data": data, "world_model": SMALL["world_model"] | world_model})
+        prepared = prepare(config)
+        found, episode = prepare_world_model_data(config, prepared), np.repeat(np.arange(data["episodes"]), 16)
+        assert len(found.train) + len(found.held_out) == len(episode)
+        return set(episode[found.train]), set(episode[found.held_out]), prepared
+
+    train, held_out, prepared = parts({}, episodes=40, validation_fraction=0.25)
+    assert held_out == set(np.asarray(prepared.windows.validation) // 16) and len(held_out) == 10
+    assert train == set(np.asarray(prepared.windows.train) // 16) and len(train) == 30
+    train, held_out, _ = parts({"holdout": 0.2}, episodes=40, validation_fraction=0.0)
+    assert len(held_out) == 8 and not train & held_out
+    for mixed in (parts({"holdout_by": "transitions"}, episodes=40), parts({}, episodes=1)):
+        assert mixed[0] & mixed[1]
 
 
 def test_what_cannot_be_corrected_is_refused() -> None:

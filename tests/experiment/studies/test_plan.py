@@ -201,6 +201,13 @@ def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
     faster = replace(config.world_model, lr=1.0)
     same = [config, replace(config, synthesis=churned), replace(config, world_model=faster), replace(config, preset="paper")]
     assert len({store.run_of_model(c, "state-denoiser").out for c in same}) == 1
+    held_out = replace(config, data=replace(config.data, validation_fraction=0.2))
+    run, usual = (store.run_of_model(c, "world-model") for c in (held_out, config))
+    assert run.data.validation_fraction == 0.2 and run.out != usual.out
+    single = replace(config, world_model=replace(config.world_model, holdout_by="transitions"))
+    assert settings_of(single) != settings_of(config)
+    real = [settings_of(replace(c, arms=("real",))) for c in (single, config)]
+    assert real[0] == real[1] and "holdout_by" not in real[0]["world_model"]  # cells of before keep their names
     scaled = replace(config.synthesis, dydiff=replace(config.synthesis.dydiff, scaled_conditions=True))
     for changed in (noised, scaled):
         assert (
