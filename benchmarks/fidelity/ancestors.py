@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from benchmarks.fidelity.guidance import cases, codec_of, guided
+from benchmarks.fidelity.guidance import cases, codec_of
+from benchmarks.fidelity.methods import guided
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.envs.gaussian_tilt import TiltedProblem, expected_log_likelihood, fitted, gaussian_wasserstein, tilted_problem

@@ -7,22 +7,22 @@ one action with a mixture as behaviour: KL divergence from the target.
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.fidelity.methods import COUNT, NUDGES, Method, guided, methods, nudge
 from benchmarks.speed.guidance_cost import costs, sampling_costs
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver
 from jaxpgd.diffusion.single_step import EDMConfig
-from jaxpgd.diffusion.solvers import SamplerConfig, SolverKind, make_solver
+from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.envs.gaussian_tilt import (
     TiltedProblem,
     expected_log_likelihood,
@@ -35,10 +35,8 @@ from jaxpgd.envs.linear_gaussian import linear_policy, make_env, reference_case
 from jaxpgd.envs.mixture import CODEC as MIXTURE_CODEC
 from jaxpgd.envs.mixture import Mixture, divergence, gaussian_policy, mixture, tilted_masses
 from jaxpgd.guidance.base import Guidance
-from jaxpgd.guidance.kinds import GuidanceConfig, make_guidance
-from jaxpgd.guidance.moment import MomentConfig
-from jaxpgd.guidance.published import PublishedConfig, step_share
-from jaxpgd.guidance.reconstruction import ReconstructionConfig
+from jaxpgd.guidance.kinds import make_guidance
+from jaxpgd.guidance.published import step_share
 from jaxpgd.guidance.smc import SMCConfig
 from jaxpgd.guidance.strength import FixedStrength
 from jaxpgd.synthesis.diffusion import DiffusionSynthesizer, TrajectoryDenoiser
@@ -47,67 +45,8 @@ from jaxpgd.synthesis.sampling import Sampling
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Metrics, Policy
 
-MethodKind = Literal["published", "reconstruction", "moment", "smc"]
-COUNT, COEFFICIENTS = 4096, (0.25, 1.0)
+COEFFICIENTS = (0.25, 1.0)
 HEADS = ("guidance", "coefficient", "steps", "forward_equivalents", "w2", "log_likelihood", "dynamics_error", "log_normaliser")
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A guidance method with a sampler, and the numbers of steps at which it is measured."""
-
-    name: str
-    guidance: GuidanceConfig | None
-    solver: SolverKind
-    steps: tuple[int, ...]
-    churn: float = 0.0
-    step_size: float = 0.0  # of `published` only: its coefficient, the size of a step; the target has another
-
-
-def nudge(step_size: float) -> Method:
-    """The published guidance and churn, at a step size."""
-    guidance = GuidanceConfig("published", published=PublishedConfig(at="noised"))
-    return Method(f"published, step size {step_size:g}", guidance, "heun", (), 80.0, step_size)
-
-
-EVERYWHERE: dict[str, Any] = {"sigma_min": 0.0, "sigma_max": 1e9, "cache_interval": 1}
-CACHED: dict[str, Any] = {"sigma_max": 20.0, "cache_interval": 2}
-
-
-def guided(kind: MethodKind, iterations: int = 2, smc: SMCConfig = SMCConfig(), **schedule: float) -> GuidanceConfig:
-    """Options of a method, without its limit on changes: targets in closed form are those of the method itself.
-
-    A change is computed at every evaluation, unless `schedule` has other noise levels or another `cache_interval`.
-    """
-    own: dict[str, Any] = {"limit": math.inf} | EVERYWHERE | schedule
-    sections = ReconstructionConfig(**own), MomentConfig(iterations=iterations, **own)
-    return GuidanceConfig(kind, reconstruction=sections[0], moment=sections[1], smc=smc)
-
-
-def methods(particles: int = COUNT) -> tuple[Method, ...]:
-    """All guidance methods but `published`, of which "smc" uses only the noise levels of its solver."""
-    smc_with = lambda proposal, order="second": guided("smc", smc=SMCConfig(proposal, order, particles))
-    moment = lambda iterations: guided("moment", iterations)
-    return (
-        Method("none", None, "heun", (32,)),
-        Method("reconstruction", guided("reconstruction"), "heun", (16, 32, 64)),
-        Method("reconstruction, churn 20", guided("reconstruction"), "heun", (32, 64, 128), 20.0),
-        Method("moment, 2 iterations", moment(2), "heun", (8, 12, 16, 32)),
-        Method("moment, cached", guided("moment", **CACHED), "dpmpp_2m_sde", (16, 24, 32, 48)),
-        Method("moment at every evaluation", moment(2), "dpmpp_2m_sde", (16, 32)),
-        Method("moment, cached, 2M", guided("moment", **CACHED), "dpmpp_2m", (20, 26, 32)),
-        Method("moment, 2 iterations, 2M", moment(2), "dpmpp_2m", (13, 26, 52)),
-        Method("moment, 1 iteration, 2M", moment(1), "dpmpp_2m", (21, 42, 84)),
-        Method("moment, 4 iterations", moment(4), "heun", (8, 16, 32)),
-        Method("moment, 16 iterations", moment(16), "heun", (32,)),
-        Method("smc, first order", smc_with("reconstruction", "first"), "heun", (32, 64, 128)),
-        Method("smc of none", smc_with("none"), "heun", (32, 128)),
-        Method("smc of reconstruction", smc_with("reconstruction"), "heun", (32, 64, 128, 256, 512)),
-        Method("smc of moment", smc_with("moment"), "heun", (32, 64)),
-    )
-
-
-NUDGES = (0.01, 0.03, 0.1, 0.3, 1.0)  # step sizes of the published guidance (per 256 steps); the best one is reported
 
 
 def cases() -> dict[str, TiltedProblem]:

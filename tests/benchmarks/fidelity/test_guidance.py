@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.fidelity import guidance
+from benchmarks.fidelity import guidance, methods
 from benchmarks.speed import guidance_cost, sampling
 
 
@@ -11,7 +11,7 @@ def test_the_guidance_suite_scores_exact_samples_at_their_floor(monkeypatch):
     problem = guidance.cases()["16 steps, 6 states, 3 actions"]
     row = guidance.floor(problem, 0.25)
     assert row["w2"] < 2.0 and row["dynamics_error"] > 0
-    method = guidance.Method("moment", guidance.guided("moment", iterations=2), "heun", (4,))
+    method = methods.Method("moment", methods.guided("moment", iterations=2), "heun", (4,))
     assert guidance.measure(problem, method, 0.25, 4)["forward_equivalents"] == 35
     text = guidance.table([row])
     assert "exact samples" in text and "w2" in text
