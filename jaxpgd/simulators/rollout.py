@@ -70,6 +70,7 @@ def replay_actions(simulator: KnownSimulator, start: np.ndarray, action: np.ndar
 
 @jax.jit
 def _compiled_replay(env: Any, start: jax.Array, action: jax.Array) -> Trajectory:
+    """`replay_actions` of a `BuiltinSimulator`'s environment `without_noise`. It has no terminals: every action is taken."""
     unused = jax.random.key(0)  # the environment has no noise
 
     def one(start: jax.Array, actions: jax.Array) -> Trajectory:

@@ -93,8 +93,9 @@ def open_loop_squares(simulator: KnownSimulator, prepared: Prepared, trajectory:
 
 def told_from_training(key: Array, windows: Windows, held_out: Trajectory) -> dict[str, float]:
     """How well a classifier tells held-out windows [M, T] from as many of training: what it finds among real windows."""
-    train = np.random.default_rng(0).permutation(np.asarray(windows.train))[: len(held_out.reward)]
-    return classifier_test(key, *(window_features(t) for t in (real_windows(windows, np.sort(train)), held_out)))
+    key, key_train = jax.random.split(key)
+    train = np.sort(jax.random.permutation(key_train, windows.train)[: len(held_out.reward)])
+    return classifier_test(key, *(window_features(t) for t in (real_windows(windows, train), held_out)))
 
 
 def discount_factor(config: Config) -> float:
