@@ -289,10 +289,9 @@ def make_synthesizer(
     check(not (through and denoiser.codec.bounded), "data.normalisation", "limits",
           "'standard' with guidance of another kind than 'published', which takes tokens to have unit variance")  # fmt: skip
     corrected = make_consistency(consistency or ConsistencyConfig(), model, denoiser.codec, length)
-    denoise = denoiser.denoise if corrected is None else ConsistentDenoise(denoiser.denoise, corrected)
     return DiffusionSynthesizer(
         denoiser=denoiser,
-        sampling=make_sampling(sampler or SamplerConfig(), denoise, shape, guided=through),
+        sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=through, correct=corrected),
         guidance=None if guidance is None else make_guidance(guidance),
         strength=None if guidance is None else make_strength(guidance),
         length=length,

@@ -11,7 +11,7 @@ from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver, sample
 from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
 from jaxpgd.parallel import map_batches
-from jaxpgd.synthesis.memory import largest_batch_that_fits
+from jaxpgd.synthesis.memory import Correct, largest_batch_that_fits
 from jaxpgd.tokens import saturated
 from jaxpgd.types import Denoise, Hook, Metrics, PyTree, Trajectory
 
@@ -44,13 +44,15 @@ class Sampling:
         return info["forward_equivalents"]
 
 
-def make_sampling(config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool) -> Sampling:
+def make_sampling(
+    config: SamplerConfig, denoise: Denoise, shape: tuple[int, int], *, guided: bool, correct: Correct | None = None
+) -> Sampling:
     """The sampler of a config section, its numbers as leaves, for tokens of `shape` [T, D] and a denoiser, or one guided by its
-    gradient."""
+    gradient; `correct` changes what it denoises."""
     return Sampling(
         sigmas=karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho),
         solver=make_solver(config),
-        batch_size=config.batch_size or largest_batch_that_fits(denoise, shape, guided=guided),
+        batch_size=config.batch_size or largest_batch_that_fits(denoise, shape, guided=guided, correct=correct),
     )
 
 

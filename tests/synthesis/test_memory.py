@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import Array
 
 from jaxpgd.datasets import load
 from jaxpgd.diffusion.solvers import SamplerConfig
@@ -32,6 +33,20 @@ def test_memory_of_a_trajectory_grows_with_the_network_and_with_gradients(denois
     assert plain[8] >= 4 * shape[0] * shape[1]  # the result, at least
     assert plain[64] > 2 * plain[8]
     assert memory.bytes_per_trajectory(denoisers[64].denoise, shape, guided=True) > plain[64]
+
+
+def test_memory_of_a_correction_counts_and_it_is_not_differentiated(denoisers: Any) -> None:
+    @jax.custom_jvp
+    def correct(x0: Array, sigma: Array) -> Array:
+        products = jnp.sort(jnp.outer(x0, x0), axis=0)  # which have to be somewhere
+        return x0 + sigma * products.sum()
+
+    correct.defjvp(lambda *_: pytest.fail("differentiated"))  # type: ignore[no-untyped-call]
+    denoise, shape = denoisers[8].denoise, (8, denoisers[8].codec.token_dim)
+    for guided in (False, True):
+        plain = memory.bytes_per_trajectory(denoise, shape, guided=guided)
+        corrected = memory.bytes_per_trajectory(denoise, shape, guided=guided, correct=jax.tree_util.Partial(correct))
+        assert plain is not None and corrected is not None and corrected > plain
 
 
 def test_a_batch_is_the_largest_power_of_two_that_half_of_the_free_memory_holds(

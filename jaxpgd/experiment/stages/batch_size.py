@@ -6,9 +6,10 @@ from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.resolved import BATCH_SIZE, with_batch_size
 from jaxpgd.experiment.run.view import RunView
-from jaxpgd.experiment.stages.build import Models, build_synthesizer
+from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import broadcast
+from jaxpgd.synthesis.diffusion import make_consistency
 from jaxpgd.synthesis.memory import largest_batch_that_fits
 
 
@@ -18,9 +19,10 @@ def largest_batch(config: Config, models: Models) -> int:
     found = []
     if models.denoiser is not None:
         through = "guided" in config.arms and config.guidance.kind != "published"
-        shape = (config.synthesis.length or models.denoiser.length, models.denoiser.codec.token_dim)
-        denoise = build_synthesizer(config, models, guided=False).corrected(models.denoiser.denoise)
-        found.append(largest_batch_that_fits(denoise, shape, guided=through, agents=agents))
+        codec, length = models.denoiser.codec, config.synthesis.length or models.denoiser.length
+        correct = make_consistency(config.synthesis.consistency, models.world, codec, length)
+        shape = (length, codec.token_dim)
+        found.append(largest_batch_that_fits(models.denoiser.denoise, shape, guided=through, correct=correct, agents=agents))
     if models.states is not None:
         codec = models.states.codec
         shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)

@@ -13,11 +13,14 @@ from jaxpgd.experiment.config_files import apply_values, load_config
 from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.run.view import open_run
+from jaxpgd.experiment.stages.batch_size import largest_batch
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run
 from jaxpgd.experiment.stages.prepare import Prepared, prepare, prepare_world_model_data
 from jaxpgd.experiment.stages.train_models import train_models
 from jaxpgd.experiment.used_settings import unused
+from jaxpgd.guidance.consistency import Consistency
+from jaxpgd.synthesis import memory
 from jaxpgd.synthesis.diffusion import synthesize
 
 SMALL: dict[str, Any] = {
@@ -50,6 +53,25 @@ def test_the_correction_changes_the_samples_of_the_same_denoiser(corrected: Path
     of = lambda config: synthesize(jax.random.key(0), arm_synthesizer(config, loaded.models, "unguided"), count=8).obs
     before, after = of(plain), of(loaded.config)
     assert before.shape == after.shape and np.isfinite(after).all() and not np.allclose(before, after)
+
+
+def test_the_memory_of_a_corrected_trajectory_is_asked_for_once(corrected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def bytes_of(denoise: Any, shape: Any, **how: Any) -> None:
+        asked.append(how)
+
+    class Device:
+        platform = "gpu"
+
+        def memory_stats(self) -> dict[str, int]:
+            return {}
+
+    loaded = load_run(open_run(str(corrected)))
+    monkeypatch.setattr(memory.jax, "local_devices", lambda: [Device()])
+    monkeypatch.setattr(memory, "bytes_per_trajectory", bytes_of)
+    largest_batch(loaded.config, loaded.models)
+    assert len(asked) == 1 and isinstance(asked[0]["correct"], Consistency)
 
 
 def test_the_world_model_is_held_to_the_episodes_of_the_denoisers_validation(make_config: Any, tmp_path: Path) -> None:
