@@ -1,4 +1,4 @@
-"""Guidance methods for tests: by name, without a limit unless one is given."""
+"""Guidance methods for tests: by name, without a limit, computed in full at all noise levels unless options say otherwise."""
 
 from typing import Any
 
@@ -11,6 +11,10 @@ from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
 from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
 from jaxpgd.guidance.smc import SMCConfig, SMCGuidance
 
+ALL_LEVELS: dict[str, Any] = {
+    "sigma_max": 1e9, "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9
+}  # fmt: skip
+
 
 def method(kind: str = "reconstruction", **options: Any) -> Any:
     """A guidance with options of its own; of "smc" `proposal` and those of the proposal."""
@@ -22,5 +26,5 @@ def method(kind: str = "reconstruction", **options: Any) -> Any:
     if kind == "published":
         return PublishedGuidance(PublishedConfig(**options))
     if kind == "moment":
-        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | options))
+        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | ALL_LEVELS | options))
     return ReconstructionGuidance(ReconstructionConfig(**{"limit": jnp.inf} | options))

@@ -44,7 +44,7 @@ def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
     }
     for name, guidance in methods.items():
         guided = seconds(guidance.guide(denoiser.denoise, policy, denoiser.codec, 1.0))
-        found.append({"guidance": name, "forward_equivalents": guidance.cost, "forward_times": guided / forward})
+        found.append({"guidance": name, "forward_equivalents": int(guidance.cost(sigma)), "forward_times": guided / forward})
     return found
 
 

@@ -8,7 +8,7 @@ forward-equivalents (a forward pass of the denoiser is 1, a JVP or VJP of it 1 m
 - `published` (1, or 2 at the denoised point): nothing; action entries move along the policy's gradient. Does not sample the
   target: lambda is the size of a step, of which there are 256, as published.
 - `reconstruction` (2; DPS): entries independent, of variance sigma^2 / (1 + sigma^2).
-- `moment` (1 + 2 per iteration): covariance sigma^2 times the denoiser's Jacobian.
+- `moment` (1 + 1 per iteration): covariance sigma^2 times the denoiser's Jacobian.
 - `smc` (that of its proposal): any of these corrected by weights; exact as steps and particles grow.
 
 Where tokens hold actions as they are, `reconstruction` is exact for unit Gaussian tokens and `moment` for all Gaussians, with a
@@ -116,9 +116,8 @@ class DenoisedPointGuidance:
     at_denoised_point: ClassVar[bool] = True
     options: GuidedPointConfig
 
-    @property
-    def cost(self) -> int:
-        """Forward-equivalents of one evaluation that computes the change."""
+    def cost(self, sigma: Array) -> Array:
+        """Forward-equivalents [] of one evaluation that computes the change at sigma []."""
         raise NotImplementedError
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
@@ -161,7 +160,7 @@ class DenoisedPointGuidance:
 
     def counting(self) -> Denoise:
         """As `Guidance.counting`."""
-        return GuidedDenoise(Counting(self.options, self.cost), Echo(), None)  # type: ignore[arg-type]
+        return GuidedDenoise(Counting(self.options, self), Echo(), None)  # type: ignore[arg-type]
 
     def hook_cost(self, steps: int) -> int:
         """As `Guidance.hook_cost`: no hook."""
@@ -216,23 +215,23 @@ class GuidedDenoise:
         method, interval = self.method, self.method.options.cache_interval
         guided = method.options.has(sigma)
 
-        def compute(cached: Cached) -> tuple[Array, Cached, int]:
+        def compute(cached: Cached) -> tuple[Array, Cached]:
             if interval == 1:
-                return method.estimate(self.denoise, self.likelihood, x, sigma).x0_guided, cached, method.cost
+                return method.estimate(self.denoise, self.likelihood, x, sigma).x0_guided, cached
             x0, kept = method.compute(self.denoise, self.likelihood, x, sigma, cached.kept)
-            return x0, Cached(kept, jnp.asarray(interval - 1, jnp.int32)), method.cost
+            return x0, Cached(kept, jnp.asarray(interval - 1, jnp.int32))
 
-        def reuse(cached: Cached) -> tuple[Array, Cached, int]:
+        def reuse(cached: Cached) -> tuple[Array, Cached]:
             x0 = self.denoise(x, sigma)
             if interval == 1:
-                return x0, cached, 1
+                return x0, cached
             change = lambda x0: method.reuse(self.likelihood, x0, sigma, cached.kept)
             x0 = x0 + jax.lax.cond(guided, change, jnp.zeros_like, x0)
-            return x0, Cached(cached.kept, jnp.where(guided, cached.due - 1, 0)), 1
+            return x0, Cached(cached.kept, jnp.where(guided, cached.due - 1, 0))
 
         due = guided & (memory.kept.due == 0)
-        x0, cached, passes = jax.lax.cond(due, compute, reuse, memory.kept)
-        return x0, Memory(cached, memory.passes + passes)
+        x0, cached = jax.lax.cond(due, compute, reuse, memory.kept)
+        return x0, Memory(cached, memory.passes + jnp.where(due, method.cost(sigma), 1))
 
     def log_target(self, x0: Array) -> Array:
         """As `Guided.log_target`."""
@@ -245,10 +244,9 @@ class NoGuidance(DenoisedPointGuidance):
 
     options: GuidedPointConfig = GuidedPointConfig()
 
-    @property
-    def cost(self) -> int:
+    def cost(self, sigma: Array) -> Array:
         """As `DenoisedPointGuidance.cost`: a forward pass."""
-        return 1
+        return jnp.ones((), jnp.int32)
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""
@@ -258,15 +256,14 @@ class NoGuidance(DenoisedPointGuidance):
 
 @struct.dataclass
 class Counting(DenoisedPointGuidance):
-    """A method of the given cost that changes nothing: with it a `GuidedDenoise` only counts its evaluations."""
+    """A method of another's cost that changes nothing: with it a `GuidedDenoise` only counts its evaluations."""
 
     options: GuidedPointConfig
-    passes: int = struct.field(pytree_node=False)
+    counted: DenoisedPointGuidance
 
-    @property
-    def cost(self) -> int:
+    def cost(self, sigma: Array) -> Array:
         """As `DenoisedPointGuidance.cost`."""
-        return self.passes
+        return self.counted.cost(sigma)
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""

@@ -31,7 +31,7 @@ from jax import Array
 from jaxpgd.diffusion.sampling import with_memory
 from jaxpgd.guidance.base import Estimate, Guided
 from jaxpgd.guidance.caching import deviation
-from jaxpgd.guidance.moment import conjugate_gradients
+from jaxpgd.guidance.conjugate_gradients import LinearSystem, conjugate_gradients
 from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Memory, until_terminal
@@ -145,7 +145,9 @@ class Consistency:
             return jnp.zeros_like(states).at[1:].set(weight * r).at[:-1].add(-back)
 
         r = weight * (states[1:] - predicted.mean(1))
-        u, *_ = conjugate_gradients(lambda p: (p + v * J_T(J(p)), p), -v * J_T(r), states, self.iterations)
+        image = lambda p: (p, jnp.vdot(p, p) + v * jnp.square(J(p)).sum())
+        system = LinearSystem(image, lambda p, _: p + v * J_T(J(p)))
+        u, *_ = conjugate_gradients(system, -v * J_T(r), states, self.iterations)
         return self.with_rewards(x0.at[:, self.codec.obs].add(u), v, valid)
 
     def __call__(self, x0: Array, sigma: Array, valid: Array | None = None) -> Array:

@@ -5,15 +5,18 @@ is replaced by its tangent at D(x), which moves them less far than the target as
 
 Given x, the clean trajectory has mean D(x) and covariance C = sigma^2 dD/dx (Miyasawa 1961; Boys et al., arXiv 2310.06721).
 With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) = -|r|^2 / 2 near D(x), so that the target's
-posterior mean is  D'(x) = D(x) - lambda C M^T z  with  (I + lambda M C M^T) z = r(D(x)).  No matrix is formed: the system, of
-size T A, is solved by conjugate gradients, each step a JVP and a VJP of D. Where log pi is convex in
-an action, the row of M changes sign: steps still follow the gradient, and the system stays positive. Where it is linear in an
-action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C times the gradient, which
-is exact there, and states only as C ties them to actions.
+posterior mean is  D'(x) = D(x) - lambda C M^T z  with  (I + lambda M C M^T) z = r(D(x)).  C is not formed: the system, of size
+T A, is solved by conjugate gradients, each step a VJP of D. They are preconditioned by the solution for C = v I,
+v = sigma^2 / (1 + sigma^2): M is block-diagonal in the steps of the trajectory, so that this is a system of size A for each.
+Below `jacobian_sigma_min`, where C is close to v I, that solution is the answer, and costs no pass of D.
+
+Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
+Where it is linear in an action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C
+times the gradient, which is exact there, and states only as C ties them to actions.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ from flax import struct
 from jax import Array
 
 from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, GuidedPointConfig, within_limit
+from jaxpgd.guidance.caching import deviation
+from jaxpgd.guidance.conjugate_gradients import Directions, LinearSystem, conjugate_directions
 from jaxpgd.guidance.likelihood import LEAST_CURVATURE, Likelihood
 from jaxpgd.options import nonnegative, option, options, positive
 from jaxpgd.types import Denoise, Policy
@@ -30,49 +35,62 @@ from jaxpgd.types import Denoise, Policy
 class MomentConfig(GuidedPointConfig):
     """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    jacobian: Literal["symmetrised", "transposed"] = option(
-        "symmetrised", "the denoiser's Jacobian: the mean of it and its transpose, or the transpose alone, at half the cost"
+    sigma_max: float = option(20.0, "largest noise level at which samples are guided", low=0.0, high=1e9)
+    jacobian: Literal["transposed", "symmetrised"] = option(
+        "transposed", "the denoiser's Jacobian: its transpose, or the mean of it and its transpose, at twice the cost"
+    )
+    jacobian_sigma_min: float = nonnegative(
+        0.1, "smallest noise level at which the denoiser's Jacobian is computed; below it entries are taken as independent"
     )
     iterations: int = positive(
-        2, "conjugate-gradient steps; each costs as much as two network evaluations, one with the transposed Jacobian"
+        2,
+        "conjugate-gradient steps at noise levels from iterations_sigma_min to iterations_sigma_max, and one at the others; "
+        "each costs as much as a network evaluation, two with the symmetrised Jacobian",
     )
+    iterations_sigma_min: float = nonnegative(0.3, "smallest noise level at which more than one iteration is made")
+    iterations_sigma_max: float = option(5.0, "largest noise level at which more than one iteration is made", low=0.0, high=1e9)
     damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
 
 
 @struct.dataclass
 class MomentGuidance(DenoisedPointGuidance):
-    """Guidance by moments of the posterior. A learned Jacobian is neither symmetric nor positive: it is symmetrised, or its
-    transpose is taken, which makes a gradient through the denoiser; `damping` is added to the system's diagonal, and the
-    iterations stop where the system turns out not to be positive.
+    """Guidance by moments of the posterior. A learned Jacobian is neither symmetric nor positive: its transpose is taken, which
+    makes a gradient through the denoiser, or it is symmetrised; `damping` is added to the system's diagonal, and the iterations
+    stop where the system turns out not to be positive.
 
-    For any policy with a log_prob or a score; exact for Gaussian ones whose mean is linear and whose standard deviation is
-    constant, where tokens hold actions as they are.
+    For any policy with a log_prob or a score; with enough iterations at all noise levels exact for Gaussian ones whose mean is
+    linear and whose standard deviation is constant, where tokens hold actions as they are.
     """
 
     options: MomentConfig = MomentConfig()
 
-    @property
-    def cost(self) -> int:
+    def steps(self, sigma: Array) -> Array:
+        """Conjugate-gradient steps [] at sigma."""
+        own = self.options
+        many = (sigma >= own.iterations_sigma_min) & (sigma <= own.iterations_sigma_max)
+        return jnp.where(many, own.iterations, 1)
+
+    def cost(self, sigma: Array) -> Array:
         """As `DenoisedPointGuidance.cost`: a forward pass, then a VJP per iteration, and a JVP to symmetrise it."""
-        return 1 + (2 if self.options.jacobian == "symmetrised" else 1) * self.options.iterations
+        each = 2 if self.options.jacobian == "symmetrised" else 1
+        return 1 + jnp.where(sigma >= self.options.jacobian_sigma_min, each * self.steps(sigma), 0)
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""
         return self.solve(denoise, likelihood, x, sigma)[0]
 
-    def empty_cache(self, likelihood: Likelihood, x: Array) -> "Directions":
+    def empty_cache(self, likelihood: Likelihood, x: Array) -> Directions:
         """As `DenoisedPointGuidance.empty_cache`."""
-        n, (T, A) = self.options.iterations, (x.shape[0], likelihood.codec.action_dim)
-        return Directions(jnp.zeros((n, T, A), x.dtype), jnp.zeros((n, *x.shape), x.dtype), jnp.zeros(n, x.dtype))
+        return Directions.none(jnp.zeros((x.shape[0], likelihood.codec.action_dim), x.dtype), x, self.options.iterations)
 
     def compute(
-        self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array, cache: "Directions"
-    ) -> tuple[Array, "Directions"]:
+        self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array, cache: Directions
+    ) -> tuple[Array, Directions]:
         """As `DenoisedPointGuidance.compute`: keeps the directions of the conjugate gradients."""
         estimate, _, directions = self.solve_along(denoise, likelihood, x, sigma)
         return estimate.x0_guided, directions
 
-    def reuse(self, likelihood: Likelihood, x0: Array, sigma: Array, cache: "Directions") -> Array:
+    def reuse(self, likelihood: Likelihood, x0: Array, sigma: Array, cache: Directions) -> Array:
         """As `DenoisedPointGuidance.reuse`: the kept directions p_i applied to the residuals r at x0.
 
         A^-1 is taken as sum_i p_i p_i^T / (p_i^T A p_i), which it is within their span. This costs the policy alone.
@@ -87,40 +105,50 @@ class MomentGuidance(DenoisedPointGuidance):
 
     def solve_along(
         self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array
-    ) -> tuple[Estimate, Array, "Directions"]:
+    ) -> tuple[Estimate, Array, Directions]:
         """As `solve`, and the directions of the conjugate gradients."""
         lam = jnp.asarray(likelihood.coefficient, jnp.float32)
-        x0, jacobian = jax.linearize(lambda y: denoise(y, sigma), x)
-        jacobian_t = jax.linear_transpose(jacobian, x)
-        r, M = jax.linearize(lambda y: standardised_residuals(likelihood, y), x0)
-        M_t = jax.linear_transpose(M, x0)
+        x0, C = self.posterior(denoise, x, sigma)
+        r, M = residual_blocks(likelihood, x0)
+        diagonal, v = 1.0 + self.options.damping, jnp.square(deviation(sigma))
 
-        def system(z: Array) -> tuple[Array, Array]:
-            v = M_t(z)[0]
-            if self.options.jacobian == "transposed":
-                C_M_t_z = sigma**2 * jacobian_t(v)[0]
-            else:
-                C_M_t_z = 0.5 * sigma**2 * (jacobian(v) + jacobian_t(v)[0])
-            return (1.0 + self.options.damping) * z + lam * M(C_M_t_z), C_M_t_z
+        def image(p: Array) -> tuple[Array, Array]:
+            M_t_p = jnp.einsum("tad,ta->td", M, p)
+            C_M_t_p = C(M_t_p)
+            return C_M_t_p, diagonal * jnp.vdot(p, p) + lam * jnp.vdot(M_t_p, C_M_t_p)
 
-        z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.options.iterations)
+        product = lambda p, C_M_t_p: diagonal * p + lam * jnp.einsum("tad,td->ta", M, C_M_t_p)
+        P = diagonal * jnp.eye(r.shape[1]) + lam * v * jnp.einsum("tad,tbd->tab", M, M)
+        root = jnp.linalg.cholesky(P)
+        solve = lambda left: jax.scipy.linalg.cho_solve((root, True), left[..., None])[..., 0]
+        system = LinearSystem(image, product, solve)
+        z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.steps(sigma), self.options.iterations)
         guided = x0 + within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
         log_twist = likelihood.exact(x0) + 0.5 * lam * jnp.vdot(r, r - z)
         return Estimate(x0, guided, log_twist), left, directions
 
+    def posterior(self, denoise: Denoise, x: Array, sigma: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """The mean D(x) [T, D] of the clean tokens given x, and products of their covariance C with vectors [T, D]."""
+        x0, jacobian = jax.linearize(lambda y: denoise(y, sigma), x)
+        jacobian_t = jax.linear_transpose(jacobian, x)
 
-@struct.dataclass
-class Directions:
-    """Conjugate directions p_i of a linear system A, other linear images of them, and p_i^T A p_i, 0 where it is not used."""
+        def of_denoiser(u: Array) -> Array:
+            back: Array = jacobian_t(u)[0]
+            return sigma**2 * (back if self.options.jacobian == "transposed" else 0.5 * (jacobian(u) + back))
 
-    direction: Array  # [n, ...]
-    image: Array  # [n, ...]
-    curvature: Array  # [n]
+        independent = lambda u: jnp.square(deviation(sigma)) * u
+        return x0, lambda u: jax.lax.cond(sigma >= self.options.jacobian_sigma_min, of_denoiser, independent, u)
 
-    def weights(self, b: Array) -> Array:
-        """p_i^T b / p_i^T A p_i [n]: how far along each the solution of A z = b is."""
-        along = jnp.tensordot(self.direction, b, axes=b.ndim)
-        return jnp.where(self.curvature > 0, along / jnp.where(self.curvature > 0, self.curvature, 1.0), 0.0)
+
+def residual_blocks(likelihood: Likelihood, x0: Array) -> tuple[Array, Array]:
+    """r(x0) [T, A] of tokens x0 [T, D] and its Jacobian's blocks M [T, A, D]: those of a step depend on its own token alone.
+
+    This costs A VJPs of the policy.
+    """
+    r, jacobian = jax.linearize(lambda y: standardised_residuals(likelihood, y), x0)
+    jacobian_t = jax.linear_transpose(jacobian, x0)
+    rows = jnp.broadcast_to(jnp.eye(r.shape[1], dtype=r.dtype)[:, None], (r.shape[1], *r.shape))
+    return r, jax.vmap(lambda row: jacobian_t(row)[0], out_axes=1)(rows)
 
 
 def standardised_residuals(likelihood: Likelihood, x0: Array) -> Array:
@@ -145,39 +173,3 @@ def _score(policy: Policy, obs: Array, action: Array) -> tuple[Array, Array]:
     basis = jnp.eye(action.shape[0], dtype=action.dtype)
     second = jax.vmap(lambda e: jax.jvp(gradient, (action,), (e,))[1] @ e)(basis)
     return gradient(action), second
-
-
-def conjugate_gradients(
-    product: Callable[[Array], tuple[Array, Array]], b: Array, like: Array, iterations: int
-) -> tuple[Array, Array, Array]:
-    """`iterations` steps for A z = b from z = 0, with A positive; `product(p)` gives A p and another linear image of p, of
-    the shape of `like`.
-
-    Returns z, that image of z, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved, so that it is finite
-    and its gain bounded for any A.
-    """
-    return conjugate_directions(product, b, like, iterations)[:3]
-
-
-def conjugate_directions(
-    product: Callable[[Array], tuple[Array, Array]], b: Array, like: Array, iterations: int
-) -> tuple[Array, Array, Array, Directions]:
-    """As `conjugate_gradients`, and the directions that it took."""
-
-    def step(carry: Any, _: None) -> tuple[Any, Directions]:
-        z, image, left, p, size, going = carry
-        ap, moved = product(p)
-        curvature = jnp.vdot(p, ap)
-        going = going & (curvature > 0) & (size > floor)
-        taken = Directions(p, moved, jnp.where(going, curvature, 0.0))
-        alpha = jnp.where(going, size / jnp.where(going, curvature, 1.0), 0.0)
-        z, image, left = z + alpha * p, image + alpha * moved, left - alpha * ap
-        new = jnp.vdot(left, left)
-        p = left + jnp.where(going, new / jnp.where(going, size, 1.0), 0.0) * p
-        return (z, image, left, p, new, going), taken
-
-    size = jnp.vdot(b, b)
-    floor = 1e-12 * size
-    start = (jnp.zeros_like(b), jnp.zeros_like(like), b, b, size, jnp.asarray(True))
-    (z, image, left, *_), directions = jax.lax.scan(step, start, None, length=iterations)
-    return z, image, jnp.sqrt(jnp.vdot(left, left) / jnp.maximum(size, 1e-30)), directions

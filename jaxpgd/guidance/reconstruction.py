@@ -1,6 +1,7 @@
 """Reconstruction guidance: the gradient of log q at the denoised point, through the denoiser (DPS, arXiv 2209.14687)."""
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -26,10 +27,9 @@ class ReconstructionGuidance(DenoisedPointGuidance):
 
     options: ReconstructionConfig = ReconstructionConfig()
 
-    @property
-    def cost(self) -> int:
+    def cost(self, sigma: Array) -> Array:
         """As `DenoisedPointGuidance.cost`: a forward and a backward pass."""
-        return 2
+        return jnp.full((), 2, jnp.int32)
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""

@@ -77,10 +77,9 @@ class SMCGuidance:
         """As `Guidance.attach`, for a single trajectory without weights."""
         return self.guide(denoise, policy, codec, coefficient, valid), None
 
-    @property
-    def cost(self) -> int:
-        """Forward-equivalents of a guided evaluation: those of the proposal."""
-        return self.proposal.cost
+    def cost(self, sigma: Array) -> Array:
+        """Forward-equivalents [] of a guided evaluation at sigma []: those of the proposal."""
+        return self.proposal.cost(sigma)
 
     def counting(self) -> Denoise:
         """As `Guidance.counting`."""

@@ -201,7 +201,7 @@ class DiffusionSynthesizer(Synthesizer):
         if self.guidance is None or not guided:
             return self.sampling.cost(Echo())
         if isinstance(self.guidance, SMCGuidance):
-            return jnp.asarray(self.guidance.cost * (self.sampling.sigmas.shape[0] - 1))
+            return jax.vmap(self.guidance.cost)(self.sampling.sigmas[:-1]).sum()
         counted = {"forward_equivalents": self.sampling.cost(self.guidance.counting())}
         return self.with_hooks(counted, guided=True)["forward_equivalents"]
 
@@ -230,8 +230,7 @@ class DiffusionSynthesizer(Synthesizer):
 
         tokens, log_weight, info = jax.lax.map(one, jax.random.split(key, number))
         log_weight, means = on_one_scale(log_weight, info, least)
-        nfe, used = info["nfe"][0], jnp.asarray(coefficient, jnp.float32)
-        cost = {"nfe": nfe, "forward_equivalents": self.guidance.cost * nfe, "coefficient": used}
+        cost = {"nfe": info["nfe"][0], "forward_equivalents": self.cost(), "coefficient": jnp.asarray(coefficient, jnp.float32)}
         return tokens.reshape(-1, *tokens.shape[2:])[:count], log_weight.reshape(-1)[:count], cost | means
 
     def with_coefficient(self, coefficient: Array | float) -> "DiffusionSynthesizer":

@@ -22,8 +22,8 @@ from jaxpgd.envs.linear_gaussian import (
     trajectory_moments,
 )
 from jaxpgd.guidance.base import Estimate
+from jaxpgd.guidance.conjugate_gradients import LinearSystem, conjugate_gradients
 from jaxpgd.guidance.consistency import Consistency, ConsistentDenoise, ConsistentGuided
-from jaxpgd.guidance.moment import conjugate_gradients
 from jaxpgd.tokens import TokenCodec
 
 ENV, BEHAVIOUR, _ = reference_case()
@@ -76,7 +76,8 @@ def state_entries(steps: int = STEPS) -> np.ndarray:
 def test_conjugate_gradients_solve_as_many_unknowns_as_steps_and_stop_there() -> None:
     root = np.random.default_rng(0).normal(size=(6, 6))
     matrix, b = root @ root.T + np.eye(6), np.arange(6.0) - 2
-    solve = lambda product, b, n: conjugate_gradients(lambda p: (product(p), p), b, b, n)[0]
+    system = lambda product: LinearSystem(lambda p: (p, p @ product(p)), lambda p, _: product(p))
+    solve = lambda product, b, n: conjugate_gradients(system(product), b, b, n)[0]
     u = solve(lambda x: jnp.asarray(matrix, jnp.float32) @ x, jnp.asarray(b, jnp.float32), 6)
     np.testing.assert_allclose(u, np.linalg.solve(matrix, b), rtol=1e-3, atol=1e-4)
     assert not solve(lambda x: 2 * x, jnp.zeros(3), 20).any()

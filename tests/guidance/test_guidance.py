@@ -184,10 +184,13 @@ def test_attach_gives_a_hook_or_a_denoiser() -> None:
 
 def test_cost_in_forward_equivalents() -> None:
     """Of a computed evaluation, and of the hook of 32 steps: a gradient at the denoised point takes a forward pass a step."""
-    assert method().cost == 2 and method("moment", iterations=3).cost == 7
-    assert method("moment", iterations=3, jacobian="transposed").cost == 4
+    level = jnp.asarray(1.0)
+    assert method().cost(level) == 2 and method("moment", iterations=3).cost(level) == 4
+    assert method("moment", iterations=3, jacobian="symmetrised").cost(level) == 7
+    levels = method("moment", jacobian_sigma_min=0.1, iterations_sigma_min=0.3, iterations_sigma_max=5.0)
+    assert [int(levels.cost(jnp.asarray(sigma))) for sigma in (0.05, 0.1, 0.2, 0.3, 5.0, 6.0)] == [1, 2, 2, 3, 3, 2]
     assert method("published", at="noised").hook_cost(32) == 0 and method("published").hook_cost(32) == 32
-    assert method("smc", proposal="none").cost == 1 and method("smc").cost == 2
+    assert method("smc", proposal="none").cost(level) == 1 and method("smc").cost(level) == 2
 
 
 def test_new_numbers_do_not_trace_again() -> None:

@@ -10,8 +10,9 @@ from guided import method
 from jaxpgd.envs.gaussian_tilt import tilted_problem
 from jaxpgd.envs.linear_gaussian import linear_policy, reference_case
 from jaxpgd.guidance.base import GuidedDenoise
+from jaxpgd.guidance.conjugate_gradients import LinearSystem, conjugate_directions, conjugate_gradients
 from jaxpgd.guidance.likelihood import Likelihood
-from jaxpgd.guidance.moment import conjugate_gradients, standardised_residuals
+from jaxpgd.guidance.moment import standardised_residuals
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
@@ -151,13 +152,53 @@ def test_conjugate_gradients_solve_and_carry_the_image():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
     matrix, image, b = root @ root.T + np.eye(6), rng.normal(size=(4, 6)), rng.normal(size=6)
-    product = lambda p: (jnp.asarray(matrix, jnp.float32) @ p, jnp.asarray(image, jnp.float32) @ p)
-    z, moved, left = conjugate_gradients(product, jnp.asarray(b, jnp.float32), jnp.zeros(4), 6)
+    A = jnp.asarray(matrix, jnp.float32)
+    system = LinearSystem(lambda p: (jnp.asarray(image, jnp.float32) @ p, p @ A @ p), lambda p, _: A @ p)
+    z, moved, left = conjugate_gradients(system, jnp.asarray(b, jnp.float32), jnp.zeros(4), 6)
     wanted = np.linalg.solve(matrix, b)
     np.testing.assert_allclose(z, wanted, rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(moved, image @ wanted, rtol=2e-3, atol=1e-3)
     assert float(left) < 1e-3
-    z, _, left = conjugate_gradients(product, jnp.asarray(b, jnp.float32), jnp.zeros(4), 2)
+    z, _, left = conjugate_gradients(system, jnp.asarray(b, jnp.float32), jnp.zeros(4), 2)
     np.testing.assert_allclose(left, np.linalg.norm(b - matrix @ np.asarray(z)) / np.linalg.norm(b), rtol=1e-3)
-    z, _, _ = conjugate_gradients(product, jnp.zeros(6), jnp.zeros(4), 3)
+    z, _, _ = conjugate_gradients(system, jnp.zeros(6), jnp.zeros(4), 3)
     np.testing.assert_array_equal(z, 0)
+
+
+def test_a_preconditioner_that_is_the_inverse_leaves_one_step_and_steps_may_be_traced():
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(6, 6))
+    A, b = jnp.asarray(root @ root.T + np.eye(6), jnp.float32), jnp.asarray(rng.normal(size=6), jnp.float32)
+    system = lambda P: LinearSystem(lambda p: (p, p @ A @ p), lambda p, _: A @ p, lambda r: P @ r)
+    np.testing.assert_allclose(conjugate_gradients(system(jnp.linalg.inv(A)), b, b, 1)[0], jnp.linalg.solve(A, b), rtol=2e-3)
+    rough = system(jnp.diag(1.0 / jnp.diag(A)))
+    solve = jax.jit(lambda steps: conjugate_directions(rough, b, b, steps, 5))
+    for steps in (1, 3, 5):
+        z, _, left, directions = solve(steps)
+        np.testing.assert_allclose(z, conjugate_gradients(rough, b, b, steps)[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(left, jnp.linalg.norm(b - A @ z) / jnp.linalg.norm(b), rtol=1e-2, atol=1e-5)
+        assert (directions.curvature > 0).tolist() == [i < steps for i in range(5)]
+        p = directions.direction[:steps]
+        products = p @ A @ p.T
+        np.testing.assert_allclose(products, jnp.diag(jnp.diag(products)), atol=1e-3 * float(jnp.abs(products).max()))
+
+
+def test_independent_entries_take_one_step_and_no_derivative_of_the_denoiser():
+    """Whatever the policy: their covariance is v I, by which the system is preconditioned."""
+    policy = linear_policy([[0.4, -1.0], [2.0, 0.3]], [0.3, -0.2], jnp.array([0.5, 0.05]))
+    codec = TokenCodec(jnp.zeros(4), jnp.ones(4), obs_dim=2, action_dim=2, squashed=False)
+    x, sigma = jax.random.normal(jax.random.key(4), (5, 4)), jnp.asarray(0.7)
+    guide = lambda denoise, **options: moments(denoise, Likelihood(policy, codec, 3.0), **options).estimate(x, sigma)
+    exact = guide(Linear(jnp.eye(4)), iterations=10)
+    once = guide(Linear(jnp.eye(4)), iterations=1)
+    np.testing.assert_allclose(once.x0_guided, exact.x0_guided, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(once.log_twist, exact.log_twist, rtol=1e-3)
+
+    class Flat(Linear):  # the same points, with another Jacobian
+        def __call__(self, x, sigma):
+            return jax.lax.stop_gradient(super().__call__(x, sigma))
+
+    below = guide(Flat(jnp.eye(4)), jacobian_sigma_min=0.8)
+    np.testing.assert_allclose(below.x0_guided, exact.x0_guided, rtol=1e-3, atol=1e-4)
+    assert jnp.abs(exact.x0_guided - exact.x0).max() > 0.1
+    np.testing.assert_allclose(guide(Flat(jnp.eye(4))).x0_guided, exact.x0, atol=1e-6)
