@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.needs import needs
+from jaxpgd.experiment.needs import clones, needs
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.options import get
 
@@ -20,7 +20,7 @@ IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "mo
 LATER = (STATED,
          "synthesis.filter.uniform",
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
-         "synthesis.dydiff.scaled_conditions",
+         "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",
          "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
          "agent.diffusion_ql.critic_activation",
          "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
@@ -40,6 +40,8 @@ def settings_of(config: Config) -> dict[str, Any]:
         functools.reduce(operator.getitem, sections, found).pop(last)
     if config.synthesis.consistency.kind == "none":  # as before there was such a section
         del found["synthesis"]["consistency"]
+    if not clones(config):
+        del found["synthesis"]["dydiff"]["behaviour"]
     if not needs(config, "world-model"):  # as before world models held out whole episodes
         del found["world_model"]["holdout_by"]
     health = {"skip_updates": config.health.skip_updates} if config.health.skip_updates else {}

@@ -9,16 +9,22 @@ from typing import Generic, TypeVar
 
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.experiment.config import Arm, Config
-from jaxpgd.experiment.needs import NEEDS, needs
+from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import ClaimedRun, create_run
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.load import load_models, seed_policy
-from jaxpgd.experiment.stages.model_source import DECIDED_BY, as_trained
+from jaxpgd.experiment.stages.model_source import DECIDED_BY, as_trained, decided_by
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.stages.train_agents import train_agents
-from jaxpgd.experiment.stages.train_models import train_denoiser, train_models, train_state_denoiser, train_world_model
+from jaxpgd.experiment.stages.train_models import (
+    train_behaviour,
+    train_denoiser,
+    train_models,
+    train_state_denoiser,
+    train_world_model,
+)
 from jaxpgd.experiment.studies.identity import left_out, settings_of, short_hash, slug
 from jaxpgd.experiment.studies.tables import get_nested
 from jaxpgd.experiment.validation import validate
@@ -32,10 +38,12 @@ T = TypeVar("T")
 STAGES: dict[str, Callable[[ClaimedRun, Prepared], object]] = {
     "denoiser": train_denoiser,
     "world-model": train_world_model,
+    "behaviour": train_behaviour,
     "state-denoiser": train_state_denoiser,
 }
 # an arm that needs the model, and no other arm: of the run that trains it
-ARM_OF_MODEL: dict[str, Arm] = {"denoiser": "unguided", "world-model": "world_model", "state-denoiser": "dydiff"}
+ARM_OF_MODEL: dict[str, Arm] = {"denoiser": "unguided", "world-model": "world_model", "behaviour": "dydiff",
+                               "state-denoiser": "dydiff"}  # fmt: skip
 
 
 class Store:
@@ -61,7 +69,7 @@ class Store:
     def run_of_model(self, config: Config, stage: str) -> Config:
         """The run that trains the model of one stage for a config, and depends on nothing else of it."""
         data = config.data
-        if stage == "world-model":  # whatever windows others take; those of two steps are in every episode
+        if stage in ("world-model", "behaviour"):  # whatever windows others take; those of two steps are in every episode
             names = ("name", "env_id", "episodes", "validation_fraction", *LOADED_BY)
             data = DataConfig(**{name: getattr(data, name) for name in names}, window=2)
         found = Config(seed=config.seed, arms=(ARM_OF_MODEL[stage],), data=data, checkpoint_seconds=config.checkpoint_seconds,
@@ -69,13 +77,23 @@ class Store:
         if stage == "world-model":
             flat = DenoiserConfig(blocks=1)  # which has no say in the length of windows
             return self._named(stage, dataclasses.replace(found, world_model=config.world_model, denoiser=flat))
+        if stage == "behaviour":
+            dydiff = DyDiffConfig(conditioning="innovations", behaviour=config.synthesis.dydiff.behaviour)
+            found = dataclasses.replace(found, world_model=config.world_model, denoiser=DenoiserConfig(blocks=1))
+            return self._named(stage, dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff)))
         found = dataclasses.replace(found, denoiser=config.denoiser)
-        if stage == "state-denoiser":
-            conditions = as_trained(config, "synthesis.dydiff.conditions")
-            scaled = config.synthesis.dydiff.scaled_conditions
-            dydiff = DyDiffConfig(window=config.synthesis.dydiff.window, conditions=conditions, scaled_conditions=scaled)
-            found = dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
-        return self._named(stage, found)
+        return self._named(stage, self._of_states(config, found) if stage == "state-denoiser" else found)
+
+    def _of_states(self, config: Config, found: Config) -> Config:
+        """The run of a state denoiser, with the models that it is trained with."""
+        own = config.synthesis.dydiff
+        dydiff = DyDiffConfig(window=own.window, conditions=as_trained(config, "synthesis.dydiff.conditions"),
+                              scaled_conditions=own.scaled_conditions, conditioning=own.conditioning)  # fmt: skip
+        if clones(config):
+            dydiff = dataclasses.replace(dydiff, behaviour=own.behaviour)
+            runs = tuple(self.run_of_model(config, stage).out for stage in ("world-model", "behaviour"))
+            found = dataclasses.replace(found, world_model=config.world_model, models_from=runs)
+        return dataclasses.replace(found, synthesis=SynthesisConfig(dydiff=dydiff))
 
     def policy(self, config: Config) -> Policy:
         """The first agent that a config trains on real data, trained or continued where it is missing."""
@@ -112,7 +130,7 @@ class Store:
 
     def _named(self, what: str, config: Config) -> Config:
         validate(config)
-        names, skipped = DECIDED_BY.get(what), config.health.skip_updates
+        names, skipped = decided_by(config, what) if what in DECIDED_BY else None, config.health.skip_updates
         values = settings_of(config)
         if names is not None:
             values = {name: get_nested(values, name) for name in names if name not in left_out(config)}
