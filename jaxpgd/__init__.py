@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from jaxpgd.synthesis.dydiff import make_dydiff
     from jaxpgd.synthesis.world_model import make_world_model_synthesizer
     from jaxpgd.training.agent import train_agent
-    from jaxpgd.training.denoiser import train_denoiser, train_state_denoiser
+    from jaxpgd.training.denoiser import train_denoiser
     from jaxpgd.training.experience import Experience
+    from jaxpgd.training.state_denoiser import train_state_denoiser
     from jaxpgd.training.windows import prepare_windows
     from jaxpgd.training.world_model import train_world_model
     from jaxpgd.types import Agent, Policy, Trajectory, Transition
@@ -55,7 +56,7 @@ _DEFINED_IN = {
     "termination": "jaxpgd.world_model.termination",
     "train_agent": "jaxpgd.training.agent",
     "train_denoiser": "jaxpgd.training.denoiser",
-    "train_state_denoiser": "jaxpgd.training.denoiser",
+    "train_state_denoiser": "jaxpgd.training.state_denoiser",
     "train_world_model": "jaxpgd.training.world_model",
 }
 

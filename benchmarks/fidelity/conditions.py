@@ -26,7 +26,8 @@ from jaxpgd.envs.linear_gaussian import LinearGaussian, collect, linear_policy, 
 from jaxpgd.envs.linear_states import innovations, later_states
 from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
 from jaxpgd.tokens import fit_codec
-from jaxpgd.training.denoiser import DenoiserConfig, train_state_denoiser
+from jaxpgd.training.denoiser import DenoiserConfig
+from jaxpgd.training.state_denoiser import train_state_denoiser
 from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Trajectory, Transition
 

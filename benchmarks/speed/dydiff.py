@@ -21,8 +21,8 @@ from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.denoiser import (
     DenoiserConfig,
     init_denoiser,
-    trained_state_denoiser,
 )
+from jaxpgd.training.state_denoiser import trained_state_denoiser
 from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.world_model.data import prepare_transitions

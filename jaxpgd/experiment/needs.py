@@ -6,13 +6,24 @@ from jaxpgd.experiment.config import Arm, Config
 NEEDS: dict[str, tuple[Arm, ...]] = {
     "denoiser": ("unguided", "guided"),
     "world-model": ("dydiff", "world_model"),
+    "behaviour": ("dydiff",),
     "state-denoiser": ("dydiff",),
 }
 
 
 def needs(config: Config, stage: str) -> bool:
-    """Whether any arm uses the model of a stage of `NEEDS`; the world model also corrects trajectories of a denoiser."""
+    """Whether any arm uses the model of a stage of `NEEDS`.
+
+    The world model also corrects trajectories of a denoiser, and the behaviour is cloned for innovations only.
+    """
+    if stage == "behaviour" and not clones(config):
+        return False
     return bool(set(NEEDS[stage]) & set(config.arms)) or (stage == "world-model" and corrects(config))
+
+
+def clones(config: Config) -> bool:
+    """Whether DyDiff's states are given innovations, which are taken against a cloned behaviour."""
+    return config.synthesis.dydiff.conditioning != "published"
 
 
 def corrects(config: Config) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.needs import NEEDS, needs
+from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.guidance.kinds import moved_by
 from jaxpgd.options import get
 from jaxpgd.training.agent import AgentConfig
@@ -152,8 +152,10 @@ RULES: tuple[Rule, ...] = (
           "synthesis.filter.kind is not 'none'"),
     _rule("synthesis.filter.temperature synthesis.filter.uniform", lambda c: c.synthesis.filter.kind == "softmax",
           "synthesis.filter.kind is 'softmax'"),
-    _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions",
+    _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions synthesis.dydiff.conditioning "
+          "synthesis.dydiff.behaviour",
           lambda c: c.synthesis.dydiff.iterations > 0, "synthesis.dydiff.iterations is above 0"),
+    _rule("synthesis.dydiff.behaviour", clones, "synthesis.dydiff.conditioning is not 'published'"),
     _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.world_model.elites > 1,
           "world_model.elites is above 1"),
     # agents

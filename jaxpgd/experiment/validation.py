@@ -5,7 +5,7 @@ from typing import get_args
 from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Arm, Config
-from jaxpgd.experiment.needs import NEEDS, corrects
+from jaxpgd.experiment.needs import NEEDS, clones, corrects
 from jaxpgd.guidance.kinds import check_guided, moved_by
 from jaxpgd.options import check_ranges, get, range_of
 from jaxpgd.synthesis.replay import check_share
@@ -95,6 +95,13 @@ def _check_dydiff(config: Config) -> None:
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
     check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
           "false where synthesis.dydiff.conditions is 'noised', which has no clean ones")  # fmt: skip
+    if "dydiff" not in config.arms or not clones(config):
+        return
+    where = f"where synthesis.dydiff.conditioning is {y.dydiff.conditioning!r}"
+    check(y.dydiff.conditions != "noised", "synthesis.dydiff.conditions", "noised", f"'clean' or 'churned' {where}")
+    check(config.data.normalisation == "standard", "data.normalisation", config.data.normalisation, f"'standard' {where}")
+    for width in y.dydiff.behaviour.hidden:
+        check(width > 0, "synthesis.dydiff.behaviour.hidden", width, "layer widths above 0")
 
 
 def _check_pairs(config: Config) -> None:

@@ -13,10 +13,13 @@ from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.options import nonnegative, option, options, share
+from jaxpgd.synthesis.given import Conditioning, Given, GivenActions, ensemble_of, same_model
+from jaxpgd.synthesis.given import known_entries as known_entries
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Denoise, Policy, Synthesis, Synthesizer, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions, acting
+from jaxpgd.world_model.behaviour import BehaviourConfig
 from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import RolloutConfig, rollout
 
@@ -31,6 +34,9 @@ class DyDiffConfig:
     conditions: Conditions = option(
         "clean", 'how the sampler shows first state and actions: "clean", with its churn noise (published), or fully noised'
     )
+    conditioning: Conditioning = option(
+        "published", "what states are sampled given: the actions (published), innovations, or innovations and the anchor"
+    )
     scaled_conditions: bool = option(
         False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
     )
@@ -39,30 +45,32 @@ class DyDiffConfig:
     elite: Literal["step", "trajectory"] = option(
         "step", "world model's rollout: draw the elite that predicts at every step, or once per trajectory"
     )
+    behaviour: BehaviourConfig = BehaviourConfig()
 
 
 @struct.dataclass
 class StateDenoiser:
-    """A denoiser of the [obs, action] entries of tokens whose conditions are the first observation and all actions."""
+    """A denoiser of states whose conditions are known entries of its tokens (`synthesis.given`)."""
 
     denoise: Denoise
     codec: TokenCodec
     length: int = struct.field(pytree_node=False)  # T of training
     conditions: Conditions = struct.field(pytree_node=False, default="clean")
+    given: Given | None = None  # what it is conditioned on; None: first observation and actions, as published
 
-    def condition(self, start: Array, action: Array) -> Condition:
-        """The known entries for a first observation [O] and actions [T, A]."""
+    @property
+    def entries(self) -> Given:
+        """The entries of its tokens, and which are known."""
+        return GivenActions(self.codec) if self.given is None else self.given
+
+    def condition(self, start: Array, action: Array, states: Array | None = None) -> Condition:
+        """The known entries for a first observation [O] and actions [T, A], taken in `states` [T, O].
+
+        The published condition needs no states but the first.
+        """
         chex.assert_rank([start, action], [1, 2])
-        obs = jnp.broadcast_to(start, (action.shape[0], start.shape[0]))
-        value = self.codec.encode_steps(obs, action)
-        return Condition(value, known_entries(self.codec, action.shape[0]))
-
-
-def known_entries(codec: TokenCodec, length: int) -> Array:
-    """The conditions among state tokens [T, O + A], bool: all actions, and the first observation."""
-    is_action = jnp.arange(codec.obs_dim + codec.action_dim) >= codec.obs_dim
-    first = jnp.arange(length) == 0
-    return is_action[None, :] | first[:, None]
+        s = jnp.broadcast_to(start, (action.shape[0], start.shape[0])) if states is None else states.at[0].set(start)
+        return self.entries.condition(s, action)
 
 
 @struct.dataclass
@@ -73,7 +81,7 @@ class DyDiffSynthesizer(Synthesizer):
 
         s, a <- rollout of pi in the world model from s_0
         repeat M times:
-            s' ~ D(. | s_0, a)              sample_states
+            s' ~ D(. | s_0, a)              sample_states: what s and a tell, by `synthesis.given`
             s  <- mix s + (1 - mix) s'      iterate
             a_t <- pi(s_t)
         r_t, end_t <- reward and terminal model at s_t, a_t, s_{t+1}
@@ -89,16 +97,16 @@ class DyDiffSynthesizer(Synthesizer):
     rollout: RolloutConfig  # of the world model; its length is that of the trajectories
     iterations: int = struct.field(pytree_node=False)  # M
 
-    def sample_states(self, key: Array, start: Array, a: Array) -> Array:
-        """States [T, O] of the diffusion model from start [O] under actions a [T, A]."""
-        condition = self.denoiser.condition(start, a)
+    def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
+        """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O]."""
+        condition = self.denoiser.condition(start, a, s)
         denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
-        return self.denoiser.codec.observation(x).at[0].set(start)
+        return self.denoiser.entries.states(x, condition).at[0].set(start)
 
     def iterate(self, key: Array, action_keys: Array, policy: Policy, s: Array, a: Array) -> tuple[Array, Array]:
         """One iteration: states s [T, O] and actions a [T, A] to the next ones. `action_keys` [T] are the policy's."""
-        sampled = self.sample_states(key, s[0], a)
+        sampled = self.sample_states(key, s[0], a, s)
         s = self.mix * s + (1.0 - self.mix) * sampled
         return s, jax.vmap(policy.sample)(action_keys, s)
 
@@ -143,14 +151,20 @@ def make_dydiff(
 ) -> DyDiffSynthesizer:
     """DyDiff from a trained world model and state denoiser; `length` steps per trajectory (0: as in training).
 
-    Without a config, conditions are those of the denoiser. Raises InputError for conditions that it was not trained for:
-    "clean" and "churned" share their training, "noised" has its own.
+    Without a config, conditions are those of the denoiser. Raises InputError for conditions that it was not trained for
+    ("clean" and "churned" share their training, "noised" has its own), for another conditioning, and for another ensemble than
+    a denoiser is anchored on.
     """
-    config = config or DyDiffConfig(conditions=denoiser.conditions)
+    config = config or DyDiffConfig(conditions=denoiser.conditions, conditioning=denoiser.entries.kind)
     fit = ("noised",) if denoiser.conditions == "noised" else ("clean", "churned")
     check(config.conditions in fit, "synthesis.dydiff.conditions", config.conditions, f"{' or '.join(fit)}, as in training")
+    check(config.conditioning == denoiser.entries.kind, "synthesis.dydiff.conditioning", config.conditioning,
+          f"{denoiser.entries.kind!r}, as in the denoiser's training")  # fmt: skip
+    anchored = ensemble_of(denoiser.entries)
+    check(anchored is None or same_model(anchored, model), "world model", "another ensemble",
+          "the ensemble that the anchored state denoiser was trained beside")  # fmt: skip
     length = length or denoiser.length
-    shape = (length, denoiser.codec.obs_dim + denoiser.codec.action_dim)
+    shape = (length, denoiser.entries.dim)
     initial = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
     return DyDiffSynthesizer(
         model=model,

@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jax import Array
 
-from jaxpgd.diffusion.conditioning import Condition, Conditions
+from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.diffusion.edm import EDMDenoise, edm_loss
 from jaxpgd.diffusion.padding import window_ends
 from jaxpgd.errors import check
@@ -17,11 +17,10 @@ from jaxpgd.networks.temporal_unet import TemporalUNet
 from jaxpgd.options import as_arrays, check_ranges, nonnegative, option, options, positive, share
 from jaxpgd.parallel import DATA, SEEDS, shard
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
-from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.training.health import firsts, skipping
 from jaxpgd.training.optimisers import muon_beside_adam, power_average_decay
 from jaxpgd.training.program import Program, fit, mean_metrics
-from jaxpgd.training.windows import Windows, state_windows
+from jaxpgd.training.windows import Windows
 from jaxpgd.types import Metrics, PyTree
 
 
@@ -121,7 +120,8 @@ def _optimiser(config: DenoiserConfig) -> optax.GradientTransformation:
     return optax.chain(*clip, optax.scale_by_adam() if config.optimiser == "adam" else muon_beside_adam(side))
 
 
-def _denoise(params: PyTree, config: DenoiserConfig, windows: Windows) -> EDMDenoise:
+def edm_denoise(params: PyTree, config: DenoiserConfig, windows: Windows) -> EDMDenoise:
+    """The Denoise of a network with these parameters for tokens of `windows`."""
     return EDMDenoise(params, config.sigma_data, network(config), windows.scaled)
 
 
@@ -136,7 +136,7 @@ def batch_loss(key: Array, params: PyTree, config: DenoiserConfig, windows: Wind
     drawn, keys = shard((drawn, jax.random.split(key_loss, config.batch_size)), SEEDS, DATA)
     x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
     chex.assert_shape(x0, (config.batch_size, windows.length, windows.dim))
-    denoise, c = _denoise(params, config, windows), config
+    denoise, c = edm_denoise(params, config, windows), config
 
     def loss(key: Array, x0: Array, padded: Condition | None) -> Array:
         return edm_loss(key, denoise, x0, c.p_mean, c.p_std, p_high=c.p_high, known=windows.known, padding=padded)
@@ -228,12 +228,7 @@ def trained_denoiser(state: DenoiserState, windows: Windows) -> TrajectoryDenois
     """The denoiser with the averaged weights, and the distribution of window lengths where windows are padded."""
     found = windows.ends(windows.train)
     ends = None if found is None else window_ends(found, windows.length)
-    return TrajectoryDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, ends)
-
-
-def trained_state_denoiser(state: DenoiserState, windows: Windows, conditions: Conditions) -> StateDenoiser:
-    """The state denoiser with the averaged weights, trained on `windows` = `state_windows(...)` with these `conditions`."""
-    return StateDenoiser(_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, conditions)
+    return TrajectoryDenoiser(edm_denoise(state.ema_params, state.hypers, windows), windows.codec, windows.length, ends)
 
 
 def train_denoiser(
@@ -244,27 +239,12 @@ def train_denoiser(
     Returns the denoiser (averaged weights) and metrics per chunk [chunks]: loss, validation_loss, learning_rate, gradient_norm,
     and clipped_gradients (share of the steps) where gradients are clipped. Raises InputError.
     """
-    _check_alone(config)
+    check_alone(config)
     state, metrics = fit(key, denoiser_program(windows, config), windows)
     return trained_denoiser(state, windows), metrics
 
 
-def train_state_denoiser(
-    key: Array,
-    windows: Windows,
-    config: DenoiserConfig = DenoiserConfig(),
-    *,
-    conditions: Conditions = "clean",
-    scaled: bool = False,
-) -> tuple[StateDenoiser, Metrics]:
-    """As `train_denoiser`, for states given the first state and all actions (DyDiff)."""
-    _check_alone(config)
-    chosen = state_windows(windows, conditions, scaled=scaled)
-    state, metrics = fit(key, denoiser_program(chosen, config), chosen)
-    return trained_state_denoiser(state, chosen, conditions), metrics
-
-
-def _check_alone(config: DenoiserConfig) -> None:
+def check_alone(config: DenoiserConfig) -> None:
     """Check settings that no file and no command line shares with other choices: each has an effect. Raises InputError."""
     check_denoiser(config)
     default = DenoiserConfig()

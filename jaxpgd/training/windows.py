@@ -11,7 +11,7 @@ from jax import Array
 from jaxpgd.dataset import Dataset
 from jaxpgd.diffusion.conditioning import Condition, Conditions
 from jaxpgd.diffusion.padding import padding
-from jaxpgd.synthesis.dydiff import known_entries
+from jaxpgd.synthesis.given import known_entries
 from jaxpgd.tokens import Ends, TokenCodec, fit_codec
 from jaxpgd.types import Trajectory, Transition
 from jaxpgd.windows import DataConfig, choose_windows, gather_padded, gather_window, window_lengths
@@ -71,6 +71,11 @@ class Windows:
         ends = self.ends(start)
         return None if ends is None else padding(self.codec, ends, self.length, self.dim)
 
+    def of_states(self, conditions: Conditions, scaled: bool) -> "Windows":
+        """As `state_windows`."""
+        known = None if conditions == "noised" else known_entries(self.codec, self.length)
+        return dataclasses.replace(self, known=known, entries=self.codec.obs_dim + self.codec.action_dim, scaled=scaled)
+
 
 def prepare_windows(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> Windows:
     """Choose windows, hold some episodes out for validation, and fit the codec to the training windows, on the host.
@@ -99,8 +104,7 @@ def state_windows(windows: Windows, conditions: Conditions, *, scaled: bool = Fa
     """The same windows for a denoiser of states given actions (DyDiff, arXiv 2405.19189): [obs, action] entries.
 
     It sees its conditions (first state, all actions) without noise in training, unless `conditions` is "noised": then it
-    denoises every entry. `scaled`: conditions are multiplied by the input scaling of the network.
+    denoises every entry. `scaled`: conditions are multiplied by the input scaling of the network. `innovation_windows` become
+    those of a denoiser of states given innovations.
     """
-    codec = windows.codec
-    known = None if conditions == "noised" else known_entries(codec, windows.length)
-    return dataclasses.replace(windows, known=known, entries=codec.obs_dim + codec.action_dim, scaled=scaled)
+    return windows.of_states(conditions, scaled)

@@ -10,6 +10,7 @@ from jax import Array
 from jaxpgd.options import nonnegative, option, options
 from jaxpgd.types import Policy, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions
+from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
 
 
@@ -66,3 +67,23 @@ def rollout(
 
     last, (obs, action, reward, discount) = jax.lax.scan(step, start, (jax.random.split(key, config.length), action_keys))
     return Trajectory(obs, action, reward, discount, valid_steps(discount, end_known=True), last)
+
+
+def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> tuple[Array, Array]:
+    """The ensemble's rollout of the behaviour from start [O] with innovations e [T, A]: states s_hat [T, O].
+
+        s_hat_0 = start,   s_hat_{t+1} = mean_k(s_hat_t, mu_b(s_hat_t) + e_t), averaged over the elites
+
+    A function of start and innovations alone. Actions stay within [-1, 1] and states near the data (`WorldModel.clip_obs`);
+    also returns the share [] of state entries that were clipped.
+    """
+    chex.assert_rank([start, e], [1, 2])
+
+    def step(s: Array, e: Array) -> tuple[Array, tuple[Array, Array]]:
+        mean, _ = model.next_states(s, jnp.clip(behaviour.mean(s) + e, -1.0, 1.0))
+        free = mean.mean(0)
+        clipped = model.clip_obs(free)
+        return clipped, (clipped, (clipped != free).mean(dtype=jnp.float32))
+
+    _, (later, clipped) = jax.lax.scan(step, start, e[:-1])
+    return jnp.concatenate([start[None], later]), clipped.sum() / e.shape[0]

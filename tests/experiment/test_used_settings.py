@@ -24,6 +24,7 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import read_run_arguments
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config, names_in
+from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
@@ -35,6 +36,7 @@ from jaxpgd.options import get
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
 from jaxpgd.synthesis.filters import make_filter
+from jaxpgd.synthesis.given import GivenAnchor, GivenInnovations
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.training.agent import make_schedule
@@ -80,6 +82,23 @@ class Model:
     def clip_obs(self, obs: Array) -> Array:
         return obs
 
+
+@struct.dataclass
+class Behaviour:
+    """Acts by half of the first entry."""
+
+    def mean(self, obs: Array) -> Array:
+        return 0.5 * obs[..., :1]
+
+    def innovation(self, obs: Array, action: Array) -> Array:
+        return action - self.mean(obs)
+
+
+MODEL, INNOVATIONS = Model(jnp.ones(2)), GivenInnovations(CODEC, Behaviour(), jnp.ones(1))  # type: ignore[arg-type]
+GIVEN = {
+    "published": None, "innovations": INNOVATIONS,
+    "anchored": GivenAnchor(INNOVATIONS, MODEL, jnp.zeros((4, 2)), jnp.ones((4, 2)), jnp.zeros(())),  # type: ignore[arg-type]
+}  # fmt: skip
 
 POLICY = Policy(
     params=jnp.ones(2),
@@ -136,8 +155,10 @@ def drawn(config: Config) -> tuple[Any, ...]:
 def dydiff(config: Config) -> tuple[Any, ...]:
     states, settings = StateDenoiser(Gaussian(), CODEC, config.data.window), config.synthesis.dydiff
     states = dataclasses.replace(states, conditions="noised" if settings.conditions == "noised" else "clean")
-    made = make_dydiff(Model(jnp.ones(2)), states, settings, config.sampler, length=config.synthesis.length)  # type: ignore[arg-type]
-    return (settings.window, *traced(made, POLICY))
+    states = dataclasses.replace(states, given=GIVEN[settings.conditioning])
+    made = make_dydiff(MODEL, states, settings, config.sampler, length=config.synthesis.length)  # type: ignore[arg-type]
+    cloned = settings.behaviour if needs(config, "behaviour") and settings.iterations > 0 else None  # of its training
+    return (settings.window, cloned, *traced(made, POLICY))
 
 
 @functools.cache
@@ -212,6 +233,7 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     ("synthesis", replay, {"arms": ["real"]}),
     *(("synthesis.filter", replay, {"arms": ["unguided"], "synthesis": {"filter": {"kind": kind}}}) for kind in FILTERS),
     *(("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"dydiff": {"iterations": m}}}) for m in (0, 2)),
+    ("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"dydiff": {"conditioning": "anchored"}}}),
     ("synthesis.dydiff", replay, {"arms": ["world_model"]}),
     ("synthesis.world_model", rollouts, {"arms": ["world_model"]}),
     ("synthesis.world_model", replay, DYDIFF),

@@ -23,8 +23,8 @@ from jaxpgd.training.denoiser import (
     DenoiserConfig,
     denoiser_program,
     trained_denoiser,
-    trained_state_denoiser,
 )
+from jaxpgd.training.state_denoiser import trained_state_denoiser
 from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
 from jaxpgd.types import Policy, Transition

@@ -30,9 +30,9 @@ from jaxpgd.training.denoiser import (
     train_denoiser,
     train_step,
     trained_denoiser,
-    trained_state_denoiser,
     validation_loss,
 )
+from jaxpgd.training.state_denoiser import trained_state_denoiser
 from jaxpgd.training.windows import Windows, prepare_windows, state_windows
 from jaxpgd.types import PyTree, Transition
 from jaxpgd.windows import DataConfig, gather_window

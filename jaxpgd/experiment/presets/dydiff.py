@@ -40,7 +40,7 @@ DYDIFF: dict[str, Any] = {
         "world_model": {"sampled": False, "elite": "step", "penalty": 0.0},  # DyDiff's first rollout
         "dydiff": {
             "iterations": 2, "mix": 0.5, "window": 0, "conditions": "churned", "scaled_conditions": True, "sampled": False,
-            "elite": "step",
+            "elite": "step", "conditioning": "published",
         },
     },
     "agent": {"batch_size": 256, "normalise_obs": True},

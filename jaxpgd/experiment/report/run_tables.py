@@ -81,6 +81,8 @@ def verdicts(quality: Row) -> list[str]:
     lines = [] if not quality["rows"] else _guidance_verdicts(quality)
     if "dynamics_error" not in quality["real"]:
         lines.append("no dynamics error: no simulator replays this environment")
+    if "innovations" in quality:
+        lines.append(_innovations_verdict(quality["innovations"]))
     for arm, row in quality.get("arms", {}).items():
         if "dynamics_error" in row:
             lines.append(
@@ -89,6 +91,16 @@ def verdicts(quality: Row) -> list[str]:
                 f"{quality['target']} {row['log_likelihood']:.3f}"
             )
     return lines
+
+
+def _innovations_verdict(row: Row) -> str:
+    """How far innovations are from what DyDiff takes them to be: independent of the state."""
+    told = (
+        f"DyDiff's innovations: the state explains up to {max(row['explained']):.3f} of them and up to "
+        f"{max(row['explained_square']):.3f} of their squares (R^2 on held-out transitions, by entry of the action; 0: "
+        "they are no evidence about states)"
+    )
+    return told + (f"; {row['anchors_clipped']:.2%} of the anchors were clipped" if "anchors_clipped" in row else "")
 
 
 def _share(value: float, total: float) -> str:

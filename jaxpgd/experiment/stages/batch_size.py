@@ -24,8 +24,7 @@ def largest_batch(config: Config, models: Models) -> int:
         shape = (length, codec.token_dim)
         found.append(largest_batch_that_fits(models.denoiser.denoise, shape, guided=through, correct=correct, agents=agents))
     if models.states is not None:
-        codec = models.states.codec
-        shape = (config.synthesis.length or models.states.length, codec.obs_dim + codec.action_dim)
+        shape = (config.synthesis.length or models.states.length, models.states.entries.dim)
         found.append(largest_batch_that_fits(models.states.denoise, shape, guided=False, agents=agents))
     return min(found, default=0)
 

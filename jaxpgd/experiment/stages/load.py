@@ -17,6 +17,7 @@ from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.model_programs import (
     Training,
+    behaviour_training,
     denoiser_training,
     state_denoiser_training,
     world_model_training,
@@ -29,6 +30,7 @@ from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.types import Policy
+from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
 
 Trained = TypeVar("Trained")
@@ -87,6 +89,11 @@ def load_trajectory_denoiser(run: RunView, prepared: Prepared, *, best: bool = F
 def load_world_model(run: RunView, prepared: Prepared) -> WorldModel:
     """The trained world model of the run that trained it. Raises InputError."""
     return load_trained(run, world_model_training(run.config, prepared))
+
+
+def load_behaviour(run: RunView, prepared: Prepared) -> Behaviour:
+    """The trained mean of the behaviour, of the run that trained it. Raises InputError."""
+    return load_trained(run, behaviour_training(run.config, prepared))
 
 
 def load_state_denoiser(run: RunView, prepared: Prepared) -> StateDenoiser:

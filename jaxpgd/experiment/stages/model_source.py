@@ -6,22 +6,37 @@ from typing import Any
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
-from jaxpgd.experiment.needs import NEEDS, needs
+from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.experiment.run.view import RunView, open_run
 from jaxpgd.options import get
+
+_HELD_OUT_OF = (  # of models of single transitions
+    "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
+    "data.validation_fraction",
+)  # fmt: skip
 
 # the settings that decide what each model becomes; seed and validation_fraction decide which episodes are held out as well
 DECIDED_BY: dict[str, tuple[str, ...]] = {
     "denoiser": ("seed", "matmul_precision", "data", "denoiser"),
-    "world-model": (
-        "seed", "matmul_precision", "data.name", "data.env_id", "data.episodes", *(f"data.{name}" for name in LOADED_BY),
-        "data.validation_fraction", "world_model",
+    "world-model": (*_HELD_OUT_OF, "world_model"),
+    "behaviour": (
+        *_HELD_OUT_OF, "world_model.holdout", "world_model.holdout_most", "world_model.holdout_by",
+        "synthesis.dydiff.behaviour",
     ),
     "state-denoiser": (
         "seed", "matmul_precision", "data", "denoiser", "synthesis.dydiff.window", "synthesis.dydiff.conditions",
-        "synthesis.dydiff.scaled_conditions",
+        "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",
     ),
 }  # fmt: skip
+
+
+def decided_by(config: Config, stage: str) -> tuple[str, ...]:
+    """The settings that decide what the model of a stage becomes: its own, and those of the models that it is trained with."""
+    names = DECIDED_BY[stage]
+    if stage == "state-denoiser" and clones(config):
+        names += DECIDED_BY["behaviour"]
+        names += DECIDED_BY["world-model"] if config.synthesis.dydiff.conditioning == "anchored" else ()
+    return tuple(dict.fromkeys(names))
 
 
 def model_source(config: Config, stage: str) -> RunView | None:
@@ -36,7 +51,7 @@ def model_source(config: Config, stage: str) -> RunView | None:
         deeper = model_source(run.config, stage)
         if deeper is None and not run.is_done(stage):
             continue
-        for name in (each for part in DECIDED_BY[stage] for each in _names(config, part)):
+        for name in (each for part in decided_by(config, stage) for each in _names(config, part)):
             mine, theirs = as_trained(config, name), as_trained(run.config, name)
             check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {str(run.path)!r}")
         return deeper or run

@@ -37,6 +37,7 @@ from jaxpgd.metrics.dynamics_error import steps_taken
 from jaxpgd.metrics.two_sample import FOLDS
 from jaxpgd.simulators.resimulation import has_simulator, make_simulator
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, synthesize, synthesize_from
+from jaxpgd.synthesis.given import Given, GivenAnchor, GivenInnovations
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Synthesizer, Trajectory
@@ -117,6 +118,8 @@ def _scores(
             samples[arm] = _rollouts(key, config, prepared, arm_synthesizer(config, models, arm), policy)
             result["arms"][arm] = score(samples[arm])
             progress.advance(1)
+    if models.states is not None and models.states.given is not None:
+        result["innovations"] = _innovations(models.states.entries)
     if truth is not None:
         result["truth"] = truth.summary()
     if denoiser is not None and config.guidance.kind != "published":
@@ -136,6 +139,14 @@ def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Poli
     row = next((arms[arm] for arm in ("guided", "dydiff", "world_model") if arm in arms), next(iter(policies)))
     name, _, setting = row.partition(", ")
     return seed_policy(policies[row], 0), f"seed 0 of the {name} arm" + (f" ({setting})" if setting else "")
+
+
+def _innovations(given: Given) -> dict[str, Any]:
+    """How much innovations depend on states (R^2 by entry of the action), and how far anchors leave the data."""
+    own = given.innovations if isinstance(given, GivenAnchor) else given
+    assert isinstance(own, GivenInnovations)
+    found = {name: np.asarray(getattr(own.behaviour, name)).tolist() for name in ("explained", "explained_square")}
+    return found | ({"anchors_clipped": float(given.clipped)} if isinstance(given, GivenAnchor) else {})
 
 
 def _from_denoiser(key: Array, config: Config, models: Models, policy: Policy, coefficient: float) -> Trajectory:

@@ -10,10 +10,16 @@ from jaxpgd.experiment.run.driver import drive
 from jaxpgd.experiment.run.out_of_memory import explained
 from jaxpgd.experiment.stages.batch_size import decide_batch_size
 from jaxpgd.experiment.stages.build import Models
-from jaxpgd.experiment.stages.load import load_state_denoiser, load_trajectory_denoiser, load_world_model
+from jaxpgd.experiment.stages.load import (
+    load_behaviour,
+    load_state_denoiser,
+    load_trajectory_denoiser,
+    load_world_model,
+)
 from jaxpgd.experiment.stages.model_programs import (
     Trained,
     Training,
+    behaviour_training,
     denoiser_training,
     state_denoiser_training,
     termination_rule,
@@ -26,6 +32,7 @@ from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, check_ends
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.training.windows import Windows
 from jaxpgd.windows import low_coverage
+from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.data import informative
 from jaxpgd.world_model.model import WorldModel
 
@@ -49,8 +56,11 @@ def train_models(run: ClaimedRun, prepared: Prepared) -> Models:
     models = Models(
         denoiser=train_denoiser(run, prepared) if needs(config, "denoiser") else None,
         world=train_world_model(run, prepared) if needs(config, "world-model") else None,
-        states=train_state_denoiser(run, prepared) if needs(config, "state-denoiser") else None,
     )
+    if needs(config, "state-denoiser"):
+        behaviour = train_behaviour(run, prepared) if needs(config, "behaviour") else None
+        states = train_state_denoiser(run, prepared, behaviour, models.world)
+        models = models.replace(states=states)  # type: ignore[attr-defined]
     decide_batch_size(run, models)
     return models
 
@@ -73,11 +83,28 @@ def train_world_model(run: ClaimedRun, prepared: Prepared) -> WorldModel:
 
 
 @explained
-def train_state_denoiser(run: ClaimedRun, prepared: Prepared) -> StateDenoiser:
-    """Train or continue DyDiff's denoiser of states given actions. One that is trained is only read, as above."""
+def train_behaviour(run: ClaimedRun, prepared: Prepared) -> Behaviour:
+    """Train or continue the behaviour's mean. One that is trained is only read, as above."""
+    if source := model_source(run.config, "behaviour"):
+        return load_behaviour(source, prepared)
+    return _train(run, behaviour_training(run.config, prepared), unit="epochs", note="behaviour_loss")
+
+
+@explained
+def train_state_denoiser(
+    run: ClaimedRun, prepared: Prepared, behaviour: Behaviour | None = None, world: WorldModel | None = None
+) -> StateDenoiser:
+    """Train or continue DyDiff's denoiser of states. One that is trained is only read, as above.
+
+    One that is given innovations is trained with a behaviour and, to be anchored, with a world model; where they are not
+    given, they are read from the runs of `models_from`.
+    """
     if source := model_source(run.config, "state-denoiser"):
         return load_state_denoiser(source, prepared)
-    training = state_denoiser_training(run.config, prepared)
+    if needs(run.config, "behaviour"):
+        behaviour = behaviour or train_behaviour(run, prepared)
+        world = world or train_world_model(run, prepared)
+    training = state_denoiser_training(run.config, prepared, behaviour, world)
     _warn_of_coverage(run, training.stage, prepared, training.data, "synthesis.dydiff.window or data.window")  # type: ignore[arg-type]
     return _train(run, training, note="validation_loss", score=_validation)
 

@@ -1,0 +1,191 @@
+"""What DyDiff's state denoiser is conditioned on, and the states in its samples: three kinds, one interface.
+
+"published" is DyDiff's (arXiv 2405.19189): the first state and all actions. If the behaviour policy of the data reacts to
+states, its actions are evidence about the states in which it took them, and the model has learned to use it: for another
+policy's actions, states are pulled back to the data. "innovations" conditions on e_t = a_t - mu_b(s_t) instead, with mu_b the
+behaviour's mean: under the behaviour, e_t is independent of the states up to t. "anchored" adds the ensemble's rollout s_hat of
+mu_b + e from the first state; the denoiser then models the deviation s - s_hat, which is small.
+"""
+
+from typing import ClassVar, Literal, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxpgd.diffusion.conditioning import Condition
+from jaxpgd.tokens import TokenCodec
+from jaxpgd.world_model.behaviour import Behaviour
+from jaxpgd.world_model.model import WorldModel
+from jaxpgd.world_model.rollouts import anchor
+
+Conditioning = Literal["published", "innovations", "anchored"]
+
+
+class Given(Protocol):
+    """The tokens [T, D] of a state denoiser: which entries are known of a rollout, their values, and the states in samples."""
+
+    kind: ClassVar[Conditioning]
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
+
+    def known(self, length: int) -> Array:
+        """Which entries [T, D] are known, bool."""
+        ...
+
+    def condition(self, s: Array, a: Array) -> Condition:
+        """The known entries, for actions a [T, A] taken in states s [T, O] of the previous iteration, from s_0 on."""
+        ...
+
+    def states(self, x: Array, condition: Condition) -> Array:
+        """The states [T, O] in a sample x [T, D] under a condition."""
+        ...
+
+
+@struct.dataclass
+class GivenActions:
+    """[obs, action] entries, of which the first observation and all actions are known (DyDiff, arXiv 2405.19189)."""
+
+    codec: TokenCodec
+    kind: ClassVar[Conditioning] = "published"
+
+    @property
+    def dim(self) -> int:
+        """O + A."""
+        return self.codec.obs_dim + self.codec.action_dim
+
+    def known(self, length: int) -> Array:
+        """All actions, and the first observation: [T, O + A] bool."""
+        return known_entries(self.codec, length)
+
+    def condition(self, s: Array, a: Array) -> Condition:
+        """Only s_0 is used."""
+        chex.assert_rank([s, a], 2)
+        obs = jnp.broadcast_to(s[0], (a.shape[0], s.shape[1]))
+        return Condition(self.codec.encode_steps(obs, a), self.known(a.shape[0]))
+
+    def states(self, x: Array, condition: Condition) -> Array:
+        """As `Given.states`."""
+        return self.codec.observation(x)
+
+
+@struct.dataclass
+class GivenInnovations:
+    """[obs, innovation] entries, of which the first observation and all innovations are known."""
+
+    codec: TokenCodec  # of unit variance
+    behaviour: Behaviour
+    scale: Array  # [A] standard deviation of the data's innovations
+    kind: ClassVar[Conditioning] = "innovations"
+
+    @property
+    def dim(self) -> int:
+        """O + A."""
+        return self.codec.obs_dim + self.codec.action_dim
+
+    def known(self, length: int) -> Array:
+        """All innovations, and the first observation: [T, O + A] bool."""
+        return known_entries(self.codec, length)
+
+    def encode(self, obs: Array, e: Array, s_hat: Array | None = None) -> Array:
+        """Tokens [T, O + A] of states [T, O] and innovations [T, A]; no anchor is used."""
+        chex.assert_rank([obs, e], 2)
+        return jnp.concatenate([standardised(self.codec, obs), e / self.scale], axis=1)
+
+    def condition(self, s: Array, a: Array) -> Condition:
+        """e_t = a_t - mu_b(s_t)."""
+        obs = jnp.broadcast_to(s[0], s.shape)
+        return Condition(self.encode(obs, self.behaviour.innovation(s, a)), self.known(a.shape[0]))
+
+    def states(self, x: Array, condition: Condition) -> Array:
+        """As `Given.states`."""
+        return self.codec.observation(x)
+
+
+@struct.dataclass
+class GivenAnchor:
+    """[deviation, innovation, anchor] entries, of which all are known but for the deviations after the first state, which is 0.
+
+    The anchor s_hat is the ensemble's rollout of the behaviour with these innovations (`world_model.rollouts.anchor`).
+    Deviations s - s_hat grow along a rollout: they are normalised by step and entry. Rollouts longer than those of training
+    use the scale of the last step.
+    """
+
+    innovations: GivenInnovations
+    model: WorldModel  # the ensemble that the denoiser was trained beside
+    centre: Array  # [T, O] mean deviation of training
+    scale: Array  # [T, O] its standard deviation
+    clipped: Array  # [] share of the entries of training anchors that were clipped to the data's widened range
+    kind: ClassVar[Conditioning] = "anchored"
+
+    @property
+    def dim(self) -> int:
+        """2 O + A."""
+        return self.innovations.dim + self.innovations.codec.obs_dim
+
+    def known(self, length: int) -> Array:
+        """[T, 2 O + A] bool."""
+        anchors = jnp.ones((length, self.innovations.codec.obs_dim), bool)
+        return jnp.concatenate([self.innovations.known(length), anchors], axis=1)
+
+    def anchor(self, start: Array, e: Array) -> tuple[Array, Array]:
+        """s_hat [T, O] and the share of its entries that were clipped."""
+        return anchor(self.model, self.innovations.behaviour, start, e)
+
+    def encode(self, obs: Array, e: Array, s_hat: Array | None = None) -> Array:
+        """Tokens [T, 2 O + A] of states [T, O], innovations [T, A] and their anchor [T, O] (by default it is rolled out)."""
+        s_hat = self.anchor(obs[0], e)[0] if s_hat is None else s_hat
+        chex.assert_equal_shape([obs, s_hat])
+        centre, scale = self._deviations(obs.shape[0])
+        own = self.innovations
+        return jnp.concatenate([(obs - s_hat - centre) / scale, e / own.scale, standardised(own.codec, s_hat)], axis=1)
+
+    def condition(self, s: Array, a: Array) -> Condition:
+        """e_t = a_t - mu_b(s_t), and the anchor from s_0 under e."""
+        e = self.innovations.behaviour.innovation(s, a)
+        s_hat, _ = self.anchor(s[0], e)
+        return Condition(self.encode(s_hat, e, s_hat), self.known(a.shape[0]))
+
+    def states(self, x: Array, condition: Condition) -> Array:
+        """Anchor and deviation, clipped as the anchor is."""
+        codec = self.innovations.codec
+        centre, scale = self._deviations(x.shape[0])
+        s_hat = condition.value[:, self.innovations.dim :] * codec.std[codec.obs] + codec.mean[codec.obs]
+        return self.model.clip_obs(s_hat + x[:, codec.obs] * scale + centre)
+
+    def _deviations(self, length: int) -> tuple[Array, Array]:
+        step = jnp.minimum(jnp.arange(length), self.centre.shape[0] - 1)
+        return self.centre[step], self.scale[step]
+
+
+def known_entries(codec: TokenCodec, length: int) -> Array:
+    """The conditions among state tokens [T, O + A], bool: all actions, and the first observation."""
+    is_action = jnp.arange(codec.obs_dim + codec.action_dim) >= codec.obs_dim
+    first = jnp.arange(length) == 0
+    return is_action[None, :] | first[:, None]
+
+
+def standardised(codec: TokenCodec, obs: Array) -> Array:
+    """The observation entries [..., O] of tokens."""
+    return (obs - codec.mean[codec.obs]) / codec.std[codec.obs]
+
+
+def ensemble_of(given: Given) -> WorldModel | None:
+    """The ensemble that anchors are rolled out in; None where there are none."""
+    return given.model if isinstance(given, GivenAnchor) else None
+
+
+def same_model(a: WorldModel, b: WorldModel) -> bool:
+    """Whether two ensembles predict the same states: of equal parameters, or not known, as one is traced."""
+    if a is b:
+        return True
+    left, right = (jax.tree.leaves((model.elites, model.scales.obs, model.scales.delta)) for model in (a, b))
+    if any(isinstance(x, jax.core.Tracer) for x in (*left, *right)):
+        return True
+    equal = lambda x, y: x.shape == y.shape and bool((x == y).all())
+    return len(left) == len(right) and all(map(equal, left, right))

@@ -1,0 +1,165 @@
+"""What a state denoiser is given: known entries, closed loops and anchors computed by hand, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from jaxpgd.diffusion.solvers import SamplerConfig
+from jaxpgd.errors import InputError
+from jaxpgd.synthesis.dydiff import DyDiffConfig, StateDenoiser, make_dydiff
+from jaxpgd.synthesis.given import GivenActions, GivenAnchor, GivenInnovations
+from jaxpgd.tokens import TokenCodec
+from jaxpgd.types import Policy
+from jaxpgd.world_model.behaviour import explained
+from jaxpgd.world_model.rollouts import anchor
+
+T = 4
+CODEC = TokenCodec(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0, 1.0]), 1, 1)
+SAMPLER = SamplerConfig(steps=6, batch_size=8)
+
+
+@struct.dataclass
+class Half:
+    """A behaviour that acts by -s / 2."""
+
+    def mean(self, obs):
+        return -0.5 * obs
+
+    def innovation(self, obs, action):
+        return action - self.mean(obs)
+
+
+@struct.dataclass
+class Moves:
+    """s' = s + gain a by two members that are 0.2 apart, within [-limit, limit]; reward s + a; no terminals."""
+
+    gain: jax.Array
+    members: int = struct.field(pytree_node=False, default=2)
+    limit: float = struct.field(pytree_node=False, default=10.0)
+
+    @property
+    def elites(self):
+        return self.gain
+
+    @property
+    def scales(self):
+        return dataclasses.make_dataclass("Scales", ["obs", "delta"])(None, None)
+
+    def next_states(self, obs, action):
+        return obs + self.gain * action + jnp.array([[-0.1], [0.1]]), jnp.zeros((2, 1))
+
+    def reward(self, obs, action):
+        return obs[0] + action[0]
+
+    def discount(self, obs, action, next_obs):
+        return jnp.ones(())
+
+    def clip_obs(self, obs):
+        return jnp.clip(obs, -self.limit, self.limit)
+
+
+@struct.dataclass
+class Says:
+    """A denoiser that is sure of the first entry `z` [T], whatever the conditions."""
+
+    z: jax.Array
+
+    def given(self, x, sigma, condition):
+        return condition.impose(jnp.zeros_like(x).at[:, 0].set(self.z))
+
+
+INNOVATIONS = GivenInnovations(CODEC, Half(), jnp.array([0.5]))
+CENTRE, SCALE = jnp.array([[0.0], [0.1], [0.2], [0.3]]), jnp.array([[1.0], [0.5], [1.0], [2.0]])
+ANCHOR = GivenAnchor(INNOVATIONS, Moves(jnp.ones(())), CENTRE, SCALE, jnp.zeros(()))
+GIVEN = {"published": None, "innovations": INNOVATIONS, "anchored": ANCHOR}
+
+
+def dydiff(kind, z=(0.0, 0.0, 0.0, 0.0), model=None, **settings):
+    denoiser = StateDenoiser(Says(jnp.asarray(z, jnp.float32)), CODEC, T, "clean", GIVEN[kind])
+    config = DyDiffConfig(conditioning=kind, **settings)
+    return make_dydiff(Moves(jnp.ones(())) if model is None else model, denoiser, config, SAMPLER)
+
+
+def test_the_anchor_is_the_ensembles_mean_rollout_of_the_behaviour_with_the_innovations():
+    e = jnp.array([[1.0], [0.0], [-0.5], [9.0]])
+    states, clipped = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), e)
+    np.testing.assert_allclose(states[:, 0], [1.0, 1.5, 0.75, -0.125], rtol=1e-6)  # s/2 + e; the last e leads out of the window
+    assert float(clipped) == 0.0
+    bounded, _ = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), 10 * e)
+    np.testing.assert_allclose(bounded[:, 0], [1.0, 2.0, 1.0, 0.0])  # actions stay within their bounds
+    states, clipped = anchor(Moves(jnp.ones(()), limit=1.2), Half(), jnp.array([1.0]), e)
+    np.testing.assert_allclose(states[:, 0], [1.0, 1.2, 0.6, -0.2], rtol=1e-6)
+    assert float(clipped) == 0.25
+
+
+def test_known_entries():
+    assert (ANCHOR.dim, INNOVATIONS.dim, GivenActions(CODEC).dim) == (3, 2, 2)
+    np.testing.assert_array_equal(ANCHOR.known(2), [[True, True, True], [False, True, True]])
+    np.testing.assert_array_equal(INNOVATIONS.known(2), GivenActions(CODEC).known(2))
+
+
+def test_tokens_and_their_states():
+    s, a = jnp.array([[1.0], [2.0], [3.0], [-1.0]]), jnp.array([[0.5], [0.0], [-1.0], [0.5]])
+    e = [1.0, 1.0, 0.5, 0.0]
+    condition = INNOVATIONS.condition(s, a)
+    np.testing.assert_allclose(condition.value[:, 1], np.divide(e, 0.5), rtol=1e-6)
+    assert float(condition.value[0, 0]) == 0.0  # (1 - mean) / std
+    condition = ANCHOR.condition(s, a)
+    s_hat = np.array([1.0, 1.5, 1.75, 1.375])
+    np.testing.assert_allclose(condition.value[:, 2], (s_hat - 1.0) / 2.0, rtol=1e-6)
+    np.testing.assert_allclose(condition.value[0], [0.0, 2.0, 0.0], atol=1e-6)  # the first deviation is none
+    x = ANCHOR.encode(s, INNOVATIONS.behaviour.innovation(s, a))
+    np.testing.assert_allclose(ANCHOR.states(x, condition), s, rtol=1e-6)  # back to the states
+    longer = ANCHOR.encode(jnp.ones((6, 1)), jnp.zeros((6, 1)), jnp.zeros((6, 1)))
+    np.testing.assert_allclose(longer[3:, 0], (1 - 0.3) / 2.0, rtol=1e-6)  # beyond training: the last scale
+
+
+def test_without_deviation_iterations_lead_to_the_policys_rollout_by_the_ensembles_mean():
+    """After i iterations states 0 ... i are those of the closed loop, whatever the innovations came from."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
+    truth = 1.25 ** np.arange(T)
+    z = -np.asarray(CENTRE[:, 0]) / np.asarray(SCALE[:, 0])
+    for iterations in (1, 3):
+        made = dydiff("anchored", z, iterations=iterations, mix=0.0)
+        found = made(jax.random.key(0), policy, jnp.ones((2, 1))).trajectory
+        np.testing.assert_allclose(found.obs[:, : iterations + 1, 0], np.tile(truth[: iterations + 1], (2, 1)), rtol=1e-5)
+        np.testing.assert_allclose(found.action, 0.25 * found.obs, rtol=1e-5)  # the policy acts again
+
+
+def test_mixing_and_rewards_as_published():
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.0 * obs, lambda p, obs: 0.0 * obs)
+    found = dydiff("innovations", (9.0, 1.0, 2.0, 3.0), iterations=1, mix=0.5)(
+        jax.random.key(0), policy, jnp.ones((1, 1))
+    ).trajectory
+    first = dydiff("innovations", iterations=0)(jax.random.key(0), policy, jnp.ones((1, 1))).trajectory
+    np.testing.assert_allclose(found.obs[0, 1:, 0], 0.5 * first.obs[0, 1:, 0] + 0.5 * np.array([3.0, 5.0, 7.0]), rtol=1e-5)
+    np.testing.assert_allclose(found.reward, found.obs[..., 0], rtol=1e-6)
+
+
+def test_a_denoiser_of_another_conditioning_or_ensemble_is_refused():
+    for kind in GIVEN:
+        for other in GIVEN:
+            denoiser = StateDenoiser(Says(jnp.zeros(T)), CODEC, T, "clean", GIVEN[kind])
+            if other != kind:
+                with pytest.raises(InputError, match=f"conditioning = '{other}': expected '{kind}', as in the denoiser's"):
+                    make_dydiff(Moves(jnp.ones(())), denoiser, DyDiffConfig(conditioning=other), SAMPLER)
+            assert make_dydiff(Moves(jnp.ones(())), denoiser).denoiser.entries.kind == kind
+    dydiff("innovations", model=Moves(2.0 * jnp.ones(())))  # has no ensemble of its own
+    with pytest.raises(InputError, match="world model = 'another ensemble': expected the ensemble that the anchored"):
+        dydiff("anchored", model=Moves(2.0 * jnp.ones(())))
+
+
+def test_what_a_state_explains():
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 6000, 2))
+    size = np.exp(x[:, :1])
+    y = jnp.asarray(np.concatenate([noise[:, :1], np.sin(2 * x[:, :1]) + noise[:, 1:], size * noise[:, :1]], axis=1))
+    found = np.asarray(explained(jnp.asarray(x), y))
+    share = np.var(np.sin(2 * x[:, 0])) / (1 + np.var(np.sin(2 * x[:, 0])))
+    np.testing.assert_allclose(found, [0.0, share, 0.0], atol=0.08)  # 130 features of 3,000 rows
+    squares = np.asarray(explained(jnp.asarray(x), y**2))
+    assert abs(squares[0]) < 0.08 and squares[2] > 0.1  # its size is told by the state
