@@ -12,7 +12,7 @@ from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionG
 from jaxpgd.guidance.smc import SMCConfig, SMCGuidance
 
 ALL_LEVELS: dict[str, Any] = {
-    "sigma_max": 1e9, "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9
+    "sigma_min": 0.0, "sigma_max": 1e9, "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9
 }  # fmt: skip
 
 

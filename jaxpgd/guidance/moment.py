@@ -35,12 +35,13 @@ from jaxpgd.types import Denoise, Policy
 class MomentConfig(GuidedPointConfig):
     """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    sigma_max: float = option(20.0, "largest noise level at which samples are guided", low=0.0, high=1e9)
+    sigma_min: float = nonnegative(0.02, "smallest noise level at which samples are guided; 0: down to the last step", high=1e9)
+    sigma_max: float = option(15.0, "largest noise level at which samples are guided", low=0.0, high=1e9)
     jacobian: Literal["transposed", "symmetrised"] = option(
         "transposed", "the denoiser's Jacobian: its transpose, or the mean of it and its transpose, at twice the cost"
     )
     jacobian_sigma_min: float = nonnegative(
-        0.1, "smallest noise level at which the denoiser's Jacobian is computed; below it entries are taken as independent"
+        0.15, "smallest noise level at which the denoiser's Jacobian is computed; below it entries are taken as independent"
     )
     iterations: int = positive(
         2,
@@ -48,7 +49,7 @@ class MomentConfig(GuidedPointConfig):
         "each costs as much as a network evaluation, two with the symmetrised Jacobian",
     )
     iterations_sigma_min: float = nonnegative(0.3, "smallest noise level at which more than one iteration is made")
-    iterations_sigma_max: float = option(5.0, "largest noise level at which more than one iteration is made", low=0.0, high=1e9)
+    iterations_sigma_max: float = option(4.0, "largest noise level at which more than one iteration is made", low=0.0, high=1e9)
     damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
 
 
