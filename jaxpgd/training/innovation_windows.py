@@ -129,13 +129,14 @@ def _roll_out(
     """Anchors [K, B, T, O] of the windows at starts [K, B]; mean and standard deviation [T, O] of deviations from them, windows
     weighted by [K, B] and padding left out; and the share of entries that were clipped."""
     shape = (windows.length, own.codec.obs_dim)
-    bare = GivenAnchor(own, model, jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+    zeros = lambda *sizes: jnp.zeros(sizes, jnp.float32)
+    bare = GivenAnchor(own, model, zeros(*shape), jnp.ones(shape, jnp.float32), zeros())
 
     def one(start: Array) -> tuple[Array, Array, Array, Array]:
         obs, ends = windows.gather(start).obs, windows.ends(start)
         s_hat, clipped = bare.anchor(obs[0], windows.innovations(start))
-        valid = jnp.ones(windows.length) if ends is None else ends.valid(windows.length).astype(jnp.float32)
-        return s_hat, obs - s_hat, valid, clipped
+        valid = jnp.ones(windows.length, bool) if ends is None else ends.valid(windows.length)
+        return s_hat, obs - s_hat, valid.astype(jnp.float32), clipped
 
     def batch(total: tuple[Array, Array, Array, Array], x: tuple[Array, Array]) -> tuple[Any, Array]:
         s_hat, deviation, valid, clipped = jax.vmap(one)(shard(x[0], DATA))
@@ -143,7 +144,7 @@ def _roll_out(
         found = (counts.sum(0), (counts * deviation).sum(0), (counts * deviation**2).sum(0), (clipped * x[1]).sum())
         return jax.tree.map(jnp.add, total, found), s_hat
 
-    nothing = (jnp.zeros((shape[0], 1)), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(()))
+    nothing = (zeros(shape[0], 1), zeros(*shape), zeros(*shape), zeros())
     (count, first, second, clipped), anchors = jax.lax.scan(batch, nothing, (starts, weight))
     count = jnp.maximum(count, 1.0)  # of steps that are padding in every window
     mean = first / count

@@ -69,13 +69,13 @@ def explained(x: Array, y: Array) -> Array:
     number of features over N, which may be negative.
     """
     chex.assert_rank([x, y], 2)
-    weights = jax.random.normal(jax.random.key(0), (x.shape[1] + 1, _FEATURES)) / jnp.sqrt(x.shape[1] + 1.0)
+    weights = jax.random.normal(jax.random.key(0), (x.shape[1] + 1, _FEATURES), x.dtype) / (x.shape[1] + 1) ** 0.5
     hidden = jnp.tanh(2.0 * (jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) @ weights))
     features = jnp.concatenate([x, jnp.square(x), hidden], axis=1)
     half = max(1, len(x) // 2)
     centre, mean = features[:half].mean(0), y[:half].mean(0)
     fit_x, fit_y = features[:half] - centre, y[:half] - mean
-    penalty = _RIDGE * half * jnp.eye(features.shape[1])
+    penalty = _RIDGE * half * jnp.eye(features.shape[1], dtype=x.dtype)
     slope = jnp.linalg.solve(fit_x.T @ fit_x + penalty, fit_x.T @ fit_y)
     rest = y[-half:] - mean
     left = rest - (features[-half:] - centre) @ slope

@@ -1,0 +1,105 @@
+"""A run whose DyDiff is anchored: its stages, what its report says of innovations, and models taken from it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpgd.errors import InputError
+from jaxpgd.experiment.commands import run
+from jaxpgd.experiment.commands.compare_rollouts import compare_runs
+from jaxpgd.experiment.config_files import load_config
+from jaxpgd.experiment.stages.build import arm_synthesizer
+from jaxpgd.experiment.stages.load import load_run, open_trained
+from jaxpgd.experiment.stages.model_source import decided_by
+
+SMALL: dict[str, Any] = {
+    "arms": ["dydiff"],
+    "seeds": 1,
+    "world_model": {
+        "members": 2, "elites": 2, "hidden": [8], "reward_hidden": [8], "epochs": 2, "steps_per_epoch": 2, "batch_size": 16,
+    },
+    "synthesis": {
+        "trajectories": 8, "interval": 4,
+        "dydiff": {
+            "conditioning": "anchored",
+            "behaviour": {"hidden": [8], "epochs": 3, "steps_per_epoch": 2, "batch_size": 16},
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, make_config: Any) -> Path:
+    return run.run_all(make_config(tmp_path_factory.mktemp("anchored") / "whole", **SMALL))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_behaviour_is_a_stage_and_the_report_says_what_states_tell_of_innovations(done: Path) -> None:
+    rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    assert stages[:3] == ["world-model", "behaviour", "state-denoiser"]
+    assert np.isfinite([row["behaviour_loss"] for row in rows if row["stage"] == "behaviour"]).all()
+    found = read(done / "results.json")["quality"]["innovations"]
+    assert set(found) == {"explained", "explained_square", "anchors_clipped"} and len(found["explained"]) == 2
+    assert "innovations: the state explains up to" in (done / "report.html").read_text()
+
+
+def test_loaded_models_are_those_that_were_trained(done: Path) -> None:
+    """The denoiser's own ensemble and behaviour come from its checkpoint, and its ensemble is the run's."""
+    loaded = load_run(open_trained(str(done)))
+    given = loaded.models.states.entries
+    assert given.kind == "anchored" and np.isfinite(given.scale).all()
+    jax.tree.map(np.testing.assert_array_equal, given.model.elites, loaded.models.world.elites)
+    arm_synthesizer(loaded.config, loaded.models, "dydiff")
+    moved = dataclasses.replace(loaded.models.world, elites=jax.tree.map(lambda x: x + 1, given.model.elites))
+    other = loaded.models.replace(world=moved)
+    with pytest.raises(InputError, match="world model = 'another ensemble'"):
+        arm_synthesizer(loaded.config, other, "dydiff")
+
+
+@pytest.mark.slow
+def test_models_from_an_anchored_run(done: Path, make_config: Any, tmp_path: Path) -> None:
+    again = run.run_all(make_config(tmp_path / "again", **SMALL, models_from=[str(done)]))
+    assert {row["stage"] for row in map(json.loads, (again / "metrics.jsonl").read_text().splitlines())} == {"agent-dydiff"}
+    assert read(again / "results.json")["quality"]["innovations"] == read(done / "results.json")["quality"]["innovations"]
+    synthesis = {**SMALL["synthesis"], "dydiff": {"conditioning": "published"}}
+    with pytest.raises(InputError, match=r"conditioning = 'published': expected 'anchored', as in models_from"):
+        run.run_all(make_config(tmp_path / "other", **(SMALL | {"synthesis": synthesis}), models_from=[str(done)]))
+
+
+def test_what_an_anchored_denoiser_is_decided_by() -> None:
+    published, innovations, anchored = (
+        load_config(None, {"arms": ["dydiff"], "synthesis": {"dydiff": {"conditioning": kind}}})
+        for kind in ("published", "innovations", "anchored")
+    )
+    assert not {"world_model", "synthesis.dydiff.behaviour"} & set(decided_by(published, "state-denoiser"))
+    assert "world_model" not in decided_by(innovations, "state-denoiser")
+    assert {"world_model", "synthesis.dydiff.behaviour"} <= set(decided_by(anchored, "state-denoiser"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"synthesis": {"dydiff": {"conditions": "noised"}}}, "synthesis.dydiff.conditions = 'noised': expected 'clean' or"),
+    ({"data": {"normalisation": "limits"}}, "data.normalisation = 'limits': expected 'standard' where synthesis.dydiff"),
+    ({"synthesis": {"dydiff": {"behaviour": {"hidden": [0]}}}}, "synthesis.dydiff.behaviour.hidden = 0: expected layer"),
+])  # fmt: skip
+def test_what_does_not_go_with_innovations(changes: dict[str, Any], message: str) -> None:
+    own = {**changes.get("synthesis", {}).get("dydiff", {}), "conditioning": "innovations"}
+    with pytest.raises(InputError, match=message):
+        load_config(None, {"arms": ["dydiff"], **changes, "synthesis": {"dydiff": own}})
+
+
+@pytest.mark.slow
+def test_comparison_of_an_anchored_run(done: Path) -> None:
+    """An ensemble that two runs share is rolled out once, and DyDiff is called what it is."""
+    result = compare_runs([str(done), str(done)], trajectories=6)
+    names = [f"DyDiff anchored, {i} iteration{'s' * (i != 1)}" for i in (1, 2, 4)]
+    assert list(result["methods"])[:5] == ["world model, mean", "world model, sampled", *names]
+    assert [name.partition(" (")[0] for name in list(result["methods"])[5:]] == names
