@@ -5,6 +5,7 @@ spread of samples with it, in standard deviations of the data. Network and train
 
 If the behaviour policy reacts to states, later actions carry information about earlier states. A model of states given all
 actions learns that too, and is then wrong about actions of another policy: `error_given_other_actions` measures by how much.
+`conditionings` holds denoisers that are given innovations, or innovations and an anchor, against it; `closed_form` exact ones.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from benchmarks.fidelity import conditionings
 from benchmarks.timing import describe_device
 from jaxpgd.diffusion.conditioning import Conditions
 from jaxpgd.diffusion.single_step import EDMConfig
@@ -48,6 +50,7 @@ class Size:
     samples: int = 128  # per pair
     denoiser: DenoiserConfig = DenoiserConfig(features=32, steps=10_000, batch_size=64, validate_every=1000)
     sampler: SamplerConfig = SamplerConfig("heun", steps=32, heun=CHURN)
+    trained: conditionings.Size = conditionings.Size()  # denoisers with every conditioning
 
 
 def problems() -> tuple[LinearGaussian, dict[str, Policy]]:
@@ -181,5 +184,7 @@ def run(size: Size = Size()) -> dict[str, Any]:
                     **found[name],
                 }
                 rows.append(row | {"error_given_other_actions": found["blind"]["error_of_the_mean"]})
+    reacting = windows_of(*collect(keys[0], env, policies["reacting"], size.episodes))
+    trained_rows = conditionings.measure(keys[3], reacting, size.denoiser, *tests["blind"], size.trained)
     return {"suite": "conditions", **describe_device(), "size": dataclasses.asdict(size), "rows": rows,
-            "closed_form": closed_form(env, policies, size.conditions)}  # fmt: skip
+            "conditionings": trained_rows, "closed_form": closed_form(env, policies, size.conditions)}  # fmt: skip

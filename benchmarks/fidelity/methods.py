@@ -33,36 +33,34 @@ def nudge(step_size: float) -> Method:
     return Method(f"published, step size {step_size:g}", guidance, "heun", (), 80.0, step_size)
 
 
-EVERYWHERE: dict[str, Any] = {"sigma_min": 0.0, "sigma_max": 1e9, "cache_interval": 1}
-CACHED: dict[str, Any] = {"sigma_max": 20.0, "cache_interval": 2}
+ALL_LEVELS: dict[str, Any] = {
+    "jacobian": "symmetrised", "sigma_min": 0.0, "sigma_max": 1e9,
+    "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9,
+}  # fmt: skip
 
 
-def guided(kind: MethodKind, iterations: int = 2, smc: SMCConfig = SMCConfig(), **schedule: float) -> GuidanceConfig:
-    """Options of a method, without its limit on changes: targets in closed form are those of the method itself.
-
-    A change is computed at every evaluation, unless `schedule` has other noise levels or another `cache_interval`.
-    """
-    own: dict[str, Any] = {"limit": math.inf} | EVERYWHERE | schedule
-    sections = ReconstructionConfig(**own), MomentConfig(iterations=iterations, **own)
+def guided(kind: MethodKind, smc: SMCConfig = SMCConfig(), **moment: Any) -> GuidanceConfig:
+    """Options of a method, without its limit on changes: targets in closed form are those of the method itself."""
+    sections = ReconstructionConfig(limit=math.inf), MomentConfig(limit=math.inf, **moment)
     return GuidanceConfig(kind, reconstruction=sections[0], moment=sections[1], smc=smc)
 
 
 def methods(particles: int = COUNT) -> tuple[Method, ...]:
     """All guidance methods but `published`, of which "smc" uses only the noise levels of its solver."""
     smc_with = lambda proposal, order="second": guided("smc", smc=SMCConfig(proposal, order, particles))
-    moment = lambda iterations: guided("moment", iterations)
+    moment = lambda **options: guided("moment", **options)
     return (
         Method("none", None, "heun", (32,)),
         Method("reconstruction", guided("reconstruction"), "heun", (16, 32, 64)),
         Method("reconstruction, churn 20", guided("reconstruction"), "heun", (32, 64, 128), 20.0),
-        Method("moment, 2 iterations", moment(2), "heun", (8, 12, 16, 32)),
-        Method("moment, cached", guided("moment", **CACHED), "dpmpp_2m_sde", (16, 24, 32, 48)),
-        Method("moment at every evaluation", moment(2), "dpmpp_2m_sde", (16, 32)),
-        Method("moment, cached, 2M", guided("moment", **CACHED), "dpmpp_2m", (20, 26, 32)),
-        Method("moment, 2 iterations, 2M", moment(2), "dpmpp_2m", (13, 26, 52)),
-        Method("moment, 1 iteration, 2M", moment(1), "dpmpp_2m", (21, 42, 84)),
-        Method("moment, 4 iterations", moment(4), "heun", (8, 16, 32)),
-        Method("moment, 16 iterations", moment(16), "heun", (32,)),
+        Method("moment", moment(), "dpmpp_2m_sde", (16, 24, 32, 48)),
+        Method("moment, 1 iteration", moment(iterations=1), "dpmpp_2m_sde", (32,)),
+        Method("moment, cached", moment(cache_interval=2), "dpmpp_2m_sde", (32,)),
+        Method("moment, all levels", moment(**ALL_LEVELS), "dpmpp_2m_sde", (16, 32)),
+        Method("moment, 2M", moment(), "dpmpp_2m", (13, 26, 52)),
+        Method("moment, all levels, 2M", moment(**ALL_LEVELS), "dpmpp_2m", (13, 26)),
+        Method("moment, Heun", moment(), "heun", (16, 32)),
+        Method("moment, all levels, 16 iterations", moment(iterations=16, **ALL_LEVELS), "heun", (32,)),
         Method("smc, first order", smc_with("reconstruction", "first"), "heun", (32, 64, 128)),
         Method("smc of none", smc_with("none"), "heun", (32, 128)),
         Method("smc of reconstruction", smc_with("reconstruction"), "heun", (32, 64, 128, 256, 512)),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks.speed.denoiser import Size as DenoiserSize
 from benchmarks.speed.denoiser import make_windows
+from benchmarks.fidelity.methods import ALL_LEVELS
 from benchmarks.speed.sampling import MOMENT, MOMENT_CACHED, Method, Size, draw, synthesizer_of
 from benchmarks.timing import alternated, measure
 from jaxpgd.agents import td3_bc
@@ -39,8 +40,8 @@ def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
     found = []
     methods: dict[str, DenoisedPointGuidance] = {
         "reconstruction": ReconstructionGuidance(ReconstructionConfig(limit=math.inf)),
-        "moment, 2 iterations": MomentGuidance(MomentConfig(limit=math.inf, iterations=2)),
-        "moment, 4 iterations": MomentGuidance(MomentConfig(limit=math.inf, iterations=4)),
+        "moment, 1 iteration": MomentGuidance(MomentConfig(limit=math.inf, iterations=1)),
+        "moment, 2 iterations": MomentGuidance(MomentConfig(limit=math.inf)),
     }
     for name, guidance in methods.items():
         guided = seconds(guidance.guide(denoiser.denoise, policy, denoiser.codec, 1.0))
@@ -52,7 +53,9 @@ SAMPLED = {
     "unguided": None,
     "reconstruction": GuidanceConfig("reconstruction"),
     "moment": MOMENT,
+    "moment, 1 iteration": GuidanceConfig("moment", moment=MomentConfig(iterations=1)),
     "moment, cached": MOMENT_CACHED,
+    "moment, all levels": GuidanceConfig("moment", moment=MomentConfig(**ALL_LEVELS)),
 }
 
 

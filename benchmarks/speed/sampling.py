@@ -45,7 +45,7 @@ class Method:
 SHORT = SamplerConfig("dpmpp_2m_sde", steps=12, sigma_min=0.01, sigma_max=20.0)
 AT_NOISED = PublishedConfig(at="noised")
 MOMENT = GuidanceConfig("moment")
-MOMENT_CACHED = GuidanceConfig("moment", moment=MomentConfig(sigma_max=20.0, cache_interval=2, jacobian="transposed"))
+MOMENT_CACHED = GuidanceConfig("moment", moment=MomentConfig(cache_interval=2))
 NUDGE = GuidanceConfig("published", coefficient=0.768, published=AT_NOISED)  # per 256 steps: 8 for each of 24 steps
 BASELINES = (
     Method("published, unguided", SamplerConfig("heun", steps=256), None, True),
