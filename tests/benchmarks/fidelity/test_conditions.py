@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import conditions
+from benchmarks.fidelity import conditionings, conditions
+from jaxpgd.diffusion.solvers import SamplerConfig
 
 
 def test_exact_moments_of_states_given_actions_leave_nothing_to_explain():
@@ -43,7 +44,17 @@ def test_the_closed_form_of_every_conditioning():
 def test_the_conditions_suite_scores_every_way():
     small = dataclasses.replace(conditions.Size().denoiser, features=8, blocks=1, steps=2, batch_size=4, validate_every=2)
     sampler = dataclasses.replace(conditions.Size().sampler, steps=2)
-    rows = conditions.run(conditions.Size(episodes=20, conditions=2, samples=3, denoiser=small, sampler=sampler))["rows"]
+    world = dataclasses.replace(conditionings.Size().world_model, hidden=(8,), epochs=1, steps_per_epoch=1)
+    cloned = dataclasses.replace(conditionings.Size().behaviour, hidden=(8,), epochs=1, steps_per_epoch=1)
+    trained = conditionings.Size(samples=2, world_model=world, behaviour=cloned, sampler=SamplerConfig(steps=2))
+    size = conditions.Size(
+        episodes=20, conditions=2, samples=3, denoiser=small, sampler=sampler, trained=trained,
+    )  # fmt: skip
+    found = conditions.run(size)
+    rows = found["rows"]
+    kinds = [row["conditioning"] for row in found["conditionings"]]
+    assert kinds == ["none: the ensemble", *(kind for kind in ("published", "innovations", "anchored") for _ in range(3))]
+    assert all(np.isfinite(row["error_of_the_mean"]) for row in found["conditionings"])
     assert [(row["behaviour"], row["conditions"]) for row in rows] == [
         (behaviour, kind) for behaviour in ("blind", "reacting") for kind in ("clean", "churned", "noised")
     ]
