@@ -27,12 +27,15 @@ from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.dydiff import make_dydiff
+from jaxpgd.synthesis.given import same_model
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.types import Policy, Synthesizer, Trajectory
 from jaxpgd.world_model.acting import greedy
+from jaxpgd.world_model.model import WorldModel
 
 ITERATIONS = (0, 1, 2, 4)
+DYDIFF = {"published": "DyDiff", "innovations": "DyDiff given innovations", "anchored": "DyDiff anchored"}
 ENSEMBLES = {"world model, mean": False, "world model, sampled": True}  # whether next states are drawn or the members' means
 CROSSED = {  # columns of the table, by kind of crossing
     "state_error": "error below from", "clearly": "clearly from", "state_distance": "distance below from",
@@ -51,9 +54,10 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
             section = dataclasses.replace(config.synthesis.world_model, length=length, penalty=0.0, sampled=sampled)
             found[name] = make_world_model_synthesizer(models.world, section)
         if models.states is not None:
-            for iterations in ITERATIONS:
+            kind = models.states.entries.kind
+            for iterations in ITERATIONS if kind == "published" else ITERATIONS[1:]:
                 chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations)
-                name = f"DyDiff, {iterations} iteration{'s' * (iterations != 1)}"
+                name = f"{DYDIFF[kind]}, {iterations} iteration{'s' * (iterations != 1)}"
                 found[name] = make_dydiff(models.world, models.states, chosen, config.sampler, length=length)
     if models.denoiser is not None:
         at_length = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
@@ -122,7 +126,8 @@ def compare_models(
 ) -> dict[str, Any]:
     """Rollouts [N = `count`, T = `length`] of a policy, acting by its mode, by every model of several runs of one dataset.
 
-    `models_of` has, for each run, its name (told where a method occurs again), its config, its dataset and its models. Returns
+    `models_of` has, for each run, its name (told where a method occurs again), its config, its dataset and its models. An
+    ensemble that several runs share is rolled out once. Returns
     `methods` (by name, the keys of `compare_rollouts` but for `squares`), `crossings` (by name), `truth` (terminal rate and
     log-likelihood in the real environment), `length`, `trajectories`. Raises InputError where no run has a model.
     """
@@ -141,9 +146,13 @@ def compare_models(
     def score(synthetic: Trajectory) -> dict[str, Any]:
         return compare_rollouts(key_score, truth, synthetic, policy, std, entries=state_entries(info), samples=samples)
 
-    floor = truth if samples is None else samples
+    floor, rolled = truth if samples is None else samples, list[WorldModel]()
     for run, config, own, models in models_of:
+        again = models.world is not None and any(same_model(models.world, other) for other in rolled)
+        rolled += [] if models.world is None or again else [models.world]
         for name, synthesizer in methods(config, models, length).items():
+            if again and name in ENSEMBLES:
+                continue
             label = name if name not in found else f"{name} ({run})"
             synthetic = jax.tree.map(np.asarray, synthesize_from(key_synthetic, synthesizer, policy, start))
             found[label] = score(in_own_units(own.dataset.info, synthetic))

@@ -9,7 +9,7 @@ from jaxpgd.experiment.report.words import name_of
 _PALETTE = ("#56B4E9", "#000000", "#555555", "#CC79A7", "#D55E00", "#009E73", "#E69F00", "#0072B2")
 COLOURS: Mapping[str, str] = {
     "real": "#0072B2", "dataset": "#0072B2", "unguided": "#E69F00", "guided": "#009E73", "world model": "#D55E00",
-    "DyDiff": "#CC79A7",
+    "DyDiff anchored": "#000000", "DyDiff given innovations": "#56B4E9", "DyDiff": "#CC79A7",  # the first that begins a name
     "published": "#56B4E9", "reconstruction": "#000000", "moment": "#CC79A7", "SMC": "#D55E00",
 }  # fmt: skip
 _LINES, _MARKERS = ("-", "--", "-.", ":"), "osD^vP"

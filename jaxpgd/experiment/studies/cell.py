@@ -8,6 +8,7 @@ from typing import Literal
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.stages.score_trajectories import OPEN_LOOP_STEPS
 from jaxpgd.experiment.studies.identity import settings_of, short_hash, slug
+from jaxpgd.synthesis.given import Conditioning
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 
@@ -49,6 +50,7 @@ class MeasureConfig:
     length: int = 0  # rollouts, and trajectories of sources rollouts and world_model: steps; 0: the (longest) training window
     samples: int = 0  # trajectories: so many are kept, to be drawn
     classifier: bool = False  # trajectories: train a classifier that tells them from held-out windows, which takes seconds
+    conditionings: tuple[Conditioning, ...] = ()  # rollouts: of DyDiff's denoisers, each a method; none: that of the config
     weights: tuple[float, ...] = (0.5, 0.5)  # tilt: of the behaviour's Gaussians
     means: tuple[float, ...] = (-1.0, 1.0)
     stds: tuple[float, ...] = (0.3, 0.3)
@@ -59,7 +61,8 @@ class MeasureConfig:
 # which kinds use what of a measure
 MEASURED: dict[str, tuple[str, ...]] = {
     "source": ("trajectories", "tilt"), "trajectories": ("trajectories", "rollouts", "tilt"),
-    "length": ("trajectories", "rollouts"), "samples": ("trajectories",), "classifier": ("trajectories",),
+    "length": ("trajectories", "rollouts"), "conditionings": ("rollouts",),
+    "samples": ("trajectories",), "classifier": ("trajectories",),
 } | dict.fromkeys(("weights", "means", "stds", "policy_mean", "policy_std"), ("tilt",))  # fmt: skip
 
 
@@ -73,6 +76,12 @@ class Target:
 
     actor: str = ""
     config: Config | None = None
+
+
+def conditioned(config: Config, conditioning: Conditioning) -> Config:
+    """The config with another `synthesis.dydiff.conditioning`."""
+    dydiff = dataclasses.replace(config.synthesis.dydiff, conditioning=conditioning)
+    return dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, dydiff=dydiff))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +98,9 @@ class Cell:
         """Names what the cell computes: cells with the same key, of whatever study, have the same results."""
         target = {"actor": self.target.actor, "config": self.target.config and settings_of(self.target.config)}
         measure = dataclasses.asdict(self.measure)
-        if not self.measure.classifier:  # added after studies had been measured, whose keys stay
-            del measure["classifier"]
+        for name in ("classifier", "conditionings"):  # added after studies had been measured, whose keys stay
+            if not measure[name]:
+                del measure[name]
         return short_hash({"measure": measure, "config": settings_of(self.config), "target": target})
 
     @property

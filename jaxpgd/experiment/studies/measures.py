@@ -11,15 +11,17 @@ import numpy as np
 from jaxpgd.dataset import in_own_units
 from jaxpgd.errors import check
 from jaxpgd.experiment.commands.compare_rollouts import compare_models
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.agent_programs import JOINT, by_setting
+from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.evaluate_returns import evaluate_returns
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
 from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
 from jaxpgd.experiment.stages.train_models import check_models, train_models
-from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.cell import Cell, conditioned
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
@@ -163,12 +165,17 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
 
 def measure_rollouts(cell: Cell, store: Store) -> Found:
     """The target policy's rollouts by every model of the config's arms: rows by method, `steps` by method and step."""
-    config = cell.config
-    prepared, models = store.opened(dataclasses.replace(config, models_from=store.models(config)))
-    policy = target_of(cell, store, prepared)
+    config, runs = cell.config, list[tuple[str, Config, Prepared, Models]]()
+    for kind in cell.measure.conditionings or (config.synthesis.dydiff.conditioning,):
+        own = conditioned(config, kind)
+        if runs:  # the other arms' models are in the first
+            own = dataclasses.replace(own, arms=("dydiff",))
+        own = dataclasses.replace(own, models_from=store.models(own))
+        runs.append((kind, own, *store.opened(own)))
+    policy = target_of(cell, store, runs[0][2])
     length = cell.measure.length or max(config.data.window, config.synthesis.dydiff.window)
     key, count = stage_key(config, "compare"), cell.measure.trajectories
-    found = compare_models(key, [("", config, prepared, models)], policy, length, count)
+    found = compare_models(key, runs, policy, length, count)
     rows, steps = [], []
     for name, values in found["methods"].items():
         method = name.partition(" (")[0]  # without the length that its denoiser was trained on

@@ -13,7 +13,7 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, with_preset
 from jaxpgd.experiment.precision import STATED
-from jaxpgd.experiment.studies.cell import COLUMNS, MEASURED, STEP_COLUMNS, Cell, MeasureConfig, Target
+from jaxpgd.experiment.studies.cell import COLUMNS, MEASURED, STEP_COLUMNS, Cell, MeasureConfig, Target, conditioned
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.studies.tables import dotted, get_nested, merge
@@ -219,6 +219,7 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     steps = measure.length or max(config.data.window, config.synthesis.dydiff.window)
     fits = measure.kind != "rollouts" or steps >= least
     check(fits, f"{where}: measure.length", steps, f"at least {least}, as the denoisers need")
+    _check_conditionings(measure, config, where)
     repeated = measure.kind == "returns" and UNIT in labels and config.seeds > 1
     check(not repeated, f"{where}: seeds", config.seeds, f"1, as the axis {UNIT!r} repeats the cell")
     confidence = config.evaluation.confidence
@@ -226,6 +227,18 @@ def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
     one = measure.kind != "returns" or len(config.arms) == 1
     check(one, f"{where}: arms", list(config.arms), "one of them, as a cell of kind returns has agents of one source")
     return Cell(labels, measure, config, target)
+
+
+def _check_conditionings(measure: MeasureConfig, config: Config, where: str) -> None:
+    """Check that DyDiff has every conditioning of a cell, once. Raises InputError."""
+    kinds, name = measure.conditionings, f"{where}: measure.conditionings"
+    check(not kinds or "dydiff" in config.arms, name, list(kinds), "nothing where arms lacks dydiff")
+    check(len(set(kinds)) == len(kinds), name, list(kinds), "none twice")
+    for kind in kinds:
+        try:
+            validate(conditioned(config, kind))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:

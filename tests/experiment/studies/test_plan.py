@@ -13,6 +13,7 @@ from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.precision import STATED
 from jaxpgd.experiment.studies import plan
+from jaxpgd.experiment.studies.cell import conditioned
 from jaxpgd.experiment.studies.identity import LATER, settings_of, short_hash, slug
 from jaxpgd.experiment.studies.plan import Budget, load_study, shipped
 from jaxpgd.experiment.studies.results import Results
@@ -191,6 +192,27 @@ def test_every_model_of_every_cell_has_a_run_of_its_own(name: str, scale: str, t
         for stage, run in runs.items():
             validate(run)
             assert needs(run, stage) and run.models_from == () and run.data.name == cell.config.data.name
+
+
+def test_conditionings_of_rollouts_are_denoisers_of_their_own(study_file, tmp_path: Path) -> None:
+    text = ROLLOUTS.replace("[axes.what]", "[measure]\nconditionings = ['published', 'anchored']\n[axes.what]")
+    text = text.replace('arms = ["world_model"]', 'arms = ["dydiff"]')
+    cell, store = load_study(study_file(text), only={"what": ("rollouts",)}).cells[0], Store(tmp_path)
+    published, anchored = (conditioned(cell.config, kind) for kind in cell.measure.conditionings)
+    runs = {stage: store.run_of_model(anchored, stage) for stage in NEEDS if needs(anchored, stage)}
+    assert list(runs) == ["world-model", "behaviour", "state-denoiser"] and not needs(published, "behaviour")
+    assert runs["state-denoiser"].models_from == (runs["world-model"].out, runs["behaviour"].out)
+    assert runs["state-denoiser"].out != store.run_of_model(published, "state-denoiser").out
+    faster = dataclasses.replace(anchored, world_model=dataclasses.replace(anchored.world_model, lr=1.0))
+    assert store.run_of_model(faster, "behaviour").out == runs["behaviour"].out
+    assert store.run_of_model(faster, "state-denoiser").out != runs["state-denoiser"].out  # which has another ensemble
+    for wrong, message in (
+        (text.replace('arms = ["dydiff"]', 'arms = ["world_model"]'), "nothing where arms lacks dydiff"),
+        (text.replace("'anchored'", "'published'"), "none twice"),
+        (text.replace('arms = ["dydiff"]', 'arms = ["dydiff"], data.normalisation = "limits"'), "'standard' where synth"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_study(study_file(wrong), only={"what": ("rollouts",)})
 
 
 def test_models_are_named_by_what_decides_them(tmp_path: Path) -> None:
