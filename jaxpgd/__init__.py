@@ -2,8 +2,8 @@
 
 The stages of the method are functions: `load`, `prepare_windows`, `train_denoiser`, `make_synthesizer` and `synthesize`,
 `make_agent` and `train_agent`, `evaluate`. World models and DyDiff add `prepare_transitions`, `train_world_model`,
-`train_state_denoiser`, `make_dydiff`, `make_world_model_synthesizer` and `synthesize_from`. The command line (`jaxpgd run`,
-`jaxpgd.experiment`) chains the same functions.
+`train_state_denoiser`, `train_behaviour`, `innovation_windows`, `make_dydiff`, `make_world_model_synthesizer` and
+`synthesize_from`. The command line (`jaxpgd run`, `jaxpgd.experiment`) chains the same functions.
 
 Names are imported on first use, so that `import jaxpgd` is fast and loads no file formats and no simulators.
 """
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from jaxpgd.synthesis.dydiff import make_dydiff
     from jaxpgd.synthesis.world_model import make_world_model_synthesizer
     from jaxpgd.training.agent import train_agent
+    from jaxpgd.training.behaviour import train_behaviour
     from jaxpgd.training.denoiser import train_denoiser
     from jaxpgd.training.experience import Experience
+    from jaxpgd.training.innovation_windows import innovation_windows
     from jaxpgd.training.state_denoiser import train_state_denoiser
     from jaxpgd.training.windows import prepare_windows
     from jaxpgd.training.world_model import train_world_model
@@ -44,6 +46,7 @@ _DEFINED_IN = {
     "TrajectoryDenoiser": "jaxpgd.synthesis.diffusion",
     "Transition": "jaxpgd.types",
     "evaluate": "jaxpgd.simulators.returns",
+    "innovation_windows": "jaxpgd.training.innovation_windows",
     "load": "jaxpgd.datasets",
     "make_agent": "jaxpgd.agents",
     "make_dydiff": "jaxpgd.synthesis.dydiff",
@@ -55,6 +58,7 @@ _DEFINED_IN = {
     "synthesize_from": "jaxpgd.synthesis.diffusion",
     "termination": "jaxpgd.world_model.termination",
     "train_agent": "jaxpgd.training.agent",
+    "train_behaviour": "jaxpgd.training.behaviour",
     "train_denoiser": "jaxpgd.training.denoiser",
     "train_state_denoiser": "jaxpgd.training.state_denoiser",
     "train_world_model": "jaxpgd.training.world_model",
@@ -71,6 +75,7 @@ __all__ = [
     "TrajectoryDenoiser",
     "Transition",
     "evaluate",
+    "innovation_windows",
     "load",
     "make_agent",
     "make_dydiff",
@@ -82,6 +87,7 @@ __all__ = [
     "synthesize_from",
     "termination",
     "train_agent",
+    "train_behaviour",
     "train_denoiser",
     "train_state_denoiser",
     "train_world_model",
