@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.fidelity.methods import ALL_LEVELS
 from benchmarks.speed.denoiser import Size as DenoiserSize
 from benchmarks.speed.denoiser import make_windows
-from benchmarks.fidelity.methods import ALL_LEVELS
 from benchmarks.speed.sampling import MOMENT, MOMENT_CACHED, Method, Size, draw, synthesizer_of
 from benchmarks.timing import alternated, measure
 from jaxpgd.agents import td3_bc
