@@ -11,9 +11,7 @@ from jaxpgd.guidance.published import PublishedConfig, PublishedGuidance
 from jaxpgd.guidance.reconstruction import ReconstructionConfig, ReconstructionGuidance
 from jaxpgd.guidance.smc import SMCConfig, SMCGuidance
 
-ALL_LEVELS: dict[str, Any] = {
-    "sigma_min": 0.0, "sigma_max": 1e9, "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9
-}  # fmt: skip
+ALL_LEVELS: dict[str, Any] = {"sigma_max": 1e9, "jacobian_sigma_min": 0.0}
 
 
 def method(kind: str = "reconstruction", **options: Any) -> Any:
@@ -26,5 +24,5 @@ def method(kind: str = "reconstruction", **options: Any) -> Any:
     if kind == "published":
         return PublishedGuidance(PublishedConfig(**options))
     if kind == "moment":
-        return MomentGuidance(MomentConfig(**{"limit": jnp.inf} | ALL_LEVELS | options))
+        return MomentGuidance(MomentConfig(**{"limit": jnp.inf, "iterations": 2} | ALL_LEVELS | options))
     return ReconstructionGuidance(ReconstructionConfig(**{"limit": jnp.inf} | options))

@@ -34,8 +34,7 @@ def nudge(step_size: float) -> Method:
 
 
 ALL_LEVELS: dict[str, Any] = {
-    "jacobian": "symmetrised", "sigma_min": 0.0, "sigma_max": 1e9,
-    "jacobian_sigma_min": 0.0, "iterations_sigma_min": 0.0, "iterations_sigma_max": 1e9,
+    "jacobian": "symmetrised", "sigma_max": 1e9, "jacobian_sigma_min": 0.0
 }  # fmt: skip
 
 
@@ -54,11 +53,11 @@ def methods(particles: int = COUNT) -> tuple[Method, ...]:
         Method("reconstruction", guided("reconstruction"), "heun", (16, 32, 64)),
         Method("reconstruction, churn 20", guided("reconstruction"), "heun", (32, 64, 128), 20.0),
         Method("moment", moment(), "dpmpp_2m_sde", (16, 24, 32, 48)),
-        Method("moment, 1 iteration", moment(iterations=1), "dpmpp_2m_sde", (32,)),
+        Method("moment, 2 iterations", moment(iterations=2), "dpmpp_2m_sde", (32,)),
         Method("moment, cached", moment(cache_interval=2), "dpmpp_2m_sde", (32,)),
-        Method("moment, all levels", moment(**ALL_LEVELS), "dpmpp_2m_sde", (16, 32)),
+        Method("moment, all levels, 2 iterations", moment(iterations=2, **ALL_LEVELS), "dpmpp_2m_sde", (16, 32)),
         Method("moment, 2M", moment(), "dpmpp_2m", (13, 26, 52)),
-        Method("moment, all levels, 2M", moment(**ALL_LEVELS), "dpmpp_2m", (13, 26)),
+        Method("moment, all levels, 2 iterations, 2M", moment(iterations=2, **ALL_LEVELS), "dpmpp_2m", (13, 26)),
         Method("moment, Heun", moment(), "heun", (16, 32)),
         Method("moment, all levels, 16 iterations", moment(iterations=16, **ALL_LEVELS), "heun", (32,)),
         Method("smc, first order", smc_with("reconstruction", "first"), "heun", (32, 64, 128)),

@@ -40,8 +40,8 @@ def costs(size: Size = Size(features=64, repeats=5)) -> list[dict[str, Any]]:
     found = []
     methods: dict[str, DenoisedPointGuidance] = {
         "reconstruction": ReconstructionGuidance(ReconstructionConfig(limit=math.inf)),
-        "moment, 1 iteration": MomentGuidance(MomentConfig(limit=math.inf, iterations=1)),
-        "moment, 2 iterations": MomentGuidance(MomentConfig(limit=math.inf)),
+        "moment": MomentGuidance(MomentConfig(limit=math.inf)),
+        "moment, 2 iterations": MomentGuidance(MomentConfig(limit=math.inf, iterations=2)),
     }
     for name, guidance in methods.items():
         guided = seconds(guidance.guide(denoiser.denoise, policy, denoiser.codec, 1.0))
@@ -53,9 +53,9 @@ SAMPLED = {
     "unguided": None,
     "reconstruction": GuidanceConfig("reconstruction"),
     "moment": MOMENT,
-    "moment, 1 iteration": GuidanceConfig("moment", moment=MomentConfig(iterations=1)),
+    "moment, 2 iterations": GuidanceConfig("moment", moment=MomentConfig(iterations=2)),
     "moment, cached": MOMENT_CACHED,
-    "moment, all levels": GuidanceConfig("moment", moment=MomentConfig(**ALL_LEVELS)),
+    "moment, all levels, 2 iterations": GuidanceConfig("moment", moment=MomentConfig(iterations=2, **ALL_LEVELS)),
 }
 
 

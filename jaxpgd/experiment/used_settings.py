@@ -136,8 +136,6 @@ RULES: tuple[Rule, ...] = (
     _rule(" ".join(f"guidance.{kind}.{name}" for kind in ("reconstruction", "moment")
                    for name in ("hold_states", "cache_interval", "sigma_min", "sigma_max")),
           lambda c: c.guidance.kind != "smc", "guidance.kind is 'reconstruction' or 'moment'"),
-    _rule("guidance.moment.iterations_sigma_min guidance.moment.iterations_sigma_max",
-          lambda c: c.guidance.moment.iterations > 1, "guidance.moment.iterations is above 1"),
     _rule("guidance.smc", lambda c: c.guidance.kind == "smc", "guidance.kind is 'smc'"),
     # synthesis
     _rule("synthesis.interval", lambda c: c.synthesis.regime != "oneoff", "synthesis.regime is not 'oneoff'"),

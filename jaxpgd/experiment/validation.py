@@ -108,7 +108,6 @@ def _check_pairs(config: Config) -> None:
     """Lower and upper ends that are two settings."""
     ranges = (
         *((f"guidance.{kind}.sigma_min", f"guidance.{kind}.sigma_max") for kind in ("published", "reconstruction", "moment")),
-        ("guidance.moment.iterations_sigma_min", "guidance.moment.iterations_sigma_max"),
         *((f"sampler.{kind}.churn_min", f"sampler.{kind}.churn_max") for kind in ("heun", "euler", "ancestral")),
         ("agent.diffusion_ql.beta_min", "agent.diffusion_ql.beta_max"),
     )  # fmt: skip

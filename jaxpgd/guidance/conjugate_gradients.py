@@ -65,13 +65,11 @@ def conjugate_gradients(system: LinearSystem, b: Array, like: Array, steps: int)
     Returns z, its image, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved, so that it is finite and its
     gain bounded for any A.
     """
-    return conjugate_directions(system, b, like, steps, steps)[:3]
+    return conjugate_directions(system, b, like, steps)[:3]
 
 
-def conjugate_directions(
-    system: LinearSystem, b: Array, like: Array, steps: Array | int, most: int
-) -> tuple[Array, Array, Array, Directions]:
-    """As `conjugate_gradients`, with a number of steps [] from 1 to `most` that may be traced, and the directions taken."""
+def conjugate_directions(system: LinearSystem, b: Array, like: Array, steps: int) -> tuple[Array, Array, Array, Directions]:
+    """As `conjugate_gradients`, and the directions that were taken."""
     y = system.precondition(b)
     size = jnp.vdot(b, y)
     floor = 1e-12 * size
@@ -93,10 +91,9 @@ def conjugate_directions(
         return _State(at.z, at.image, at.left, y + beta * at.p, size, at.going, at.directions)
 
     start = _State(
-        jnp.zeros_like(b), jnp.zeros_like(like), b, y, size, jnp.asarray(True), Directions.none(b, like, most)
+        jnp.zeros_like(b), jnp.zeros_like(like), b, y, size, jnp.asarray(True), Directions.none(b, like, steps)
     )  # fmt: skip
-    due = lambda at, i: (jax.lax.cond(i < steps - 1, step, lambda at, i: at, at, i), None)
-    before, _ = jax.lax.scan(due, start, jnp.arange(most - 1))  # a loop that can be differentiated
+    before, _ = jax.lax.scan(lambda at, i: (step(at, i), None), start, jnp.arange(steps - 1))
     # The last step is outside the loop: nothing of A p is computed there unless the caller uses the residual.
     found = search(steps - 1, before)
     return found.z, found.image, jnp.linalg.norm(found.left) / jnp.maximum(jnp.linalg.norm(b), 1e-30), found.directions

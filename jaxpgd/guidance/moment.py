@@ -35,21 +35,16 @@ from jaxpgd.types import Denoise, Policy
 class MomentConfig(GuidedPointConfig):
     """Moment guidance: the posterior covariance by the denoiser's Jacobian."""
 
-    sigma_min: float = nonnegative(0.02, "smallest noise level at which samples are guided; 0: down to the last step", high=1e9)
-    sigma_max: float = option(15.0, "largest noise level at which samples are guided", low=0.0, high=1e9)
+    sigma_max: float = option(20.0, "largest noise level at which samples are guided", low=0.0, high=1e9)
     jacobian: Literal["transposed", "symmetrised"] = option(
         "transposed", "the denoiser's Jacobian: its transpose, or the mean of it and its transpose, at twice the cost"
     )
     jacobian_sigma_min: float = nonnegative(
-        0.15, "smallest noise level at which the denoiser's Jacobian is computed; below it entries are taken as independent"
+        0.1, "smallest noise level at which the denoiser's Jacobian is computed; below it entries are taken as independent"
     )
     iterations: int = positive(
-        2,
-        "conjugate-gradient steps at noise levels from iterations_sigma_min to iterations_sigma_max, and one at the others; "
-        "each costs as much as a network evaluation, two with the symmetrised Jacobian",
+        1, "conjugate-gradient steps; each costs as much as a network evaluation, two with the symmetrised Jacobian"
     )
-    iterations_sigma_min: float = nonnegative(0.3, "smallest noise level at which more than one iteration is made")
-    iterations_sigma_max: float = option(4.0, "largest noise level at which more than one iteration is made", low=0.0, high=1e9)
     damping: float = nonnegative(0.0, "number added to the diagonal of the linear system of the conjugate gradients; 0: none")
 
 
@@ -65,16 +60,10 @@ class MomentGuidance(DenoisedPointGuidance):
 
     options: MomentConfig = MomentConfig()
 
-    def steps(self, sigma: Array) -> Array:
-        """Conjugate-gradient steps [] at sigma."""
-        own = self.options
-        many = (sigma >= own.iterations_sigma_min) & (sigma <= own.iterations_sigma_max)
-        return jnp.where(many, own.iterations, 1)
-
     def cost(self, sigma: Array) -> Array:
         """As `DenoisedPointGuidance.cost`: a forward pass, then a VJP per iteration, and a JVP to symmetrise it."""
         each = 2 if self.options.jacobian == "symmetrised" else 1
-        return 1 + jnp.where(sigma >= self.options.jacobian_sigma_min, each * self.steps(sigma), 0)
+        return 1 + jnp.where(sigma >= self.options.jacobian_sigma_min, each * self.options.iterations, 0)
 
     def estimate(self, denoise: Denoise, likelihood: Likelihood, x: Array, sigma: Array) -> Estimate:
         """As `DenoisedPointGuidance.estimate`."""
@@ -123,7 +112,7 @@ class MomentGuidance(DenoisedPointGuidance):
         root = jnp.linalg.cholesky(P)
         solve = lambda left: jax.scipy.linalg.cho_solve((root, True), left[..., None])[..., 0]
         system = LinearSystem(image, product, solve)
-        z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.steps(sigma), self.options.iterations)
+        z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.options.iterations)
         guided = x0 + within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
         log_twist = likelihood.exact(x0) + 0.5 * lam * jnp.vdot(r, r - z)
         return Estimate(x0, guided, log_twist), left, directions

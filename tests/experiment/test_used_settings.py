@@ -423,7 +423,7 @@ title = "A study"
 sampler.steps = 5
 [axes.source]
 real = {{ arms = ["real"] }}
-guided = {{ arms = ["guided"], guidance.kind = "{kind}", guidance.moment.iterations = 1 }}
+guided = {{ arms = ["guided"], guidance.kind = "{kind}", guidance.moment.iterations = 3 }}
 """
 
 
@@ -437,7 +437,7 @@ def test_a_setting_of_a_study_counts_in_one_cell_at_least(tmp_path: Path, capsys
     load_study(str(path), only={"source": ("real",)}, overrides={"sampler": {"rho": 5.0}})
     assert "note: --sampler.rho = 5.0 has no effect" in capsys.readouterr().err
     path.write_text(STUDY.format(kind="published"))
-    with pytest.raises(InputError, match=r"study.toml: guidance.moment.iterations = 1: expected its default 2"):
+    with pytest.raises(InputError, match=r"study.toml: guidance.moment.iterations = 3: expected its default 1"):
         load_study(str(path))
     path.write_text(STUDY.format(kind="moment") + "[measure]\nsamples = 3\n")
     with pytest.raises(InputError, match=r"measure.samples = 3: expected its default, as it counts only where measure.kind is"):

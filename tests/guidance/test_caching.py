@@ -252,7 +252,7 @@ def test_no_number_of_the_policy_reaches_unguided_levels() -> None:
 
 
 def test_fewer_passes_approach_the_stated_target() -> None:
-    """Cached changes nearly as closely as those that are computed in full at every evaluation, the default's as closely."""
+    """Without derivatives at the ends of the noise levels as closely as with all of them; cached changes nearly so."""
     count, coefficient = 1024, 0.25
     solver, wanted = make_solver(SamplerConfig()), PROBLEM.target(coefficient)
 
@@ -263,11 +263,11 @@ def test_fewer_passes_approach_the_stated_target() -> None:
         return x, info["forward_equivalents"][0]
 
     distance = lambda x: gaussian_wasserstein(fitted(x), wanted)
-    default = {name: getattr(MomentConfig(), name) for name in ALL_LEVELS}
+    thinned = {name: getattr(MomentConfig(), name) for name in ALL_LEVELS}
     (cached, few), (always, most), (chosen, fewer) = (
-        draw(guided(coefficient=coefficient, **options)) for options in (CACHED, EVERYWHERE, default)
+        draw(guided(coefficient=coefficient, **options)) for options in (CACHED, EVERYWHERE, thinned)
     )
-    assert (int(few), int(most), int(fewer)) == (56, 96, 55)
+    assert (int(few), int(most), int(fewer)) == (56, 96, 66)
     print("distances", distance(cached), distance(always), distance(chosen))
     assert distance(chosen) < 1.05 * distance(always) and distance(cached) < 1.25 * distance(always) < 0.55
 
@@ -285,9 +285,9 @@ def test_the_cost_that_is_reported() -> None:
     policy = linear_policy([[0.1]], [0.2], 0.5)
     for guidance, sampler, wanted in (
         (None, SamplerConfig("heun", steps=8), 15),
-        (GuidanceConfig(), SamplerConfig(), 55),
-        (GuidanceConfig(moment=MomentConfig(**ALL_LEVELS)), SamplerConfig(), 96),
-        (GuidanceConfig(moment=MomentConfig(**ALL_LEVELS | CACHED)), SamplerConfig(), 56),
+        (GuidanceConfig(), SamplerConfig(), 49),
+        (GuidanceConfig(moment=MomentConfig(iterations=2, **ALL_LEVELS)), SamplerConfig(), 96),
+        (GuidanceConfig(moment=MomentConfig(iterations=2, **ALL_LEVELS | CACHED)), SamplerConfig(), 56),
         (GuidanceConfig("reconstruction"), SamplerConfig("heun", steps=8), 30),
         (GuidanceConfig("published"), SamplerConfig("heun", steps=8), 23),
         (GuidanceConfig("smc"), SamplerConfig(steps=8), 16),
