@@ -8,7 +8,7 @@ forward-equivalents (a forward pass of the denoiser is 1, a JVP or VJP of it 1 m
 - `published` (1, or 2 at the denoised point): nothing; action entries move along the policy's gradient. Does not sample the
   target: lambda is the size of a step, of which there are 256, as published.
 - `reconstruction` (2; DPS): entries independent, of variance sigma^2 / (1 + sigma^2).
-- `moment` (1 + 1 per iteration): covariance sigma^2 times the denoiser's Jacobian.
+- `moment` (1 + 1 per iteration down to a noise level, 1 below): covariance sigma^2 times the denoiser's Jacobian.
 - `smc` (that of its proposal): any of these corrected by weights; exact as steps and particles grow.
 
 Where tokens hold actions as they are, `reconstruction` is exact for unit Gaussian tokens and `moment` for all Gaussians, with a
@@ -229,9 +229,10 @@ class GuidedDenoise:
             x0 = x0 + jax.lax.cond(guided, change, jnp.zeros_like, x0)
             return x0, Cached(cached.kept, jnp.where(guided, cached.due - 1, 0))
 
-        due = guided & (memory.kept.due == 0)
+        cost = method.cost(sigma)
+        due = guided & ((memory.kept.due == 0) | (cost == 1))  # a change that costs nothing is never reused
         x0, cached = jax.lax.cond(due, compute, reuse, memory.kept)
-        return x0, Memory(cached, memory.passes + jnp.where(due, method.cost(sigma), 1))
+        return x0, Memory(cached, memory.passes + jnp.where(due, cost, 1))
 
     def log_target(self, x0: Array) -> Array:
         """As `Guided.log_target`."""

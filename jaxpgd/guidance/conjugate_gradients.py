@@ -62,8 +62,7 @@ class _State:
 def conjugate_gradients(system: LinearSystem, b: Array, like: Array, steps: int) -> tuple[Array, Array, Array]:
     """`steps` steps for A z = b from z = 0, with A positive; images are shaped like `like`.
 
-    Returns z, its image, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved, so that it is finite and its
-    gain bounded for any A.
+    Returns z, its image, and |b - A z| / |b|. Stops where p^T A p is not above 0 or b is solved: z is finite for any A.
     """
     return conjugate_directions(system, b, like, steps)[:3]
 

@@ -8,7 +8,7 @@ With r(x0) the policy's standardised residuals and M their Jacobian, log q(x0) =
 posterior mean is  D'(x) = D(x) - lambda C M^T z  with  (I + lambda M C M^T) z = r(D(x)).  C is not formed: the system, of size
 T A, is solved by conjugate gradients, each step a VJP of D. They are preconditioned by the solution for C = v I,
 v = sigma^2 / (1 + sigma^2): M is block-diagonal in the steps of the trajectory, so that this is a system of size A for each.
-Below `jacobian_sigma_min`, where C is close to v I, that solution is the answer, and costs no pass of D.
+Below `jacobian_sigma_min` C is taken as v I, which makes that the solution, at no pass of D.
 
 Where log pi is convex in an action, the row of M changes sign: steps still follow the gradient, and the system stays positive.
 Where it is linear in an action (away from the centre of a Laplace density) the curvature is taken as small: actions move by C
@@ -83,7 +83,7 @@ class MomentGuidance(DenoisedPointGuidance):
     def reuse(self, likelihood: Likelihood, x0: Array, sigma: Array, cache: Directions) -> Array:
         """As `DenoisedPointGuidance.reuse`: the kept directions p_i applied to the residuals r at x0.
 
-        A^-1 is taken as sum_i p_i p_i^T / (p_i^T A p_i), which it is within their span. This costs the policy alone.
+        A^-1 is taken as sum_i p_i p_i^T / (p_i^T A p_i), exact in their span for a symmetric A. This costs the policy alone.
         """
         z_i = cache.weights(standardised_residuals(likelihood, x0))
         C_M_t_z = jnp.tensordot(z_i, cache.image, axes=1)
@@ -108,8 +108,9 @@ class MomentGuidance(DenoisedPointGuidance):
             return C_M_t_p, diagonal * jnp.vdot(p, p) + lam * jnp.vdot(M_t_p, C_M_t_p)
 
         product = lambda p, C_M_t_p: diagonal * p + lam * jnp.einsum("tad,td->ta", M, C_M_t_p)
-        P = diagonal * jnp.eye(r.shape[1]) + lam * v * jnp.einsum("tad,tbd->tab", M, M)
-        root = jnp.linalg.cholesky(P)
+        root = jnp.linalg.cholesky(
+            well_conditioned(diagonal * jnp.eye(r.shape[1]) + lam * v * jnp.einsum("tad,tbd->tab", M, M))
+        )
         solve = lambda left: jax.scipy.linalg.cho_solve((root, True), left[..., None])[..., 0]
         system = LinearSystem(image, product, solve)
         z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.options.iterations)
@@ -128,6 +129,12 @@ class MomentGuidance(DenoisedPointGuidance):
 
         independent = lambda u: jnp.square(deviation(sigma)) * u
         return x0, lambda u: jax.lax.cond(sigma >= self.options.jacobian_sigma_min, of_denoiser, independent, u)
+
+
+def well_conditioned(P: Array) -> Array:
+    """Positive matrices P [..., A, A] with so much added to the diagonal that float32 can factor them: 2e-6 of its mean."""
+    mean = jnp.trace(P, axis1=-2, axis2=-1)[..., None, None] / P.shape[-1]
+    return P + 2e-6 * mean * jnp.eye(P.shape[-1])
 
 
 def residual_blocks(likelihood: Likelihood, x0: Array) -> tuple[Array, Array]:

@@ -199,3 +199,15 @@ def test_independent_entries_take_one_step_and_no_derivative_of_the_denoiser():
     np.testing.assert_allclose(below.x0_guided, exact.x0_guided, rtol=1e-3, atol=1e-4)
     assert jnp.abs(exact.x0_guided - exact.x0).max() > 0.1
     np.testing.assert_allclose(guide(Flat(jnp.eye(4))).x0_guided, exact.x0, atol=1e-6)
+
+
+def test_narrow_policies_near_saturated_actions_stay_finite():
+    """Slopes of the policy's mean that are parallel, at actions where tanh is flat: P is singular in float32."""
+    slope = jax.random.normal(jax.random.key(0), (6, 1)) @ jax.random.normal(jax.random.key(1), (1, 5))
+    codec = TokenCodec(jnp.zeros(11), jnp.ones(11), obs_dim=5, action_dim=6)
+    for std, sigma, coefficient in ((1e-4, 0.1, 1.0), (1e-3, 0.1, 10.0), (0.0067, 1.0, 10.0), (1e-6, 0.05, 1.0)):
+        likelihood = Likelihood(linear_policy(slope, jnp.zeros(6), std), codec, coefficient)
+        guidance = moments(Linear(jnp.eye(11)), likelihood, limit=2.0)
+        for key in jax.random.split(jax.random.key(2), 5):
+            found = guidance.estimate(jax.random.normal(key, (8, 11)).at[:, 5:].set(4.0), jnp.asarray(sigma))
+            assert jnp.isfinite(found.x0_guided).all()
