@@ -47,7 +47,7 @@ def nearest(name: str, config: Any, given: Mapping[str, Any], *, table: bool = F
     own = [each for each in wanted if each.rpartition(".")[0] == section]
     below = [each for each in wanted if each.startswith(f"{section}." if section else "") and each not in own]
     elsewhere = [each for each in wanted if each not in own and each not in below]
-    same = lambda among: [each for each in among if each.rpartition(".")[2] == key]
+    same = lambda among: sorted((each for each in among if each.rpartition(".")[2] == key), key=lambda each: each.count("."))
     for found in (
         _spellings(key, own, _ALIKE), _sharing(key, own) + same(below), same(elsewhere), _spellings(key, own, _LIKE),
         _spellings(key, below, _ALIKE) or _sharing(key, below), _spellings(key, elsewhere, _ALIKE),

@@ -108,10 +108,9 @@ class MomentGuidance(DenoisedPointGuidance):
             return C_M_t_p, diagonal * jnp.vdot(p, p) + lam * jnp.vdot(M_t_p, C_M_t_p)
 
         product = lambda p, C_M_t_p: diagonal * p + lam * jnp.einsum("tad,td->ta", M, C_M_t_p)
-        root = jnp.linalg.cholesky(
-            well_conditioned(diagonal * jnp.eye(r.shape[1]) + lam * v * jnp.einsum("tad,tbd->tab", M, M))
-        )
-        solve = lambda left: jax.scipy.linalg.cho_solve((root, True), left[..., None])[..., 0]
+        P = diagonal * jnp.eye(r.shape[1], dtype=r.dtype) + lam * v * jnp.einsum("tad,tbd->tab", M, M)
+        P_inverse = jax.vmap(inverse)(P)
+        solve = lambda left: jnp.einsum("tab,tb->ta", P_inverse, left)
         system = LinearSystem(image, product, solve)
         z, C_M_t_z, left, directions = conjugate_directions(system, r, x, self.options.iterations)
         guided = x0 + within_limit(-likelihood.coefficient * C_M_t_z, self.options.limit, sigma)
@@ -131,10 +130,19 @@ class MomentGuidance(DenoisedPointGuidance):
         return x0, lambda u: jax.lax.cond(sigma >= self.options.jacobian_sigma_min, of_denoiser, independent, u)
 
 
-def well_conditioned(P: Array) -> Array:
-    """Positive matrices P [..., A, A] with so much added to the diagonal that float32 can factor them: 2e-6 of its mean."""
-    mean = jnp.trace(P, axis1=-2, axis2=-1)[..., None, None] / P.shape[-1]
-    return P + 2e-6 * mean * jnp.eye(P.shape[-1])
+def inverse(P: Array) -> Array:
+    """The inverse of a positive P [A, A] by Gauss-Jordan elimination: without a call of a library for each of many matrices.
+
+    To the diagonal 2e-6 of its mean is added, so that it has an inverse in float32.
+    """
+    P = P + 2e-6 * jnp.trace(P) / P.shape[0] * jnp.eye(P.shape[0], dtype=P.dtype)
+
+    def eliminate(k: Array, P: Array) -> Array:
+        row, column = P[k].at[k].set(1.0) / P[k, k], P[:, k].at[k].set(0.0)
+        return P.at[:, k].set(0.0).at[k].set(row) - jnp.outer(column, row)
+
+    found: Array = jax.lax.fori_loop(0, P.shape[0], eliminate, P)
+    return found
 
 
 def residual_blocks(likelihood: Likelihood, x0: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from jaxpgd.envs.linear_gaussian import linear_policy, reference_case
 from jaxpgd.guidance.base import GuidedDenoise
 from jaxpgd.guidance.conjugate_gradients import LinearSystem, conjugate_directions, conjugate_gradients
 from jaxpgd.guidance.likelihood import Likelihood
-from jaxpgd.guidance.moment import standardised_residuals
+from jaxpgd.guidance.moment import inverse, standardised_residuals
 from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 
@@ -205,9 +205,19 @@ def test_narrow_policies_near_saturated_actions_stay_finite():
     """Slopes of the policy's mean that are parallel, at actions where tanh is flat: P is singular in float32."""
     slope = jax.random.normal(jax.random.key(0), (6, 1)) @ jax.random.normal(jax.random.key(1), (1, 5))
     codec = TokenCodec(jnp.zeros(11), jnp.ones(11), obs_dim=5, action_dim=6)
-    for std, sigma, coefficient in ((1e-4, 0.1, 1.0), (1e-3, 0.1, 10.0), (0.0067, 1.0, 10.0), (1e-6, 0.05, 1.0)):
+
+    @jax.jit
+    def guide(std, sigma, coefficient, x):
         likelihood = Likelihood(linear_policy(slope, jnp.zeros(6), std), codec, coefficient)
-        guidance = moments(Linear(jnp.eye(11)), likelihood, limit=2.0)
-        for key in jax.random.split(jax.random.key(2), 5):
-            found = guidance.estimate(jax.random.normal(key, (8, 11)).at[:, 5:].set(4.0), jnp.asarray(sigma))
-            assert jnp.isfinite(found.x0_guided).all()
+        return jax.vmap(lambda x: moments(Linear(jnp.eye(11)), likelihood, limit=2.0).estimate(x, sigma).x0_guided)(x)
+
+    x = jax.random.normal(jax.random.key(2), (20, 8, 11)).at[..., 5:].set(4.0)
+    for numbers in ((1e-4, 0.1, 1.0), (1e-3, 0.1, 10.0), (0.0067, 1.0, 10.0), (1e-6, 0.05, 1.0)):
+        assert jnp.isfinite(guide(*map(jnp.asarray, numbers), x)).all()
+
+
+def test_small_inverses():
+    root = np.random.default_rng(3).normal(size=(7, 7))
+    P = root @ root.T + 0.1 * np.eye(7)
+    np.testing.assert_allclose(inverse(jnp.asarray(P, jnp.float32)), np.linalg.inv(P), rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(inverse(jnp.full((1, 1), 4.0)), 0.25, rtol=1e-5)
