@@ -42,6 +42,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_behaviour_is_a_stage_and_the_report_says_what_states_tell_of_innovations(done: Path) -> None:
     rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
     stages = list(dict.fromkeys(row["stage"] for row in rows))
@@ -52,6 +53,7 @@ def test_the_behaviour_is_a_stage_and_the_report_says_what_states_tell_of_innova
     assert "innovations: the state explains up to" in (done / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_loaded_models_are_those_that_were_trained(done: Path) -> None:
     """The denoiser's own ensemble and behaviour come from its checkpoint, and its ensemble is the run's."""
     loaded = load_run(open_trained(str(done)))
