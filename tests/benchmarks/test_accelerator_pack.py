@@ -233,6 +233,7 @@ def started(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 
+@pytest.mark.slow
 def test_both_parts_run_and_what_they_left_comes_back(checkout: Path) -> None:
     (checkout / "out").mkdir()
     (checkout / "out" / "study_results.csv").write_text("of an earlier run")

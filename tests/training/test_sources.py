@@ -42,7 +42,7 @@ def test_real_agents_see_real_data_and_others_what_their_own_source_made() -> No
     assert state.agent.updates.shape == (6,) and (np.asarray(state.agent.updates) == 30).all()
 
 
-@pytest.mark.parametrize("regime", ["periodic", "fifo"])
+@pytest.mark.parametrize("regime", ["periodic", pytest.param("fifo", marks=pytest.mark.slow)])
 def test_every_source_trains_as_it_does_alone(regime: str) -> None:
     keys = jax.random.split(jax.random.key(1), 3)
     real = Transition(

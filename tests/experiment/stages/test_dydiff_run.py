@@ -187,6 +187,7 @@ def test_every_agent_with_every_source(kind: str, make_config: Any, tmp_path: Pa
     assert [row["arm"] for row in rows] == list(get_args(Arm)) and np.isfinite([row["mean return"] for row in rows]).all()
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_bits(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(str(done))
     said = capsys.readouterr().out

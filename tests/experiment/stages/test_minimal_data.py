@@ -72,8 +72,16 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
         ),
         ("td3_bc", ["guided"], ONE_WINDOW, {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}}),
         ("iql", ["world_model"], TWO_WINDOWS, {"synthesis": {"filter": {"kind": "softmax", "keep": 0.9}}}),
-        ("cql", ["dydiff"], ONE_WINDOW, {"synthesis": {"dydiff": {"conditions": "noised"}}}),
-        ("diffusion_ql", ["guided"], TWO_WINDOWS, {"guidance": {"kind": "published"}, "synthesis": {"regime": "fifo"}}),
+        pytest.param(
+            "cql", ["dydiff"], ONE_WINDOW, {"synthesis": {"dydiff": {"conditions": "noised"}}}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "diffusion_ql",
+            ["guided"],
+            TWO_WINDOWS,
+            {"guidance": {"kind": "published"}, "synthesis": {"regime": "fifo"}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -84,7 +92,7 @@ def test_every_agent_and_source(
     assert (path / "report.html").is_file() and list(json.loads((path / "returns.json").read_text(encoding="utf-8"))) == arms
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("terminal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_windows_of_two_steps_in_which_nothing_happens(terminal: bool, tmp_path: Path) -> None:
     data = flat(tmp_path, (2, 2), terminal=terminal, still=True)
     arms = ["guided", "world_model"] if terminal else ["unguided", "dydiff"]
