@@ -62,6 +62,7 @@ def settings(out: Path, name: str, arms: list[str], **data: Any) -> dict[str, An
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_with_padding_and_one_without(cliff: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_denoiser(load_config(None, settings(tmp_path / "plain", cliff, ["unguided"])))
     out, err = capsys.readouterr()

@@ -127,6 +127,7 @@ def test_what_is_compiled_first_is_what_the_study_runs(study_file: str, tmp_path
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_the_command_runs_what_fits_and_goes_on_from_there(
     study_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
