@@ -1,9 +1,12 @@
 """How tests share a machine: a core per pytest-xdist worker, one cache of compiled programs, files whole and long ones first.
 
+Python's garbage collector runs seldom: with the many objects of JAX's programs it took a seventh of the time.
+
 All is set before JAX starts. JAX processes that share their cores slow each other down; programs of equal shape, of which the
 tests run many, compile once.
 """
 
+import gc
 import os
 import shutil
 import subprocess
@@ -14,6 +17,8 @@ from typing import Any
 
 import pytest
 
+gc.set_threshold(100_000, 50, 100)
+
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
@@ -21,8 +26,9 @@ if WORKER and hasattr(os, "sched_setaffinity"):
 
 FINISHED = ("commands/test_run.py", "commands/test_data_collect.py", "stages/test_load.py", "run/test_distributed_run.py")
 LONG = ("experiment", "synthesis", "training", "agents", "test_notebooks.py")
-# of XLA's two ways to make kernels for the CPU the one that compiles in a third of the time; one day it may be gone
-SOONER = "--xla_cpu_use_fusion_emitters=false"
+# of XLA's two ways to make kernels for the CPU the one that compiles in a third of the time, and in one part, as there is one
+# core; one day these flags may be gone
+SOONER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def _is_known(flag: str) -> bool:
