@@ -35,10 +35,13 @@ def compare_rollouts(
 
     - `state_error` [T] and `state_error_se` [T]: root mean square difference of the states at step t, over the trajectories
       that have ended in neither, and its standard error;
+    - `state_error_rms` and `state_error_rms_se`: the root mean square difference over all steps after the start, and its
+      standard error, with steps of one trajectory as one cluster;
     - `alive` and `true_alive` [T]: the shares of trajectories that have not ended;
     - `squares` [N, T]: mean square differences, NaN where either has ended (for `paired_crossing`);
     - `state_distance` [T]: sliced Wasserstein-1 distance between the states at step t, in standard deviations, along the same
       random directions at every step. Two samples of one distribution do not give 0 (see `sliced_wasserstein`);
+    - `state_distance_mean`: its mean over the steps after the start;
     - `return_error` and `return_error_se`: mean absolute difference of the undiscounted returns;
     - `return_bias` and `return_bias_se`: mean difference of the returns, above 0 if synthetic returns are too high;
     - `policy_log_likelihood` and `policy_log_likelihood_se`: of the actions, in nats per action (NaN for a policy without
@@ -60,6 +63,7 @@ def compare_rollouts(
     return {
         "state_error": error,
         "state_error_se": error_se,
+        **_over_all_steps(squares, distance),
         "squares": squares,
         "alive": alive[1].mean(axis=0),
         "true_alive": alive[0].mean(axis=0),
@@ -114,6 +118,19 @@ def root_mean(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # the standard error of the square root of a mean, by the delta method
         error_se[t] = ratio_standard_error(values, np.ones(len(values))) / (2 * error[t]) if error[t] > 0 else 0.0
     return error, error_se
+
+
+def _over_all_steps(squares: np.ndarray, distance: np.ndarray) -> dict[str, float]:
+    """`state_error_rms`, its standard error and `state_distance_mean` of squares [N, T] and distance [T]; NaN of one step."""
+    counts, sums = (~np.isnan(squares[:, 1:])).sum(axis=1), np.nansum(squares[:, 1:], axis=1)
+    rms, rms_se = np.nan, np.nan
+    if counts.any():
+        rms = float(np.sqrt(sums.sum() / counts.sum()))
+        # the standard error of the square root of a ratio, by the delta method
+        rms_se = ratio_standard_error(sums, counts) / (2 * rms) if rms > 0 else 0.0
+    later = distance[1:][~np.isnan(distance[1:])]
+    mean = float(later.mean()) if len(later) else np.nan
+    return {"state_error_rms": rms, "state_error_rms_se": rms_se, "state_distance_mean": mean}
 
 
 def _state_distance(

@@ -58,6 +58,24 @@ def test_a_step_counts_where_both_are_alive_and_two_are_needed():
     result = compare(truth, made)
     np.testing.assert_allclose(result["state_error"], [0, np.sqrt(14 / 3), np.sqrt(25 / 2), np.nan])
     assert np.isnan(result["state_error_se"]).tolist() == [False, False, False, True]
+
+
+def test_the_error_of_whole_rollouts_weighs_steps_alike_and_takes_a_trajectory_as_one():
+    truth = trajectory(np.zeros((3, 4)), discount=[[1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]])
+    result = compare(truth, trajectory([[0, 1, 50, 50], [0, 2, 3, 50], [0, 3, 4, 5]]))
+    # sums of squares 1, 13, 50 of 1, 2, 3 steps
+    mean = 64 / 6
+    np.testing.assert_allclose(result["state_error_rms"], np.sqrt(mean))
+    squared = 3 / 2 * ((1 - mean) ** 2 + (13 - 2 * mean) ** 2 + (50 - 3 * mean) ** 2)
+    np.testing.assert_allclose(result["state_error_rms_se"], np.sqrt(squared) / 6 / (2 * np.sqrt(mean)))
+    np.testing.assert_allclose(result["state_distance_mean"], np.mean(result["state_distance"][1:3]))
+
+
+def test_whole_rollouts_without_an_error_and_without_a_step():
+    same = trajectory(np.zeros((3, 2)))
+    assert [compare(same, same)[k] for k in ("state_error_rms", "state_error_rms_se", "state_distance_mean")] == [0, 0, 0]
+    ended = trajectory(np.zeros((3, 2)), discount=np.zeros((3, 2)))
+    assert np.isnan([compare(ended, ended)[k] for k in ("state_error_rms", "state_error_rms_se", "state_distance_mean")]).all()
     np.testing.assert_allclose(result["true_alive"], [1, 1, 3 / 4, 2 / 4])
     np.testing.assert_allclose(result["alive"], [1, 3 / 4, 3 / 4, 3 / 4])
     assert (result["true_terminal_rate"], result["terminal_rate"]) == (0.5, 0.25)

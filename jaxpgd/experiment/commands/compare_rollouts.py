@@ -34,7 +34,7 @@ from jaxpgd.types import Policy, Synthesizer, Trajectory
 from jaxpgd.world_model.acting import greedy
 from jaxpgd.world_model.model import WorldModel
 
-ITERATIONS = (0, 1, 2, 4)
+ITERATIONS = (0, 1, 2, 4, 8)
 DYDIFF = {"published": "DyDiff", "innovations": "DyDiff given innovations", "anchored": "DyDiff anchored"}
 ENSEMBLES = {"world model, mean": False, "world model, sampled": True}  # whether next states are drawn or the members' means
 CROSSED = {  # columns of the table, by kind of crossing
