@@ -58,6 +58,9 @@ def test_a_step_counts_where_both_are_alive_and_two_are_needed():
     result = compare(truth, made)
     np.testing.assert_allclose(result["state_error"], [0, np.sqrt(14 / 3), np.sqrt(25 / 2), np.nan])
     assert np.isnan(result["state_error_se"]).tolist() == [False, False, False, True]
+    np.testing.assert_allclose(result["true_alive"], [1, 1, 3 / 4, 2 / 4])
+    np.testing.assert_allclose(result["alive"], [1, 3 / 4, 3 / 4, 3 / 4])
+    assert (result["true_terminal_rate"], result["terminal_rate"]) == (0.5, 0.25)
 
 
 def test_the_error_of_whole_rollouts_weighs_steps_alike_and_takes_a_trajectory_as_one():
@@ -76,9 +79,6 @@ def test_whole_rollouts_without_an_error_and_without_a_step():
     assert [compare(same, same)[k] for k in ("state_error_rms", "state_error_rms_se", "state_distance_mean")] == [0, 0, 0]
     ended = trajectory(np.zeros((3, 2)), discount=np.zeros((3, 2)))
     assert np.isnan([compare(ended, ended)[k] for k in ("state_error_rms", "state_error_rms_se", "state_distance_mean")]).all()
-    np.testing.assert_allclose(result["true_alive"], [1, 1, 3 / 4, 2 / 4])
-    np.testing.assert_allclose(result["alive"], [1, 3 / 4, 3 / 4, 3 / 4])
-    assert (result["true_terminal_rate"], result["terminal_rate"]) == (0.5, 0.25)
 
 
 def test_state_distance_compares_the_sets_that_are_alive():

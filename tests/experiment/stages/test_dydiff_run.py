@@ -113,7 +113,11 @@ def test_interrupted_models_end_with_the_same_bits(
 @pytest.mark.slow
 def test_comparison_of_rollouts(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = compare_runs([str(done)], trajectories=6)
-    methods = ["world model, mean", "world model, sampled", *(f"DyDiff, {i} iteration{'s' * (i != 1)}" for i in (0, 1, 2, 4, 8))]
+    methods = [
+        "world model, mean",
+        "world model, sampled",
+        *(f"DyDiff, {i} iteration{'s' * (i != 1)}" for i in (0, 1, 2, 4, 8)),
+    ]
     assert list(result["methods"]) == methods
     for row in result["methods"].values():
         assert len(row["state_error"]) == 16

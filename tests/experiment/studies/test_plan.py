@@ -328,7 +328,7 @@ def test_every_shipped_study_can_be_read(name: str, scale: str) -> None:
 def test_the_studies_of_both_papers_are_shipped() -> None:
     assert set(shipped()) == {
         "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
-        "rollout-horizon", "pgd-accelerator", "pgd-consistency", "pgd-compute", "pgd-consistency-returns",
+        "rollout-horizon", "rollout-policy", "pgd-accelerator", "pgd-consistency", "pgd-compute", "pgd-consistency-returns",
     }  # fmt: skip
 
 
