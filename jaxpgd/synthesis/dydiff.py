@@ -45,6 +45,11 @@ class DyDiffConfig:
     elite: Literal["step", "trajectory"] = option(
         "step", "world model's rollout: draw the elite that predicts at every step, or once per trajectory"
     )
+    chained: bool = option(
+        False,
+        "rollouts longer than a training window: a chain of windows, the last state of one starts the next; false: one pass "
+        "of the network over all steps",
+    )
     behaviour: BehaviourConfig = BehaviourConfig()
 
 
@@ -87,7 +92,8 @@ class DyDiffSynthesizer(Synthesizer):
         r_t, end_t <- reward and terminal model at s_t, a_t, s_{t+1}
 
     pi's random numbers are drawn once per step and used in every iteration, so that a_t belongs to s_t rather than to another
-    draw of the policy.
+    draw of the policy. With `window` steps, the same is done of one window after the other, each from the last state of the
+    one before.
     """
 
     model: WorldModel
@@ -96,6 +102,7 @@ class DyDiffSynthesizer(Synthesizer):
     mix: Array | float
     rollout: RolloutConfig  # of the world model; its length is that of the trajectories
     iterations: int = struct.field(pytree_node=False)  # M
+    window: int = struct.field(pytree_node=False, default=0)  # steps of a link of a chain; 0: all steps at once
 
     def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
         """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O]."""
@@ -122,16 +129,42 @@ class DyDiffSynthesizer(Synthesizer):
         """One trajectory [T] from start [O]."""
         chex.assert_rank(start, 1)
         key, key_rollout, key_actions = jax.random.split(key, 3)
-        action_keys = jax.random.split(key_actions, self.rollout.length)
-        first = rollout(key_rollout, self.model, policy, start, self.rollout, action_keys)
+        length = self.rollout.length
         if self.iterations == 0:
-            return first
+            return rollout(key_rollout, self.model, policy, start, self.rollout, jax.random.split(key_actions, length))
+        if 0 < self.window < length:
+            return self.complete(*self.chain((key_rollout, key), key_actions, policy, start))
+        return self.complete(*self.follow((key_rollout, key), jax.random.split(key_actions, length), policy, start))
+
+    def follow(self, keys: tuple[Array, Array], action_keys: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
+        """States [L, O] and actions [L, A] from start [O] after all iterations.
+
+        `keys` are those of the first rollout and of the iterations, `action_keys` [L] the policy's.
+        """
+        config = dataclasses.replace(self.rollout, length=action_keys.shape[0])
+        first = rollout(keys[0], self.model, policy, start, config, action_keys)
 
         def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
             return self.iterate(key, action_keys, policy, *carry), None
 
-        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), jax.random.split(key, self.iterations))
-        return self.complete(s, a)
+        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), jax.random.split(keys[1], self.iterations))
+        return s, a
+
+    def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
+        """As `follow`, of `rollout.length` steps in windows that share their ends."""
+        length, steps = self.rollout.length, self.window - 1
+        links = -(-(length - 1) // steps)
+        action_keys = jax.random.split(key_actions, links * steps + 1)
+        own = action_keys[jnp.arange(links)[:, None] * steps + jnp.arange(self.window)]
+
+        def link(end: tuple[Array, Array], keys: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            s, a = self.follow((keys[0], keys[1]), keys[2], policy, end[0])
+            return (s[-1], a[-1]), (s[:-1], a[:-1])
+
+        ends = (start, jnp.zeros_like(policy.sample(action_keys[0], start)))
+        end, found = jax.lax.scan(link, ends, (*(jax.random.split(key, links) for key in keys), own))
+        s, a = (jnp.append(x.reshape(-1, x.shape[-1]), last[None], 0)[:length] for x, last in zip(found, end, strict=True))
+        return s, a
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""
@@ -153,7 +186,7 @@ def make_dydiff(
 
     Without a config, conditions are those of the denoiser. Raises InputError for conditions that it was not trained for
     ("clean" and "churned" share their training, "noised" has its own), for another conditioning, and for another ensemble than
-    a denoiser is anchored on.
+    a denoiser is anchored on. `config.chained` counts for lengths above the denoiser's.
     """
     config = config or DyDiffConfig(conditions=denoiser.conditions, conditioning=denoiser.entries.kind)
     fit = ("noised",) if denoiser.conditions == "noised" else ("clean", "churned")
@@ -173,4 +206,5 @@ def make_dydiff(
         mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,
         rollout=initial,
+        window=denoiser.length if config.chained else 0,
     )

@@ -234,6 +234,7 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     *(("synthesis.filter", replay, {"arms": ["unguided"], "synthesis": {"filter": {"kind": kind}}}) for kind in FILTERS),
     *(("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"dydiff": {"iterations": m}}}) for m in (0, 2)),
     ("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"dydiff": {"conditioning": "anchored"}}}),
+    ("synthesis.dydiff", dydiff, {**DYDIFF, "synthesis": {"length": 8}}),
     ("synthesis.dydiff", replay, {"arms": ["world_model"]}),
     ("synthesis.world_model", rollouts, {"arms": ["world_model"]}),
     ("synthesis.world_model", replay, DYDIFF),

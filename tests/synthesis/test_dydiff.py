@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,9 +97,40 @@ def test_mixing_with_the_previous_states_by_hand(iterations, mix, states):
     np.testing.assert_allclose(synthetic.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
 
 
+def test_chained_windows_by_hand():
+    """Two windows of 4 steps for 6: the second starts at the last state of the first."""
+    synthesizer = make_dydiff(Doubling(), StateDenoiser(Says(jnp.array([9.0, 2.0, 3.0, 4.0])), CODEC, T, "clean"),
+                              DyDiffConfig(iterations=1, chained=True), SAMPLER, length=6)  # fmt: skip
+    synthetic = synthesizer(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory
+    first = [3, (6 + 5) / 2, (12 + 7) / 2, (24 + 9) / 2]
+    states = [*first, (2 * first[-1] + 5) / 2, (4 * first[-1] + 7) / 2]
+    np.testing.assert_allclose(synthetic.obs[0, :, 0], states, rtol=1e-4)
+    np.testing.assert_allclose(synthetic.action[0, :, 0], 0.01 * np.asarray(states), rtol=1e-4)
+
+
+def test_a_chain_has_every_length_and_is_no_other_where_one_window_suffices():
+    denoiser, noisy = StateDenoiser(Says(jnp.arange(4.0)), CODEC, T, "clean"), acts_with_noise()
+
+    def rolled(chained, length):
+        config = DyDiffConfig(iterations=2, chained=chained)
+        synthesizer = make_dydiff(Doubling(), denoiser, config, SAMPLER, length=length)
+        return synthesizer(jax.random.key(0), noisy, jnp.array([[3.0]])).trajectory
+
+    chex.assert_trees_all_equal(rolled(True, T), rolled(False, T))
+    for length in (5, 7, 8):
+        found = rolled(True, length)
+        chex.assert_shape(found.obs, (1, length, 1))
+        noise = np.asarray(found.action - 0.01 * found.obs)
+        assert len(np.unique(np.round(noise, 4))) == length  # every step has its own, where windows meet, too
+
+
+def acts_with_noise():
+    return Policy(jnp.zeros(()), lambda p, key, obs: 0.01 * obs + jax.random.normal(key, (1,)), lambda p, obs: 0.01 * obs)
+
+
 def test_the_policys_noise_is_the_same_in_every_iteration():
     """The states stay (mix 1), so the actions must: with new noise they would not be those that led to the states."""
-    noisy = Policy(jnp.zeros(()), lambda p, key, obs: 0.01 * obs + jax.random.normal(key, (1,)), lambda p, obs: 0.01 * obs)
+    noisy = acts_with_noise()
     start = jnp.array([[3.0], [1.0]])
     first, refined = (dydiff([0.0] * T, iterations=i, mix=1.0)(jax.random.key(0), noisy, start).trajectory for i in (0, 2))
     np.testing.assert_allclose(refined.obs, first.obs, rtol=1e-6)

@@ -26,7 +26,7 @@ from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
-from jaxpgd.synthesis.dydiff import make_dydiff
+from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
 from jaxpgd.synthesis.given import same_model
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
@@ -54,17 +54,24 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
             section = dataclasses.replace(config.synthesis.world_model, length=length, penalty=0.0, sampled=sampled)
             found[name] = make_world_model_synthesizer(models.world, section)
         if models.states is not None:
-            kind = models.states.entries.kind
-            for iterations in ITERATIONS if kind == "published" else ITERATIONS[1:]:
-                chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations)
-                name = f"{DYDIFF[kind]}, {iterations} iteration{'s' * (iterations != 1)}"
-                found[name] = make_dydiff(models.world, models.states, chosen, config.sampler, length=length)
+            found |= dydiff_methods(config, models.world, models.states, length)
     if models.denoiser is not None:
         at_length = dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, length=length))
         guided = build_synthesizer(at_length, models, guided=True).starting()
         how = f"start in-painted, trained on {models.denoiser.length} steps"
         found[f"unguided diffusion ({how})"] = guided.unguided()
         found[f"guided diffusion, coefficient {config.guidance.coefficient:g} ({how})"] = guided
+    return found
+
+
+def dydiff_methods(config: Config, world: WorldModel, states: StateDenoiser, length: int) -> dict[str, Synthesizer]:
+    """DyDiff by number of iterations; for lengths above that of training also in chained windows."""
+    kind, found = states.entries.kind, dict[str, Synthesizer]()
+    for chained in (False, True)[: 1 + (length > states.length)]:
+        for iterations in ITERATIONS if kind == "published" and not chained else ITERATIONS[1:]:
+            chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations, chained=chained)
+            name = f"{DYDIFF[kind]}, {iterations} iteration{'s' * (iterations != 1)}{', chained windows' * chained}"
+            found[name] = make_dydiff(world, states, chosen, config.sampler, length=length)
     return found
 
 

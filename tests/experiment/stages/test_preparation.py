@@ -116,6 +116,7 @@ def test_max_steps_is_in_no_key_at_its_default() -> None:
     assert settings_of(changed)["evaluation"]["max_steps"] == 7
 
 
+@pytest.mark.slow
 def test_a_single_window_is_enough(few_rollouts: None, tmp_path: Path) -> None:
     small = {"features": 8, "blocks": 1, "block": "plain", "groups": 4, "steps": 4, "validate_every": 2, "batch_size": 4}
     changes: dict[str, Any] = {
