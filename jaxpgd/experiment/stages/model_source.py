@@ -42,7 +42,8 @@ def decided_by(config: Config, stage: str) -> tuple[str, ...]:
 def model_source(config: Config, stage: str) -> RunView | None:
     """The run that the model of a stage is taken from: the first of `models_from` that has it. None: it is trained here.
 
-    Raises InputError where that stage is not finished in any of them, or their settings of the model are others.
+    Raises InputError where that stage has begun in one of them and is finished in none, where nothing is finished in one, and
+    where their settings of the model are others.
     """
     if not needs(config, stage):
         return None
@@ -56,8 +57,14 @@ def model_source(config: Config, stage: str) -> RunView | None:
             check(mine == theirs, name, mine, f"{theirs!r}, as in models_from = {str(run.path)!r}")
         return deeper or run
     for run in able:
-        run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
+        if _is_begun(run, stage):
+            run.require(stage, f"jaxpgd run {run.path / 'config.toml'} --resume")
     return None
+
+
+def _is_begun(run: RunView, stage: str) -> bool:
+    """Whether a run that is to train a model has begun to; one that has trained another model may be there for that alone."""
+    return (run.path / "checkpoints" / stage).exists() or not any(map(run.is_done, NEEDS))
 
 
 def require_models(run: RunView) -> None:

@@ -13,9 +13,11 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.commands import run
 from jaxpgd.experiment.commands.compare_rollouts import compare_runs
 from jaxpgd.experiment.config_files import load_config
+from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run, open_trained
-from jaxpgd.experiment.stages.model_source import decided_by
+from jaxpgd.experiment.stages.model_source import decided_by, model_source
+from jaxpgd.experiment.studies.store import Store
 
 SMALL: dict[str, Any] = {
     "arms": ["dydiff"],
@@ -85,6 +87,32 @@ def test_what_an_anchored_denoiser_is_decided_by() -> None:
     assert not {"world_model", "synthesis.dydiff.behaviour"} & set(decided_by(published, "state-denoiser"))
     assert "world_model" not in decided_by(innovations, "state-denoiser")
     assert {"world_model", "synthesis.dydiff.behaviour"} <= set(decided_by(anchored, "state-denoiser"))
+
+
+def test_a_run_of_the_behaviour_alone_holds_no_state_denoiser_back(make_config: Any, tmp_path: Path) -> None:
+    """As studies have them: its arm needs a state denoiser, too, which it never begins."""
+    with create_run(make_config(tmp_path / "behaviour", **SMALL), resume=False) as begun:
+        config = make_config(tmp_path / "own", **SMALL, models_from=[str(begun.path)])
+        with pytest.raises(InputError, match="stage 'state-denoiser' is not finished"):
+            model_source(config, "state-denoiser")
+        (begun.path / "stages").mkdir(exist_ok=True)
+        (begun.path / "stages" / "behaviour.json").write_text("{}")
+        assert model_source(config, "state-denoiser") is None
+        source = model_source(config, "behaviour")
+        assert source is not None and source.path == begun.path
+        (begun.path / "checkpoints" / "state-denoiser").mkdir(parents=True)
+        with pytest.raises(InputError, match="stage 'state-denoiser' is not finished"):
+            model_source(config, "state-denoiser")
+
+
+@pytest.mark.slow
+def test_a_studys_store_trains_an_anchored_denoiser(make_config: Any, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "cell", **SMALL)
+    store = Store(tmp_path / "models")
+    runs = store.models(config)
+    _, models = store.opened(dataclasses.replace(config, models_from=runs))
+    assert models.states is not None and models.states.entries.kind == "anchored"
+    assert store.models(config) == runs
 
 
 @pytest.mark.parametrize(("changes", "message"), [
