@@ -191,7 +191,9 @@ def test_every_model_of_every_cell_has_a_run_of_its_own(name: str, scale: str, t
         runs = {stage: store.run_of_model(cell.config, stage) for stage in NEEDS if needs(cell.config, stage)}
         for stage, run in runs.items():
             validate(run)
-            assert needs(run, stage) and run.models_from == () and run.data.name == cell.config.data.name
+            assert needs(run, stage) and run.data.name == cell.config.data.name
+            beside = ("world-model", "behaviour") if stage == "state-denoiser" and needs(cell.config, "behaviour") else ()
+            assert run.models_from == tuple(runs[other].out for other in beside)
 
 
 def test_conditionings_of_rollouts_are_denoisers_of_their_own(study_file, tmp_path: Path) -> None:
@@ -343,7 +345,8 @@ def test_result_tables_at_full_scale_have_the_settings_of_the_shipped_configs(
     name: str, paper: str, agents: dict[str, str]
 ) -> None:
     configs = Path(__file__).parents[3] / "configs" / "paper"
-    cells = [cell for cell in load_study(name, "full").cells if cell.labels["dataset"].startswith("hopper")]
+    hopper = [cell for cell in load_study(name, "full").cells if cell.labels["dataset"].startswith("hopper")]
+    cells = [cell for cell in hopper if cell.labels["source"] != "DyDiff anchored"]  # which is not published
     assert len(cells) == 3 * len(agents)
     for cell in cells:
         kind = agents[cell.labels["agent"]]
