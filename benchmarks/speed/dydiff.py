@@ -1,7 +1,8 @@
-"""DyDiff rollouts per second by sampler, against the published one: 34 Heun steps with churn.
+"""DyDiff rollouts per second: by sampler, against the published one (34 Heun steps with churn), and anchored.
 
-Each rollout takes 100 steps in the world model, then two iterations of diffusion (arXiv 2405.19189). All rows use the same
-networks with random weights, which take as long as trained ones; results/dydiff_samplers has the state errors of trained ones.
+Each rollout takes 100 steps in the world model, then iterations of diffusion, two as published (arXiv 2405.19189). All rows use
+the same networks with random weights, which take as long as trained ones; results/dydiff_samplers has the state errors of
+trained ones. The last row is the ensemble's rollout that DyDiff starts from.
 """
 
 import dataclasses
@@ -16,25 +17,30 @@ from jaxpgd.agents import td3_bc
 from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.peak_memory import peak_memory
-from jaxpgd.synthesis.dydiff import DyDiffSynthesizer, make_dydiff
+from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
+from jaxpgd.synthesis.given import Conditioning
 from jaxpgd.synthesis.replay import sample_real
-from jaxpgd.training.denoiser import (
-    DenoiserConfig,
-    init_denoiser,
-)
-from jaxpgd.training.state_denoiser import trained_state_denoiser
+from jaxpgd.training.behaviour import behaviour_program, trained_behaviour
+from jaxpgd.training.denoiser import DenoiserConfig
+from jaxpgd.training.innovation_windows import innovation_windows
+from jaxpgd.training.state_denoiser import state_denoiser_program, trained_state_denoiser
 from jaxpgd.training.windows import Windows, state_windows
 from jaxpgd.training.world_model import trained_world_model, world_model_program
+from jaxpgd.world_model.behaviour import BehaviourConfig
 from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.model import WorldModelConfig
 
 # published: churn for sigma in [0.37, 52.2] on tokens with sigma_data = 0.5; tokens have unit variance here, so twice that
 CHURN = EDMConfig(churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
 PUBLISHED = SamplerConfig("heun", steps=34, heun=CHURN)
-SAMPLERS = {
-    "published: heun 34 with churn": PUBLISHED,
-    "dpmpp_2m_sde 8 of [0.01, 20]": SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0),
-    "dpmpp_3m 6 of [0.01, 20]": SamplerConfig("dpmpp_3m", steps=6, sigma_min=0.01, sigma_max=20.0),
+FEW = SamplerConfig("dpmpp_3m", steps=6, sigma_min=0.01, sigma_max=20.0)
+ROWS: dict[str, tuple[SamplerConfig, Conditioning, int]] = {  # with the number of iterations
+    "published: heun 34 with churn": (PUBLISHED, "published", 2),
+    "dpmpp_2m_sde 8 of [0.01, 20]": (SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0), "published", 2),
+    "dpmpp_3m 6 of [0.01, 20]": (FEW, "published", 2),
+    "the same, anchored": (FEW, "anchored", 2),
+    "the same, anchored, 1 iteration": (FEW, "anchored", 1),
+    "the ensemble alone": (FEW, "published", 0),
 }
 
 
@@ -51,20 +57,27 @@ class Size:
     repeats: int = 3
 
 
-def synthesizer_of(windows: Windows, sampler: SamplerConfig, size: Size) -> DyDiffSynthesizer:
+def synthesizer_of(
+    windows: Windows, sampler: SamplerConfig, size: Size, conditioning: Conditioning = "published", iterations: int = 2
+) -> DyDiffSynthesizer:
     """DyDiff with random weights."""
-    config = DenoiserConfig(features=size.features, blocks=size.blocks)
-    chosen = state_windows(windows, "clean")
-    state = init_denoiser(jax.random.key(0), chosen, config)
     model_config = WorldModelConfig(hidden=size.hidden)
     data = prepare_transitions(windows.transitions, model_config)
     program = world_model_program(data, model_config, None)
     model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, model_config, None)
-    return make_dydiff(model, trained_state_denoiser(state, chosen, "clean"), sampler=sampler)
+    if conditioning != "published":
+        cloning = BehaviourConfig()
+        state = jax.jit(behaviour_program(data, cloning).init)(jax.random.key(5), data)
+        behaviour = trained_behaviour(state, data, cloning)
+        windows = innovation_windows(windows, behaviour, model if conditioning == "anchored" else None)
+    chosen = state_windows(windows, "clean")
+    program_of_states = state_denoiser_program(chosen, DenoiserConfig(features=size.features, blocks=size.blocks))
+    denoiser = trained_state_denoiser(program_of_states.init(jax.random.key(0), chosen), chosen, "clean")  # type: ignore[arg-type]
+    return make_dydiff(model, denoiser, DyDiffConfig(conditioning=conditioning, iterations=iterations), sampler)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
-    """Measure every sampler in rollouts per second; ratios are to the published one."""
+    """Measure every row in rollouts per second; ratios are to the published sampler."""
     size, peak = size or Size(), matmul_peak()
     windows = make_windows(DenoiserSize(transitions=size.transitions, window=size.window))
     agent = td3_bc(action_dim=windows.codec.action_dim)
@@ -72,8 +85,8 @@ def run(size: Size | None = None) -> dict[str, Any]:
     start = sample_real(jax.random.key(3), windows.transitions, size.trajectories).obs
     draw = lambda key, synthesizer, policy, start: synthesizer(key, policy, start).trajectory
     rows = []
-    for name, sampler in SAMPLERS.items():
-        synthesizer = synthesizer_of(windows, sampler, size)
+    for name, (sampler, conditioning, iterations) in ROWS.items():
+        synthesizer = synthesizer_of(windows, sampler, size, conditioning, iterations)
         timing = measure(draw, jax.random.key(4), synthesizer, policy, start, repeats=size.repeats)
         rows.append({"sampler": name} | row(timing, size.trajectories))
         rows[-1]["ratio"] = rows[-1]["rate"] / rows[0]["rate"]
