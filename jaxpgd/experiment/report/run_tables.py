@@ -81,6 +81,8 @@ def verdicts(quality: Row) -> list[str]:
     lines = [] if not quality["rows"] else _guidance_verdicts(quality)
     if "dynamics_error" not in quality["real"]:
         lines.append("no dynamics error: no simulator replays this environment")
+    if "correction" in quality:
+        lines.append(correction_verdict(quality["correction"], rows_by_coefficient(quality)[0]))
     if "innovations" in quality:
         lines.append(_innovations_verdict(quality["innovations"]))
     for arm, row in quality.get("arms", {}).items():
@@ -91,6 +93,16 @@ def verdicts(quality: Row) -> list[str]:
                 f"{quality['target']} {row['log_likelihood']:.3f}"
             )
     return lines
+
+
+def correction_verdict(correction: Row, unguided: Row) -> str:
+    """What dynamics-consistent denoising changes of unguided trajectories of the same noise."""
+    told, without = [], correction["without"]
+    for key, name in (("dynamics_error", "one-step dynamics error"), ("reward_error", "reward error")):
+        if key in without:
+            told.append(f"{name} {without[key]:.4f} -> {unguided[key]:.4f}")
+    changed = f", unguided: {', '.join(told)}" if told else ""
+    return f"dynamics-consistent denoising at {correction['corrected']} of {correction['levels']} noise levels{changed}"
 
 
 def _innovations_verdict(row: Row) -> str:

@@ -1,5 +1,6 @@
 """Score: the synthetic trajectories of a run, unguided, guided at several coefficients, and of the other arms."""
 
+import dataclasses
 import time
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ from jax import Array
 
 from jaxpgd.dataset import in_own_units
 from jaxpgd.diffusion.edm import karras_sigmas
+from jaxpgd.diffusion.solvers import noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.needs import corrects
 from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.out_of_memory import with_half_the_batch
 from jaxpgd.experiment.run.progress import StageProgress
@@ -118,6 +121,14 @@ def _scores(
             samples[arm] = _rollouts(key, config, prepared, arm_synthesizer(config, models, arm), policy)
             result["arms"][arm] = score(samples[arm])
             progress.advance(1)
+    if corrects(config):
+        plain = uncorrected(config)
+        levels = noise_levels(
+            dataclasses.replace(config.sampler, steps=config.evaluation.sampler_steps or config.sampler.steps)
+        )
+        corrected = sum(sigma <= config.synthesis.consistency.sigma_max for sigma in levels)
+        without = score(_from_denoiser(key, plain, models, policy, 0.0))
+        result["correction"] = {"levels": len(levels), "corrected": corrected, "without": without}
     if models.states is not None and models.states.given is not None:
         result["innovations"] = _innovations(models.states.entries)
     if truth is not None:
@@ -147,6 +158,18 @@ def _innovations(given: Given) -> dict[str, Any]:
     assert isinstance(own, GivenInnovations)
     found = {name: np.asarray(getattr(own.behaviour, name)).tolist() for name in ("explained", "explained_square")}
     return found | ({"anchors_clipped": float(given.clipped)} if isinstance(given, GivenAnchor) else {})
+
+
+def _corrected_levels(config: Config) -> dict[str, int]:
+    sampler = dataclasses.replace(config.sampler, steps=config.evaluation.sampler_steps or config.sampler.steps)
+    levels = noise_levels(sampler)
+    return {"levels": len(levels), "corrected": sum(sigma <= config.synthesis.consistency.sigma_max for sigma in levels)}
+
+
+def _uncorrected(config: Config) -> Config:
+    """The config without dynamics-consistent denoising."""
+    plain = dataclasses.replace(config.synthesis.consistency, kind="none")
+    return dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, consistency=plain))
 
 
 def _from_denoiser(key: Array, config: Config, models: Models, policy: Policy, coefficient: float) -> Trajectory:

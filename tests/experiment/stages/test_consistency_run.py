@@ -1,6 +1,7 @@
 """Runs whose trajectories are corrected by a world model: `synthesis.consistency`."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.config_files import apply_values, load_config
 from jaxpgd.experiment.needs import needs
+from jaxpgd.experiment.report.run_tables import verdicts
 from jaxpgd.experiment.run.directory import create_run
 from jaxpgd.experiment.run.view import open_run
 from jaxpgd.experiment.stages.batch_size import largest_batch
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run
 from jaxpgd.experiment.stages.prepare import Prepared, prepare, prepare_world_model_data
+from jaxpgd.experiment.stages.score_synthesizers import score_synthesizers
 from jaxpgd.experiment.stages.train_models import train_models
 from jaxpgd.experiment.used_settings import unused
 from jaxpgd.guidance.consistency import Consistency
@@ -53,6 +56,18 @@ def test_the_correction_changes_the_samples_of_the_same_denoiser(corrected: Path
     of = lambda config: synthesize(jax.random.key(0), arm_synthesizer(config, loaded.models, "unguided"), count=8).obs
     before, after = of(plain), of(loaded.config)
     assert before.shape == after.shape and np.isfinite(after).all() and not np.allclose(before, after)
+
+
+@pytest.mark.slow
+def test_the_report_can_say_what_the_correction_changes(corrected: Path, tmp_path: Path) -> None:
+    shutil.copytree(corrected, tmp_path / "run")
+    loaded = load_run(open_run(tmp_path / "run"))
+    with create_run(loaded.config, resume=True) as run:
+        found = score_synthesizers(run, loaded.prepared, loaded.models, {})
+    unguided, without = found["rows"][0], found["correction"]["without"]
+    assert found["correction"]["levels"] == found["correction"]["corrected"] > 1  # sigma_max is above all levels
+    assert unguided.keys() == without.keys() | {"coefficient"} and unguided["dynamics_error"] != without["dynamics_error"]
+    assert any(line.startswith("dynamics-consistent denoising at") for line in verdicts(found))
 
 
 def test_the_memory_of_a_corrected_trajectory_is_asked_for_once(corrected: Path, monkeypatch: pytest.MonkeyPatch) -> None:
