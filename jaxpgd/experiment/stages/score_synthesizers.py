@@ -122,13 +122,8 @@ def _scores(
             result["arms"][arm] = score(samples[arm])
             progress.advance(1)
     if corrects(config):
-        plain = uncorrected(config)
-        levels = noise_levels(
-            dataclasses.replace(config.sampler, steps=config.evaluation.sampler_steps or config.sampler.steps)
-        )
-        corrected = sum(sigma <= config.synthesis.consistency.sigma_max for sigma in levels)
-        without = score(_from_denoiser(key, plain, models, policy, 0.0))
-        result["correction"] = {"levels": len(levels), "corrected": corrected, "without": without}
+        without = score(_from_denoiser(key, _uncorrected(config), models, policy, 0.0))
+        result["correction"] = _corrected_levels(config) | {"without": without}
     if models.states is not None and models.states.given is not None:
         result["innovations"] = _innovations(models.states.entries)
     if truth is not None:

@@ -25,11 +25,10 @@ def test_a_missing_dynamics_error_is_named() -> None:
 def test_the_correction_is_told_by_what_it_changes() -> None:
     without = {"dynamics_error": 0.2, "reward_error": 0.04}
     told = "dynamics-consistent denoising at 8 of 16 noise levels"
-    found = correction_verdict(
-        {"levels": 16, "corrected": 8, "without": without}, {"dynamics_error": 0.1, "reward_error": 0.02}
-    )
+    corrected, row = {"levels": 16, "corrected": 8}, {"dynamics_error": 0.1, "reward_error": 0.02}
+    found = correction_verdict(corrected | {"without": without}, row)
     assert found == f"{told}, unguided: one-step dynamics error 0.2000 -> 0.1000, reward error 0.0400 -> 0.0200"
-    assert correction_verdict({"levels": 16, "corrected": 8, "without": {}}, {}) == told  # no simulator
+    assert correction_verdict(corrected | {"without": {}}, {}) == told  # no simulator
 
 
 def test_each_refresh_is_one_row() -> None:
