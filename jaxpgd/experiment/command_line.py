@@ -89,6 +89,8 @@ def _study(found: dict[str, Any]) -> None:
 
     check("study" in found, "study", "", f"one of {', '.join(shipped())}, or a .toml file")
     if found["show"]:
+        beside = [f"--{name}" for name in ("scale", "only", "minutes", "out") if found.get(name)] + list(found["settings"])
+        check(not beside, "study", beside, "nothing beside --show, which prints the whole file with all of its scales")
         print(study_text(found["study"]))
         return
     for word in found["settings"]:

@@ -425,6 +425,10 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
         ([study_file(SMALL), "--only", "source"], "--only = 'source': expected AXIS=A,B"),
         ([study_file(SMALL), "--out", "--scale", "first"], "--out = '--scale': expected a value after it"),
         ([study_file(SMALL), "--only", "source=x"], "--only source = 'x'"),
+        (
+            [study_file(SMALL), "--show", "--scale", "laptop", "--seeds", "2"],
+            "study = ['--scale', '--seeds', '2']: expected nothing beside --show",
+        ),
     ):
         with pytest.raises(SystemExit) as error:
             main(["study", *words])
