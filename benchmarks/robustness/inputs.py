@@ -193,7 +193,7 @@ def _make_actor(folder: Path) -> None:
 
 
 def _read_actor(folder: Path) -> None:
-    from jaxpgd.simulators.behaviour import actor_for
+    from jaxpgd.simulators.stored_actor import actor_for
 
     actor_for(folder / "actor.npz", 3, 2)
 

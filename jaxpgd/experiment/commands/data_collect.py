@@ -15,10 +15,10 @@ from jaxpgd.experiment.commands.data_collect_options import Collection, check_op
 from jaxpgd.experiment.run.progress import StageProgress
 from jaxpgd.experiment.stages.load import load_models, load_policy, open_trained
 from jaxpgd.experiment.stages.prepare import prepare
-from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.collection import Behaviour, blend, collect, measure
 from jaxpgd.simulators.collection_task import Task, collection_task
 from jaxpgd.simulators.environments import quiet_mujoco
+from jaxpgd.simulators.stored_actor import actor_for
 from jaxpgd.types import Policy
 
 

@@ -21,7 +21,7 @@ class Collection:
     id: str = ""  # default: jaxpgd/ENV/POLICY-local-v0
     policy: str = ""  # "random" (default), or ARM[:SEED] of `run`
     run: str = ""
-    actor: str = ""  # npz file, see `behaviour_actor`
+    actor: str = ""  # npz file, see `stored_actor`
     greedy: bool = False
     noise: float = 0.0
     epsilon: float = 0.0

@@ -4,8 +4,8 @@ from jaxpgd.dataset import Dataset
 from jaxpgd.envs.builtin import builtin_environment
 from jaxpgd.envs.point2d import behaviour_policy, target_policy
 from jaxpgd.experiment.config import Config
-from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.environments import is_builtin
+from jaxpgd.simulators.stored_actor import actor_for
 from jaxpgd.types import Policy
 
 

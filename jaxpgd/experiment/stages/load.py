@@ -26,7 +26,7 @@ from jaxpgd.experiment.stages.model_source import model_source, require_models
 from jaxpgd.experiment.stages.prepare import Prepared, prepare
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.parallel import check_same_across_hosts
-from jaxpgd.simulators.behaviour import actor_for
+from jaxpgd.simulators.stored_actor import actor_for
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser
 from jaxpgd.synthesis.dydiff import StateDenoiser
 from jaxpgd.types import Policy

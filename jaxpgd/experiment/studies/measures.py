@@ -28,8 +28,8 @@ from jaxpgd.experiment.studies.together import joined, setting_of, swept
 from jaxpgd.experiment.studies.trajectories import make_trajectories, measure_set, training_seconds
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.two_sample import FOLDS
-from jaxpgd.simulators.behaviour import actor_for
 from jaxpgd.simulators.resimulation import make_simulator
+from jaxpgd.simulators.stored_actor import actor_for
 from jaxpgd.training.health import LOST
 from jaxpgd.types import Policy, Trajectory
 

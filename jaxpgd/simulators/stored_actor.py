@@ -1,4 +1,4 @@
-"""Behaviour policies stored as weights in .npz files."""
+"""Actors stored as weights in .npz files: behaviour policies of collected data, and target policies."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _WIDEST = 3.0  # pre-tanh mean beyond which the slope of tanh is taken as consta
 _NAMES = ("w0", "b0", "w1", "b1", "w2", "b2")
 
 
-def behaviour_actor(path: str | Path) -> Policy:
+def stored_actor(path: str | Path) -> Policy:
     """The tanh-Gaussian actor of an .npz file with weights w0 b0 w1 b1 w2 b2 (two ReLU layers, then mean and log std).
 
     Observations are raw, and log std is clipped to [-5, 2]. The log-density includes the tanh Jacobian. Actions are clipped to
@@ -39,8 +39,8 @@ def behaviour_actor(path: str | Path) -> Policy:
 
 
 def actor_for(path: str | Path, obs_dim: int, action_dim: int, field: str = "--actor") -> Policy:
-    """`behaviour_actor` for observations [O] and actions [A]. Raises InputError if the actor has other sizes."""
-    policy, sizes = behaviour_actor(path), (obs_dim, 2 * action_dim)
+    """`stored_actor` for observations [O] and actions [A]. Raises InputError if the actor has other sizes."""
+    policy, sizes = stored_actor(path), (obs_dim, 2 * action_dim)
     found = (policy.params["w0"].shape[0], policy.params["w2"].shape[1])
     check(found == sizes, field, str(path), f"{sizes[0]} inputs and {sizes[1]} outputs, not {found[0]} and {found[1]}")
     return policy

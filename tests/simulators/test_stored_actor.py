@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError
-from jaxpgd.simulators.behaviour import behaviour_actor
+from jaxpgd.simulators.stored_actor import stored_actor
 
 
 @pytest.fixture
@@ -14,14 +14,14 @@ def actor(tmp_path):
     """Constant output: mean (0.3, -0.5), log std (-0.4, 9), the second clipped to 2."""
     zeros = {"w0": np.zeros((3, 4)), "b0": np.zeros(4), "w1": np.zeros((4, 4)), "b1": np.zeros(4), "w2": np.zeros((4, 4))}
     np.savez(tmp_path / "actor.npz", **zeros, b2=np.array([0.3, -0.5, -0.4, 9.0]), step=np.array(1))
-    return behaviour_actor(tmp_path / "actor.npz")
+    return stored_actor(tmp_path / "actor.npz")
 
 
 @pytest.fixture
 def one(tmp_path):
     weights = {"w0": np.zeros((2, 4)), "b0": np.zeros(4), "w1": np.zeros((4, 4)), "b1": np.zeros(4), "w2": np.zeros((4, 2))}
     np.savez(tmp_path / "one.npz", **weights, b2=np.array([0.3, -0.4]))
-    return behaviour_actor(tmp_path / "one.npz")
+    return stored_actor(tmp_path / "one.npz")
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.2])
@@ -59,7 +59,7 @@ def test_mode_and_sample_follow_the_gaussian(actor):
 def test_relu_layers_are_applied(tmp_path):
     weights = {"w0": -np.eye(1), "b0": [1.0], "w1": np.eye(1), "b1": [0.5], "w2": np.array([[2.0, 0.0]]), "b2": [0.0, 0.0]}
     np.savez(tmp_path / "a.npz", **weights)
-    actor = behaviour_actor(tmp_path / "a.npz")
+    actor = stored_actor(tmp_path / "a.npz")
     np.testing.assert_allclose(actor.mode(jnp.array([0.4])), np.tanh(2 * (0.6 + 0.5)), rtol=1e-6)
     np.testing.assert_allclose(actor.mode(jnp.array([3.0])), np.tanh(2 * 0.5), rtol=1e-6)
 
@@ -69,4 +69,4 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no")
     for name in ("other.npz", "text.npz", "absent.npz"):
         with pytest.raises(InputError, match="npz file with w0"):
-            behaviour_actor(tmp_path / name)
+            stored_actor(tmp_path / name)
