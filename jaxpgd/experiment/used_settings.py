@@ -151,7 +151,7 @@ RULES: tuple[Rule, ...] = (
     _rule("synthesis.filter.temperature synthesis.filter.uniform", lambda c: c.synthesis.filter.kind == "softmax",
           "synthesis.filter.kind is 'softmax'"),
     _rule("synthesis.dydiff.mix synthesis.dydiff.conditions synthesis.dydiff.scaled_conditions synthesis.dydiff.conditioning "
-          "synthesis.dydiff.behaviour",
+          "synthesis.dydiff.behaviour synthesis.dydiff.states",
           lambda c: c.synthesis.dydiff.iterations > 0, "synthesis.dydiff.iterations is above 0"),
     _rule("synthesis.dydiff.chained", lambda c: c.synthesis.dydiff.iterations > 0
           and c.synthesis.length > (c.synthesis.dydiff.window or c.data.window),

@@ -17,11 +17,11 @@ from jaxpgd.synthesis.given import Conditioning, Given, GivenActions, ensemble_o
 from jaxpgd.synthesis.given import known_entries as known_entries
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import TokenCodec
-from jaxpgd.types import Denoise, Policy, Synthesis, Synthesizer, Trajectory, valid_steps
+from jaxpgd.types import Denoise, Policy, Stage, Synthesis, Synthesizer, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions, acting
 from jaxpgd.world_model.behaviour import BehaviourConfig
 from jaxpgd.world_model.model import WorldModel
-from jaxpgd.world_model.rollouts import RolloutConfig, rollout
+from jaxpgd.world_model.rollouts import Elite, RolloutConfig, rollout
 
 
 @options
@@ -37,13 +37,17 @@ class DyDiffConfig:
     conditioning: Conditioning = option(
         "published", "what states are sampled given: the actions (published), innovations, or innovations and the anchor"
     )
+    states: Literal["sampled", "mean"] = option(
+        "sampled",
+        "states of an iteration: sampled, or their mean given the conditions, one evaluation at the largest noise level",
+    )
     scaled_conditions: bool = option(
         False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
     )
     actions: Actions = option("sampled", "the policy's actions: sampled, or its mode")
     sampled: bool = option(False, "world model's rollout: draw next states from the elite's Gaussian; false: its mean")
-    elite: Literal["step", "trajectory"] = option(
-        "step", "world model's rollout: draw the elite that predicts at every step, or once per trajectory"
+    elite: Elite = option(
+        "step", "world model's rollout: draw the elite that predicts at every step, or once per trajectory; mean: all of them"
     )
     chained: bool = option(
         False,
@@ -74,6 +78,8 @@ class StateDenoiser:
         The published condition needs no states but the first.
         """
         chex.assert_rank([start, action], [1, 2])
+        if states is None and self.entries.kind != "published":
+            raise ValueError(f"{self.entries.kind} states need those that the actions were taken in")
         s = jnp.broadcast_to(start, (action.shape[0], start.shape[0])) if states is None else states.at[0].set(start)
         return self.entries.condition(s, action)
 
@@ -102,12 +108,22 @@ class DyDiffSynthesizer(Synthesizer):
     mix: Array | float
     rollout: RolloutConfig  # of the world model; its length is that of the trajectories
     iterations: int = struct.field(pytree_node=False)  # M
+    mean: bool = struct.field(pytree_node=False, default=False)  # take D's mean instead of a sample
     window: int = struct.field(pytree_node=False, default=0)  # steps of a link of a chain; 0: all steps at once
 
     def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
-        """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O]."""
+        """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O].
+
+        At a noise level far above the data, D's estimate tells nothing but the conditions: it is the mean given them.
+        """
         condition = self.denoiser.condition(start, a, s)
         denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)
+        if self.mean:
+            key, key_clamp = jax.random.split(key)
+            sigma = self.sampling.sigmas[0]
+            stage = Stage(index=jnp.zeros((), jnp.int32), count=1, sigma=sigma, key=key_clamp, denoise=denoise)
+            x = denoise(clamp(sigma * jax.random.normal(key, condition.value.shape), stage), sigma)
+            return self.denoiser.entries.states(x, condition).at[0].set(start)
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
         return self.denoiser.entries.states(x, condition).at[0].set(start)
 
@@ -207,4 +223,5 @@ def make_dydiff(
         iterations=config.iterations,
         rollout=initial,
         window=denoiser.length if config.chained else 0,
+        mean=config.states == "mean",
     )

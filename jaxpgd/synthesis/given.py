@@ -111,15 +111,16 @@ class GivenInnovations:
 class GivenAnchor:
     """[deviation, innovation, anchor] entries, of which all are known but for the deviations after the first state, which is 0.
 
-    The anchor s_hat is the ensemble's rollout of the behaviour with these innovations (`world_model.rollouts.anchor`).
-    Deviations s - s_hat grow along a rollout: they are normalised by step and entry. Rollouts longer than those of training
-    use the scale of the last step.
+    The anchor s_hat is the ensemble's rollout of the behaviour with these innovations (`world_model.rollouts.anchor`). From a
+    terminal on it stands still, and innovations are 0. Deviations s - s_hat grow along a rollout and have heavy tails: they are
+    normalised by step and entry, z = (s - s_hat - centre) / scale by quantiles, and the token is arsinh z. Rollouts longer than
+    those of training use the scale of the last step.
     """
 
     innovations: GivenInnovations
     model: WorldModel  # the ensemble that the denoiser was trained beside
-    centre: Array  # [T, O] mean deviation of training
-    scale: Array  # [T, O] its standard deviation
+    centre: Array  # [T, O] median deviation of training
+    scale: Array  # [T, O] 0.9 quantile of its size, over that of a unit Gaussian
     clipped: Array  # [] share of the entries of training anchors that were clipped to the data's widened range
     kind: ClassVar[Conditioning] = "anchored"
 
@@ -142,8 +143,9 @@ class GivenAnchor:
         s_hat = self.anchor(obs[0], e)[0] if s_hat is None else s_hat
         chex.assert_equal_shape([obs, s_hat])
         centre, scale = self._deviations(obs.shape[0])
-        own = self.innovations
-        return jnp.concatenate([(obs - s_hat - centre) / scale, e / own.scale, standardised(own.codec, s_hat)], axis=1)
+        own, z = self.innovations, (obs - s_hat - centre) / scale
+        e = jnp.where(stands_still(s_hat)[:, None], 0.0, e / own.scale)
+        return jnp.concatenate([jnp.arcsinh(z), e, standardised(own.codec, s_hat)], axis=1)
 
     def condition(self, s: Array, a: Array) -> Condition:
         """e_t = a_t - mu_b(s_t), and the anchor from s_0 under e."""
@@ -156,7 +158,7 @@ class GivenAnchor:
         codec = self.innovations.codec
         centre, scale = self._deviations(x.shape[0])
         s_hat = condition.value[:, self.innovations.dim :] * codec.std[codec.obs] + codec.mean[codec.obs]
-        return self.model.clip_obs(s_hat + x[:, codec.obs] * scale + centre)
+        return self.model.clip_obs(s_hat + jnp.sinh(x[:, codec.obs]) * scale + centre)
 
     def _deviations(self, length: int) -> tuple[Array, Array]:
         step = jnp.minimum(jnp.arange(length), self.centre.shape[0] - 1)
@@ -173,6 +175,12 @@ def known_entries(codec: TokenCodec, length: int) -> Array:
 def standardised(codec: TokenCodec, obs: Array) -> Array:
     """The observation entries [..., O] of tokens."""
     return (obs - codec.mean[codec.obs]) / codec.std[codec.obs]
+
+
+def stands_still(s_hat: Array) -> Array:
+    """[T] bool: the steps of an anchor [T, O] from its terminal on (the last step as the one before)."""
+    still = (s_hat[1:] == s_hat[:-1]).all(-1)
+    return jnp.append(still, still[-1:]) if s_hat.shape[0] > 1 else jnp.zeros(1, bool)
 
 
 def ensemble_of(given: Given) -> WorldModel | None:

@@ -12,6 +12,9 @@ from jaxpgd.world_model.data import WorldModelData
 from jaxpgd.world_model.losses import squared_loss
 from jaxpgd.world_model.scales import Scales
 
+# Of the mean's loss the actions' noise is the larger part by far, and what is left of the mean is evidence about states.
+_IMPROVEMENT = 1e-4
+
 
 @struct.dataclass
 class BehaviourState:
@@ -26,7 +29,7 @@ def _examples(scales: Scales, batch: Transition) -> tuple[Array, Array]:
 
 
 def _learner(config: BehaviourConfig, action_dim: int) -> Learner:
-    return Learner("behaviour", behaviour_network(config, action_dim), 1, squared_loss, _examples)
+    return Learner("behaviour", behaviour_network(config, action_dim), 1, squared_loss, _examples, _IMPROVEMENT)
 
 
 def behaviour_program(data: WorldModelData, config: BehaviourConfig, *, skip: bool = False) -> Program[BehaviourState]:
@@ -57,10 +60,7 @@ def behaviour_program(data: WorldModelData, config: BehaviourConfig, *, skip: bo
 
 
 def trained_behaviour(state: BehaviourState, data: WorldModelData, config: BehaviourConfig) -> Behaviour:
-    """The behaviour of the best averaged weights, with what the state explains of its held-out innovations.
-
-    Raises InputError where they are not finite.
-    """
+    """The behaviour of the best averaged weights, with what the state explains of its held-out innovations."""
     network = behaviour_network(config, data.transitions.action.shape[-1])
     params = jax.tree.map(lambda p: p[0], state.behaviour.best)
     held_out = jax.tree.map(lambda x: x[data.held_out], data.transitions)

@@ -20,8 +20,6 @@ from jaxpgd.types import Metrics, PyTree, Transition
 from jaxpgd.world_model.data import WorldModelData
 from jaxpgd.world_model.scales import Scales
 
-_IMPROVEMENT = 0.01  # relative: a smaller one does not keep a network in training (as MBPO, arXiv 1906.08253)
-
 Trained = tuple[PyTree, PyTree, PyTree, Array]  # the first four fields of a `PartState`
 
 
@@ -64,7 +62,8 @@ class PartState:
 class Learner:
     """What distinguishes what is trained: network, members, losses, and the inputs and targets of a batch. Structure only.
 
-    `part` names its metrics. `loss` gives the training loss [] and the held-out loss [].
+    `part` names its metrics. `loss` gives the training loss [] and the held-out loss []. A relative improvement of the latter
+    by less than `improvement` counts as none (0.01: MBPO, arXiv 1906.08253).
     """
 
     part: str
@@ -72,6 +71,7 @@ class Learner:
     members: int
     loss: Callable[[Any, PyTree, Array, Array], tuple[Array, Array]]
     examples: Callable[[Scales, Transition], tuple[Array, Array]]
+    improvement: float = 0.01
 
     def init(self, key: Array, data: WorldModelData, config: FitConfig) -> PartState:
         """Fresh parameters for every member; the best ones are a copy, since states are donated."""
@@ -107,7 +107,7 @@ class Learner:
         before = (state.params, state.ema_params, state.optimiser, state.step)
         trained, found = jax.lax.scan(step, before, jax.random.split(key, steps))
         losses = self._held_out(trained[1], data)
-        better = losses < state.best_loss * (1.0 - _IMPROVEMENT)
+        better = losses < state.best_loss * (1.0 - self.improvement)
         active = state.stale < config.patience
         take = better & active
         best = jax.tree.map(lambda new, old: _where(take, new, old), trained[1], state.best)

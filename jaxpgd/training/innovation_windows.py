@@ -11,14 +11,18 @@ from jax import Array
 
 from jaxpgd.diffusion.conditioning import Condition, Conditions
 from jaxpgd.errors import check
-from jaxpgd.parallel import DATA, shard
 from jaxpgd.synthesis.given import Conditioning, GivenAnchor, GivenInnovations
 from jaxpgd.tokens import unit_if_constant
 from jaxpgd.training.windows import Windows
 from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
+from jaxpgd.world_model.rollouts import anchor
 
 _BATCH = 4096  # windows whose anchors are rolled out at once
+_MOST = 20_000  # windows that the scale of deviations is measured on
+_LEAST = 20  # of them that go on to a step, for a scale of its own
+_QUANTILE, _GAUSSIAN = 0.9, 1.6449  # of sizes of deviations, and of a unit Gaussian's
+_FLOOR = 1e-4  # least scale, in standard deviations of the data
 
 
 @struct.dataclass
@@ -45,9 +49,13 @@ class InnovationWindows(Windows):
     def tokens(self, start: Array) -> Array:
         """Tokens [T, dim] of the window at `start` []."""
         assert self.given is not None
-        s_hat = None if self.anchors is None or self.row is None else self.anchors[self.row[start]]
+        s_hat = None if self.anchors is None or self.row is None else self._anchor(self.anchors, self.row[start])
         tokens, ends = self.given.encode(self.gather(start).obs, self.innovations(start), s_hat), self.ends(start)
         return tokens if ends is None else jnp.where(ends.valid(self.length)[:, None], tokens, 0.0)
+
+    def _anchor(self, anchors: Array, row: Array) -> Array:
+        """NaN where a start is not that of a window."""
+        return jnp.where(row >= 0, anchors[row], jnp.nan)
 
     def padding(self, start: Array) -> Condition | None:
         """As `Windows.padding`."""
@@ -68,9 +76,9 @@ class InnovationWindows(Windows):
 def innovation_windows(windows: Windows, behaviour: Behaviour, model: WorldModel | None = None) -> InnovationWindows:
     """The same windows for a denoiser of states given innovations and, with a `model`, its anchor ("anchored").
 
-    The ensemble rolls the behaviour out along every window, in compiled batches, once for all of training. Anchors take
-    4 R T O bytes for R windows of T steps: 1.4 GB for a million windows (stride 1, a million transitions) of 32 steps of
-    Hopper, 6.8 GB for 100 steps of HalfCheetah. Raises InputError where innovations are not finite.
+    The ensemble rolls the behaviour out along every window, in compiled batches on one device, once for all of training.
+    Anchors take 4 R T O bytes for R windows of T steps: 1.4 GB for a million windows (stride 1, a million transitions) of 32
+    steps of Hopper, 6.8 GB for 100 steps of HalfCheetah. Raises InputError where innovations are not finite.
     """
     t = windows.transitions
     e = jax.jit(behaviour.innovation)(jnp.asarray(t.obs), jnp.asarray(t.action))
@@ -108,44 +116,58 @@ def _starts(windows: Windows) -> np.ndarray:
 
 
 def _anchored(windows: InnovationWindows, own: GivenInnovations, model: WorldModel) -> InnovationWindows:
-    starts = _starts(windows)
+    starts, train = _starts(windows), np.asarray(windows.train)
     size = min(_BATCH, len(starts))
     batches = -(-len(starts) // size)
-    weight = np.bincount(np.searchsorted(starts, np.asarray(windows.train)), minlength=len(starts)).astype(np.float32)
+    weight = np.bincount(np.searchsorted(starts, train), minlength=len(starts)).astype(np.float32)
     pad = (0, batches * size - len(starts))
     batched = lambda x: jnp.asarray(np.pad(x, pad, mode="edge" if x is starts else "constant").reshape(batches, size))
-    anchors, centre, scale, clipped = _roll_out(windows, own, model, batched(starts), batched(weight))
-    row = np.zeros(windows.transitions.reward.shape[0], np.int32)
+    anchors, clipped = _roll_out(windows, own, model, batched(starts), batched(weight))
+    anchors = anchors.reshape(batches * size, *anchors.shape[2:])  # the last rows may be those of no further window
+    row = np.full(windows.transitions.reward.shape[0], -1, np.int32)
     row[starts] = np.arange(len(starts))
-    given = GivenAnchor(own, model, centre, unit_if_constant(centre, scale), clipped)
-    anchors = anchors.reshape(batches * size, *anchors.shape[2:])[: len(starts)]
+    chosen = train if len(train) <= _MOST else train[np.linspace(0, len(train) - 1, _MOST).astype(int)]
+    centre, scale = _deviations(windows, anchors, jnp.asarray(row), jnp.asarray(chosen))
+    given = GivenAnchor(own, model, centre, scale, clipped)
     return dataclasses.replace(windows, given=given, anchors=anchors, row=jnp.asarray(row))
 
 
 @jax.jit
 def _roll_out(
     windows: InnovationWindows, own: GivenInnovations, model: WorldModel, starts: Array, weight: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Anchors [K, B, T, O] of the windows at starts [K, B]; mean and standard deviation [T, O] of deviations from them, windows
-    weighted by [K, B] and padding left out; and the share of entries that were clipped."""
-    shape = (windows.length, own.codec.obs_dim)
-    zeros = lambda *sizes: jnp.zeros(sizes, jnp.float32)
-    bare = GivenAnchor(own, model, zeros(*shape), jnp.ones(shape, jnp.float32), zeros())
+) -> tuple[Array, Array]:
+    """Anchors [K, B, T, O] of the windows at starts [K, B], and the share of entries that were clipped, windows weighted by
+    [K, B] and padding left out."""
 
-    def one(start: Array) -> tuple[Array, Array, Array, Array]:
-        obs, ends = windows.gather(start).obs, windows.ends(start)
-        s_hat, clipped = bare.anchor(obs[0], windows.innovations(start))
+    def one(start: Array) -> tuple[Array, Array]:
+        s_hat, clipped = anchor(model, own.behaviour, windows.gather(start).obs[0], windows.innovations(start))
+        return s_hat, clipped
+
+    def batch(total: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
+        s_hat, clipped = jax.vmap(one)(x[0])
+        return total + (clipped * x[1]).sum(), s_hat
+
+    clipped, anchors = jax.lax.scan(batch, jnp.zeros((), jnp.float32), (starts, weight))
+    return anchors, clipped / weight.sum()
+
+
+@jax.jit
+def _deviations(windows: InnovationWindows, anchors: Array, row: Array, starts: Array) -> tuple[Array, Array]:
+    """Centre and scale [T, O] of the deviations of windows at `starts` from their anchors [R, T, O], by quantiles.
+
+    Steps after the end of a window do not count; those that few windows reach have the scale of the step before.
+    """
+
+    def one(start: Array) -> Array:
+        ends = windows.ends(start)
         valid = jnp.ones(windows.length, bool) if ends is None else ends.valid(windows.length)
-        return s_hat, obs - s_hat, valid.astype(jnp.float32), clipped
+        return jnp.where(valid[:, None], windows.gather(start).obs - anchors[row[start]], jnp.nan)
 
-    def batch(total: tuple[Array, Array, Array, Array], x: tuple[Array, Array]) -> tuple[Any, Array]:
-        s_hat, deviation, valid, clipped = jax.vmap(one)(shard(x[0], DATA))
-        counts = valid[..., None] * x[1][:, None, None]  # [B, T, 1]
-        found = (counts.sum(0), (counts * deviation).sum(0), (counts * deviation**2).sum(0), (clipped * x[1]).sum())
-        return jax.tree.map(jnp.add, total, found), s_hat
-
-    nothing = (zeros(shape[0], 1), zeros(*shape), zeros(*shape), zeros())
-    (count, first, second, clipped), anchors = jax.lax.scan(batch, nothing, (starts, weight))
-    count = jnp.maximum(count, 1.0)  # of steps that are padding in every window
-    mean = first / count
-    return anchors, mean, jnp.sqrt(jnp.maximum(second / count - mean**2, 0.0)), clipped / weight.sum()
+    found = jax.lax.map(one, starts, batch_size=_BATCH)
+    reached = (~jnp.isnan(found)).sum(0)
+    centre = jnp.nan_to_num(jnp.nanmedian(found, 0))
+    sizes = jnp.nan_to_num(jnp.nanquantile(jnp.abs(found - centre), _QUANTILE, 0)) / _GAUSSIAN
+    least = _FLOOR * windows.unit.std[windows.unit.obs]
+    step = jnp.arange(windows.length)[:, None]
+    known = jax.lax.cummax(jnp.where(reached >= jnp.minimum(_LEAST, len(starts)), step, 0))
+    return centre, jnp.maximum(jnp.take_along_axis(sizes, known, 0), least)

@@ -25,9 +25,9 @@ class BehaviourConfig:
     ema: float = share(0.999, "decay of the averaged weights, which predict; 0: the weights themselves")
     weight_decay: float = nonnegative(0.0, "factor of the L2 penalty of all kernels; 0: none", high=1.0)
     batch_size: int = positive(256, "transitions per gradient step")
-    epochs: int = positive(50, "largest number of epochs; early stopping ends training sooner")
+    epochs: int = positive(100, "largest number of epochs; early stopping ends training sooner")
     steps_per_epoch: int = nonnegative(0, "gradient steps per epoch; 0: one pass over the training transitions")
-    patience: int = positive(5, "epochs without improvement of 1 % of the held-out loss after which training stops")
+    patience: int = positive(5, "epochs without improvement of 0.01 % of the held-out loss after which training stops")
 
 
 @struct.dataclass

@@ -13,6 +13,8 @@ from jaxpgd.world_model.acting import Actions
 from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
 
+Elite = Literal["step", "trajectory", "mean"]
+
 
 @options
 class RolloutConfig:
@@ -20,7 +22,7 @@ class RolloutConfig:
 
     length: int = nonnegative(0, "steps per rollout; 0: synthesis.length, or data.window where that is 0")
     sampled: bool = option(True, "draw next states from the elite's Gaussian; false: its mean")
-    elite: Literal["step", "trajectory"] = option("step", "draw the elite that predicts at every step, or once per trajectory")
+    elite: Elite = option("step", "draw the elite that predicts at every step, or once per trajectory; mean: all of them")
     actions: Actions = option("sampled", "the policy's actions: sampled, or its mode")
     penalty: float = nonnegative(
         0.0, "lambda of MOPO: times the largest norm of the elites' standard deviations, subtracted from the reward; 0: none"
@@ -44,9 +46,10 @@ def rollout(
 ) -> Trajectory:
     """One trajectory of T = `config.length` steps from start [O], and where its last step leads.
 
-    At each step a ~ pi(s), s' ~ N(mean_k, std_k^2) for a random elite k, and r = r(s, a) - lambda u(s, a) (MOPO, arXiv
-    2005.13239, section 4; lambda is `config.penalty`). All T transitions are valid, up to a terminal. The policy acts as it
-    is given, whatever `config.actions` says (`acting`); `action_keys` [T] are its random keys (default: drawn from `key`).
+    At each step a ~ pi(s), s' ~ N(mean_k, std_k^2) for a random elite k, or of the mean and the variance of their mixture, and
+    r = r(s, a) - lambda u(s, a) (MOPO, arXiv 2005.13239, section 4; lambda is `config.penalty`). All T transitions are valid,
+    up to a terminal. The policy acts as it is given, whatever `config.actions` says (`acting`); `action_keys` [T] are its
+    random keys (default: drawn from `key`).
     Raises ValueError for a length of 0.
     """
     chex.assert_rank(start, 1)
@@ -59,9 +62,13 @@ def rollout(
         key_action, key_member, key_noise = jax.random.split(keys[0], 3)
         a = policy.sample(key_action if keys[1] is None else keys[1], s)
         mean, std = model.next_states(s, a)
-        k = fixed if config.elite == "trajectory" else jax.random.randint(key_member, (), 0, model.members)
-        noise = std[k] * jax.random.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
-        next_s = model.clip_obs(mean[k] + noise)
+        if config.elite == "mean":
+            chosen, width = mean.mean(0), jnp.sqrt(jnp.square(std).mean(0) + mean.var(0))
+        else:
+            k = fixed if config.elite == "trajectory" else jax.random.randint(key_member, (), 0, model.members)
+            chosen, width = mean[k], std[k]
+        noise = width * jax.random.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
+        next_s = model.clip_obs(chosen + noise)
         r = model.reward(s, a) - config.penalty * uncertainty(std)
         return next_s, (s, a, r, model.discount(s, a, next_s))
 
@@ -74,16 +81,20 @@ def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> t
 
         s_hat_0 = start,   s_hat_{t+1} = mean_k(s_hat_t, mu_b(s_hat_t) + e_t), averaged over the elites
 
-    A function of start and innovations alone. Actions stay within [-1, 1] and states near the data (`WorldModel.clip_obs`);
-    also returns the share [] of state entries that were clipped.
+    A function of start and innovations alone. Actions stay within [-1, 1] and states near the data (`WorldModel.clip_obs`).
+    From a terminal on the anchor stands still: no data say how it would go on. Also returns the share [] of the entries of
+    later states that were clipped before.
     """
     chex.assert_rank([start, e], [1, 2])
 
-    def step(s: Array, e: Array) -> tuple[Array, tuple[Array, Array]]:
-        mean, _ = model.next_states(s, jnp.clip(behaviour.mean(s) + e, -1.0, 1.0))
-        free = mean.mean(0)
+    def step(carry: tuple[Array, Array], e: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        s, goes_on = carry
+        a = jnp.clip(behaviour.mean(s) + e, -1.0, 1.0)
+        free = model.next_states(s, a)[0].mean(0)
         clipped = model.clip_obs(free)
-        return clipped, (clipped, (clipped != free).mean(dtype=jnp.float32))
+        later = jnp.where(goes_on, clipped, s)
+        share = jnp.where(goes_on, (clipped != free).mean(dtype=jnp.float32), 0.0)
+        return (later, goes_on & (model.discount(s, a, later) > 0)), (later, share)
 
-    _, (later, clipped) = jax.lax.scan(step, start, e[:-1])
+    _, (later, clipped) = jax.lax.scan(step, (start, jnp.asarray(True)), e[:-1])
     return jnp.concatenate([start[None], later]), clipped.sum() / e.shape[0]

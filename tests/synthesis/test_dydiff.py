@@ -97,6 +97,20 @@ def test_mixing_with_the_previous_states_by_hand(iterations, mix, states):
     np.testing.assert_allclose(synthetic.reward[0], 1.01 * np.asarray(states), rtol=1e-4)
 
 
+def test_the_mean_is_one_evaluation_at_the_largest_noise_level():
+    class Level:
+        def given(self, x, sigma, condition):
+            return condition.impose(jnp.full_like(x, jnp.log(sigma)))
+
+    def states(how):
+        config = DyDiffConfig(iterations=1, mix=0.0, states=how)
+        made = make_dydiff(Doubling(), StateDenoiser(Level(), CODEC, T, "clean"), config, SAMPLER)
+        return made(jax.random.key(0), HALF, jnp.array([[3.0]])).trajectory.obs[0, 1:, 0]
+
+    np.testing.assert_allclose(states("mean"), 1.0 + 2.0 * np.log(SAMPLER.sigma_max), rtol=1e-5)  # in the codec's units
+    assert (states("sampled") < 1.0).all()  # the last evaluation is at sigma_min
+
+
 def test_chained_windows_by_hand():
     """Two windows of 4 steps for 6: the second starts at the last state of the first."""
     synthesizer = make_dydiff(Doubling(), StateDenoiser(Says(jnp.array([9.0, 2.0, 3.0, 4.0])), CODEC, T, "clean"),

@@ -11,6 +11,7 @@ from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.envs.linear_gaussian import collect, linear_policy, make_env
 from jaxpgd.errors import InputError
 from jaxpgd.synthesis.dydiff import DyDiffConfig, make_dydiff
+from jaxpgd.synthesis.given import stands_still
 from jaxpgd.tokens import fit_codec
 from jaxpgd.training.behaviour import train_behaviour
 from jaxpgd.training.denoiser import DenoiserConfig
@@ -77,8 +78,13 @@ def test_anchors_of_every_window_and_the_scale_of_deviations(parts):
         np.testing.assert_allclose(windows.tokens(jnp.asarray(start)), windows.given.encode(own.obs, e, s_hat), atol=1e-3)
     tokens = np.asarray(jax.vmap(windows.tokens)(windows.train), np.float64)
     np.testing.assert_allclose(tokens[:, 0, :2], 0.0, atol=1e-5)  # the first deviation is none
-    np.testing.assert_allclose(tokens[:, 1:, :2].mean(0), 0.0, atol=1e-3)
-    np.testing.assert_allclose(tokens[:, 1:, :2].std(0), 1.0, atol=1e-3)
+    z = np.sinh(tokens[:, 1:, :2])
+    np.testing.assert_allclose(np.median(z, 0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(np.quantile(np.abs(z), 0.9, 0), 1.6449, atol=1e-3)  # as of a unit Gaussian
+    condition = windows.given.condition(own.obs, own.action)
+    np.testing.assert_allclose(windows.given.states(windows.given.encode(own.obs, e, s_hat), condition), own.obs, atol=1e-4)
+    no_window = windows.tokens(jnp.asarray(1))
+    assert np.isnan(no_window[:, :2]).all()
     every = np.asarray(jax.vmap(windows.tokens)(jnp.arange(0, EPISODES * T, T)))
     np.testing.assert_allclose(every[..., 2].std(), 1.0, atol=0.01)
     assert float(windows.given.clipped) == 0.0
@@ -96,6 +102,30 @@ def test_padding_is_known_and_counts_for_nothing(parts):
     np.testing.assert_array_equal(known.known.all(1), [False] * 3 + [True] * 5)
     np.testing.assert_allclose(padded.given.scale[3:], whole.given.scale[3:], rtol=1e-3)
     assert not np.allclose(padded.given.scale[1:3], whole.given.scale[1:3], rtol=1e-3)
+
+
+def test_steps_that_few_windows_reach_have_the_scale_before_and_no_scale_is_below_a_share_of_the_data(parts):
+    plain, behaviour, world, _ = parts
+    left = jnp.asarray(np.tile(np.arange(T, 0, -1), EPISODES), jnp.int32)
+    late = plain.train.at[19:].add(T - 5)  # 19 whole windows; all others have five steps
+    given = innovation_windows(dataclasses.replace(plain, train=late, left=left), behaviour, world).given
+    np.testing.assert_array_equal(given.scale[5:], np.broadcast_to(given.scale[4], (3, 2)))
+    np.testing.assert_allclose(given.scale[0], 1e-4 * plain.unit.std[plain.unit.obs], rtol=1e-6)
+
+
+def test_an_anchor_stands_still_from_a_terminal_on_and_is_given_no_innovations(parts):
+    plain, behaviour, world, _ = parts
+    own = plain.gather(plain.train[0])
+    e = behaviour.innovation(own.obs, own.action)
+    s_hat, _ = anchor(world, behaviour, own.obs[0], e)
+    third = np.asarray(s_hat[3])
+    ending = world.replace(terminates=lambda s: jnp.abs(s - third).max() < 1e-6)
+    held, _ = anchor(ending, behaviour, own.obs[0], e)
+    np.testing.assert_array_equal(held, np.concatenate([s_hat[:4], np.broadcast_to(third, (T - 4, 2))]))
+    np.testing.assert_array_equal(stands_still(held), [False] * 3 + [True] * 5)
+    given = innovation_windows(plain, behaviour, ending).given
+    tokens = given.encode(own.obs, e)
+    assert (np.asarray(tokens[:3, 2]) != 0).all() and not np.asarray(tokens[3:, 2]).any()
 
 
 @pytest.mark.parametrize("kind", ["innovations", "anchored"])
@@ -116,6 +146,9 @@ def test_training_keeps_what_the_denoiser_is_given_and_can_be_described_without_
     found = jax.jit(lambda s, start: s(jax.random.key(1), POLICY, start))(synthesizer, plain.transitions.obs[:3]).trajectory
     assert found.obs.shape == (3, T, 2) and all(np.isfinite(x).all() for x in jax.tree.leaves(found))
     np.testing.assert_array_equal(found.obs[:, 0], plain.transitions.obs[:3])
+    window = plain.gather(plain.train[0])
+    with pytest.raises(ValueError, match=f"{kind} states need those that the actions were taken in"):
+        denoiser.condition(window.obs[0], window.action)
 
 
 def test_what_is_refused(parts):

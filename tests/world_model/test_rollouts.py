@@ -76,6 +76,13 @@ def test_an_elite_is_drawn_once_per_trajectory_or_at_every_step():
         assert np.mean(every == step) == pytest.approx(1 / 3, abs=0.096)
 
 
+def test_the_mean_of_the_elites_and_the_spread_of_their_mixture():
+    assert set(moves(roll(Exact(), elite="mean"))) == {37.0}
+    ends = [float(roll(Exact(std=2.0), key=k, elite="mean", sampled=True, length=2).obs[1, 0]) for k in range(300)]
+    spread = np.sqrt(np.mean([2.0**2, 20.0**2, 200.0**2]) + np.var([1.0, 10.0, 100.0]))
+    assert np.std(ends) == pytest.approx(spread, rel=0.2)  # 300 draws: five standard errors
+
+
 def test_sampled_rollouts_have_the_members_spread():
     sample = jax.vmap(lambda k: rollout_key(k))(jax.random.split(jax.random.key(0), 4000))
     moved = sample - 0.5 - 1.0

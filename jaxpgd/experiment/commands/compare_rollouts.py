@@ -1,6 +1,7 @@
 """`jaxpgd compare-rollouts`: how far every model's rollouts of one policy are from the real environment, step by step."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from jaxpgd.simulators.environments import is_builtin
 from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
-from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
+from jaxpgd.synthesis.dydiff import StateDenoiser, States, make_dydiff
 from jaxpgd.synthesis.given import same_model
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
@@ -65,12 +66,17 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
 
 
 def dydiff_methods(config: Config, world: WorldModel, states: StateDenoiser, length: int) -> dict[str, Synthesizer]:
-    """DyDiff by number of iterations; for lengths above that of training also in chained windows."""
+    """DyDiff by number of iterations; for lengths above that of training also in chained windows.
+
+    States are sampled as the config says; where they are given innovations, both sampled ones and means are shown.
+    """
     kind, found = states.entries.kind, dict[str, Synthesizer]()
-    for chained in (False, True)[: 1 + (length > states.length)]:
-        for iterations in ITERATIONS if kind == "published" and not chained else ITERATIONS[1:]:
-            chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations, chained=chained)
-            name = f"{DYDIFF[kind]}, {iterations} iteration{'s' * (iterations != 1)}{', chained windows' * chained}"
+    ways: tuple[States, ...] = (config.synthesis.dydiff.states,) if kind == "published" else ("sampled", "mean")
+    for chained, way in itertools.product((False, True)[: 1 + (length > states.length)], ways):
+        extra = (", mean" if way == "mean" and len(ways) > 1 else "") + (", chained windows" if chained else "")
+        for iterations in ITERATIONS if not extra else ITERATIONS[1:]:
+            chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations, chained=chained, states=way)
+            name = f"{DYDIFF[kind]}{extra}, {iterations} iteration{'s' * (iterations != 1)}"
             found[name] = make_dydiff(world, states, chosen, config.sampler, length=length)
     return found
 
@@ -158,7 +164,7 @@ def compare_models(
         again = models.world is not None and any(same_model(models.world, other) for other in rolled)
         rolled += [] if models.world is None or again else [models.world]
         for name, synthesizer in methods(config, models, length).items():
-            if again and name in ENSEMBLES:
+            if again and (name in ENSEMBLES or name.endswith(", 0 iterations")):
                 continue
             label = name if name not in found else f"{name} ({run})"
             synthetic = jax.tree.map(np.asarray, synthesize_from(key_synthetic, synthesizer, policy, start))
@@ -244,7 +250,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         "errors and distances are in standard deviations of the state. The last columns: the step from which the error stays "
         "below that of the ensemble's mean over the same rollouts, the same by two standard errors, and the step from which "
         "the distance between the sets of states stays below that of the ensemble's mean and samples. DyDiff starts from the "
-        "ensemble's mean, with members drawn anew: 0 iterations are that rollout."
+        "ensemble's mean, with members drawn anew or averaged (synthesis.dydiff.elite): 0 iterations are that rollout."
     )
     write_atomic(out / "rollouts.txt", f"{text}\n{notes}\n")
     print(f"{text}\n{notes}\nfigure: {out / 'rollouts.png'}", flush=True)

@@ -77,6 +77,7 @@ def state_denoiser_training(
     windows = prepare_state_windows(config, prepared)
     if clones(config) and behaviour is not None:
         windows = innovation_windows(windows, behaviour, world if config.synthesis.dydiff.conditioning == "anchored" else None)
+        assert world is not None or config.synthesis.dydiff.conditioning == "innovations"
     elif clones(config):
         windows = abstract_windows(
             windows, config.synthesis.dydiff.conditioning, _abstract(behaviour_training(config, prepared)),

@@ -102,6 +102,9 @@ def train_state_denoiser(
     if source := model_source(run.config, "state-denoiser"):
         return load_state_denoiser(source, prepared)
     if needs(run.config, "behaviour"):
+        chunks = state_denoiser_training(run.config, prepared).program.chunks
+        if run.is_done("state-denoiser") and chunks in run.checkpoints("state-denoiser").saved():
+            return load_state_denoiser(run, prepared)  # without anchors, which take long
         behaviour = behaviour or train_behaviour(run, prepared)
         world = world or train_world_model(run, prepared)
     training = state_denoiser_training(run.config, prepared, behaviour, world)

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from jaxpgd.datasets.load import LOADED_BY
 from jaxpgd.experiment.config import Arm, Config
+from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import ClaimedRun, create_run
@@ -138,9 +139,21 @@ class Store:
         return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{short_hash(values)}"))
 
     def _trained(self, config: Config, stage: str) -> str:
-        with self._once(config), create_run(config, resume=True) as run:
+        with self._once(config), create_run(_as_begun(config), resume=True) as run:
             STAGES[stage](run, self.prepared(run.config))
         return config.out
+
+
+def _as_begun(config: Config) -> Config:
+    """The config that the run of a model began with, if it did: its folder's name holds every setting that decides the model.
+
+    Defaults of other settings may have changed since.
+    """
+    stored = Path(config.out) / "config.toml"
+    if not stored.exists():
+        return config
+    own = {name: getattr(config, name) for name in ("out", "checkpoint_seconds", "models_from", "health")}
+    return dataclasses.replace(load_config(stored, unused="kept"), **own)
 
 
 class Recent(Generic[T]):
