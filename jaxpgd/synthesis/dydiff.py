@@ -23,6 +23,8 @@ from jaxpgd.world_model.behaviour import BehaviourConfig
 from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import Elite, RolloutConfig, rollout
 
+States = Literal["sampled", "mean"]
+
 
 @options
 class DyDiffConfig:
@@ -37,9 +39,8 @@ class DyDiffConfig:
     conditioning: Conditioning = option(
         "published", "what states are sampled given: the actions (published), innovations, or innovations and the anchor"
     )
-    states: Literal["sampled", "mean"] = option(
-        "sampled",
-        "states of an iteration: sampled, or their mean given the conditions, one evaluation at the largest noise level",
+    states: States = option(
+        "sampled", "states of an iteration: sampled, or their mean given the conditions, by one evaluation at sampler.sigma_max"
     )
     scaled_conditions: bool = option(
         False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
