@@ -56,12 +56,12 @@ def first_states(model: WorldModel, start: Array, a: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("samples", "iterations"))
 def chains(key: Array, synthesizer: DyDiffSynthesizer, start: Array, a: Array, samples: int, iterations: int) -> Array:
-    """States [N, samples, iterations, T, O] after each iteration, given start [N, O] and actions a [N, T, A]."""
+    """States [N, samples, iterations, T, O] sampled in each iteration, before mixing, given start [N, O] and actions a [N, T, A]."""
 
     def one(key: Array, start: Array, a: Array) -> Array:
         def step(s: Array, key: Array) -> tuple[Array, Array]:
-            s = synthesizer.mix * s + (1.0 - synthesizer.mix) * synthesizer.sample_states(key, start, a, s)
-            return s, s
+            sampled = synthesizer.sample_states(key, start, a, s)
+            return synthesizer.mix * s + (1.0 - synthesizer.mix) * sampled, sampled
 
         states: Array = jax.lax.scan(step, first_states(synthesizer.model, start, a), jax.random.split(key, iterations))[1]
         return states

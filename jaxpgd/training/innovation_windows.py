@@ -19,6 +19,7 @@ from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import anchor
 
 _BATCH = 4096  # windows whose anchors are rolled out at once
+_TRANSITIONS = 65_536  # of which innovations are taken at once
 _MOST = 20_000  # windows that the scale of deviations is measured on
 _LEAST = 20  # of them that go on to a step, for a scale of its own
 _QUANTILE, _GAUSSIAN = 0.9, 1.6449  # of sizes of deviations, and of a unit Gaussian's
@@ -81,7 +82,7 @@ def innovation_windows(windows: Windows, behaviour: Behaviour, model: WorldModel
     steps of Hopper, 6.8 GB for 100 steps of HalfCheetah. Raises InputError where innovations are not finite.
     """
     t = windows.transitions
-    e = jax.jit(behaviour.innovation)(jnp.asarray(t.obs), jnp.asarray(t.action))
+    e = _innovations(behaviour, jnp.asarray(t.obs), jnp.asarray(t.action))
     lost = int((~jnp.isfinite(e)).any(-1).sum())
     check(lost == 0, "innovations", f"{lost} of {len(e)} are not finite", "finite ones: the cloned behaviour has diverged",
           "Lower synthesis.dydiff.behaviour.lr.")  # fmt: skip
@@ -113,6 +114,12 @@ def abstract_windows(
 def _starts(windows: Windows) -> np.ndarray:
     """The starts of all windows, each once."""
     return np.unique(np.concatenate([np.asarray(windows.train), np.asarray(windows.validation)]))
+
+
+@jax.jit
+def _innovations(behaviour: Behaviour, obs: Array, action: Array) -> Array:
+    found: Array = jax.lax.map(lambda x: behaviour.innovation(*x), (obs, action), batch_size=_TRANSITIONS)
+    return found
 
 
 def _anchored(windows: InnovationWindows, own: GivenInnovations, model: WorldModel) -> InnovationWindows:
