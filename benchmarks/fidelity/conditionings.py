@@ -56,7 +56,7 @@ def first_states(model: WorldModel, start: Array, a: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("samples", "iterations"))
 def chains(key: Array, synthesizer: DyDiffSynthesizer, start: Array, a: Array, samples: int, iterations: int) -> Array:
-    """States [N, samples, iterations, T, O] sampled in each iteration, before mixing, given start [N, O] and actions a [N, T, A]."""
+    """States [N, samples, iterations, T, O] sampled in each iteration, before mixing, from start [N, O] under a [N, T, A]."""
 
     def one(key: Array, start: Array, a: Array) -> Array:
         def step(s: Array, key: Array) -> tuple[Array, Array]:
