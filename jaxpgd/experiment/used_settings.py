@@ -67,6 +67,11 @@ def _steps(config: Config) -> int:
     return max(config.sampler.steps, config.evaluation.sampler_steps)
 
 
+def _draws(config: Config) -> bool:
+    """Whether anything is sampled, rather than estimated by one evaluation."""
+    return config.synthesis.dydiff.states == "sampled" or bool({"unguided", "guided"} & set(config.arms))
+
+
 def _churns(config: Config, solver: str) -> bool:
     """Whether a solver's section puts noise back at some noise level."""
     own = getattr(config.sampler, solver)
@@ -126,6 +131,8 @@ RULES: tuple[Rule, ...] = (
     _rule("world_model.holdout", lambda c: c.world_model.holdout_by == "transitions" or c.data.validation_fraction == 0,
           "world_model.holdout_by is 'transitions', or data.validation_fraction is 0"),
     # sampler
+    _rule("sampler.kind sampler.steps sampler.sigma_min sampler.rho sampler.heun sampler.euler sampler.ancestral", _draws,
+          "arms has unguided or guided, or synthesis.dydiff.states is 'sampled'"),
     _rule("sampler.sigma_min", lambda c: _steps(c) > 1, "sampler.steps is above 1"),
     _rule("sampler.rho", lambda c: _steps(c) > 2, "sampler.steps is above 2"),
     *(rule for kind in ("heun", "euler", "ancestral") for rule in _of_solver(kind)),

@@ -213,13 +213,15 @@ def make_dydiff(
     anchored = ensemble_of(denoiser.entries)
     check(anchored is None or same_model(anchored, model), "world model", "another ensemble",
           "the ensemble that the anchored state denoiser was trained beside")  # fmt: skip
-    length = length or denoiser.length
+    length, sampler = length or denoiser.length, sampler or SamplerConfig()
+    if config.states == "mean":
+        sampler = SamplerConfig("euler", steps=1, sigma_max=sampler.sigma_max, batch_size=sampler.batch_size)
     shape = (length, denoiser.entries.dim)
     initial = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
     return DyDiffSynthesizer(
         model=model,
         denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
-        sampling=make_sampling(sampler or SamplerConfig(), denoiser.denoise, shape, guided=False),
+        sampling=make_sampling(sampler, denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,
         rollout=initial,

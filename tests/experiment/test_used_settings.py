@@ -228,6 +228,7 @@ WALKS: list[tuple[str, Callable[[Config], tuple[Any, ...]], dict[str, Any]]] = [
     ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "heun", "heun": {"churn": 0.0}}}),
     ("sampler", drawn, {"arms": ["unguided"], "sampler": {"kind": "euler", "euler": {"churn_min": 60.0, "churn_max": 70.0}}}),
     ("sampler", dydiff, DYDIFF),
+    ("sampler", dydiff, {"arms": ["dydiff"], "synthesis": {"dydiff": {"states": "mean"}}}),
     *(("synthesis", replay, {"arms": ["unguided"], "synthesis": {"regime": regime}}) for regime in REGIMES),
     ("synthesis", replay, {"arms": ["unguided"], "synthesis": {"regime": "continuous", "interval": 16}}),
     ("synthesis", replay, {"arms": ["real"]}),
