@@ -99,7 +99,7 @@ class Store:
     def policy(self, config: Config) -> Policy:
         """The first agent that a config trains on real data, trained or continued where it is missing."""
         named = self._named("agent", config)
-        with self._once(named), create_run(named, resume=True) as run:
+        with self._once(named), create_run(_as_begun(named), resume=True) as run:
             prepared = self.prepared(run.config)
             return seed_policy(train_agents(run, prepared, train_models(run, prepared), "real"), 0)
 
@@ -145,7 +145,7 @@ class Store:
 
 
 def _as_begun(config: Config) -> Config:
-    """The config that the run of a model began with, if it did: its folder's name holds every setting that decides the model.
+    """The config that a run of the store began with, if it did: its folder's name holds every setting that decides the model.
 
     Defaults of other settings may have changed since.
     """
