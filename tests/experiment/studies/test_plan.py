@@ -9,6 +9,7 @@ import pytest
 
 from jaxpgd.errors import InputError
 from jaxpgd.experiment.cli import main
+from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.precision import STATED
@@ -17,7 +18,7 @@ from jaxpgd.experiment.studies.cell import conditioned
 from jaxpgd.experiment.studies.identity import LATER, settings_of, short_hash, slug
 from jaxpgd.experiment.studies.plan import Budget, load_study, shipped
 from jaxpgd.experiment.studies.results import Results
-from jaxpgd.experiment.studies.store import Store
+from jaxpgd.experiment.studies.store import STAGES, Store
 from jaxpgd.experiment.studies.tables import merge
 from jaxpgd.experiment.studies.together import groups, joined, swept
 from jaxpgd.experiment.sweep import read_sweep
@@ -194,6 +195,20 @@ def test_every_model_of_every_cell_has_a_run_of_its_own(name: str, scale: str, t
             assert needs(run, stage) and run.data.name == cell.config.data.name
             beside = ("world-model", "behaviour") if stage == "state-denoiser" and needs(cell.config, "behaviour") else ()
             assert run.models_from == tuple(runs[other].out for other in beside)
+
+
+def test_a_model_of_a_store_is_found_again_when_the_default_of_what_it_does_not_use_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Config] = []
+    monkeypatch.setitem(STAGES, "world-model", lambda run, prepared: trained.append(run.config))
+    store, config = Store(tmp_path), load_config(None, {"arms": ["world_model"], "data": {"episodes": 4}})
+    monkeypatch.setattr(store, "prepared", lambda config: None)
+    own = store.run_of_model(config, "world-model")
+    of_before = dataclasses.replace(own, guidance=dataclasses.replace(own.guidance, coefficient=7.0))
+    for run in (of_before, own):
+        store._trained(run, "world-model")
+    assert trained == [of_before, of_before]
 
 
 def test_conditionings_of_rollouts_are_denoisers_of_their_own(study_file, tmp_path: Path) -> None:
