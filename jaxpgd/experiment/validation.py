@@ -95,6 +95,10 @@ def _check_dydiff(config: Config) -> None:
           y.dydiff.conditions, f"'clean' or 'noised' where sampler.kind is {s.kind!r}, which has no churn")  # fmt: skip
     check(not y.dydiff.scaled_conditions or y.dydiff.conditions != "noised", "synthesis.dydiff.scaled_conditions", True,
           "false where synthesis.dydiff.conditions is 'noised', which has no clean ones")  # fmt: skip
+    hidden = y.dydiff.conditions == "noised" or y.dydiff.scaled_conditions
+    check(not hidden or y.dydiff.states == "sampled", "synthesis.dydiff.states", y.dydiff.states,
+          "'sampled' where synthesis.dydiff.conditions is 'noised' or scaled_conditions is true: at the largest noise level "
+          "they tell nothing")  # fmt: skip
     if "dydiff" not in config.arms or not clones(config):
         return
     where = f"where synthesis.dydiff.conditioning is {y.dydiff.conditioning!r}"

@@ -40,7 +40,7 @@ class DyDiffConfig:
         "published", "what states are sampled given: the actions (published), innovations, or innovations and the anchor"
     )
     states: States = option(
-        "sampled", "states of an iteration: sampled, or their mean given the conditions, by one evaluation at sampler.sigma_max"
+        "sampled", "states of an iteration: sampled, or their mean given the conditions (one evaluation at sampler.sigma_max)"
     )
     scaled_conditions: bool = option(
         False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
@@ -115,7 +115,8 @@ class DyDiffSynthesizer(Synthesizer):
     def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
         """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O].
 
-        At a noise level far above the data, D's estimate tells nothing but the conditions: it is the mean given them.
+        At a noise level far above the data, D's estimate tells nothing but the conditions: it is the mean of the tokens given
+        them. Of an anchored denoiser, whose tokens are the arsinh of deviations, that is nearer to the median of the states.
         """
         condition = self.denoiser.condition(start, a, s)
         denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)

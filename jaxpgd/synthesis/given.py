@@ -112,15 +112,16 @@ class GivenAnchor:
     """[deviation, innovation, anchor] entries, of which all are known but for the deviations after the first state, which is 0.
 
     The anchor s_hat is the ensemble's rollout of the behaviour with these innovations (`world_model.rollouts.anchor`). From a
-    terminal on it stands still, and innovations are 0. Deviations s - s_hat grow along a rollout and have heavy tails: they are
-    normalised by step and entry, z = (s - s_hat - centre) / scale by quantiles, and the token is arsinh z. Rollouts longer than
-    those of training use the scale of the last step.
+    terminal on it stands still, and innovations are 0 (but for that of the last step, where the terminal is the last).
+    Deviations s - s_hat grow along a rollout and have heavy tails: they are normalised by step and entry,
+    z = (s - s_hat - centre) / spread by quantiles, and the token is arsinh z. Rollouts longer than those of training use the
+    spread of the last step.
     """
 
     innovations: GivenInnovations
     model: WorldModel  # the ensemble that the denoiser was trained beside
     centre: Array  # [T, O] median deviation of training
-    scale: Array  # [T, O] 0.9 quantile of its size, over that of a unit Gaussian
+    spread: Array  # [T, O] 0.9 quantile of its size, over that of a unit Gaussian
     clipped: Array  # [] share of the entries of training anchors that were clipped to the data's widened range
     kind: ClassVar[Conditioning] = "anchored"
 
@@ -142,8 +143,8 @@ class GivenAnchor:
         """Tokens [T, 2 O + A] of states [T, O], innovations [T, A] and their anchor [T, O] (by default it is rolled out)."""
         s_hat = self.anchor(obs[0], e)[0] if s_hat is None else s_hat
         chex.assert_equal_shape([obs, s_hat])
-        centre, scale = self._deviations(obs.shape[0])
-        own, z = self.innovations, (obs - s_hat - centre) / scale
+        centre, spread = self._deviations(obs.shape[0])
+        own, z = self.innovations, (obs - s_hat - centre) / spread
         e = jnp.where(stands_still(s_hat)[:, None], 0.0, e / own.scale)
         return jnp.concatenate([jnp.arcsinh(z), e, standardised(own.codec, s_hat)], axis=1)
 
@@ -156,13 +157,13 @@ class GivenAnchor:
     def states(self, x: Array, condition: Condition) -> Array:
         """Anchor and deviation, clipped as the anchor is."""
         codec = self.innovations.codec
-        centre, scale = self._deviations(x.shape[0])
+        centre, spread = self._deviations(x.shape[0])
         s_hat = condition.value[:, self.innovations.dim :] * codec.std[codec.obs] + codec.mean[codec.obs]
-        return self.model.clip_obs(s_hat + jnp.sinh(x[:, codec.obs]) * scale + centre)
+        return self.model.clip_obs(s_hat + jnp.sinh(x[:, codec.obs]) * spread + centre)
 
     def _deviations(self, length: int) -> tuple[Array, Array]:
         step = jnp.minimum(jnp.arange(length), self.centre.shape[0] - 1)
-        return self.centre[step], self.scale[step]
+        return self.centre[step], self.spread[step]
 
 
 def known_entries(codec: TokenCodec, length: int) -> Array:

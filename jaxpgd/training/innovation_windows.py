@@ -94,7 +94,7 @@ def innovation_windows(windows: Windows, behaviour: Behaviour, model: WorldModel
 def abstract_windows(
     windows: Windows, conditioning: Conditioning, behaviour: Behaviour, model: WorldModel | None
 ) -> InnovationWindows:
-    """`innovation_windows` without its numbers: of these shapes, which tell how a trained state is stored.
+    """`innovation_windows` without its numbers: shapes that tell how a trained state is stored.
 
     `behaviour` and `model` may be abstract as well.
     """
@@ -144,7 +144,7 @@ def _roll_out(
     windows: InnovationWindows, own: GivenInnovations, model: WorldModel, starts: Array, weight: Array
 ) -> tuple[Array, Array]:
     """Anchors [K, B, T, O] of the windows at starts [K, B], and the share of entries that were clipped, windows weighted by
-    [K, B] and padding left out."""
+    [K, B]: 0 for those that fill the last batch."""
 
     def one(start: Array) -> tuple[Array, Array]:
         s_hat, clipped = anchor(model, own.behaviour, windows.gather(start).obs[0], windows.innovations(start))

@@ -82,8 +82,8 @@ def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> t
         s_hat_0 = start,   s_hat_{t+1} = mean_k(s_hat_t, mu_b(s_hat_t) + e_t), averaged over the elites
 
     A function of start and innovations alone. Actions stay within [-1, 1] and states near the data (`WorldModel.clip_obs`).
-    From a terminal on the anchor stands still: no data say how it would go on. Also returns the share [] of the entries of
-    later states that were clipped before.
+    From a terminal on the anchor stands still: no data say how it would go on. Also returns the share [] of its T O entries
+    that were clipped.
     """
     chex.assert_rank([start, e], [1, 2])
 

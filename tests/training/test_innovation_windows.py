@@ -100,8 +100,8 @@ def test_padding_is_known_and_counts_for_nothing(parts):
     tokens, known = padded.tokens(late[0]), state_windows(padded, "clean").padding(late[0])
     assert np.asarray(tokens[3:]).any() == False and np.asarray(tokens[:3, 3]).all()  # noqa: E712
     np.testing.assert_array_equal(known.known.all(1), [False] * 3 + [True] * 5)
-    np.testing.assert_allclose(padded.given.scale[3:], whole.given.scale[3:], rtol=1e-3)
-    assert not np.allclose(padded.given.scale[1:3], whole.given.scale[1:3], rtol=1e-3)
+    np.testing.assert_allclose(padded.given.spread[3:], whole.given.spread[3:], rtol=1e-3)
+    assert not np.allclose(padded.given.spread[1:3], whole.given.spread[1:3], rtol=1e-3)
 
 
 def test_steps_that_few_windows_reach_have_the_scale_before_and_no_scale_is_below_a_share_of_the_data(parts):
@@ -109,8 +109,8 @@ def test_steps_that_few_windows_reach_have_the_scale_before_and_no_scale_is_belo
     left = jnp.asarray(np.tile(np.arange(T, 0, -1), EPISODES), jnp.int32)
     late = plain.train.at[19:].add(T - 5)  # 19 whole windows; all others have five steps
     given = innovation_windows(dataclasses.replace(plain, train=late, left=left), behaviour, world).given
-    np.testing.assert_array_equal(given.scale[5:], np.broadcast_to(given.scale[4], (3, 2)))
-    np.testing.assert_allclose(given.scale[0], 1e-4 * plain.unit.std[plain.unit.obs], rtol=1e-6)
+    np.testing.assert_array_equal(given.spread[5:], np.broadcast_to(given.spread[4], (3, 2)))
+    np.testing.assert_allclose(given.spread[0], 1e-4 * plain.unit.std[plain.unit.obs], rtol=1e-6)
 
 
 def test_an_anchor_stands_still_from_a_terminal_on_and_is_given_no_innovations(parts):

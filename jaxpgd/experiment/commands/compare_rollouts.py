@@ -71,7 +71,8 @@ def dydiff_methods(config: Config, world: WorldModel, states: StateDenoiser, len
     States are sampled as the config says; where they are given innovations, both sampled ones and means are shown.
     """
     kind, found = states.entries.kind, dict[str, Synthesizer]()
-    ways: tuple[States, ...] = (config.synthesis.dydiff.states,) if kind == "published" else ("sampled", "mean")
+    hidden = kind == "published" or config.synthesis.dydiff.scaled_conditions
+    ways: tuple[States, ...] = (config.synthesis.dydiff.states,) if hidden else ("sampled", "mean")
     for chained, way in itertools.product((False, True)[: 1 + (length > states.length)], ways):
         extra = (", mean" if way == "mean" and len(ways) > 1 else "") + (", chained windows" if chained else "")
         for iterations in ITERATIONS if not extra else ITERATIONS[1:]:
@@ -159,16 +160,19 @@ def compare_models(
     def score(synthetic: Trajectory) -> dict[str, Any]:
         return compare_rollouts(key_score, truth, synthetic, policy, std, entries=state_entries(info), samples=samples)
 
+    started = set[str]()  # how DyDiff's first rollouts have been made
     floor, rolled = truth if samples is None else samples, list[WorldModel]()
     for run, config, own, models in models_of:
         again = models.world is not None and any(same_model(models.world, other) for other in rolled)
         rolled += [] if models.world is None or again else [models.world]
         for name, synthesizer in methods(config, models, length).items():
-            if again and (name in ENSEMBLES or name.endswith(", 0 iterations")):
+            begun = name.endswith(", 0 iterations") and config.synthesis.dydiff.elite in started
+            if again and (name in ENSEMBLES or begun):
                 continue
             label = name if name not in found else f"{name} ({run})"
             synthetic = jax.tree.map(np.asarray, synthesize_from(key_synthetic, synthesizer, policy, start))
             found[label] = score(in_own_units(own.dataset.info, synthetic))
+            started |= {config.synthesis.dydiff.elite} if name.endswith(", 0 iterations") else set()
             print(f"{label}: {summary_line(found[label])}", flush=True)
     if not found:
         raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")

@@ -109,8 +109,8 @@ def _innovations_verdict(row: Row) -> str:
     """How far innovations are from what DyDiff takes them to be: independent of the state."""
     told = (
         f"DyDiff's innovations: the state explains up to {max(row['explained']):.3f} of them and up to "
-        f"{max(row['explained_square']):.3f} of their squares (R^2 on held-out transitions, by entry of the action; 0: "
-        "they are no evidence about states)"
+        f"{max(row['explained_square']):.3f} of their squares (R^2 on held-out transitions, by entry of the action; at 0 or "
+        "below no dependence on states is seen)"
     )
     return told + (f"; {row['anchors_clipped']:.2%} of the anchors were clipped" if "anchors_clipped" in row else "")
 

@@ -153,7 +153,21 @@ def agent_number(name: str) -> int:
 
 
 def load_trained(run: RunView, training: Training[Trained], *, best: bool = False) -> Trained:
-    """What a finished stage has trained, from its last checkpoint, or with `best` from the one of the highest score."""
+    """What a finished stage has trained, from its last checkpoint, or with `best` from the one of the highest score.
+
+    Raises InputError where it is not finished, or that checkpoint cannot be read.
+    """
+    found = finished(run, training, best=best)
+    if found is None:
+        raise InputError(
+            f"run = {str(run.path)!r}: the last checkpoint of its stage {training.stage!r} cannot be read. Continue that run "
+            f"with `jaxpgd run {run.path / 'config.toml'} --resume` first."
+        )
+    return found
+
+
+def finished(run: RunView, training: Training[Trained], *, best: bool = False) -> Trained | None:
+    """As `load_trained`; None where it raises."""
     store: CheckpointReader = run.checkpoints(training.stage)
     target = jax.eval_shape(training.program.init, training.key, training.data)
     found = store.restore_best(target) if best else store.restore(target)
@@ -161,9 +175,4 @@ def load_trained(run: RunView, training: Training[Trained], *, best: bool = Fals
     check_same_across_hosts(
         found[1] + 1 if found is not None and complete else 0, f"{training.stage}: what was saved, by process"
     )
-    if found is None or not complete:
-        raise InputError(
-            f"run = {str(run.path)!r}: the last checkpoint of its stage {training.stage!r} cannot be read. Continue that run "
-            f"with `jaxpgd run {run.path / 'config.toml'} --resume` first."
-        )
-    return training.trained(found[0])
+    return training.trained(found[0]) if found is not None and complete else None

@@ -76,8 +76,8 @@ def state_denoiser_training(
     conditions, scaled = config.synthesis.dydiff.conditions, config.synthesis.dydiff.scaled_conditions
     windows = prepare_state_windows(config, prepared)
     if clones(config) and behaviour is not None:
-        windows = innovation_windows(windows, behaviour, world if config.synthesis.dydiff.conditioning == "anchored" else None)
         assert world is not None or config.synthesis.dydiff.conditioning == "innovations"
+        windows = innovation_windows(windows, behaviour, world if config.synthesis.dydiff.conditioning == "anchored" else None)
     elif clones(config):
         windows = abstract_windows(
             windows, config.synthesis.dydiff.conditioning, _abstract(behaviour_training(config, prepared)),

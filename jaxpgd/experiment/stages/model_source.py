@@ -1,6 +1,7 @@
 """Which run each model is taken from: this one, or one of `models_from`."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from jaxpgd.datasets.load import LOADED_BY
@@ -40,12 +41,12 @@ def decided_by(config: Config, stage: str) -> tuple[str, ...]:
 
 
 def model_source(config: Config, stage: str) -> RunView | None:
-    """The run that the model of a stage is taken from: the first of `models_from` that has it. None: it is trained here.
+    """The run that the model of a stage is taken from: the first of `models_from` that has it. None: this one trains it.
 
     Raises InputError where that stage has begun in one of them and is finished in none, where nothing is finished in one, and
     where their settings of the model are others.
     """
-    if not needs(config, stage):
+    if not needs(config, stage) or RunView(Path(config.out), config).is_done(stage):
         return None
     able = [run for run in map(open_run, config.models_from) if needs(run.config, stage)]
     for run in able:

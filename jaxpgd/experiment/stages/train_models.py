@@ -11,6 +11,7 @@ from jaxpgd.experiment.run.out_of_memory import explained
 from jaxpgd.experiment.stages.batch_size import decide_batch_size
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.load import (
+    finished,
     load_behaviour,
     load_state_denoiser,
     load_trajectory_denoiser,
@@ -102,9 +103,8 @@ def train_state_denoiser(
     if source := model_source(run.config, "state-denoiser"):
         return load_state_denoiser(source, prepared)
     if needs(run.config, "behaviour"):
-        chunks = state_denoiser_training(run.config, prepared).program.chunks
-        if run.is_done("state-denoiser") and chunks in run.checkpoints("state-denoiser").saved():
-            return load_state_denoiser(run, prepared)  # without anchors, which take long
+        if trained := finished(run, state_denoiser_training(run.config, prepared)):  # needs no anchors, which take long
+            return trained
         behaviour = behaviour or train_behaviour(run, prepared)
         world = world or train_world_model(run, prepared)
     training = state_denoiser_training(run.config, prepared, behaviour, world)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from jaxpgd.experiment.commands import run
 from jaxpgd.experiment.commands.compare_rollouts import compare_runs
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.run.directory import create_run
+from jaxpgd.experiment.run.view import open_run
 from jaxpgd.experiment.stages.build import arm_synthesizer
 from jaxpgd.experiment.stages.load import load_run, open_trained
 from jaxpgd.experiment.stages.model_source import decided_by, model_source
+from jaxpgd.experiment.stages.prepare import prepare
+from jaxpgd.experiment.stages.train_models import train_models
 from jaxpgd.experiment.studies.store import Store
 
 SMALL: dict[str, Any] = {
@@ -60,7 +64,7 @@ def test_loaded_models_are_those_that_were_trained(done: Path) -> None:
     """The denoiser's own ensemble and behaviour come from its checkpoint, and its ensemble is the run's."""
     loaded = load_run(open_trained(str(done)))
     given = loaded.models.states.entries
-    assert given.kind == "anchored" and np.isfinite(given.scale).all()
+    assert given.kind == "anchored" and np.isfinite(given.spread).all()
     jax.tree.map(np.testing.assert_array_equal, given.model.elites, loaded.models.world.elites)
     arm_synthesizer(loaded.config, loaded.models, "dydiff")
     moved = dataclasses.replace(loaded.models.world, elites=jax.tree.map(lambda x: x + 1, given.model.elites))
@@ -103,6 +107,22 @@ def test_a_run_of_the_behaviour_alone_holds_no_state_denoiser_back(make_config: 
         (begun.path / "checkpoints" / "state-denoiser").mkdir(parents=True)
         with pytest.raises(InputError, match="stage 'state-denoiser' is not finished"):
             model_source(config, "state-denoiser")
+        (tmp_path / "own" / "stages").mkdir(parents=True)
+        (tmp_path / "own" / "stages" / "state-denoiser.json").write_text("{}")
+        assert model_source(config, "state-denoiser") is None  # it has trained its own by now
+
+
+@pytest.mark.slow
+def test_a_finished_state_denoiser_without_its_last_checkpoint_is_trained_to_its_end_again(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    config = dataclasses.replace(open_run(tmp_path / "run").config, out=str(tmp_path / "run"))
+    with create_run(config, resume=True) as again:
+        prepared = prepare(again.config)
+        first = train_models(again, prepared).states
+        last = max(again.checkpoints("state-denoiser").saved())
+        (again.path / "checkpoints" / "state-denoiser" / str(last) / "manifest.json").write_text("{")
+        second = train_models(again, prepared).states
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(first), jax.tree.leaves(second))
 
 
 @pytest.mark.slow
