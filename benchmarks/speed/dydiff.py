@@ -1,9 +1,9 @@
 """DyDiff rollouts per second: by sampler, against the published one (34 Heun steps with churn), and anchored.
 
 Each rollout takes 100 steps in the world model, then iterations of diffusion, two as published (arXiv 2405.19189). Networks
-have the same sizes in all rows and random weights, which take as long as trained ones; those of anchored rows see more entries, and
-are given a cloned behaviour. results/dydiff_samplers has the state errors of trained ones. The last row is the ensemble's
-rollout that DyDiff starts from.
+have the same sizes in all rows and random weights, which take as long as trained ones; those of anchored rows see more
+entries, and are given a cloned behaviour. results/dydiff_samplers has the state errors of trained ones. The last row is the
+ensemble's rollout that DyDiff starts from.
 """
 
 import dataclasses
