@@ -19,7 +19,6 @@ from jaxpgd.diffusion.single_step import EDMConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.run.peak_memory import peak_memory
 from jaxpgd.synthesis.dydiff import DyDiffConfig, DyDiffSynthesizer, make_dydiff
-from jaxpgd.synthesis.given import Conditioning
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.behaviour import behaviour_program, trained_behaviour
 from jaxpgd.training.denoiser import DenoiserConfig
@@ -35,13 +34,15 @@ from jaxpgd.world_model.model import WorldModelConfig
 CHURN = EDMConfig(churn=60.0, churn_min=0.74, churn_max=104.4, churn_noise=1.002)
 PUBLISHED = SamplerConfig("heun", steps=34, heun=CHURN)
 FEW = SamplerConfig("dpmpp_3m", steps=6, sigma_min=0.01, sigma_max=20.0)
-ROWS: dict[str, tuple[SamplerConfig, Conditioning, int]] = {  # with the number of iterations
-    "published: heun 34 with churn": (PUBLISHED, "published", 2),
-    "dpmpp_2m_sde 8 of [0.01, 20]": (SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0), "published", 2),
-    "dpmpp_3m 6 of [0.01, 20]": (FEW, "published", 2),
-    "the same, anchored": (FEW, "anchored", 2),
-    "the same, anchored, 1 iteration": (FEW, "anchored", 1),
-    "the ensemble alone": (FEW, "published", 0),
+ROWS: dict[str, tuple[SamplerConfig, DyDiffConfig]] = {
+    "published: heun 34 with churn": (PUBLISHED, DyDiffConfig()),
+    "dpmpp_2m_sde 8 of [0.01, 20]": (SamplerConfig("dpmpp_2m_sde", steps=8, sigma_min=0.01, sigma_max=20.0), DyDiffConfig()),
+    "dpmpp_3m 6 of [0.01, 20]": (FEW, DyDiffConfig()),
+    "the same, anchored": (FEW, DyDiffConfig(conditioning="anchored")),
+    "the same, anchored, 1 iteration": (FEW, DyDiffConfig(conditioning="anchored", iterations=1)),
+    "anchored, mean states": (FEW, DyDiffConfig(conditioning="anchored", states="mean")),
+    "anchored, mean states, 1 iteration": (FEW, DyDiffConfig(conditioning="anchored", states="mean", iterations=1)),
+    "the ensemble alone": (FEW, DyDiffConfig(iterations=0)),
 }
 
 
@@ -58,23 +59,21 @@ class Size:
     repeats: int = 3
 
 
-def synthesizer_of(
-    windows: Windows, sampler: SamplerConfig, size: Size, conditioning: Conditioning = "published", iterations: int = 2
-) -> DyDiffSynthesizer:
+def synthesizer_of(windows: Windows, sampler: SamplerConfig, dydiff: DyDiffConfig, size: Size) -> DyDiffSynthesizer:
     """DyDiff with random weights."""
     model_config = WorldModelConfig(hidden=size.hidden)
     data = prepare_transitions(windows.transitions, model_config)
     program = world_model_program(data, model_config, None)
     model = trained_world_model(jax.jit(program.init)(jax.random.key(1), data), data, model_config, None)
-    if conditioning != "published":
+    if dydiff.conditioning != "published":
         cloning = BehaviourConfig()
         state = jax.jit(behaviour_program(data, cloning).init)(jax.random.key(5), data)
         behaviour = trained_behaviour(state, data, cloning)
-        windows = innovation_windows(windows, behaviour, model if conditioning == "anchored" else None)
+        windows = innovation_windows(windows, behaviour, model if dydiff.conditioning == "anchored" else None)
     chosen = state_windows(windows, "clean")
     program_of_states = state_denoiser_program(chosen, DenoiserConfig(features=size.features, blocks=size.blocks))
     denoiser = trained_state_denoiser(program_of_states.init(jax.random.key(0), chosen), chosen, "clean")  # type: ignore[arg-type]
-    return make_dydiff(model, denoiser, DyDiffConfig(conditioning=conditioning, iterations=iterations), sampler)
+    return make_dydiff(model, denoiser, dydiff, sampler)
 
 
 def run(size: Size | None = None) -> dict[str, Any]:
@@ -86,8 +85,8 @@ def run(size: Size | None = None) -> dict[str, Any]:
     start = sample_real(jax.random.key(3), windows.transitions, size.trajectories).obs
     draw = lambda key, synthesizer, policy, start: synthesizer(key, policy, start).trajectory
     rows = []
-    for name, (sampler, conditioning, iterations) in ROWS.items():
-        synthesizer = synthesizer_of(windows, sampler, size, conditioning, iterations)
+    for name, (sampler, dydiff) in ROWS.items():
+        synthesizer = synthesizer_of(windows, sampler, dydiff, size)
         timing = measure(draw, jax.random.key(4), synthesizer, policy, start, repeats=size.repeats)
         rows.append({"sampler": name} | row(timing, size.trajectories))
         rows[-1]["ratio"] = rows[-1]["rate"] / rows[0]["rate"]
