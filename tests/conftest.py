@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-gc.set_threshold(100_000, 50, 100)
+gc.set_threshold(100_000, 20, 20)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and hasattr(os, "sched_setaffinity"):

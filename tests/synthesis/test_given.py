@@ -73,8 +73,8 @@ class Says:
 
 
 INNOVATIONS = GivenInnovations(CODEC, Half(), jnp.array([0.5]))
-CENTRE, SCALE = jnp.array([[0.0], [0.1], [0.2], [0.3]]), jnp.array([[1.0], [0.5], [1.0], [2.0]])
-ANCHOR = GivenAnchor(INNOVATIONS, Moves(jnp.ones(())), CENTRE, SCALE, jnp.zeros(()))
+CENTRE, SPREAD = jnp.array([[0.0], [0.1], [0.2], [0.3]]), jnp.array([[1.0], [0.5], [1.0], [2.0]])
+ANCHOR = GivenAnchor(INNOVATIONS, Moves(jnp.ones(())), CENTRE, SPREAD, jnp.zeros(()))
 GIVEN = {"published": None, "innovations": INNOVATIONS, "anchored": ANCHOR}
 
 
@@ -115,14 +115,14 @@ def test_tokens_and_their_states():
     x = ANCHOR.encode(s, INNOVATIONS.behaviour.innovation(s, a))
     np.testing.assert_allclose(ANCHOR.states(x, condition), s, rtol=1e-6)  # back to the states
     longer = ANCHOR.encode(jnp.ones((6, 1)), jnp.zeros((6, 1)), jnp.zeros((6, 1)))
-    np.testing.assert_allclose(longer[3:, 0], (1 - 0.3) / 2.0, rtol=1e-6)  # beyond training: the last scale
+    np.testing.assert_allclose(longer[3:, 0], np.arcsinh((1 - 0.3) / 2.0), rtol=1e-6)  # beyond training: the last spread
 
 
 def test_without_deviation_iterations_lead_to_the_policys_rollout_by_the_ensembles_mean():
     """After i iterations states 0 ... i are those of the closed loop, whatever the innovations came from."""
     policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
     truth = 1.25 ** np.arange(T)
-    z = -np.asarray(CENTRE[:, 0]) / np.asarray(SCALE[:, 0])
+    z = -np.arcsinh(np.asarray(CENTRE[:, 0]) / np.asarray(SPREAD[:, 0]))
     for iterations in (1, 3):
         made = dydiff("anchored", z, iterations=iterations, mix=0.0)
         found = made(jax.random.key(0), policy, jnp.ones((2, 1))).trajectory
