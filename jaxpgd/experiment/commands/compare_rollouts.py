@@ -113,6 +113,8 @@ def compare_runs(
     trained = min(_trained_length(run.config) for run in runs)
     if length > trained:
         print(f"note: {length} steps are more than the {trained} of the windows that a denoiser was trained on", flush=True)
+    target = out or first.path / "comparison"
+    make_directory(target)
     loaded = [load_run(run) for run in runs]
     configs = [agent_config(each.run, each.config, agent_number(policy)) for each in loaded]
     models_of = [
@@ -120,8 +122,6 @@ def compare_runs(
         for i, (each, config) in enumerate(zip(loaded, configs, strict=True))
     ]
     chosen, name = chosen_policy(loaded[0], policy or ("" if actor else first.config.arms[-1]), actor)
-    target = out or first.path / "comparison"
-    make_directory(target)
     key = jax.random.fold_in(stage_key(first.config, "compare"), seed)
     result = compare_models(key, models_of, chosen, length, trajectories)
     result |= {"policy": name, "dataset": loaded[0].prepared.dataset.info.name, "runs": paths}
