@@ -148,8 +148,12 @@ class Session:
         return Job(row, units, program, self.tracing[-1], measuring.in_background(lambda: timed(lowered.compile), self.gate))
 
     def settle(self, patience: float) -> None:
-        """Wait up to `patience` seconds for programs that are being compiled, then time those that are ready."""
-        concurrent.futures.wait([job.compiled for job in self.pending], timeout=max(0.0, patience))
+        """Wait up to `patience` seconds for programs that are being compiled, then time those that are ready.
+
+        Never so long that no time is left to run them: one slow program would cost the rows of all others.
+        """
+        latest = self.left - sum(self.run_seconds(job.row) for job in self.pending)
+        concurrent.futures.wait([job.compiled for job in self.pending], timeout=max(0.0, min(patience, latest)))
         ready = [job for job in self.pending if job.compiled.done()]
         self.pending = [job for job in self.pending if job not in ready]
         while ready:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 
 import jax
@@ -49,6 +50,20 @@ def test_a_row_that_fails_says_so_and_the_rest_goes_on():
     assert rows["a"]["error"] == "ValueError: not today" and rows["b"]["error"] == "RuntimeError: out of memory"
     assert rows["c"]["rate"] == pytest.approx(4 / rows["c"]["run_seconds"])  # what comes after it is not missed
     assert [len(rows) for rows in kept] == [1, 2, 3]  # after each
+
+
+def test_a_program_that_compiles_for_too_long_costs_no_other_row():
+    class Slow(Program):
+        def lower(self):
+            return self
+
+        def compile(self):
+            time.sleep(7.0)
+
+    slow = Slow(DOUBLE, lambda: (jnp.ones(4),))
+    rows, _ = taken([[a_row("quick"), a_row("slow", lambda units: slow), a_row("after")]], minutes=0.1)
+    assert rows["quick"]["rate"] > 0 and rows["after"]["rate"] > 0 and rows["quick"]["compiled_meanwhile"] == 1
+    assert rows["slow"]["skipped"] == "still being compiled when the time was over"
 
 
 def test_a_row_that_does_not_fit_is_skipped_and_says_what_it_needs():
