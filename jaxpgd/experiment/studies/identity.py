@@ -26,7 +26,7 @@ LATER = (STATED,
          "agent.diffusion_ql.critic_activation",
          "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
-         "data.reward_normalisation", "data.pad_short", "evaluation.max_steps",
+         "data.reward_normalisation", "data.pad_short", "data.fraction", "data.fraction_seed", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
          "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
          "synthesis.drop_last", "synthesis.after_terminal", "evaluation.classifier")  # fmt: skip
