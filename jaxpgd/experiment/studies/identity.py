@@ -50,8 +50,15 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def left_out(config: Config) -> list[str]:
-    """The settings of `LATER` that a config leaves as they were before there were such settings."""
-    return [name for name in LATER if get(config, name) == get(Config(), name)]
+    """The settings of `LATER` that a config leaves as they were before there were such settings.
+
+    Of a whole dataset nothing is drawn, so that its results are those of every `data.fraction_seed`.
+    """
+    drawn = config.data.fraction < 1
+    return [
+        name for name in LATER
+        if get(config, name) == get(Config(), name) or (name == "data.fraction_seed" and not drawn)
+    ]  # fmt: skip
 
 
 def short_hash(values: Any) -> str:
