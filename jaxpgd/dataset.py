@@ -28,6 +28,7 @@ class DatasetInfo:
     ref_source: str | None = None  # origin of the reference returns: a name in `datasets.scores`
     eval_env_spec: str | None = None  # EnvSpec of the reference returns, if it differs from `env_spec`
     cut: int = 0  # episodes cut where rows do not follow each other, although no flag ends them
+    whole: tuple[int, int] | None = None  # episodes and transitions of what this is a share of; None: it is all there is
     local: bool = False  # collected locally: scores are not comparable with published ones
     reward_scale: float = 1.0  # agents learn from scale * (reward + shift); `Dataset.reward` is as stored
     reward_shift: float = 0.0
@@ -88,6 +89,13 @@ class Dataset:
     def lengths(self) -> np.ndarray:
         """Number of steps of every episode [E]."""
         return np.diff(self.offsets)
+
+    def counts(self) -> str:
+        """Episodes and transitions in words, of a share of a dataset with those of the whole."""
+        if self.info.whole is None:
+            return f"{self.episodes} episodes, {self.size} transitions"
+        episodes, size = self.info.whole
+        return f"{self.episodes} of {episodes} episodes, {self.size} of {size} transitions"
 
 
 def to_env_action(info: DatasetInfo, action: np.ndarray) -> np.ndarray:

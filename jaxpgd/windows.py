@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from jaxpgd.dataset import Dataset
-from jaxpgd.errors import check
+from jaxpgd.errors import InputError, check
 from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.tokens import Ends, ended
 from jaxpgd.types import Trajectory, Transition, valid_steps
@@ -39,6 +39,12 @@ class DataConfig:
     )
     validation_fraction: float = share(
         0.05, "share of the episodes held out of denoiser training for the validation loss; 0: none"
+    )
+    fraction: float = share(
+        1.0, "share of the transitions to use, as random whole episodes; all that learns sees these alone", positive=True
+    )
+    fraction_seed: int = nonnegative(
+        0, "draw of these episodes, whatever the seed of the run; fractions of one draw are parts of each other"
     )
     episodes: int = positive(1000, "episodes to generate with a built-in environment; no effect on other datasets")
     clip_actions: bool = option(False, "clip actions that leave their bounds; false: refuse such data")
@@ -132,7 +138,13 @@ def choose_windows(dataset: Dataset, config: DataConfig, seed: int = 0) -> tuple
     selection = dataclasses.asdict(config)
     rules = {name: selection[name] for name in RULES}
     episodes, held_out = split_episodes(dataset, config.validation_fraction, seed)
-    train = window_starts(dataset, episodes=episodes, **rules)
+    try:
+        train = window_starts(dataset, episodes=episodes, **rules)
+    except InputError as error:
+        if dataset.info.whole is None:
+            raise
+        want = f"a share with a training window in it; this one is {dataset.counts()}"
+        raise InputError(f"data.fraction = {config.fraction!r}: expected {want}. {error}") from error
     return train, _starts(dataset, np.isin(np.arange(dataset.episodes), held_out), **rules), episodes
 
 

@@ -27,6 +27,7 @@ def describe(dataset: Dataset, *, seed: int = 0, **settings: Any) -> dict[str, A
         "environment": info.env_id,
         "episodes": dataset.episodes,
         "transitions": dataset.size,
+        "whole": None if info.whole is None else {"episodes": info.whole[0], "transitions": info.whole[1]},
         "obs_dim": dataset.obs_dim,
         "action_dim": dataset.action_dim,
         "returns": _spread(returns),
@@ -93,17 +94,20 @@ def _windows(dataset: Dataset, config: DataConfig, seed: int) -> dict[str, Any]:
 def format_description(description: dict[str, Any]) -> str:
     """The summary of `describe` as lines of text."""
     d, ends = description, description["ends"]
+    counts = {unit: f"{d[unit]:,}" for unit in ("episodes", "transitions")}
+    if d["whole"] is not None:
+        counts = {unit: f"{count} of {d['whole'][unit]:,}" for unit, count in counts.items()}
     rows = [
         ("name", f"{d['name']} ({d['source']}{', made locally' if d['made_locally'] else ''})"),
         ("environment", d["environment"] or "not stored"),
-        ("episodes", f"{d['episodes']:,}"),
-        ("transitions", f"{d['transitions']:,} (observation {d['obs_dim']}, action {d['action_dim']})"),
+        ("episodes", counts["episodes"]),
+        ("transitions", f"{counts['transitions']} (observation {d['obs_dim']}, action {d['action_dim']})"),
         ("return", _line(d["returns"])),
         ("score", d["score_label"] if d["scores"] is None else f"{_line(d['scores'])}; {d['score_label']}"),
         ("column", d["score_column"]),
         ("length", _line(d["lengths"])),
         ("ends", f"{ends['terminals']:,} terminals, {ends['timeouts']:,} timeouts, {ends['horizon']:,} at the task's horizon"),
-        *_cut(d["cut"]),
+        *_cut(d["cut"], "the timeouts" if d["whole"] is None else "the whole dataset's timeouts"),
         *((key, _line(values)) for key, values in d["ranges"].items()),
         *_learned_reward(d["learned_reward"]),
         *_constant_reward(d["constant_reward"]),
@@ -124,8 +128,8 @@ def _window_rows(windows: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("", windows["note"])] if "note" in windows else rows
 
 
-def _cut(count: int) -> list[tuple[str, str]]:
-    return [("", f"{count:,} of the timeouts are cuts where next_observations does not lead to the next row")] if count else []
+def _cut(count: int, among: str) -> list[tuple[str, str]]:
+    return [("", f"{count:,} of {among} are cuts where next_observations does not lead to the next row")] if count else []
 
 
 def _learned_reward(found: dict[str, float] | None) -> list[tuple[str, str]]:

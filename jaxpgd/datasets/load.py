@@ -8,6 +8,7 @@ from minari.storage import get_dataset_path
 from jaxpgd.dataset import Dataset
 from jaxpgd.datasets.d4rl import registration
 from jaxpgd.datasets.flat_files import load_flat
+from jaxpgd.datasets.fraction import fraction_of
 from jaxpgd.datasets.minari_files import load_minari
 from jaxpgd.datasets.ogbench_files import load_ogbench
 from jaxpgd.datasets.ogbench_store import is_ogbench
@@ -19,7 +20,7 @@ from jaxpgd.envs.builtin import builtin_environment, is_builtin
 from jaxpgd.errors import InputError, check
 
 # Options of `DataConfig` that are arguments of `load`.
-LOADED_BY = ("clip_actions", "reward_scale", "reward_shift", "reward_normalisation")
+LOADED_BY = ("fraction", "fraction_seed", "clip_actions", "reward_scale", "reward_shift", "reward_normalisation")
 _FLAT = (".hdf5", ".h5", ".npz")
 
 
@@ -28,6 +29,8 @@ def load(
     *,
     episodes: int = 1000,
     seed: int = 0,
+    fraction: float = 1.0,
+    fraction_seed: int = 0,
     clip_actions: bool = False,
     reward_scale: float = 1.0,
     reward_shift: float = 0.0,
@@ -43,6 +46,9 @@ def load(
       need the prefix;
     - a Minari id (`minari_files.load_minari`).
 
+    With a `fraction` below 1 it is a share of the dataset, drawn with `fraction_seed` (`fraction.fraction_of`); normalised
+    rewards are normalised over the share.
+
     `clip_actions` clips actions outside their bounds, which are refused otherwise. Agents learn from the rewards
     reward_scale * (reward + reward_shift): see `rewards.with_learned_rewards`. Raises InputError for other names and for data
     that fail a check.
@@ -53,6 +59,7 @@ def load(
     else:
         with reading("data.name", name, "data in a known layout"):
             dataset = _load_file(name, clip_actions)
+    dataset = fraction_of(dataset, fraction, fraction_seed)
     return with_learned_rewards(dataset, reward_scale, reward_shift, reward_normalisation)
 
 

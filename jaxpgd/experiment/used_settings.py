@@ -124,6 +124,7 @@ RULES: tuple[Rule, ...] = (
     _of_arms("synthesis.world_model", "world_model"),
     # data and denoiser
     _rule("data.episodes", lambda c: c.data.name.split("-")[0] == "point2d", "data.name is a built-in environment"),
+    _rule("data.fraction_seed", lambda c: c.data.fraction < 1, "data.fraction is below 1"),
     _rule("denoiser.steps", lambda c: c.denoiser.epochs == 0, "denoiser.epochs is 0"),
     _rule("denoiser.muon_levels", lambda c: c.denoiser.optimiser == "muon", "denoiser.optimiser is 'muon'"),
     _rule("denoiser.ema", lambda c: c.denoiser.ema_width == 0, "denoiser.ema_width is 0"),

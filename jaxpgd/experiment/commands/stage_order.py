@@ -34,7 +34,7 @@ def begin(config: Config, *, resume: bool) -> tuple[ClaimedRun, Prepared]:
     run = create_run(config, resume=resume, log=log)
     info, count = prepared.dataset.info, len(jax.devices())
     if is_writer():
-        print(f"{info.name}: {prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions; "
+        print(f"{info.name}: {prepared.dataset.counts()}; "
               f"{prepared.windows.train.shape[0]} training windows of {prepared.windows.length} steps, which cover "
               f"{window_coverage(config, prepared, prepared.windows)}; run in {run.path} "
               f"on {f'{count} x ' if count > 1 else ''}{jax.devices()[0].device_kind}", flush=True)  # fmt: skip

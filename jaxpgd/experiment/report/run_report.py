@@ -56,7 +56,7 @@ def write_report(
     report = Report(f"jaxpgd: {info.name}, {name_of(config.agent.kind)}")
     agent, arms = name_of(config.agent.kind), ", ".join(map(name_of, config.arms))
     report.text(
-        f"{prepared.dataset.episodes} episodes, {prepared.dataset.size} transitions. {config.agent.updates} updates of "
+        f"{prepared.dataset.counts()}. {config.agent.updates} updates of "
         f"{agent} on {arms} data; regime {name_of(config.synthesis.regime)}; "
         f"{config.evaluation.episodes} evaluation episodes per seed."
     )

@@ -74,6 +74,7 @@ def number_ticks(axis: Axes, values: Sequence[float]) -> None:
     scaled = np.log(numbers) if log else np.asarray(numbers, np.float64)
     margin = 0.05 * (np.ptp(scaled) or 1.0)
     limits = np.array([scaled[0] - margin, scaled[-1] + margin])
+    axis.set_autoscalex_on(False)  # else matplotlib warns first that the data's own limits are one number
     axis.set_xlim(*(np.exp(limits) if log else limits))
     inches = _inches(axis) * (scaled - limits[0]) / np.ptp(limits)
     labels, end = [], -math.inf

@@ -70,6 +70,7 @@ LABELS: Mapping[str, str] = {
     "divergence": "KL divergence to the exact target (nats)",
     "coefficient": "guidance coefficient λ",
     "lambda": "guidance coefficient λ",
+    "percent": "share of the dataset (%)",
     "forward_equivalents": "cost of a trajectory (forward passes)",
 } | dict.fromkeys(("samples", "target", "behaviour", "policy"), "density")
 

@@ -76,8 +76,13 @@ def require_models(run: RunView) -> None:
 
 
 def as_trained(config: Config, name: str) -> Any:
-    """What a setting comes to in the training of models: a denoiser sees clean conditions where only sampling churns them."""
+    """What a setting comes to in the training of models.
+
+    A denoiser sees clean conditions where only sampling churns them, and no seed draws from a whole dataset.
+    """
     value = get(config, name)
+    if name == "data.fraction_seed" and config.data.fraction == 1:
+        return 0
     return "clean" if name == "synthesis.dydiff.conditions" and value == "churned" else value
 
 

@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+import numpy as np
+
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.run.directory import ClaimedRun
@@ -72,6 +74,7 @@ def train_denoiser(run: ClaimedRun, prepared: Prepared) -> TrajectoryDenoiser:
     if source := model_source(run.config, "denoiser"):
         return load_trajectory_denoiser(source, prepared)
     _warn_of_coverage(run, "denoiser", prepared, prepared.windows, "data.window")
+    _warn_of_no_validation(run, "denoiser", prepared.windows)
     return _train(run, denoiser_training(run.config, prepared), note="validation_loss", score=_validation)
 
 
@@ -109,6 +112,7 @@ def train_state_denoiser(
         world = world or train_world_model(run, prepared)
     training = state_denoiser_training(run.config, prepared, behaviour, world)
     _warn_of_coverage(run, training.stage, prepared, training.data, "synthesis.dydiff.window or data.window")  # type: ignore[arg-type]
+    _warn_of_no_validation(run, training.stage, training.data)  # type: ignore[arg-type]
     return _train(run, training, note="validation_loss", score=_validation)
 
 
@@ -123,6 +127,14 @@ def _warn_of_coverage(run: ClaimedRun, stage: str, prepared: Prepared, windows: 
         print(f"warning: stage {stage!r} of {run.path}: training windows of {windows.length} steps cover {covered}; "
               f"{low_coverage(prepared.dataset, windows.length, run.config.data.pad_short, setting)}",
               file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _warn_of_no_validation(run: ClaimedRun, stage: str, windows: Windows) -> None:
+    """Warn, where a stage is about to be trained, of held-out episodes without a window: then training windows stand in."""
+    none = run.config.data.validation_fraction > 0 and np.array_equal(windows.train, windows.validation)
+    if none and is_writer() and not run.is_done(stage):
+        print(f"warning: stage {stage!r} of {run.path}: no episode is held out, or none with a window: the validation loss and "
+              "distances to held-out windows are those to training windows", file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _validation(row: dict[str, Any]) -> float:

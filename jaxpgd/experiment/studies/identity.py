@@ -26,7 +26,7 @@ LATER = (STATED,
          "agent.diffusion_ql.critic_activation",
          "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
-         "data.reward_normalisation", "data.pad_short", "evaluation.max_steps",
+         "data.reward_normalisation", "data.pad_short", "data.fraction", "data.fraction_seed", "evaluation.max_steps",
          "agent.td3_bc.actor_first", "agent.td3_bc.init", "agent.iql.stale_value", "agent.iql.init",
          "agent.diffusion_ql.critic_lr", "agent.diffusion_ql.max_q_backup",
          "synthesis.drop_last", "synthesis.after_terminal", "evaluation.classifier")  # fmt: skip
@@ -50,8 +50,15 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 
 def left_out(config: Config) -> list[str]:
-    """The settings of `LATER` that a config leaves as they were before there were such settings."""
-    return [name for name in LATER if get(config, name) == get(Config(), name)]
+    """The settings of `LATER` that a config leaves as they were before there were such settings.
+
+    Of a whole dataset nothing is drawn, so that its results are those of every `data.fraction_seed`.
+    """
+    drawn = config.data.fraction < 1
+    return [
+        name for name in LATER
+        if get(config, name) == get(Config(), name) or (name == "data.fraction_seed" and not drawn)
+    ]  # fmt: skip
 
 
 def short_hash(values: Any) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxpgd.experiment.commands.pareto_measures import MEASURES
 from jaxpgd.experiment.report.figure import broken, finish, panels, save, text_width
+from jaxpgd.experiment.report.marks import barred_points
 from jaxpgd.experiment.report.style import _PALETTE, COLOURS, arm_of, colour_of, line_of
 from jaxpgd.experiment.report.ticks import LogTicks, log_label, name_ticks, number_ticks
 from jaxpgd.experiment.report.words import LABELS, label_of, name_of
@@ -78,6 +79,17 @@ def test_labels_of_numbers_that_would_touch_are_left_out():
     number_ticks(axis, [0, 0.001, 1, 2])
     assert [t.get_text() for t in axis.get_xticklabels()] == ["0", "", "1", "2"]
     np.testing.assert_allclose(axis.get_xticks(), [0, 0.001, 1, 2])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_number_on_a_logarithmic_axis_has_room_around_it():
+    _, (axis,) = panels(1, width=5.2)
+    axis.set(title="hopper", ylabel="return")
+    axis.set_xscale("log")
+    barred_points(axis, [10.0], [1.0], [0.9], [1.1], "real", ["real"])
+    number_ticks(axis, [10.0])
+    low, high = axis.get_xlim()
+    assert 9 < low < 10 < high < 11
 
 
 def test_long_names_are_broken_between_words():

@@ -30,3 +30,16 @@ def test_a_run_that_trains_on_no_windows_is_not_warned(
     run_denoiser(make_config(tmp_path / "real", arms=["real"], data=SPARSE))
     out, err = capsys.readouterr()
     assert "which cover 12.5 % of transitions" in out and "warning" not in err
+
+
+def test_a_run_on_a_share_says_so_and_warns_where_nothing_is_held_out(
+    tmp_path: Path, make_config: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"episodes": 40, "validation_fraction": 0.25, "fraction": 0.1}
+    run_denoiser(make_config(tmp_path / "four", arms=["unguided"], data=data))
+    out, err = capsys.readouterr()
+    assert "point2d: 4 of 40 episodes, 64 of 640 transitions; " in out and "warning" not in err
+    run_denoiser(make_config(tmp_path / "one", arms=["unguided"], data=data | {"fraction": 0.01}))
+    out, err = capsys.readouterr()
+    assert "point2d: 1 of 40 episodes" in out and err.count("warning") == 1
+    assert "no episode is held out, or none with a window: the validation loss and distances" in err

@@ -13,6 +13,7 @@ from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.needs import NEEDS, needs
 from jaxpgd.experiment.precision import STATED
+from jaxpgd.experiment.stages.model_source import as_trained
 from jaxpgd.experiment.studies import plan
 from jaxpgd.experiment.studies.cell import conditioned
 from jaxpgd.experiment.studies.identity import LATER, settings_of, short_hash, slug
@@ -346,6 +347,7 @@ def test_the_studies_of_both_papers_are_shipped() -> None:
     assert set(shipped()) == {
         "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
         "rollout-horizon", "rollout-policy", "pgd-accelerator", "pgd-consistency", "pgd-compute", "pgd-consistency-returns",
+        "data-fraction",
     }  # fmt: skip
 
 
@@ -371,6 +373,36 @@ def test_result_tables_at_full_scale_have_the_settings_of_the_shipped_configs(
         mine, theirs = (dataclasses.replace(c, **same) for c in (cell.config, published))  # type: ignore[arg-type]
         unused = {other: getattr(theirs.agent, other) for other in set(agents.values()) - {kind}}
         assert dataclasses.replace(mine, agent=dataclasses.replace(mine.agent, **unused)) == theirs
+
+
+def test_fractions_of_data_are_cells_and_models_of_their_own(tmp_path: Path) -> None:
+    store, only = Store(tmp_path), {"percent": ("5", "100"), "agent": ("TD3+BC", "IQL")}
+    study = load_study("data-fraction", "own", only=only, overrides={"data": {"name": "point2d"}})
+    again = load_study("data-fraction", "own", only=only, overrides={"data": {"name": "point2d", "fraction_seed": 1}})
+    assert all(cell.config.data.name == "point2d" for cell in study.cells)
+    for cell, other in zip(study.cells, again.cells, strict=True):
+        part = cell.labels["percent"] == "5"
+        assert cell.config.data.fraction == (0.05 if part else 1.0)
+        assert (cell.key == other.key) is not part  # of the whole dataset nothing is drawn
+        for stage in (stage for stage in NEEDS if needs(cell.config, stage)):
+            run, second = (store.run_of_model(config, stage) for config in (cell.config, other.config))
+            assert run.data.fraction == cell.config.data.fraction and (run.out == second.out) is not part
+        target = cell.target.config
+        assert target is not None and target.data.fraction == cell.config.data.fraction
+    named = {(cell.labels["percent"], cell.labels["agent"], cell.labels["source"]): cell for cell in study.cells}
+    for source in study.axes["source"]:
+        one, two = (named["5", agent, source] for agent in ("TD3+BC", "IQL"))
+        assert (one.key == two.key) is (one.measure.kind == "trajectories")
+    sampled = {cell.config.synthesis for cell in study.cells if cell.config.arms != ("real",)}
+    assert {own.trajectories for own in sampled} == {1024} and {own.synthetic_ratio for own in sampled} == {0.5}
+
+
+def test_a_run_of_the_whole_dataset_takes_models_of_another_draw() -> None:
+    whole, part = (load_config(None, {"data": {"fraction": fraction}}, unused="kept") for fraction in (1.0, 0.5))
+    draw = lambda config, seed: dataclasses.replace(config, data=dataclasses.replace(config.data, fraction_seed=seed))
+    assert as_trained(draw(whole, 1), "data.fraction_seed") == as_trained(whole, "data.fraction_seed") == 0
+    assert as_trained(draw(part, 1), "data.fraction_seed") == 1
+    assert settings_of(draw(whole, 1)) == settings_of(whole) and settings_of(draw(part, 1)) != settings_of(part)
 
 
 def test_likelihood_and_dynamics_measure_the_same_cells() -> None:
@@ -430,7 +462,7 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
     main(["study", study_file(SMALL), "--show"])
     assert capsys.readouterr().out.strip() == SMALL.strip()
     for words, message in (
-        ([], "study = '': expected one of dydiff-returns"),
+        ([], "study = '': expected one of data-fraction, dydiff-returns"),
         ([study_file(SMALL), "--only", "source=real", "--only", "source=guided"], "--only = 'source': expected each axis once"),
         ([study_file(SMALL), "--sweep", "agent.alpha", "1,2"], "--sweep = "),
         ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
