@@ -23,6 +23,7 @@ from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, member
+from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
@@ -63,6 +64,8 @@ class TD3BCConfig:
         high=1e3,
     )
     hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critics")
+    critic_norm: Norm = option("none", common.CRITIC_NORM)
+    actor_norm: Norm = option("none", common.ACTOR_NORM)
 
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
@@ -88,12 +91,11 @@ class _TD3BC:
         self.action_dim, self.options = action_dim, options
         self.batches = 1 if options.actor_first else options.critic_updates
         kind = Deterministic if options.actor == "deterministic" else TanhGaussian
-        self.behaviour = kind(action_dim, options.hidden, options.init)
+        self.behaviour = kind(action_dim, options.hidden, options.init, options.actor_norm)
         self.actor = self.behaviour.actor
-        self.critics: Any = CriticEnsemble(
-            2, options.hidden, options.init
-        )  # Any: flax types `apply` as more than modules return
-        self.critic: Any = Critic(options.hidden)
+        # Any: flax types `apply` as more than modules return
+        self.critics: Any = CriticEnsemble(2, options.hidden, options.init, norm=options.critic_norm)
+        self.critic: Any = Critic(options.hidden, norm=options.critic_norm)
 
     def init(self, key: Array, hypers: TD3BCConfig, example: Transition) -> TD3BCState:
         common.check_example(example, self.action_dim)

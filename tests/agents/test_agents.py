@@ -182,6 +182,8 @@ STRUCTURAL = {  # another value of everything that is structure
     "action_reconstruction": "one_step",
     "critic_hidden": HIDDEN,
     "critic_activation": "relu",
+    "critic_norm": "layer",
+    "actor_norm": "layer",
 }
 
 
@@ -197,9 +199,26 @@ def test_structure_makes_another_agent_and_numbers_do_not(name):
         assert (other.update_fn == reference.update_fn) == (field.name in numbers)
 
 
+def normalised(network):
+    """Whether a network of a state has layer normalisation."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(network)]
+    return any("LayerNorm" in path for path in paths)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(AGENTS) if hasattr(getattr(AgentConfig(), name), "critic_norm")])
+@pytest.mark.parametrize(("critic", "actor"), [("none", "none"), ("layer", "none"), ("none", "layer")])
+def test_layer_normalisation_is_that_of_critics_or_of_the_actor(name, critic, actor):
+    agent = AGENTS[name](action_dim=2, hidden=HIDDEN, critic_norm=critic, actor_norm=actor)
+    state = jax.eval_shape(agent.init, jax.random.key(0), EXAMPLE)
+    of = {part: normalised(getattr(state, part)) for part in ("critic", "target_critic", "value", "actor", "target_actor")
+          if hasattr(state, part)}  # fmt: skip
+    assert of == {part: (actor if "actor" in part else critic) == "layer" for part in of}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: AGENTS["td3_bc"](action_dim=2, critic_norm="batch"), "critic_norm = 'batch': expected one of 'none', 'layer'"),
         (lambda: make_agent("sac", options("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, td3_bc"),
         (lambda: AGENTS["cql"](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
         (lambda: AGENTS["diffusion_ql"](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
