@@ -35,7 +35,7 @@ class ReBRACConfig:
         0.01, "beta1: weight of the squared distance to the data's action in the actor's loss (published by task: 0.001 to 0.1)"
     )
     critic_penalty: float = nonnegative(
-        0.001, "beta2: weight of that to the data's next action in the critics' targets (published by task: 0 to 0.5); 0: none"
+        0.01, "beta2: weight of that to the data's next action in the critics' targets (published by task: 0 to 0.5); 0: none"
     )
     policy_noise: float = nonnegative(
         0.2, "standard deviation of the noise on target actions (target policy smoothing); 0: none", high=1e3
