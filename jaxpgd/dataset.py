@@ -77,10 +77,20 @@ class Dataset:
         """A."""
         return self.action.shape[-1]
 
-    def transitions(self) -> Transition:
-        """All transitions [M], with rewards as learned from (`learned_reward`)."""
+    def transitions(self, *, next_actions: bool = False) -> Transition:
+        """All transitions [M], with rewards as learned from (`learned_reward`).
+
+        With `next_actions` each also has the action of the step that follows it in its episode: the last step of an episode,
+        be it a terminal or a timeout, has none.
+        """
         reward = learned_reward(self.info, self.reward)
-        return Transition(obs=self.obs, action=self.action, reward=reward, discount=self.discount, next_obs=self.next_obs)
+        found = Transition(obs=self.obs, action=self.action, reward=reward, discount=self.discount, next_obs=self.next_obs)
+        if not next_actions:
+            return found
+        follows = np.ones(self.size, bool)
+        follows[self.offsets[1:] - 1] = False
+        following = np.minimum(np.arange(self.size) + 1, self.size - 1)
+        return found.replace(next_action=self.action[following], has_next_action=follows)  # type: ignore[attr-defined, no-any-return]
 
     def returns(self) -> np.ndarray:
         """Undiscounted return of every episode [E], in the dataset's own units."""

@@ -29,6 +29,8 @@ class Transition:
     """One step, or a batch of steps with leading axes.
 
     `discount` is 0 at a terminal and 1 elsewhere, timeouts included. The discount factor of an agent is its `gamma`.
+    Transitions for an `Agent` with `next_actions` also hold the action that the same episode or trajectory took at `next_obs`,
+    and whether there is one: there is none at its last step, whose `next_action` means nothing.
     """
 
     obs: Array  # [..., O]
@@ -36,6 +38,8 @@ class Transition:
     reward: Array  # [...]
     discount: Array  # [...]
     next_obs: Array  # [..., O]
+    next_action: Array | None = None  # [..., A]
+    has_next_action: Array | None = None  # [...], bool; present where `next_action` is
 
 
 @struct.dataclass
@@ -228,6 +232,7 @@ class Agent(Generic[State]):
     `init_fn(key, hypers, example) -> state` (example: one Transition, unbatched, for shapes),
     `update_fn(key, state, batch [batches, B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
     `hypers` is a pytree of numbers, any of which may be a traced or vmapped array; jaxpgd's own agents take their options.
+    An agent with `next_actions` needs transitions that have them: `Dataset.transitions(next_actions=True)`.
     """
 
     name: str = struct.field(pytree_node=False)
@@ -236,6 +241,7 @@ class Agent(Generic[State]):
     policy_fn: Callable[[State], Policy] = struct.field(pytree_node=False)
     hypers: PyTree = None  # defaults, used where `init` is given none
     batches: int = struct.field(pytree_node=False, default=1)  # batches of B transitions that one update consumes
+    next_actions: bool = struct.field(pytree_node=False, default=False)  # whether updates need `Transition.next_action`
 
     def init(self, key: Array, example: Transition, hypers: PyTree = None) -> State:
         """A fresh state for transitions shaped like `example` (no batch axis)."""

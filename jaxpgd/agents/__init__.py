@@ -10,6 +10,7 @@ from jaxpgd.agents.cql import CQLConfig, cql
 from jaxpgd.agents.diffusion_ql import DiffusionQLConfig, diffusion_ql
 from jaxpgd.agents.iql import IQLConfig, iql
 from jaxpgd.agents.normalised import normalise_observations, replace_hypers
+from jaxpgd.agents.rebrac import ReBRACConfig, rebrac
 from jaxpgd.agents.td3_bc import TD3BCConfig, td3_bc
 from jaxpgd.errors import check
 from jaxpgd.types import Agent
@@ -20,6 +21,7 @@ __all__ = [
     "CQLConfig",
     "DiffusionQLConfig",
     "IQLConfig",
+    "ReBRACConfig",
     "TD3BCConfig",
     "bc",
     "cql",
@@ -27,6 +29,7 @@ __all__ = [
     "iql",
     "make_agent",
     "normalise_observations",
+    "rebrac",
     "replace_hypers",
     "td3_bc",
 ]
@@ -37,6 +40,7 @@ AGENTS: dict[str, Callable[..., Agent[Any]]] = {
     "bc": bc,
     "cql": cql,
     "diffusion_ql": diffusion_ql,
+    "rebrac": rebrac,
 }
 
 

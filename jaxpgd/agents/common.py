@@ -13,6 +13,10 @@ from jaxpgd.errors import check
 from jaxpgd.options import Options, check_ranges, numeric, structure
 from jaxpgd.types import PyTree, Transition
 
+# help of the settings `critic_norm` and `actor_norm` of several agents
+CRITIC_NORM = "layer normalisation after each hidden layer of the critics, behind its activation (ReBRAC: layer)"
+ACTOR_NORM = "layer normalisation after each hidden layer of the actor, behind its activation (ReBRAC: none)"
+
 
 def configure(options: Options, action_dim: int, changes: dict[str, Any]) -> Options:
     """The options of an agent with some of them changed by name; lists become tuples.

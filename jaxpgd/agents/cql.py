@@ -19,6 +19,7 @@ from jax import Array
 from jaxpgd.agents import common
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.networks.actor_critic import CriticEnsemble
+from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
@@ -46,6 +47,8 @@ class CQLConfig:
     )
     adam_eps: float = nonnegative(1e-8, "epsilon of Adam (PyTorch's default: 1e-8)", low=1e-12, high=1.0)
     hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critics")
+    critic_norm: Norm = option("none", common.CRITIC_NORM)
+    actor_norm: Norm = option("none", common.ACTOR_NORM)
 
 
 @struct.dataclass
@@ -75,9 +78,10 @@ class _CQL(TanhGaussian):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
     def __init__(self, action_dim: int, options: CQLConfig) -> None:
-        super().__init__(action_dim, options.hidden)
+        super().__init__(action_dim, options.hidden, norm=options.actor_norm)
         self.options = options
-        self.critics: Any = CriticEnsemble(2, options.hidden)  # Any: flax types `apply` as more than the module returns
+        # Any: flax types `apply` as more than the module returns
+        self.critics: Any = CriticEnsemble(2, options.hidden, norm=options.critic_norm)
 
     def init(self, key: Array, hypers: CQLConfig, example: Transition) -> CQLState:
         common.check_example(example, self.action_dim)

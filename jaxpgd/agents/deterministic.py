@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import TanhActor
-from jaxpgd.networks.mlp import Init
+from jaxpgd.networks.mlp import Init, Norm
 from jaxpgd.types import Policy, PyTree
 
 
@@ -23,9 +23,9 @@ class DeterministicParams:
 class Deterministic:
     """An actor and its policy. Instances are cached per structure, so that the policy's methods compare equal."""
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform") -> None:
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform", norm: Norm = "none") -> None:
         self.action_dim = action_dim
-        self.actor: Any = TanhActor(action_dim, hidden, init)  # Any: flax types `apply` as more than the modules return
+        self.actor: Any = TanhActor(action_dim, hidden, init, norm)  # Any: flax types `apply` as more than the modules return
 
     def make_policy(self, actor: PyTree, std: Array | float) -> Policy:
         """The policy of actor parameters; `log_prob` is that of a Gaussian of standard deviation `std` around its action."""

@@ -16,6 +16,7 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
+from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
@@ -43,6 +44,8 @@ class IQLConfig:
         "orthogonal", "initialiser of the weights; lecun_normal is Flax's default"
     )
     hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor, value and critics")
+    critic_norm: Norm = option("none", common.CRITIC_NORM + "; of the value network as well")
+    actor_norm: Norm = option("none", common.ACTOR_NORM)
 
 
 @struct.dataclass
@@ -75,9 +78,11 @@ class _IQL:
 
     def __init__(self, action_dim: int, options: IQLConfig) -> None:
         self.action_dim, self.options, hidden, init = action_dim, options, options.hidden, options.init
-        self.actor: Any = GaussianActor(action_dim, hidden, init)  # Any: flax types `apply` as more than the modules return
-        self.critics: Any = CriticEnsemble(2, hidden, init)
-        self.value: Any = ValueNetwork(hidden, init)
+        # Any: flax types `apply` as more than the modules return
+        self.actor: Any = GaussianActor(action_dim, hidden, init, options.actor_norm)
+        self.critics: Any = CriticEnsemble(2, hidden, init, norm=options.critic_norm)
+        # V is what the critics' targets bootstrap from: where they are normalised, so is it
+        self.value: Any = ValueNetwork(hidden, init, options.critic_norm)
 
     def init(self, key: Array, hypers: IQLConfig, example: Transition) -> IQLState:
         common.check_example(example, self.action_dim)

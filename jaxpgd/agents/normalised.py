@@ -107,7 +107,7 @@ def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[
         check(bool((np.asarray(std) >= 0).all()), "obs_std", np.asarray(std), "numbers not below 0")
     s = _structure(agent.init_fn, agent.update_fn, agent.policy_fn)
     hypers = Normalised(agent.hypers, ObservationStats(mean, std))
-    return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches)
+    return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches, next_actions=agent.next_actions)
 
 
 def replace_hypers(hypers: PyTree, **changes: Any) -> PyTree:

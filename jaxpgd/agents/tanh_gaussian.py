@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import TanhGaussianActor
-from jaxpgd.networks.mlp import Init
+from jaxpgd.networks.mlp import Init, Norm
 from jaxpgd.types import Policy, PyTree
 
 _ACTION_CLIP = 1.0 - 1e-6  # actions of +-1 have no arctanh
@@ -28,9 +28,9 @@ class TanhGaussian:
     compared with the distance to the bounds.
     """
 
-    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform") -> None:
+    def __init__(self, action_dim: int, hidden: tuple[int, ...], init: Init = "uniform", norm: Norm = "none") -> None:
         self.action_dim = action_dim
-        self.actor: Any = TanhGaussianActor(action_dim, hidden, init)  # Any: flax types `apply` as more than it returns
+        self.actor: Any = TanhGaussianActor(action_dim, hidden, init, norm)  # Any: flax types `apply` as more than it returns
 
     def draw(self, key: Array, actor: PyTree, obs: Array) -> tuple[Array, Array]:
         """Actions [..., A] at obs [..., O] and their log-densities [...]."""

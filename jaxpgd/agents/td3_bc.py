@@ -23,6 +23,7 @@ from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.networks.actor_critic import Critic, CriticEnsemble, member
+from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share, structure
 from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
 
@@ -63,6 +64,8 @@ class TD3BCConfig:
         high=1e3,
     )
     hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of actor and critics")
+    critic_norm: Norm = option("none", common.CRITIC_NORM)
+    actor_norm: Norm = option("none", common.ACTOR_NORM)
 
 
 _Q_FLOOR = 1e-8  # keeps the weight of Q finite where every value is exactly 0
@@ -78,24 +81,35 @@ class TD3BCState:
     target_critic: PyTree
     actor_opt: PyTree
     critic_opt: PyTree
-    hypers: TD3BCConfig  # real numbers as arrays []
+    hypers: Any  # the agent's options, real numbers as arrays []
 
 
-class _TD3BC:
-    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
+class TD3BC:
+    """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal.
 
-    def __init__(self, action_dim: int, options: TD3BCConfig) -> None:
+    ReBRAC is a subclass with options of its own, and overrides where they differ: `rates`, `weights`, `climbed`, `next_value`.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        options: Any,
+        *,
+        actor: Literal["deterministic", "tanh_gaussian"] = "deterministic",
+        critic_updates: int = 1,
+        actor_first: bool = False,
+    ) -> None:
         self.action_dim, self.options = action_dim, options
-        self.batches = 1 if options.actor_first else options.critic_updates
-        kind = Deterministic if options.actor == "deterministic" else TanhGaussian
-        self.behaviour = kind(action_dim, options.hidden, options.init)
+        self.critic_updates, self.actor_first = critic_updates, actor_first
+        self.batches = 1 if actor_first else critic_updates
+        kind = Deterministic if actor == "deterministic" else TanhGaussian
+        self.behaviour = kind(action_dim, options.hidden, options.init, options.actor_norm)
         self.actor = self.behaviour.actor
-        self.critics: Any = CriticEnsemble(
-            2, options.hidden, options.init
-        )  # Any: flax types `apply` as more than modules return
-        self.critic: Any = Critic(options.hidden)
+        # Any: flax types `apply` as more than modules return
+        self.critics: Any = CriticEnsemble(2, options.hidden, options.init, norm=options.critic_norm)
+        self.critic: Any = Critic(options.hidden, norm=options.critic_norm)
 
-    def init(self, key: Array, hypers: TD3BCConfig, example: Transition) -> TD3BCState:
+    def init(self, key: Array, hypers: Any, example: Transition) -> TD3BCState:
         common.check_example(example, self.action_dim)
         actor_key, critic_key = jax.random.split(key)
         actor = self.actor.init(actor_key, example.obs)
@@ -113,13 +127,13 @@ class _TD3BC:
     def update(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
         common.check_batch(batch, self.batches, self.action_dim)
         key_actor = jax.random.fold_in(key, 1)
-        if not self.options.actor_first:
+        if not self.actor_first:
             state, critic_metrics = self.critic_steps(key, state, batch)
             moved, metrics = self.actor_step(key_actor, state, jax.tree.map(lambda x: x[-1], batch))
             return self.if_due(state, self.move_targets(moved)), metrics | critic_metrics
         moved, metrics = self.actor_step(key_actor, self.move_targets(state), jax.tree.map(lambda x: x[0], batch))
         state = self.if_due(state, moved)
-        same = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.options.critic_updates, *x.shape[1:])), batch)
+        same = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.critic_updates, *x.shape[1:])), batch)
         state, critic_metrics = self.critic_steps(key, state, same)
         return state, metrics | critic_metrics
 
@@ -127,7 +141,7 @@ class _TD3BC:
         """The state with actor and targets `moved` in every `policy_delay`-th update, else as it was."""
         if self.options.policy_delay == 1:
             return moved
-        due = (state.critic_opt.count // self.options.critic_updates) % self.options.policy_delay == 0
+        due = (state.critic_opt.count // self.critic_updates) % self.options.policy_delay == 0
         return jax.tree.map(lambda old, new: jnp.where(due, new, old), state, moved)  # type: ignore[no-any-return]
 
     def critic_steps(self, key: Array, state: TD3BCState, batch: Transition) -> tuple[TD3BCState, Metrics]:
@@ -135,10 +149,11 @@ class _TD3BC:
         h, critic, critic_opt = state.hypers, state.critic, state.critic_opt
         losses, norms = list[Array](), list[Array]()
         targets = self.targets(key, state, batch)  # the target networks rest meanwhile: one pass for all batches
-        for i in range(self.options.critic_updates):
+        _, rate = self.rates(h)
+        for i in range(self.critic_updates):
             part = jax.tree.map(lambda x, i=i: x[i], batch)
             loss, grads = jax.value_and_grad(self.critic_loss)(critic, part, targets[i])
-            critic, critic_opt = common.adam_step(grads, critic_opt, critic, h.lr, h.adam_eps)
+            critic, critic_opt = common.adam_step(grads, critic_opt, critic, rate, h.adam_eps)
             losses.append(loss)
             norms.append(common.norm(grads))
         metrics = {"critic_loss": jnp.stack(losses).mean(), "target_mean": targets.mean()}
@@ -149,7 +164,7 @@ class _TD3BC:
         """One actor step on a batch [B], by the critics as they are."""
         h, gradient = state.hypers, jax.value_and_grad(self.actor_loss, argnums=1, has_aux=True)
         (loss, metrics), grads = gradient(key, state.actor, state.critic, batch, h)
-        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, h.lr, h.adam_eps)
+        actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, self.rates(h)[0], h.adam_eps)
         metrics |= {"actor_loss": loss, "actor_gradient_norm": common.norm(grads)}
         return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
 
@@ -169,16 +184,16 @@ class _TD3BC:
         noise = h.policy_noise * jax.random.normal(key, batch.action.shape, batch.action.dtype)
         action = self.behaviour.act(jax.random.fold_in(key, 2), state.target_actor, batch.next_obs)
         action += jnp.clip(noise, -h.noise_clip, h.noise_clip)
-        q: Array = self.critics.apply(state.target_critic, batch.next_obs, jnp.clip(action, -1.0, 1.0))
-        return batch.reward + h.gamma * batch.discount * q.min(axis=0)
+        action = jnp.clip(action, -1.0, 1.0)
+        q: Array = self.critics.apply(state.target_critic, batch.next_obs, action)
+        y: Array = batch.reward + h.gamma * batch.discount * self.next_value(h, q.min(axis=0), action, batch)
+        return y
 
     def critic_loss(self, params: PyTree, batch: Transition, y: Array) -> Array:
         """(Q_i(s, a) - y)^2 (TD3, algorithm 1), averaged over the batch [B] and summed over the critics i."""
         return common.squared_error(self.critics.apply(params, batch.obs, batch.action), y)
 
-    def actor_loss(
-        self, key: Array, params: PyTree, critic: PyTree, batch: Transition, h: TD3BCConfig
-    ) -> tuple[Array, Metrics]:
+    def actor_loss(self, key: Array, params: PyTree, critic: PyTree, batch: Transition, h: Any) -> tuple[Array, Metrics]:
         """-lambda * Q(s, pi(s)) + cloning * (pi(s) - a)^2 with lambda = alpha / mean |Q(s, pi(s))| (TD3+BC, equations 4 and 5).
 
         Means over the batch [B]; no gradient through lambda, which is the metric q_weight. The mean of |Q| is over pi(s), as in
@@ -187,18 +202,36 @@ class _TD3BC:
         """
         pi = self.behaviour.act(key, params, batch.obs)
         chex.assert_equal_shape([pi, batch.action])
-        q = self.critic.apply(member(critic, 0), batch.obs, pi)  # the first critic only, as TD3
-        weight = h.alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), _Q_FLOOR)
+        q, (alpha, beta) = self.climbed(critic, batch.obs, pi), self.weights(h)
+        weight = alpha / jnp.maximum(jax.lax.stop_gradient(jnp.abs(q).mean()), _Q_FLOOR)
         cloning = jnp.square(pi - batch.action).mean()
-        return h.cloning * cloning - weight * q.mean(), {"q_mean": q.mean(), "bc_loss": cloning, "q_weight": weight}
+        return beta * cloning - weight * q.mean(), {"q_mean": q.mean(), "bc_loss": cloning, "q_weight": weight}
+
+    def rates(self, h: Any) -> tuple[Array, Array]:
+        """Learning rates [] of the actor and of the critics."""
+        return h.lr, h.lr
+
+    def weights(self, h: Any) -> tuple[Array | float, Array]:
+        """alpha [] of Q and the weight [] of cloning in the actor's loss."""
+        return h.alpha, h.cloning
+
+    def climbed(self, critic: PyTree, obs: Array, action: Array) -> Array:
+        """The values [B] that the actor climbs: those of the first critic only, as TD3."""
+        q: Array = self.critic.apply(member(critic, 0), obs, action)
+        return q
+
+    def next_value(self, h: Any, q: Array, action: Array, batch: Transition) -> Array:
+        """The value [..., B] of s' in the targets, where `q` [..., B] is the smaller one of a' [..., B, A] there."""
+        return q
 
     def policy(self, state: TD3BCState) -> Policy:
         return self.behaviour.make_policy(state.actor, state.hypers.policy_std)
 
 
 @functools.cache
-def _structure(action_dim: int, options: TD3BCConfig) -> _TD3BC:
-    return _TD3BC(action_dim, options)
+def _structure(action_dim: int, options: TD3BCConfig) -> TD3BC:
+    o = options
+    return TD3BC(action_dim, o, actor=o.actor, critic_updates=o.critic_updates, actor_first=o.actor_first)
 
 
 def td3_bc(options: TD3BCConfig = TD3BCConfig(), *, action_dim: int, **changes: Any) -> Agent[TD3BCState]:

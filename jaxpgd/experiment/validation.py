@@ -131,6 +131,7 @@ def _check_numbers(config: Config) -> None:
         *a.cql.hidden,
         *a.diffusion_ql.hidden,
         *a.diffusion_ql.critic_hidden,
+        *a.rebrac.hidden,
     ):
         check(width > 0, "hidden", width, "layer widths above 0")
     m = config.world_model

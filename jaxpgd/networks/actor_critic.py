@@ -1,6 +1,6 @@
 """Actors, critics and value networks of the offline agents, for any leading axes: obs [..., O], action [..., A].
 
-Inputs whose leading axes differ raise AssertionError when they are traced.
+Inputs whose leading axes differ raise AssertionError when they are traced. `norm`: of the hidden layers, as `mlp.MLP`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxpgd.networks.activations import mish
-from jaxpgd.networks.mlp import MLP, Init, sinusoidal
+from jaxpgd.networks.mlp import MLP, Init, Norm, sinusoidal
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
@@ -24,10 +24,11 @@ class TanhActor(nn.Module):
     action_dim: int
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
-        return jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind)(obs))
+        return jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind, norm=self.norm)(obs))
 
 
 class GaussianActor(nn.Module):
@@ -39,10 +40,11 @@ class GaussianActor(nn.Module):
     action_dim: int
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "orthogonal"
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
-        mean = jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind)(obs))
+        mean = jnp.tanh(MLP((*self.hidden, self.action_dim), self.init_kind, norm=self.norm)(obs))
         log_std = self.param("log_std", nn.initializers.zeros, (self.action_dim,), jnp.float32)
         return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
 
@@ -56,10 +58,12 @@ class TanhGaussianActor(nn.Module):
     action_dim: int
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array) -> tuple[Array, Array]:
-        mean, log_std = jnp.split(MLP((*self.hidden, 2 * self.action_dim), self.init_kind)(obs), 2, axis=-1)
+        both = MLP((*self.hidden, 2 * self.action_dim), self.init_kind, norm=self.norm)(obs)
+        mean, log_std = jnp.split(both, 2, axis=-1)
         return mean, jnp.exp(jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
 
 
@@ -90,13 +94,14 @@ class Critic(nn.Module):
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
     activation: Callable[[Array], Array] = nn.relu
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         chex.assert_equal_rank([obs, action])
         chex.assert_equal_shape_prefix([obs, action], obs.ndim - 1)
         x = jnp.concatenate([obs, action], axis=-1)
-        return MLP((*self.hidden, 1), self.init_kind, self.activation)(x)[..., 0]
+        return MLP((*self.hidden, 1), self.init_kind, self.activation, self.norm)(x)[..., 0]
 
 
 class CriticEnsemble(nn.Module):
@@ -109,13 +114,14 @@ class CriticEnsemble(nn.Module):
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "uniform"
     activation: Callable[[Array], Array] = nn.relu
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         stacked = nn.vmap(
             Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=self.members
         )
-        return stacked(self.hidden, self.init_kind, self.activation, name="members")(obs, action)
+        return stacked(self.hidden, self.init_kind, self.activation, self.norm, name="members")(obs, action)
 
 
 def member(params: Any, index: int) -> Any:
@@ -128,7 +134,8 @@ class ValueNetwork(nn.Module):
 
     hidden: tuple[int, ...] = (256, 256)
     init_kind: Init = "orthogonal"
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
-        return MLP((*self.hidden, 1), self.init_kind)(obs)[..., 0]
+        return MLP((*self.hidden, 1), self.init_kind, norm=self.norm)(obs)[..., 0]

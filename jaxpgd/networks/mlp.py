@@ -13,6 +13,7 @@ from jaxpgd.networks.dense import Dense
 from jaxpgd.networks.orthogonal import orthogonal
 
 Init = Literal["uniform", "orthogonal", "lecun_normal"]
+Norm = Literal["none", "layer"]
 
 
 def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
@@ -39,16 +40,20 @@ def sinusoidal(position: Array, features: int) -> Array:
 class MLP(nn.Module):
     """Dense layers of widths `features`, with `activation` after all but the last. x [..., I] -> [..., features[-1]].
 
-    Biases start at zero.
+    Biases start at zero. `norm = "layer"`: layer normalisation (arXiv 1607.06450), with scale and bias, after each activation.
+    That is the order of ReBRAC's code (arXiv 2305.09836); RLPD's (arXiv 2302.02948) normalises before the activation.
     """
 
     features: tuple[int, ...]
     init_kind: Init = "uniform"
     activation: Callable[[Array], Array] = nn.relu
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.features):
             x = Dense(width, kernel_init=kernel_init(self.init_kind))(x)
-            x = self.activation(x) if i + 1 < len(self.features) else x
+            if i + 1 < len(self.features):
+                x = self.activation(x)
+                x = nn.LayerNorm()(x) if self.norm == "layer" else x
         return x

@@ -120,8 +120,8 @@ def sample_synthetic(key: Array, replay: Replay, batch: int) -> Transition:
     return _synthetic(replay, jax.random.randint(key, (batch,), 0, jnp.maximum(replay.count, 1)))
 
 
-def _synthetic(replay: Replay, drawn: Array) -> Transition:
-    """The valid transitions of numbers `drawn` [B]."""
+def _synthetic(replay: Replay, drawn: Array, *, next_actions: bool = False) -> Transition:
+    """The valid transitions of numbers `drawn` [B], with the actions that follow them where `next_actions`."""
     length = replay.trajectory.reward.shape[1]
     row, step = jnp.divmod(replay.valid[drawn], length)
     steps = replay.trajectory
@@ -129,13 +129,17 @@ def _synthetic(replay: Replay, drawn: Array) -> Transition:
     following = steps.obs[row, jnp.minimum(step + 1, length - 1)]
     if steps.last_obs is not None:
         following = jnp.where((step == length - 1)[:, None], steps.last_obs[row], following)
-    return Transition(
+    found = Transition(
         obs=steps.obs[row, step],
         action=steps.action[row, step],
         reward=steps.reward[row, step],
         discount=steps.discount[row, step],
         next_obs=following,
     )
+    if not next_actions:
+        return found
+    next_action = steps.action[row, jnp.minimum(step + 1, length - 1)]
+    return found.replace(next_action=next_action, has_next_action=step < length - 1)  # type: ignore[attr-defined, no-any-return]
 
 
 def sample_real(key: Array, real: Transition, batch: int) -> Transition:
@@ -175,11 +179,11 @@ def draw_mixed(
 
 
 def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
-    """The batch of a draw."""
+    """The batch of a draw. It has next actions where the real transitions do, in its synthetic part as well."""
     if draw.synthetic is None:
         return _real(real, draw.real)
     assert replay is not None
-    synthetic = _synthetic(replay, draw.synthetic)
+    synthetic = _synthetic(replay, draw.synthetic, next_actions=real.next_action is not None)
     if draw.instead is not None:
         held = replay.position >= 0
         synthetic = jax.tree.map(lambda a, b: jnp.where(held, a, b), synthetic, _real(real, draw.instead))

@@ -15,6 +15,7 @@ from jaxpgd.agents.bc import BCConfig
 from jaxpgd.agents.cql import CQLConfig
 from jaxpgd.agents.diffusion_ql import DiffusionQLConfig
 from jaxpgd.agents.iql import IQLConfig
+from jaxpgd.agents.rebrac import ReBRACConfig
 from jaxpgd.agents.td3_bc import TD3BCConfig
 from jaxpgd.errors import check
 from jaxpgd.options import check_ranges, option, options, positive
@@ -39,7 +40,7 @@ from jaxpgd.types import Agent, Metrics, PyTree, Transition
 class AgentConfig:
     """The offline-RL algorithm and its training length. Only the section of the chosen kind is used."""
 
-    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql"] = option(
+    kind: Literal["td3_bc", "iql", "bc", "cql", "diffusion_ql", "rebrac"] = option(
         "td3_bc", "offline-RL algorithm; the settings of its section are used"
     )
     updates: int = positive(2000, "gradient updates of the agent")
@@ -51,6 +52,7 @@ class AgentConfig:
     bc: BCConfig = BCConfig()
     cql: CQLConfig = CQLConfig()
     diffusion_ql: DiffusionQLConfig = DiffusionQLConfig()
+    rebrac: ReBRACConfig = ReBRACConfig()
 
 
 _BLOCK = 512  # updates whose random numbers are drawn at once, at most
@@ -117,6 +119,13 @@ def init_agent(
     coefficient: Array | None = None,
 ) -> AgentState:
     """A new agent, and a filled replay where there is a synthesizer, guided by `coefficient` [] where that is given."""
+    check(
+        data.real.next_action is not None or not agent.next_actions,
+        "real.next_action",
+        None,
+        f"the actions that follow, which {agent.name} needs",
+        "Use dataset.transitions(next_actions=True).",
+    )
     key, key_agent, key_replay = jax.random.split(key, 3)
     example = jax.tree.map(lambda x: x[0], data.real)
     state = agent.init(key_agent, example, hypers)

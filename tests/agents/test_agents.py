@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import with_next_actions
 
 from jaxpgd.agents import AGENTS, BCConfig, TD3BCConfig, make_agent, normalise_observations, replace_hypers
 from jaxpgd.errors import InputError
@@ -38,13 +39,14 @@ VARIED = {"bc": ("lr", (0.0, 1e-3))}  # a numeric setting and two values of it
 
 def batch_for(agent, key=7, size=16):
     keys, lead = jax.random.split(jax.random.key(key), 5), (agent.batches, size)
-    return Transition(
+    batch = Transition(
         obs=jax.random.normal(keys[0], (*lead, 3)),
         action=jax.random.uniform(keys[1], (*lead, 2), minval=-1.0),
         reward=jax.random.normal(keys[2], lead),
         discount=jax.random.bernoulli(keys[3], 0.9, lead).astype(jnp.float32),
         next_obs=jax.random.normal(keys[4], (*lead, 3)),
     )
+    return with_next_actions(batch) if agent.next_actions else batch
 
 
 # compiled once per agent structure
@@ -172,7 +174,7 @@ STRUCTURAL = {  # another value of everything that is structure
     "time_features": 4,
     "n_actions": 2,
     "critic_updates": 3,
-    "policy_delay": 2,
+    "policy_delay": 3,
     "actor": "tanh_gaussian",
     "actor_first": True,
     "init": "lecun_normal",
@@ -182,6 +184,9 @@ STRUCTURAL = {  # another value of everything that is structure
     "action_reconstruction": "one_step",
     "critic_hidden": HIDDEN,
     "critic_activation": "relu",
+    "critic_norm": "layer",
+    "rebrac.critic_norm": "none",
+    "actor_norm": "layer",
 }
 
 
@@ -191,16 +196,34 @@ def test_structure_makes_another_agent_and_numbers_do_not(name):
     assert factory(action_dim=2).hypers == config  # one default, in Python and in configs
     reference, numbers = factory(config, action_dim=2), numeric(type(config))
     for field in dataclasses.fields(config):
-        value = 0.125 if field.name in numbers else STRUCTURAL[field.name]
+        another = STRUCTURAL.get(f"{name}.{field.name}", STRUCTURAL.get(field.name))
+        value = 0.125 if field.name in numbers else another
         other = factory(config, action_dim=2, **{field.name: value})
         assert other.name == name and getattr(other.hypers, field.name) == value
         assert (other.update_fn == reference.update_fn) == (field.name in numbers)
 
 
+def normalised(network):
+    """Whether a network of a state has layer normalisation."""
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(network)]
+    return any("LayerNorm" in path for path in paths)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(AGENTS) if hasattr(getattr(AgentConfig(), name), "critic_norm")])
+@pytest.mark.parametrize(("critic", "actor"), [("none", "none"), ("layer", "none"), ("none", "layer")])
+def test_layer_normalisation_is_that_of_critics_or_of_the_actor(name, critic, actor):
+    agent = AGENTS[name](action_dim=2, hidden=HIDDEN, critic_norm=critic, actor_norm=actor)
+    state = jax.eval_shape(agent.init, jax.random.key(0), EXAMPLE)
+    of = {part: normalised(getattr(state, part)) for part in ("critic", "target_critic", "value", "actor", "target_actor")
+          if hasattr(state, part)}  # fmt: skip
+    assert of == {part: (actor if "actor" in part else critic) == "layer" for part in of}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_agent("sac", options("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, td3_bc"),
+        (lambda: AGENTS["td3_bc"](action_dim=2, critic_norm="batch"), "critic_norm = 'batch': expected one of 'none', 'layer'"),
+        (lambda: make_agent("sac", options("iql"), 2), "'sac': expected one of bc, cql, diffusion_ql, iql, rebrac, td3_bc"),
         (lambda: AGENTS["cql"](action_dim=2, n_actions=0), "n_actions = 0: expected a number above 0"),
         (lambda: AGENTS["diffusion_ql"](action_dim=2, steps=0), "steps = 0: expected a number above 0"),
         (lambda: AGENTS["diffusion_ql"](action_dim=2, time_features=5), "time_features = 5: expected an even number"),

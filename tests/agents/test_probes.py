@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpgd.agents import bc, cql, diffusion_ql, iql, replace_hypers, td3_bc
+from jaxpgd.agents import bc, cql, diffusion_ql, iql, rebrac, replace_hypers, td3_bc
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
 from jaxpgd.types import Transition
@@ -19,9 +19,10 @@ AGENTS = {
     "iql": iql(action_dim=1, hidden=HIDDEN),
     "cql": cql(action_dim=1, hidden=HIDDEN, n_actions=4),
     "diffusion_ql": diffusion_ql(action_dim=1, hidden=HIDDEN, time_features=8),
+    "rebrac": rebrac(action_dim=1, hidden=HIDDEN),
 }
-# beside gamma: of CQL, the soft actor-critic without its conservative term
-PROBE_HYPERS = {"cql": {"weight": 0.0, "actor_lr": 3e-4}}
+# beside gamma: CQL without its conservative term, ReBRAC without the penalty in its targets
+PROBE_HYPERS = {"cql": {"weight": 0.0, "actor_lr": 3e-4}, "rebrac": {"critic_penalty": 0.0}}
 CRITICS, VALUE = CriticEnsemble(2, HIDDEN), ValueNetwork(HIDDEN)
 STATES, GAMMA = np.eye(4, dtype=np.float32), 0.6
 # state: (reward, discount, next state, value)
@@ -54,6 +55,8 @@ def trained_on_probes(name):
     action = jax.random.uniform(jax.random.key(9), (256, 1), minval=-1.0)
     obs = jnp.asarray(STATES)
     data = Transition(obs=obs[index], action=action, reward=columns[0], discount=columns[1], next_obs=obs[columns[2]])
+    if AGENTS[name].next_actions:
+        data = data.replace(next_action=action, has_next_action=jnp.ones(256, bool))
     return jax.jit(lambda: train(AGENTS[name], data, 800, gamma=GAMMA, **PROBE_HYPERS.get(name, {})))()
 
 
@@ -61,7 +64,7 @@ def trained_on_probes(name):
 @pytest.mark.parametrize("state", PROBES)
 def test_critics_find_the_known_values(name, state):
     action = jnp.array([[-0.5], [0.0], [0.5]])
-    critics = CRITICS.clone(activation=mish) if name == "diffusion_ql" else CRITICS
+    critics = {"diffusion_ql": CRITICS.clone(activation=mish), "rebrac": CRITICS.clone(norm="layer")}.get(name, CRITICS)
     q = critics.apply(trained_on_probes(name).critic, jnp.tile(STATES[state], (3, 1)), action)
     np.testing.assert_allclose(q, PROBES[state][3], atol=0.1)
 
@@ -87,6 +90,38 @@ def test_td3_bc_clones_the_mean_without_q_and_finds_the_optimum_with_it():
     np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
     assert ((actions[1:] < 0.0) & (actions[1:] > -0.99)).all()
     assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)  # two spreads of a mean of four
+
+
+def test_rebrac_values_what_the_penalty_of_its_targets_leaves():
+    """A cloned actor takes the mean action, 0; next actions are uniform, 1/3 from it in the mean square.
+
+    Both states lead to themselves for a reward of 1; only the first has next actions, so that only its value has the penalty.
+    """
+    keys, index = jax.random.split(jax.random.key(4), 2), jnp.tile(jnp.arange(2), 256)
+    action, following = (jax.random.uniform(key, (512, 1), minval=-1.0) for key in keys)
+    obs = jnp.asarray(STATES)[index]
+    data = Transition(obs, action, jnp.ones(512), jnp.ones(512), obs, following, index == 0)
+    agent, penalties = AGENTS["rebrac"], jnp.array([0.0, 1.0])
+    settings = {"gamma": GAMMA, "policy_noise": 0.0, "actor_penalty": 1e3}
+    states = jax.jit(jax.vmap(lambda beta: train(agent, data, 1000, critic_penalty=beta, **settings)))(penalties)
+    critics = CRITICS.clone(norm="layer")
+    q = jax.vmap(lambda s: critics.apply(s.critic, jnp.asarray(STATES[:2]), jnp.zeros((2, 1))).mean(0))(states)
+    distance = np.square(np.asarray(following)[::2] - np.asarray(action).mean()).mean()
+    expected = np.array([[1.0, 1.0], [1.0 - GAMMA * distance, 1.0]]) / (1 - GAMMA)
+    assert expected[0, 0] - expected[1, 0] == pytest.approx(0.5, abs=0.06)
+    np.testing.assert_allclose(q, expected, atol=0.12)
+
+
+def test_rebrac_clones_the_mean_under_a_large_penalty_and_finds_the_optimum_under_a_small_one():
+    """As for TD3+BC: over weights and settings, the best action is -0.4 and the data's mean 0."""
+    data, agent = bandit(best=-0.4), rebrac(action_dim=1, hidden=(32, 32))
+    data = data.replace(next_action=data.action, has_next_action=jnp.zeros(512, bool))
+    betas, seeds = jnp.array([1e3, 0.1, 0.01, 0.001]), jnp.arange(4)
+    run = jax.vmap(lambda beta, seed: train(agent, data, 600, batch=256, seed=seed, actor_penalty=beta), (None, 0))
+    states = jax.jit(jax.vmap(run, (0, None)))(betas, seeds)
+    actions = jax.vmap(jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0]))(states)
+    np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
+    assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)
 
 
 def expectile(x, tau):

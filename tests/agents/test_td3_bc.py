@@ -206,6 +206,19 @@ def test_the_policy_of_a_stochastic_actor_has_a_density_of_its_own():
     assert policy.log_prob(obs, jnp.array([0.3])) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_critic_with_layer_normalisation_is_the_one_that_the_actor_climbs():
+    options = {"hidden": HIDDEN, "critic_norm": "layer", "actor_norm": "layer"}
+    agent, own = td3_bc(action_dim=1, **options), _structure(1, structure(TD3BCConfig(**options)))
+    state, one = make_state(agent, policy_noise=0.0), jax.tree.map(lambda x: x[0], BATCH)
+    pi = TanhActor(1, HIDDEN, norm="layer").apply(state.actor, one.obs)
+    critics = CriticEnsemble(2, HIDDEN, norm="layer")
+    _, metrics = own.actor_loss(jax.random.key(3), state.actor, state.critic, one, state.hypers)
+    assert metrics["q_mean"] == pytest.approx(float(critics.apply(state.critic, one.obs, pi)[0].mean()), rel=1e-5)
+    target = TanhActor(1, HIDDEN, norm="layer").apply(state.target_actor, one.next_obs)
+    q = critics.apply(state.target_critic, one.next_obs, target).min(0)
+    np.testing.assert_allclose(own.targets(jax.random.key(1), state, one), one.reward + 0.99 * one.discount * q, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "value"), [("actor", "gaussian"), ("policy_delay", 0)])
 def test_what_td3_bc_cannot_be_is_refused(name, value):
     with pytest.raises(InputError, match=f"{name} = "):

@@ -252,7 +252,8 @@ def test_no_arm_passes_as_published_under_another_methods_settings(preset: str, 
         ("[sampler]\nrho = true", "sampler.rho = True: expected a finite number"),
         ("[agent]\nnormalise_obs = 1", "agent.normalise_obs = 1: expected true or false"),
         ("out = 3", "out = 3: expected a string"),
-        ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql', 'bc', 'cql', 'diffusion_ql'"),
+        ('[agent.cql]\ncritic_norm = "batch"', "agent.cql.critic_norm = 'batch': expected one of 'none', 'layer'"),
+        ('[agent]\nkind = "sac"', "agent.kind = 'sac': expected one of 'td3_bc', 'iql', 'bc', 'cql', 'diffusion_ql', 'rebrac'"),
         ('[sampler]\nkind = "dpm"', "sampler.kind = 'dpm': expected one of 'heun', 'euler', 'ancestral'"),
         ("[agent.cql]\nn_action = 3", r"unknown key 'agent.cql.n_action'. Did you mean 'agent.cql.n_actions'\?"),
         ('arms = ["real", "fake"]', r"arms\[1\] = 'fake': expected one of 'real', 'unguided', 'guided'"),
@@ -296,6 +297,8 @@ def test_unreadable_file(tmp_path: Path) -> None:
         ("agent.cql.n_actions", 0, "a number above 0"),
         ("agent.cql.weight", -1.0, "not below 0"),
         ("agent.cql.polyak", 1.5, "from 0 to 1"),
+        ("agent.rebrac.critic_penalty", -1.0, "not below 0"),
+        ("agent.rebrac.policy_delay", 0, "a number above 0"),
         ("agent.diffusion_ql.candidates", 0, "a number above 0"),
         ("agent.diffusion_ql.gradient_clip", -1.0, "not below 0"),
         ("agent.diffusion_ql.ema", 1.5, "from 0 to 1"),
@@ -357,7 +360,7 @@ def test_the_ancestral_sampler_has_no_unchurned_predictor() -> None:
         load_config(None, {"sampler": {"kind": "ancestral", "heun": {"predictor": "unchurned"}}})
 
 
-@pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql"])
+@pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql", "rebrac"])
 def test_every_agent_can_be_chosen_and_its_layers_are_checked(kind: str) -> None:
     assert load_config(None, {"agent": {"kind": kind}}).agent.kind == kind
     with pytest.raises(InputError, match="hidden = 0: expected layer widths above 0"):

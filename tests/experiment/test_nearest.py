@@ -23,7 +23,7 @@ BATCHES = "'denoiser.batch_size', 'sampler.batch_size', 'world_model.batch_size'
         ({"batch_size": 3}, f"unknown key 'batch_size'. Did you mean {BATCHES}?"),
         ({"agent": {"lr": 1.0}}, "unknown key 'agent.lr'. Did you mean 'agent.td3_bc.lr'?"),
         ({"agent": {"lr": 1.0, "kind": "iql"}}, "unknown key 'agent.lr'. Did you mean 'agent.iql.lr'?"),
-        ({"agent": {"kind": "bc", "actor_lr": 1.0}}, "Did you mean 'agent.cql.actor_lr'?"),
+        ({"agent": {"kind": "bc", "actor_lr": 1.0}}, "Did you mean 'agent.cql.actor_lr' or 'agent.rebrac.actor_lr'?"),
         ({"agent": {"batch_sise": 3}}, "unknown key 'agent.batch_sise'. Did you mean 'agent.batch_size'?"),
         ({"denoiser": {"lr": 1.0}}, "Did you mean 'denoiser.peak_lr' or 'denoiser.initial_lr_fraction'?"),
         ({"agent": {"gradient_clip": 1.0, "kind": "iql"}}, "Did you mean 'agent.diffusion_ql.gradient_clip'?"),

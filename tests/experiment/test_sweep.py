@@ -40,7 +40,7 @@ def test_an_arm_without_guidance_has_no_coefficients() -> None:
     assert [sweep.label(i) for i in range(2)] == ["gamma 0.9999999", "gamma 1"]
 
 
-@pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql"])
+@pytest.mark.parametrize("kind", ["td3_bc", "iql", "bc", "cql", "diffusion_ql", "rebrac"])
 def test_what_can_be_swept_are_fields_of_the_agents_section(kind: str) -> None:
     chosen = load_config(None, {"agent": {"kind": kind}})
     fields = {f.name for f in dataclasses.fields(getattr(chosen.agent, kind))}

@@ -197,6 +197,8 @@ def agent(config: Config) -> tuple[Any, ...]:
     own = make_agent(config.agent.kind, section, 1, **stats)
     example = Transition(jnp.zeros(2), jnp.zeros(1), jnp.zeros(()), jnp.ones(()), jnp.zeros(2))
     batch = jax.tree.map(lambda x: jnp.zeros((own.batches, 4, *x.shape)), example)
+    if own.next_actions:
+        batch = dataclasses.replace(batch, next_action=batch.action, has_next_action=jnp.ones_like(batch.reward, bool))
 
     def trained(hypers: Any, key: Array, batch: Transition) -> Any:
         state, metrics = own.update(key, own.init(key, example, hypers), batch)

@@ -219,6 +219,8 @@ def test_agents_at_the_ends_of_their_settings(kind: str) -> None:
         obs=jax.random.normal(k[0], (*lead, 3)), action=jnp.ones((*lead, 2)).at[:, 1:].set(0.3), reward=jnp.ones(lead),
         discount=jnp.ones(lead).at[:, 0].set(0.0), next_obs=jax.random.normal(k[1], (*lead, 3)),
     )  # fmt: skip
+    if agent.next_actions:
+        batch = batch.replace(next_action=-batch.action, has_next_action=jnp.ones(lead, bool))  # type: ignore[attr-defined]
 
     def trained(hypers: Any, reward: Array) -> Any:
         own = batch.replace(reward=reward * batch.reward)  # type: ignore[attr-defined]

@@ -30,6 +30,21 @@ def test_mlp_is_dense_relu_dense_by_hand():
     np.testing.assert_allclose(model.apply(params, OBS), expected, rtol=1e-5)
 
 
+def test_layer_normalisation_comes_behind_each_activation_and_not_behind_the_last_layer():
+    model = MLP((4, 5, 2), norm="layer")
+    params = model.init(jax.random.key(0), OBS)
+    assert sorted(params["params"]) == ["Dense_0", "Dense_1", "Dense_2", "LayerNorm_0", "LayerNorm_1"]
+    draw = lambda x: x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape)  # scales and biases that are not 1 and 0
+    params = jax.tree.map(draw, params)
+    x, layers = np.asarray(OBS, np.float64), jax.tree.map(np.asarray, params["params"])
+    for i in range(2):
+        x = np.maximum(layers[f"Dense_{i}"]["kernel"] @ x + layers[f"Dense_{i}"]["bias"], 0)
+        x = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+        x = x * layers[f"LayerNorm_{i}"]["scale"] + layers[f"LayerNorm_{i}"]["bias"]
+    expected = layers["Dense_2"]["kernel"] @ x + layers["Dense_2"]["bias"]
+    np.testing.assert_allclose(model.apply(params, OBS), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_uniform_init_fills_the_interval_one_over_root_inputs():
     kernel = MLP((200,)).init(jax.random.key(1), jnp.zeros(100))["params"]["Dense_0"]["kernel"]
     assert np.abs(kernel).max() <= 0.1

@@ -75,6 +75,21 @@ def test_every_step_of_a_rollout_is_drawn_as_often_with_its_own_successor(length
     np.testing.assert_array_equal(drawn.reward, drawn.obs[:, 0] + 0.5)
 
 
+@pytest.mark.parametrize("made", [rows, rollouts])
+def test_batches_have_the_next_actions_of_trajectories_where_the_real_transitions_have_theirs(made) -> None:
+    """The action at a step of the fixtures is minus its observation. The last step of a trajectory has no next action."""
+    replay = init_replay(made(1, 2, 3, terminal={2: 2, 3: 0}))
+    own = real().replace(next_action=real().action - 1, has_next_action=jnp.arange(7) < 6)
+    batch, plain = (draw(jax.random.key(0), each, replay, 600, 300) for each in (own, real()))
+    assert plain.next_action is None and plain.has_next_action is None
+    for field in ("obs", "action", "reward", "discount", "next_obs"):
+        np.testing.assert_array_equal(getattr(batch, field), getattr(plain, field))
+    obs, known = np.asarray(batch.obs[:, 0]), np.asarray(batch.has_next_action)
+    np.testing.assert_array_equal(known, np.where(obs < 0, obs > -106, obs % 10 < 2))
+    np.testing.assert_array_equal(batch.next_action[known, 0], np.where(obs < 0, obs - 1, -(obs + 1))[known])
+    assert set(obs[~known]) == {-106, 22} | ({12} if made is rollouts else set())
+
+
 def test_rollouts_and_whole_trajectories_share_a_replay() -> None:
     """Each keeps what was usable of it, as far as there is room for where its last step leads."""
     replay = add(init_replay(rollouts(1, 2), capacity=3), rows(3))

@@ -17,6 +17,7 @@ from jaxpgd.agents.bc import BCConfig
 from jaxpgd.agents.cql import CQLConfig
 from jaxpgd.agents.diffusion_ql import DiffusionQLConfig
 from jaxpgd.agents.iql import IQLConfig
+from jaxpgd.agents.rebrac import ReBRACConfig
 from jaxpgd.agents.td3_bc import TD3BCConfig
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.experiment.config import Config
@@ -50,6 +51,7 @@ AGENTS: dict[str, Any] = {
     "bc": BCConfig(hidden=HIDDEN),
     "cql": CQLConfig(hidden=HIDDEN, n_actions=3),
     "diffusion_ql": DiffusionQLConfig(hidden=HIDDEN, steps=2),
+    "rebrac": ReBRACConfig(hidden=HIDDEN),
 }
 AGENT = AgentConfig(updates=8, updates_per_chunk=4, batch_size=6)
 SYNTHESIS = SynthesisConfig(trajectories=103, interval=4, length=8, synthetic_ratio=0.5)
@@ -89,7 +91,10 @@ def agents(kind: str, made: Any = None) -> tuple[Any, Experience]:
     """The program of two seeds of an agent, and where its batches come from: real data, with a synthesizer others as well."""
     agent = make_agent(kind, AGENTS[kind], 2)
     program = over_seeds(lambda _: agent_program(agent, AGENT, SYNTHESIS), {}, 1, 2)
-    return program, Experience(data().transitions, made, None if made is None else synthesizer(None))
+    real = data().transitions
+    if agent.next_actions:
+        real = real.replace(next_action=real.action, has_next_action=jnp.ones(SIZE, bool))
+    return program, Experience(real, made, None if made is None else synthesizer(None))
 
 
 def agent_chunk(kind: str, made: Any = None) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from flax import struct
 from scipy.stats import norm
 from training.counting import COUNTING, REAL, Gain, Stamp
 
-from jaxpgd.agents import TD3BCConfig, td3_bc
+from jaxpgd.agents import TD3BCConfig, rebrac, td3_bc
 from jaxpgd.envs.linear_gaussian import linear_policy
 from jaxpgd.errors import InputError
 from jaxpgd.options import numeric
@@ -226,6 +226,11 @@ def test_rewards_that_span_nothing_flag_no_critic() -> None:
     # a constant reward is worth from 0 (an episode that ends at once) to 10 times itself
     for reward, value, excess in ((2.0, 20.0, 0.0), (2.0, 40.0, 1.0), (2.0, -5.0, 0.25), (-2.0, -60.0, 2.0), (-2.0, 10.0, 0.5)):
         assert float(value_excess(data(reward), 0.9, jnp.asarray(value))) == pytest.approx(excess, abs=1e-5)
+
+
+def test_next_actions_that_an_agent_needs_are_asked_for_before_anything_is_trained() -> None:
+    with pytest.raises(InputError, match=r"real.next_action = None: expected the actions that follow, which rebrac needs. Use"):
+        train_agent(jax.random.key(0), DATA, agent=rebrac(action_dim=1, hidden=(4,)), config=CONFIG, synthesis=SYNTHESIS)
 
 
 def test_a_critic_of_rewards_of_0_is_not_called_diverging() -> None:

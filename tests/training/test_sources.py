@@ -1,6 +1,7 @@
 """Agents of several sources as one program against each source alone."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import jax
@@ -11,7 +12,7 @@ from flax import struct
 from jax import Array
 from training.counting import COUNTING, REAL, Stamp
 
-from jaxpgd.agents import td3_bc
+from jaxpgd.agents import rebrac, td3_bc
 from jaxpgd.experiment.run.seeds import over_seeds
 from jaxpgd.synthesis.replay import SynthesisConfig
 from jaxpgd.training.agent import AgentConfig, agent_program
@@ -42,14 +43,19 @@ def test_real_agents_see_real_data_and_others_what_their_own_source_made() -> No
     assert state.agent.updates.shape == (6,) and (np.asarray(state.agent.updates) == 30).all()
 
 
-@pytest.mark.parametrize("regime", ["periodic", pytest.param("fifo", marks=pytest.mark.slow)])
-def test_every_source_trains_as_it_does_alone(regime: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "regime"),
+    [(td3_bc, "periodic"), (rebrac, "periodic"), pytest.param(td3_bc, "fifo", marks=pytest.mark.slow)],
+)
+def test_every_source_trains_as_it_does_alone(make: Any, regime: str) -> None:
     keys = jax.random.split(jax.random.key(1), 3)
     real = Transition(
         obs=jax.random.normal(keys[0], (50, 1)), action=jax.random.uniform(keys[1], (50, 1), minval=-1.0),
         reward=jax.random.normal(keys[2], (50,)), discount=jnp.ones(50), next_obs=jax.random.normal(keys[0], (50, 1)),
     )  # fmt: skip
-    agent = td3_bc(action_dim=1, hidden=(8,))
+    agent = make(action_dim=1, hidden=(8,))
+    if agent.next_actions:
+        real = dataclasses.replace(real, next_action=-real.action, has_next_action=real.reward < 1)
     synthesis = dataclasses.replace(SYNTHESIS, regime=regime)
     stamp = lambda offset: ZeroStamp(jnp.asarray(offset))
     sources = [Experience(real), Experience(real, stamp(0.5)), Experience(real, stamp(2.0), stamp(-1.0))]

@@ -11,6 +11,7 @@ NAMES: Mapping[str, str] = {
     "iql": "IQL",
     "cql": "CQL",
     "diffusion_ql": "Diffusion-QL",
+    "rebrac": "ReBRAC",
     "loss": "training loss",
     "validation_loss": "validation loss",
     "smc": "SMC",

@@ -26,14 +26,14 @@ JOINT = "agents"  # the stage that trains the agents of all arms as one program
 def agent_training(config: Config, prepared: Prepared, models: Models, arm: str) -> Training[Policy]:
     """Of the agents of an arm: every seed of every setting, [settings * seeds], the seeds of a setting together."""
     agent = build_agent(config, prepared.dataset)
-    data = build_experience(config, prepared.dataset, models, arm)
+    data = build_experience(config, prepared.dataset, models, arm, next_actions=agent.next_actions)
     return _training(config, prepared, f"agent-{arm}", agent, population(config, agent, arm), data)
 
 
 def joint_training(config: Config, prepared: Prepared, models: Models) -> Training[Policy]:
     """Of the agents of all arms, as one program: [arms * seeds]."""
     agent = build_agent(config, prepared.dataset)
-    return _training(config, prepared, JOINT, agent, joint_program(config, agent), joint_data(config, prepared, models))
+    return _training(config, prepared, JOINT, agent, joint_program(config, agent), joint_data(config, prepared, models, agent))
 
 
 def _training(
@@ -65,9 +65,10 @@ def joint_program(config: Config, agent: Agent) -> Program[AgentState]:
     return sources_program(agent, config.agent, config.synthesis, config.arms, config.seeds, skip=skip)
 
 
-def joint_data(config: Config, prepared: Prepared, models: Models) -> Sources:
+def joint_data(config: Config, prepared: Prepared, models: Models, agent: Agent) -> Sources:
     """What `joint_program` trains on."""
-    return join_sources([build_experience(config, prepared.dataset, models, arm) for arm in config.arms])
+    build = lambda arm: build_experience(config, prepared.dataset, models, arm, next_actions=agent.next_actions)
+    return join_sources([build(arm) for arm in config.arms])
 
 
 def by_arm(config: Config, policies: Policy) -> dict[str, Policy]:

@@ -60,12 +60,13 @@ def arm_synthesizer(config: Config, models: Models, arm: str) -> Synthesizer:
     return make_dydiff(models.world, models.states, config.synthesis.dydiff, config.sampler, length=length)
 
 
-def build_experience(config: Config, dataset: Dataset, models: Models, arm: str) -> Experience:
-    """Where the agents of an arm get their batches from."""
+def build_experience(config: Config, dataset: Dataset, models: Models, arm: str, *, next_actions: bool = False) -> Experience:
+    """Where the agents of an arm get their batches from; `next_actions`: as `Agent.next_actions`."""
+    real = dataset.transitions(next_actions=next_actions)
     if arm == "real":
-        return Experience(dataset.transitions())
+        return Experience(real)
     synthesizer = arm_synthesizer(config, models, arm)
     first = None
     if arm == "guided" and config.synthesis.first_unguided:
         first = arm_synthesizer(config, models, "unguided")
-    return Experience(dataset.transitions(), synthesizer, first, make_filter(config.synthesis.filter))
+    return Experience(real, synthesizer, first, make_filter(config.synthesis.filter))

@@ -17,13 +17,14 @@ from jaxpgd.options import get
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # Settings that were added after studies had been measured. At their defaults they are in no key, so that keys stay.
-LATER = (STATED,
+LATER = (STATED, "agent.rebrac",
          "synthesis.filter.uniform",
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",
          "synthesis.dydiff.chained", "synthesis.dydiff.states",
          "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
          "agent.diffusion_ql.critic_activation",
+         *(f"agent.{kind}.{of}_norm" for kind in ("td3_bc", "iql", "cql") for of in ("critic", "actor")),
          "agent.td3_bc.cloning", "agent.td3_bc.policy_delay", "agent.td3_bc.actor",
          "denoiser.convolution", "data.clip_actions", "data.reward_scale", "data.reward_shift",
          "data.reward_normalisation", "data.pad_short", "data.fraction", "data.fraction_seed", "evaluation.max_steps",

@@ -29,6 +29,7 @@ LEAST: dict[str, Any] = {
     "agent": {
         "updates": 4, "updates_per_chunk": 2, "batch_size": 32, "bc": WIDTH, "td3_bc": WIDTH, "iql": WIDTH,
         "cql": WIDTH | {"n_actions": 2}, "diffusion_ql": WIDTH | {"steps": 2, "candidates": 2},
+        "rebrac": WIDTH,
     },
     "evaluation": {"episodes": 1, "every": 2, "intermediate_episodes": 1, "trajectories": 2, "coefficients": [1.0]},
 }  # fmt: skip
@@ -82,6 +83,7 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
             {"guidance": {"kind": "published"}, "synthesis": {"regime": "fifo"}},
             marks=pytest.mark.slow,
         ),
+        pytest.param("rebrac", ["real", "world_model"], TWO_WINDOWS, {}, marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
