@@ -71,9 +71,9 @@ class Session:
         for group in self.groups:
             self.measure_group(group)
             gc.collect()
-        self.settle(self.left)
+        self.settle_late()
         for job in self.pending:
-            self.record(job.row, {"skipped": "still being compiled when the time was over"})
+            self.record(job.row, {"skipped": "still being compiled when no time was left to run it"})
 
     @property
     def left(self) -> float:
@@ -128,15 +128,17 @@ class Session:
         expected = self.compile_seconds(chosen)
         if self.found and chosen:
             print(f"compiling {len(chosen)} programs ({self.left:.0f} s left)", file=sys.stderr, flush=True)
+        jobs: list[Job] = []
         for row in chosen:
             try:
                 if self.left > 0:
-                    self.pending.append(self.start(row))
+                    jobs.append(self.start(row))
                 else:
                     self.record(row, {"skipped": "the time was over before its turn"})
             except Exception as error:
                 self.record(row, failure(error))
-        self.settle(min(self.left, max(30.0, 2 * expected)))
+        self.pending += jobs
+        self.settle(max(30.0, 2 * expected), jobs)
 
     def start(self, row: Row) -> Job:
         """Trace the program of a row and compile it in a background thread."""
@@ -147,13 +149,30 @@ class Session:
         self.tracing.append(time.monotonic() - began)
         return Job(row, units, program, self.tracing[-1], measuring.in_background(lambda: timed(lowered.compile), self.gate))
 
-    def settle(self, patience: float) -> None:
-        """Wait up to `patience` seconds for programs that are being compiled, then time those that are ready.
+    def settle(self, patience: float, jobs: list[Job]) -> None:
+        """Wait up to `patience` seconds until `jobs` are compiled, then time those that are ready, also earlier ones.
 
-        Never so long that no time is left to run them: one slow program would cost the rows of all others.
+        At most half of the time that is left, and never so long that none is left to run them: one slow program would cost
+        the rows of all others.
         """
-        latest = self.left - sum(self.run_seconds(job.row) for job in self.pending)
-        concurrent.futures.wait([job.compiled for job in self.pending], timeout=max(0.0, min(patience, latest)))
+        latest = min(self.left / 2, self.left - sum(self.run_seconds(job.row) for job in jobs))
+        concurrent.futures.wait([job.compiled for job in jobs], timeout=max(0.0, min(patience, latest)))
+        self.finish_ready()
+
+    def settle_late(self) -> None:
+        """Time the programs that took long to compile as each is ready, as long as one of them can still be run."""
+        while self.pending:
+            latest = self.left - min(self.run_seconds(job.row) for job in self.pending)
+            compiled = [job.compiled for job in self.pending]
+            done = concurrent.futures.wait(
+                compiled, timeout=max(0.0, latest), return_when=concurrent.futures.FIRST_COMPLETED
+            ).done
+            if not done:
+                return
+            self.finish_ready()
+
+    def finish_ready(self) -> None:
+        """Time the rows whose programs are compiled."""
         ready = [job for job in self.pending if job.compiled.done()]
         self.pending = [job for job in self.pending if job not in ready]
         while ready:

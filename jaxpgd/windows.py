@@ -41,7 +41,10 @@ class DataConfig:
         0.05, "share of the episodes held out of denoiser training for the validation loss; 0: none"
     )
     fraction: float = share(
-        1.0, "share of the transitions to use, as random whole episodes; all that learns sees these alone", positive=True
+        1.0,
+        "share of the transitions to use, as random whole episodes; all that learns sees these alone",
+        low=1e-6,
+        positive=True,
     )
     fraction_seed: int = nonnegative(
         0, "draw of these episodes, whatever the seed of the run; fractions of one draw are parts of each other"

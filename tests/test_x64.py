@@ -127,6 +127,8 @@ def small_agent(kind: str) -> Any:
 @pytest.mark.parametrize("kind", sorted(AGENTS))
 def test_every_agent_trains_in_single_precision(models: dict[str, Any], kind: str) -> None:
     agent, data = small_agent(kind), transitions()
+    if agent.next_actions:
+        data = dataclasses.replace(data, next_action=data.action, has_next_action=jnp.ones(64, bool))
     traced(agent_program(agent, AGENT, SYNTHESIS, skip=True), Experience(data))
     one = over_seeds(lambda _: agent_program(agent, AGENT, SYNTHESIS), {"seed": jnp.zeros(1)}, 1, 2)
     state = traced(one, Experience(data, synthesizer(models, "world_model world")))

@@ -25,7 +25,7 @@ from jaxpgd.types import Agent, Metrics, PyTree, Transition
 
 @options
 class ReBRACConfig:
-    """ReBRAC (arXiv 2305.09836) with its settings for MuJoCo, the two penalties those of hopper-medium."""
+    """ReBRAC (arXiv 2305.09836) with its settings for MuJoCo, the two penalties those of hopper-medium in CORL."""
 
     actor_lr: float = positive(1e-3, "learning rate of the actor (ReBRAC on antmaze: 3e-4)", low=1e-12, high=1.0)
     critic_lr: float = positive(1e-3, "learning rate of the critics (ReBRAC on antmaze: 5e-5)", low=1e-12, high=1.0)

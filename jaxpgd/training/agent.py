@@ -119,8 +119,9 @@ def init_agent(
     coefficient: Array | None = None,
 ) -> AgentState:
     """A new agent, and a filled replay where there is a synthesizer, guided by `coefficient` [] where that is given."""
+    known = data.real.next_action is not None and data.real.has_next_action is not None
     check(
-        data.real.next_action is not None or not agent.next_actions,
+        known or not agent.next_actions,
         "real.next_action",
         None,
         f"the actions that follow, which {agent.name} needs",

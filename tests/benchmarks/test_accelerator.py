@@ -52,18 +52,39 @@ def test_a_row_that_fails_says_so_and_the_rest_goes_on():
     assert [len(rows) for rows in kept] == [1, 2, 3]  # after each
 
 
-def test_a_program_that_compiles_for_too_long_costs_no_other_row():
-    class Slow(Program):
-        def lower(self):
-            return self
+class Slow(Program):
+    """A program that compiles for longer than any test has."""
 
+    def lower(self):
+        return self
+
+    def compile(self):
+        time.sleep(20.0)
+
+
+def test_a_program_that_compiles_for_too_long_costs_no_other_row(monkeypatch):
+    monkeypatch.setattr(accelerator.os, "sched_getaffinity", lambda pid: {0, 1})  # two programs are compiled at a time
+    slow = a_row("slow", lambda units: Slow(DOUBLE, lambda: (jnp.ones(4),)))
+    rows, _ = taken([[a_row("quick"), slow, a_row("after")], [a_row("next group")]], minutes=0.25)
+    why = {name: row.get("skipped", row.get("error")) for name, row in rows.items() if "rate" not in row}
+    assert why == {"slow": "still being compiled when no time was left to run it"}
+    assert rows["quick"]["compiled_meanwhile"] == 1
+
+
+def test_a_program_that_is_compiled_late_is_still_run():
+    class Late(Slow):
         def compile(self):
-            time.sleep(7.0)
+            time.sleep(1.0)
+            return DOUBLE.lower(jnp.ones(4)).compile()
 
-    slow = Slow(DOUBLE, lambda: (jnp.ones(4),))
-    rows, _ = taken([[a_row("quick"), a_row("slow", lambda units: slow), a_row("after")]], minutes=0.1)
-    assert rows["quick"]["rate"] > 0 and rows["after"]["rate"] > 0 and rows["quick"]["compiled_meanwhile"] == 1
-    assert rows["slow"]["skipped"] == "still being compiled when the time was over"
+    row = a_row("late", lambda units: Late(DOUBLE, lambda: (jnp.ones(4),)))
+    session = accelerator.Session([[row]], 1.0, host=True, keep=lambda rows: None)
+    jobs = [session.start(row)]
+    session.pending += jobs
+    session.settle(0.0, jobs)
+    assert session.rows() == [] and session.pending == jobs
+    session.settle_late()
+    assert session.rows()[0]["rate"] > 0 and session.pending == []
 
 
 def test_a_row_that_does_not_fit_is_skipped_and_says_what_it_needs():
