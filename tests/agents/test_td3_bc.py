@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from batches import random_batch
 from scipy.stats import norm
+from targets import check_targets_moved
 
 from jaxpgd.agents import common, replace_hypers, td3_bc
 from jaxpgd.agents.td3_bc import TD3BCConfig, _structure
@@ -59,12 +60,7 @@ def test_one_update_by_hand():
     assert metrics["q_weight"] == pytest.approx(float(weight), rel=1e-4)
     assert metrics["bc_loss"] == pytest.approx(float(cloning), rel=1e-4)
     assert metrics["actor_loss"] == pytest.approx(float(cloning - weight * np.mean(q)), rel=1e-4)
-    for old, online, target in (
-        (state.target_actor, new.actor, new.target_actor),
-        (state.target_critic, new.critic, new.target_critic),
-    ):
-        expected = jax.tree.map(lambda t, o: 0.75 * t + 0.25 * o, old, online)
-        chex.assert_trees_all_close(target, expected, rtol=1e-7, atol=1e-6)
+    check_targets_moved(state, new, 0.25)
 
 
 def test_first_critic_step_moves_down_the_summed_squared_error():
