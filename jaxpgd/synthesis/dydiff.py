@@ -42,6 +42,11 @@ class DyDiffConfig:
     states: States = option(
         "sampled", "states of an iteration: sampled, or their mean given the conditions (one evaluation at sampler.sigma_max)"
     )
+    common_noise: bool = option(
+        False,
+        "sample with the same noise in every iteration, so that mixing averages nothing and states keep their spread; false: "
+        "with new noise (published), of which mix 0.5 leaves 0.58 of the spread of a sample",
+    )
     scaled_conditions: bool = option(
         False, "scale the conditions down with the noised sample, as published; false: legible at every noise level"
     )
@@ -99,8 +104,10 @@ class DyDiffSynthesizer(Synthesizer):
         r_t, end_t <- reward and terminal model at s_t, a_t, s_{t+1}
 
     pi's random numbers are drawn once per step and used in every iteration, so that a_t belongs to s_t rather than to another
-    draw of the policy. With `window` steps, the same is done of one window after the other, each from the last state of the
-    one before.
+    draw of the policy. D's are drawn anew, so that s is an average of its samples, with (1 - mix) / (1 + mix) (1 - mix^2M) of
+    their variance; with `common_noise` they are drawn once, and s goes to one sample of D, given its own actions.
+
+    With `window` steps, the same is done of one window after the other, each from the last state of the one before.
     """
 
     model: WorldModel
@@ -110,6 +117,7 @@ class DyDiffSynthesizer(Synthesizer):
     rollout: RolloutConfig  # of the world model; its length is that of the trajectories
     iterations: int = struct.field(pytree_node=False)  # M
     mean: bool = struct.field(pytree_node=False, default=False)  # take D's mean instead of a sample
+    common_noise: bool = struct.field(pytree_node=False, default=False)  # D's noise is that of the first iteration
     window: int = struct.field(pytree_node=False, default=0)  # steps of a link of a chain; 0: all steps at once
 
     def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
@@ -165,7 +173,9 @@ class DyDiffSynthesizer(Synthesizer):
         def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
             return self.iterate(key, action_keys, policy, *carry), None
 
-        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), jax.random.split(keys[1], self.iterations))
+        own = jax.random.split(keys[1], self.iterations)
+        own = jnp.broadcast_to(own[:1], own.shape) if self.common_noise else own
+        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), own)
         return s, a
 
     def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
@@ -228,4 +238,5 @@ def make_dydiff(
         rollout=initial,
         window=denoiser.length if config.chained else 0,
         mean=config.states == "mean",
+        common_noise=config.common_noise,
     )

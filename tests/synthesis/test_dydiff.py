@@ -112,6 +112,26 @@ def test_the_mean_is_one_evaluation_at_the_largest_noise_level():
     assert (states("sampled") < 1.0).all()  # the last evaluation is at sigma_min
 
 
+@pytest.mark.parametrize("common", [False, True])
+def test_the_spread_that_mixing_leaves(common):
+    """Of states N(0, 1) whatever the conditions: new noise is averaged over the iterations, common noise is not."""
+
+    class Normal:
+        def given(self, x, sigma, condition):
+            return condition.impose(x / (1.0 + sigma**2))
+
+    def spread(**settings):
+        denoiser = StateDenoiser(Normal(), CODEC, T, "clean")
+        made = make_dydiff(Doubling(), denoiser, DyDiffConfig(**settings), SAMPLER)
+        states = made(jax.random.key(0), HALF, jnp.zeros((n, 1))).trajectory.obs[:, 1:, 0]
+        return np.std(states, axis=0)  # the rollouts that are mixed with stay at 0, as does the policy
+
+    n, iterations, mix = 4000, 3, 0.5
+    left = 1 - mix**iterations if common else np.sqrt((1 - mix) / (1 + mix) * (1 - mix ** (2 * iterations)))
+    ratio = spread(iterations=iterations, mix=mix, common_noise=common) / spread(iterations=1, mix=0.0)
+    np.testing.assert_allclose(ratio, left, rtol=5 * np.sqrt(2 / (2 * n)))
+
+
 def test_chained_windows_by_hand():
     """Two windows of 4 steps for 6: the second starts at the last state of the first."""
     synthesizer = make_dydiff(Doubling(), StateDenoiser(Says(jnp.array([9.0, 2.0, 3.0, 4.0])), CODEC, T, "clean"),
