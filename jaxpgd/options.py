@@ -5,6 +5,7 @@ may be traced and vmapped; sizes, kinds and flags are static.
 """
 
 import dataclasses
+import functools
 import typing
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
@@ -60,14 +61,22 @@ def share(default: Any, help: str = "", *, low: float = 0.0, high: float = 1.0, 
     return dataclasses.field(default=default, metadata={"help": help, "range": Range("share", low, high, positive)})
 
 
+_kept: Any = functools.cache(typing.get_type_hints)  # to plan a study asks for every option of every cell
+
+
+def hints_of(section: Any) -> dict[str, Any]:
+    """The types of the options of a section, which is a class, by name."""
+    return _kept(section)  # type: ignore[no-any-return]
+
+
 @dataclass_transform(frozen_default=True)
 def options(cls: type[Options]) -> type[Options]:
     """Class decorator: a frozen dataclass, and a pytree whose leaves are its real numbers and those of its sections."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    hints = typing.get_type_hints(cls)
+    own = hints_of(cls)
     numbers = numeric(cls)
-    leaves = [name for name, hint in hints.items() if name in numbers or dataclasses.is_dataclass(hint)]
-    static = [name for name in hints if name not in leaves]
+    leaves = [name for name, hint in own.items() if name in numbers or dataclasses.is_dataclass(hint)]
+    static = [name for name in own if name not in leaves]
     return jax.tree_util.register_dataclass(cls, data_fields=leaves, meta_fields=static)  # type: ignore[type-var]
 
 
@@ -83,8 +92,8 @@ def structure(section: Options) -> Options:
 
 def numeric(section: Any) -> list[str]:
     """The names of a section's own options that are real numbers: those that may be traced, vmapped and swept."""
-    hints = typing.get_type_hints(section)
-    return [f.name for f in dataclasses.fields(section) if hints[f.name] is float and not f.metadata.get("static", False)]
+    own = hints_of(section if isinstance(section, type) else type(section))
+    return [f.name for f in dataclasses.fields(section) if own[f.name] is float and not f.metadata.get("static", False)]
 
 
 def get(config: Any, name: str) -> Any:
@@ -98,7 +107,7 @@ def range_of(config: Any, name: str) -> Range:
     """The range of the option of a dotted name, `config` being the options or their class."""
     *sections, last = name.split(".")
     for part in sections:
-        config = typing.get_type_hints(config if isinstance(config, type) else type(config))[part]
+        config = hints_of(config if isinstance(config, type) else type(config))[part]
     return typing.cast(Range, next(f for f in dataclasses.fields(config) if f.name == last).metadata["range"])
 
 
@@ -112,13 +121,13 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 
 def _walk(config: Any, prefix: str, check_one: Any) -> None:
-    hints = typing.get_type_hints(type(config))
+    own = hints_of(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             _walk(value, f"{prefix}{field.name}.", check_one)
         else:
-            check_one(prefix + field.name, value, hints[field.name], field.metadata["range"])
+            check_one(prefix + field.name, value, own[field.name], field.metadata["range"])
 
 
 def _check_choice(name: str, value: Any, hint: Any, range: Range) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import tomllib
 import types
-import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +15,7 @@ from jaxpgd.experiment.nearest import unknown_key
 from jaxpgd.experiment.presets import PRESETS, check_preset, preset_settings
 from jaxpgd.experiment.used_settings import AGENTS, check_used
 from jaxpgd.experiment.validation import validate
+from jaxpgd.options import hints_of
 
 Section = Any  # any options
 
@@ -106,7 +106,7 @@ def apply_values(config: Section, values: dict[str, Any], origin: str, prefix: s
     """`config` (any options) with nested `values` replaced. Raises InputError as `load_config`."""
 
     def apply(section: Section, own: dict[str, Any], inside: str) -> Section:
-        hints = typing.get_type_hints(type(section))
+        hints = hints_of(type(section))
         changes: dict[str, Any] = {}
         for key, value in own.items():
             name = prefix + inside + key

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
+
+from jaxpgd.options import hints_of
 
 _MOST = 4  # names in a message
 _LIKE, _ALIKE = 0.6, 0.75  # difflib's ratio from which on names count as spellings of each other
@@ -60,7 +61,7 @@ def nearest(name: str, config: Any, given: Mapping[str, Any], *, table: bool = F
 def _names(section: Any, prefix: str = "") -> dict[str, bool]:
     """Every setting and every section by its dotted name, and whether it is a section."""
     found: dict[str, bool] = {}
-    for key, hint in typing.get_type_hints(section).items():
+    for key, hint in hints_of(section).items():
         found[prefix + key] = dataclasses.is_dataclass(hint)
         found |= _names(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else {}
     return found
@@ -102,7 +103,7 @@ def _is_other_kind(section: str, config: Any, given: Mapping[str, Any]) -> bool:
     *parents, name = section.split(".")
     for parent in parents:
         config, given = getattr(config, parent), _table(given.get(parent))
-    hint = typing.get_type_hints(type(config)).get("kind") if dataclasses.is_dataclass(config) else None
+    hint = hints_of(type(config)).get("kind") if dataclasses.is_dataclass(config) else None
     kinds = [kind for kind in get_args(hint) if hasattr(config, kind)] if get_origin(hint) is Literal else []
     kind = given.get("kind", getattr(config, "kind", None))
     return name in kinds and kind in kinds and kind != name

@@ -3,18 +3,18 @@
 import contextlib
 import dataclasses
 import types
-import typing
 from typing import Any, get_args, get_origin
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.nearest import unknown_key
+from jaxpgd.options import hints_of
 
 
 def setting_types(section: Any = Config, prefix: str = "") -> dict[str, Any]:
     """The type of every setting by its dotted name."""
     found: dict[str, Any] = {}
-    for key, hint in typing.get_type_hints(section).items():
+    for key, hint in hints_of(section).items():
         found |= setting_types(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else {prefix + key: hint}
     return found
 

@@ -1,12 +1,12 @@
 """The help of every setting, as tyro formats it: types, defaults and help texts are those of the options' fields."""
 
 import dataclasses
-import typing
 from typing import Annotated, Any
 
 import tyro
 
 from jaxpgd.experiment.config import Config
+from jaxpgd.options import hints_of
 
 
 def print_settings(program: str, text: str) -> None:
@@ -16,7 +16,7 @@ def print_settings(program: str, text: str) -> None:
 
 def _documented(section: type[Any]) -> type[Any]:
     """The same options with their help texts where tyro reads them."""
-    hints, fields = typing.get_type_hints(section), list[tuple[str, Any, Any]]()
+    hints, fields = hints_of(section), list[tuple[str, Any, Any]]()
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(hints[field.name]):
             inner = _documented(hints[field.name])

@@ -5,6 +5,7 @@ counts; one that several rules name counts where all of them hold.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -184,17 +185,23 @@ RULES: tuple[Rule, ...] = (
 def unused(config: Config) -> dict[str, str]:
     """The settings that a config's own choices leave without effect, each with where it would count, in words."""
     found = dict.fromkeys(sorted(_swept(config)), "sweep does not vary it")
-    broken = [rule for rule in RULES if not rule.holds(config)]
+    broken = {rule for rule in RULES if not rule.holds(config)}
     for name in set(names_of(config)):
-        for rule in broken:
-            if rule.names_setting(name):
+        for rule in _rules_of(name):
+            if rule in broken:
                 found.setdefault(name, rule.where)
     return found
 
 
+@functools.cache
+def _rules_of(name: str) -> tuple[Rule, ...]:
+    """The rules about a setting."""
+    return tuple(rule for rule in RULES if rule.names_setting(name))
+
+
 def of_other_arms(config: Config, name: str) -> bool:
     """Whether a setting is without effect because of the config's arms."""
-    return any(rule.of_arms and rule.names_setting(name) and not rule.holds(config) for rule in RULES)
+    return any(rule.of_arms and not rule.holds(config) for rule in _rules_of(name))
 
 
 def check_used(

@@ -10,6 +10,7 @@ import pytest
 from jaxpgd.agents import bc, cql, diffusion_ql, iql, rebrac, replace_hypers, td3_bc
 from jaxpgd.networks.activations import mish
 from jaxpgd.networks.actor_critic import CriticEnsemble, ValueNetwork
+from jaxpgd.parallel import map_seeds
 from jaxpgd.types import Transition
 
 pytestmark = pytest.mark.optimised
@@ -48,6 +49,14 @@ def train(agent, data, updates, batch=64, seed=0, **hypers):
     return jax.lax.scan(step, state, jax.random.split(jax.random.key(seed + 1), updates))[0]
 
 
+def acts_at(agent, trained, settings, seeds):
+    """The actions [settings, seeds] in the first state of agents trained with every setting and seed, one program."""
+    pairs = [x.ravel() for x in jnp.meshgrid(settings, seeds, indexing="ij")]
+    states = jax.jit(lambda *pairs: map_seeds(lambda pair: trained(*pair), pairs))(*pairs)
+    actions = jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0])(states)
+    return actions.reshape(len(settings), len(seeds))
+
+
 @functools.cache
 def trained_on_probes(name):
     index = jnp.tile(jnp.arange(4), 64)
@@ -83,10 +92,8 @@ def test_td3_bc_clones_the_mean_without_q_and_finds_the_optimum_with_it():
     what rounding alone changes is as large after 600 updates. Hence the mean over weights and settings.
     """
     data, agent = bandit(best=-0.4), td3_bc(action_dim=1, hidden=(32, 32))
-    alphas, seeds = jnp.array([0.0, 5.0, 20.0, 60.0, 120.0]), jnp.arange(4)
-    run = jax.vmap(lambda alpha, seed: train(agent, data, 600, batch=256, seed=seed, alpha=alpha), (None, 0))
-    states = jax.jit(jax.vmap(run, (0, None)))(alphas, seeds)
-    actions = jax.vmap(jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0]))(states)
+    alphas, seeds = jnp.array([0.0, 5.0, 60.0]), jnp.arange(4)
+    actions = acts_at(agent, lambda alpha, seed: train(agent, data, 600, batch=256, seed=seed, alpha=alpha), alphas, seeds)
     np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
     assert ((actions[1:] < 0.0) & (actions[1:] > -0.99)).all()
     assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)  # two spreads of a mean of four
@@ -116,10 +123,8 @@ def test_rebrac_clones_the_mean_under_a_large_penalty_and_finds_the_optimum_unde
     """As for TD3+BC: over weights and settings, the best action is -0.4 and the data's mean 0."""
     data, agent = bandit(best=-0.4), rebrac(action_dim=1, hidden=(32, 32))
     data = data.replace(next_action=data.action, has_next_action=jnp.zeros(512, bool))
-    betas, seeds = jnp.array([1e3, 0.1, 0.01, 0.001]), jnp.arange(4)
-    run = jax.vmap(lambda beta, seed: train(agent, data, 600, batch=256, seed=seed, actor_penalty=beta), (None, 0))
-    states = jax.jit(jax.vmap(run, (0, None)))(betas, seeds)
-    actions = jax.vmap(jax.vmap(lambda s: agent.policy(s).mode(STATES[0])[0]))(states)
+    betas, seeds = jnp.array([1e3, 0.01]), jnp.arange(4)
+    actions = acts_at(agent, lambda beta, seed: train(agent, data, 600, batch=256, seed=seed, actor_penalty=beta), betas, seeds)
     np.testing.assert_allclose(actions[0], data.action.mean(), atol=0.08)
     assert float(actions[1:].mean()) == pytest.approx(-0.4, abs=0.2)
 

@@ -6,7 +6,7 @@ import functools
 import re
 import shlex
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -108,14 +108,24 @@ POLICY = Policy(
 )
 
 
-def program(function: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
-    """What a function computes of its arguments: its jaxpr without dead code, and the numbers that it reads."""
+SEEN: dict[Any, tuple[str, list[bool], tuple[bytes, ...]]] = {}
+
+
+def program(function: Callable[..., Any], *args: Any, named: Hashable = None) -> tuple[Any, ...]:
+    """What a function computes of its arguments: its jaxpr without dead code, and the numbers that it reads.
+
+    A function that has a name is traced once for arguments of one structure: other numbers are no other program.
+    """
     leaves, tree = jax.tree.flatten(args)
-    closed = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(tree, flat)))(*leaves)
-    live, read = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    key = object() if named is None else (named, tree, *map(jnp.shape, leaves))
+    if key not in SEEN:
+        closed = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(tree, flat)))(*leaves)
+        live, read = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+        SEEN[key] = str(live), read, tuple(np.asarray(c).tobytes() for c in closed.consts if not hasattr(c, "unwrap"))
+    live_text, read, constants = SEEN[key]
     numbers = [np.asarray(x).tobytes() if not jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key) else b""
                for x, used in zip(leaves, read, strict=True) if used]  # fmt: skip
-    return str(live), *(np.asarray(c).tobytes() for c in closed.consts if not hasattr(c, "unwrap")), *numbers
+    return live_text, *constants, *numbers
 
 
 KEY, STARTS = jax.random.key(0), jnp.zeros((4, 2))
@@ -207,7 +217,7 @@ def agent(config: Config) -> tuple[Any, ...]:
         acts = policy.sample(key, obs), policy.mode(obs), policy.score(obs, example.action, 0.1)
         return learned, metrics, acts, policy.log_prob_fn and policy.log_prob(obs, example.action, 0.1)
 
-    return program(trained, own.hypers, KEY, batch)
+    return program(trained, own.hypers, KEY, batch, named=("agent", config.agent.kind, config.agent.normalise_obs))
 
 
 DYDIFF: dict[str, Any] = {"arms": ["dydiff"], "sampler": {"kind": "heun"}}

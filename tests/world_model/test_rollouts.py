@@ -37,8 +37,17 @@ def constant(action):
 
 
 def roll(model, key=0, start=0.0, action=0.5, **options):
+    return from_key(jax.random.key(key), model, start, action, **options)
+
+
+def from_key(key, model, start=0.0, action=0.5, **options):
     config = RolloutConfig(**{"sampled": False, "length": 6, **options})
-    return rollout(jax.random.key(key), model, constant(action), jnp.asarray([start]), config)
+    return rollout(key, model, constant(action), jnp.asarray([start]), config)
+
+
+def roll_many(model, count, **options):
+    """Rollouts of `count` keys, one program."""
+    return jax.vmap(lambda key: from_key(key, model, **options))(jax.random.split(jax.random.key(0), count))
 
 
 @pytest.mark.parametrize("length", [1, 2, 6])
@@ -64,23 +73,23 @@ def test_everything_after_a_terminal_is_masked():
 
 
 def moves(found):
-    return np.round(np.diff(np.asarray(found.obs[:, 0])) - 0.5)
+    return np.round(np.diff(np.asarray(found.obs[..., 0])) - 0.5)
 
 
 def test_an_elite_is_drawn_once_per_trajectory_or_at_every_step():
-    once = [moves(roll(Exact(), key=k, elite="trajectory")) for k in range(20)]
-    assert all(len(set(m)) == 1 for m in once) and {m[0] for m in once} == {1.0, 10.0, 100.0}
-    every = np.concatenate([moves(roll(Exact(), key=k, elite="step", length=31)) for k in range(20)])
-    assert set(every) == {1.0, 10.0, 100.0}
+    once = moves(roll_many(Exact(), 20, elite="trajectory"))
+    assert (once == once[:, :1]).all() and set(once[:, 0]) == {1.0, 10.0, 100.0}
+    every = moves(roll_many(Exact(), 20, elite="step", length=31))
+    assert set(every.ravel()) == {1.0, 10.0, 100.0}
     for step in (1.0, 10.0, 100.0):  # 600 draws of probability 1/3: five standard deviations are 0.096
         assert np.mean(every == step) == pytest.approx(1 / 3, abs=0.096)
 
 
 def test_the_mean_of_the_elites_and_the_spread_of_their_mixture():
     assert set(moves(roll(Exact(), elite="mean"))) == {37.0}
-    ends = [float(roll(Exact(std=2.0), key=k, elite="mean", sampled=True, length=2).obs[1, 0]) for k in range(300)]
+    ends = roll_many(Exact(std=2.0), 4000, elite="mean", sampled=True, length=2).obs[:, 1, 0]
     spread = np.sqrt(np.mean([2.0**2, 20.0**2, 200.0**2]) + np.var([1.0, 10.0, 100.0]))
-    assert np.std(ends) == pytest.approx(spread, rel=0.2)  # 300 draws: five standard errors
+    assert np.std(ends) == pytest.approx(spread, rel=5 / np.sqrt(2 * 4000))  # five standard errors
 
 
 def test_sampled_rollouts_have_the_members_spread():

@@ -72,7 +72,13 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
             {"synthesis": {"regime": "oneoff", "filter": {"kind": "hardmax"}}},
         ),
         ("td3_bc", ["guided"], ONE_WINDOW, {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}}),
-        ("iql", ["world_model"], TWO_WINDOWS, {"synthesis": {"filter": {"kind": "softmax", "keep": 0.9}}}),
+        pytest.param(
+            "iql",
+            ["world_model"],
+            TWO_WINDOWS,
+            {"synthesis": {"filter": {"kind": "softmax", "keep": 0.9}}},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "cql", ["dydiff"], ONE_WINDOW, {"synthesis": {"dydiff": {"conditions": "noised"}}}, marks=pytest.mark.slow
         ),
