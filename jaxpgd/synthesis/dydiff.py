@@ -98,8 +98,8 @@ class DyDiffSynthesizer(Synthesizer):
 
         s, a <- rollout of pi in the world model from s_0
         repeat M times:
-            s' ~ D(. | s_0, a)              sample_states: what s and a tell, by `synthesis.given`
-            s  <- mix s + (1 - mix) s'      iterate
+            s' ~ D(. | s_0, a)              sample_given: what s and a tell, by `synthesis.given`
+            s  <- mix s + (1 - mix) s'      iterate; anchored, of deviations from the anchor
             a_t <- pi(s_t)
         r_t, end_t <- reward and terminal model at s_t, a_t, s_{t+1}
 
@@ -121,12 +121,15 @@ class DyDiffSynthesizer(Synthesizer):
     window: int = struct.field(pytree_node=False, default=0)  # steps of a link of a chain; 0: all steps at once
 
     def sample_states(self, key: Array, start: Array, a: Array, s: Array | None = None) -> Array:
-        """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O].
+        """States [T, O] of the diffusion model from start [O] under actions a [T, A], taken in s [T, O]."""
+        return self.sample_given(key, start, self.denoiser.condition(start, a, s))
+
+    def sample_given(self, key: Array, start: Array, condition: Condition) -> Array:
+        """States [T, O] of the diffusion model from start [O] under a condition.
 
         At a noise level far above the data, D's estimate tells nothing but the conditions: it is the mean of the tokens given
         them. Of an anchored denoiser, whose tokens are the arsinh of deviations, that is nearer to the median of the states.
         """
-        condition = self.denoiser.condition(start, a, s)
         denoise, clamp = attach(self.denoiser.conditions, self.denoiser.denoise, condition)
         if self.mean:
             key, key_clamp = jax.random.split(key)
@@ -137,11 +140,12 @@ class DyDiffSynthesizer(Synthesizer):
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
         return self.denoiser.entries.states(x, condition).at[0].set(start)
 
-    def iterate(self, key: Array, action_keys: Array, policy: Policy, s: Array, a: Array) -> tuple[Array, Array]:
-        """One iteration: states s [T, O] and actions a [T, A] to the next ones. `action_keys` [T] are the policy's."""
-        sampled = self.sample_states(key, s[0], a, s)
-        s = self.mix * s + (1.0 - self.mix) * sampled
-        return s, jax.vmap(policy.sample)(action_keys, s)
+    def iterate(self, key: Array, action_keys: Array, policy: Policy, s: Array, reference: Array) -> tuple[Array, Array]:
+        """One iteration: states s [T, O] and their reference [T, O] to the next ones. `action_keys` [T] are the policy's."""
+        given = self.denoiser.entries
+        condition, new = given.follow(policy, action_keys, s, reference)
+        sampled = self.sample_given(key, s[0], condition)
+        return self.mix * given.moved(s, reference, new) + (1.0 - self.mix) * sampled, new
 
     def complete(self, s: Array, a: Array) -> Trajectory:
         """The trajectory of states s [T, O] and actions a [T, A], with the world model's rewards and terminals."""
@@ -175,8 +179,9 @@ class DyDiffSynthesizer(Synthesizer):
 
         own = jax.random.split(keys[1], self.iterations)
         own = jnp.broadcast_to(own[:1], own.shape) if self.common_noise else own
-        (s, a), _ = jax.lax.scan(step, (first.obs, first.action), own)
-        return s, a
+        reference = self.denoiser.entries.reference(first.obs, first.action)
+        (s, _), _ = jax.lax.scan(step, (first.obs, reference), own)
+        return s, jax.vmap(policy.sample)(action_keys, s)
 
     def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
         """As `follow`, of `rollout.length` steps in windows that share their ends."""

@@ -5,6 +5,10 @@ states, its actions are evidence about the states in which it took them, and the
 policy's actions, states are pulled back to the data. "innovations" conditions on e_t = a_t - mu_b(s_t) instead, with mu_b the
 behaviour's mean: under the behaviour, e_t is independent of the states up to t. "anchored" adds the ensemble's rollout s_hat of
 mu_b + e from the first state; the denoiser then models the deviation s - s_hat, which is small.
+
+An iteration of DyDiff takes what is given from the states s of the one before, in which the policy acts. Anchored, it keeps
+their deviation and closes the loop: the policy acts in s_hat + deviation while s_hat is rolled out. With the loop open, an
+error of one state moves its action, which moves all later states in the next iteration: over long rollouts that grows at first.
 """
 
 from collections.abc import Callable
@@ -18,9 +22,10 @@ from jax import Array
 
 from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.tokens import TokenCodec
+from jaxpgd.types import Policy
 from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
-from jaxpgd.world_model.rollouts import anchor
+from jaxpgd.world_model.rollouts import anchor, anchor_of_policy
 
 Conditioning = Literal["published", "innovations", "anchored"]
 
@@ -43,9 +48,26 @@ class Given(Protocol):
         """The known entries, for actions a [T, A] taken in states s [T, O] of the previous iteration, from s_0 on."""
         ...
 
+    def reference(self, s: Array, a: Array) -> Array:
+        """The states [T, O] that deviations are from, given states [T, O] and the actions [T, A] in them; 0: there are none."""
+        ...
+
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+        """The known entries for a policy, from states s [T, O] of the previous iteration and their reference; the new one."""
+        ...
+
+    def moved(self, s: Array, reference: Array, new: Array) -> Array:
+        """States [T, O] with their deviations from one reference, from a new one."""
+        ...
+
     def states(self, x: Array, condition: Condition) -> Array:
         """The states [T, O] in a sample x [T, D] under a condition."""
         ...
+
+
+def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+    """`Given.follow` without an anchor: of the policy's actions in s."""
+    return given.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference
 
 
 @struct.dataclass
@@ -69,6 +91,18 @@ class GivenActions:
         chex.assert_rank([s, a], 2)
         obs = jnp.broadcast_to(s[0], (a.shape[0], s.shape[1]))
         return Condition(self.codec.encode_steps(obs, a), self.known(a.shape[0]))
+
+    def reference(self, s: Array, a: Array) -> Array:
+        """As `Given.reference`: none."""
+        return jnp.zeros_like(s)
+
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+        """As `Given.follow`: of the policy's actions in s."""
+        return _acting(self, policy, action_keys, s, reference)
+
+    def moved(self, s: Array, reference: Array, new: Array) -> Array:
+        """As `Given.moved`: s."""
+        return s
 
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
@@ -102,6 +136,18 @@ class GivenInnovations:
         """e_t = a_t - mu_b(s_t)."""
         obs = jnp.broadcast_to(s[0], s.shape)
         return Condition(self.encode(obs, self.behaviour.innovation(s, a)), self.known(a.shape[0]))
+
+    def reference(self, s: Array, a: Array) -> Array:
+        """As `Given.reference`: none."""
+        return jnp.zeros_like(s)
+
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+        """As `Given.follow`: of the policy's actions in s."""
+        return _acting(self, policy, action_keys, s, reference)
+
+    def moved(self, s: Array, reference: Array, new: Array) -> Array:
+        """As `Given.moved`: s."""
+        return s
 
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
@@ -154,6 +200,20 @@ class GivenAnchor:
         e = self.innovations.behaviour.innovation(s, a)
         s_hat, _ = self.anchor(s[0], e)
         return Condition(self.encode(s_hat, e, s_hat), self.known(a.shape[0]))
+
+    def reference(self, s: Array, a: Array) -> Array:
+        """The anchor of the innovations."""
+        return self.anchor(s[0], self.innovations.behaviour.innovation(s, a))[0]
+
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+        """As `Given.follow`, of the policy's actions in the new anchor and the deviations s - reference."""
+        own = self.innovations.behaviour
+        s_hat, e = anchor_of_policy(self.model, own, policy, action_keys, s[0], s - reference)
+        return Condition(self.encode(s_hat, e, s_hat), self.known(s.shape[0])), s_hat
+
+    def moved(self, s: Array, reference: Array, new: Array) -> Array:
+        """As `Given.moved`, clipped as the anchor is."""
+        return self.model.clip_obs(new + s - reference)
 
     def states(self, x: Array, condition: Condition) -> Array:
         """Anchor and deviation, clipped as the anchor is."""

@@ -86,15 +86,39 @@ def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> t
     that were clipped.
     """
     chex.assert_rank([start, e], [1, 2])
-
-    def step(carry: tuple[Array, Array], e: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        s, goes_on = carry
-        a = jnp.clip(behaviour.mean(s) + e, -1.0, 1.0)
-        free = model.next_states(s, a)[0].mean(0)
-        clipped = model.clip_obs(free)
-        later = jnp.where(goes_on, clipped, s)
-        share = jnp.where(goes_on, (clipped != free).mean(dtype=jnp.float32), 0.0)
-        return (later, goes_on & (model.discount(s, a, later) > 0)), (later, share)
-
-    _, (later, clipped) = jax.lax.scan(step, (start, jnp.asarray(True)), e[:-1])
+    at = (start, jnp.asarray(True))
+    _, (later, clipped) = jax.lax.scan(lambda at, e: _anchor_step(model, behaviour, at, e), at, e[:-1])
     return jnp.concatenate([start[None], later]), clipped.sum() / e.shape[0]
+
+
+def anchor_of_policy(
+    model: WorldModel, behaviour: Behaviour, policy: Policy, action_keys: Array, start: Array, deviation: Array
+) -> tuple[Array, Array]:
+    """The `anchor` of the innovations of a policy that acts in s_hat + deviation [T, O]: s_hat [T, O] and e [T, A].
+
+        s_t = s_hat_t + deviation_t,   e_t = pi(s_t) - mu_b(s_t)
+
+    `action_keys` [T] are the policy's. The loop is closed: without deviation it is the ensemble's rollout of the policy.
+    """
+    chex.assert_rank([start, deviation], [1, 2])
+
+    def step(at: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        s = model.clip_obs(at[0] + given[0])
+        e = behaviour.innovation(s, policy.sample(given[1], s))
+        return _anchor_step(model, behaviour, at, e)[0], (at[0], e)
+
+    _, (s_hat, e) = jax.lax.scan(step, (start, jnp.asarray(True)), (deviation, action_keys))
+    return s_hat, e
+
+
+def _anchor_step(
+    model: WorldModel, behaviour: Behaviour, at: tuple[Array, Array], e: Array
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """From a state [O], and whether the anchor goes on from there, to the next; the state again, and its clipped share."""
+    s, goes_on = at
+    a = jnp.clip(behaviour.mean(s) + e, -1.0, 1.0)
+    free = model.next_states(s, a)[0].mean(0)
+    clipped = model.clip_obs(free)
+    later = jnp.where(goes_on, clipped, s)
+    share = jnp.where(goes_on, (clipped != free).mean(dtype=jnp.float32), 0.0)
+    return (later, goes_on & (model.discount(s, a, later) > 0)), (later, share)

@@ -119,16 +119,30 @@ def test_tokens_and_their_states():
     np.testing.assert_allclose(longer[3:, 0], np.arcsinh((1 - 0.3) / 2.0), rtol=1e-6)  # beyond training: the last spread
 
 
-def test_without_deviation_iterations_lead_to_the_policys_rollout_by_the_ensembles_mean():
-    """After i iterations states 0 ... i are those of the closed loop, whatever the innovations came from."""
-    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
-    truth = 1.25 ** np.arange(T)
+@pytest.mark.parametrize("gain", [0.25, -1.9])
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_without_deviation_iterations_are_the_policys_rollout_by_the_ensembles_mean(gain, iterations):
+    """At every step, also of policies whose actions answer an error of the state by more than it."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: gain * obs, lambda p, obs: gain * obs)
+    truth = 0.5 * (1.0 + gain) ** np.arange(T)
     z = -np.arcsinh(np.asarray(CENTRE[:, 0]) / np.asarray(SPREAD[:, 0]))
-    for iterations in (1, 3):
-        made = dydiff("anchored", z, iterations=iterations, mix=0.0)
-        found = made(jax.random.key(0), policy, jnp.ones((2, 1))).trajectory
-        np.testing.assert_allclose(found.obs[:, : iterations + 1, 0], np.tile(truth[: iterations + 1], (2, 1)), rtol=1e-5)
-        np.testing.assert_allclose(found.action, 0.25 * found.obs, rtol=1e-5)  # the policy acts again
+    made = dydiff("anchored", z, iterations=iterations, elite="mean")
+    found = made(jax.random.key(0), policy, 0.5 * jnp.ones((2, 1))).trajectory
+    np.testing.assert_allclose(found.obs[..., 0], np.tile(truth, (2, 1)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.action, gain * found.obs, rtol=1e-5)
+
+
+def test_deviations_are_mixed_and_the_policy_acts_in_them_while_the_anchor_is_rolled_out():
+    """Deviations of 0.1 after the start: half of them after one iteration, three quarters after two; pi(s) = s / 4."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
+    z = np.arcsinh((0.1 - np.asarray(CENTRE[:, 0])) / np.asarray(SPREAD[:, 0]))
+    for iterations, before, after in ((1, 0.0, 0.05), (2, 0.05, 0.075)):
+        found = dydiff("anchored", z, iterations=iterations, elite="mean")(jax.random.key(0), policy, jnp.ones((1, 1)))
+        s_hat = [1.0, 1.25]
+        for _ in range(T - 2):  # s_hat + mu_b(s_hat) + e with e = pi(s) - mu_b(s) and mu_b(s) = -s / 2
+            s_hat.append(0.5 * s_hat[-1] + 0.75 * (s_hat[-1] + before))
+        states = np.array(s_hat) + after * (np.arange(T) > 0)
+        np.testing.assert_allclose(found.trajectory.obs[0, :, 0], states, rtol=1e-5)
 
 
 def test_mixing_and_rewards_as_published():
