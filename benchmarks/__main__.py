@@ -20,15 +20,17 @@ FOLDERS = {
     "robustness": ("faults", "fuzz", "soak"),
 }
 # suite -> module with `run() -> dict`, imported only when it is asked for
-SUITES = {"accelerator": "benchmarks.accelerator"}
+SUITES = {"accelerator": "benchmarks.accelerator", "peers": "benchmarks.speed.peers"}
 SUITES |= {name: f"benchmarks.{folder}.{name}" for folder, names in FOLDERS.items() for name in names}
 SPEED = FOLDERS["speed"]  # what runs without a suite's name
 OPTIONS = {
     "accelerator": ("minutes", "predict", "rehearse"),
     "faults": ("kills", "damages", "disks"),
     "fuzz": ("inputs",),
+    "peers": ("unifloral", "jax_corl"),
     "soak": ("minutes",),
 }  # keyword arguments of a suite's `run`
+TYPES = {"minutes": float, "unifloral": Path, "jax_corl": Path}  # of options that are not whole numbers
 SWITCHES = {"predict": "print the predictions, measure nothing", "rehearse": "toy sizes, on any device"}
 INCREMENTAL = ("accelerator",)  # suites whose `run` takes `out` and writes results as they come
 
@@ -55,10 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
         owners = "for " + ", ".join(suite for suite, names in OPTIONS.items() if name in names)
         if name in SWITCHES:
-            parser.add_argument(f"--{name}", action="store_const", const=True, help=f"{owners}: {SWITCHES[name]}")
+            parser.add_argument(_flag(name), action="store_const", const=True, help=f"{owners}: {SWITCHES[name]}")
         else:
-            parser.add_argument(f"--{name}", type=float if name == "minutes" else int, help=owners)
+            parser.add_argument(_flag(name), type=TYPES.get(name, int), help=owners)
     return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -67,7 +73,7 @@ def _run(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for names in OPTIONS.values() for name in names if getattr(args, name) is not None}
     for name in given:
         if name not in OPTIONS.get(args.suite, ()):
-            raise InputError(f"--{name}: not an option of {args.suite or 'all suites'}")
+            raise InputError(f"{_flag(name)}: not an option of {args.suite or 'all suites'}")
     if args.suite:
         given |= {"out": args.out} if args.suite in INCREMENTAL else {}
         _write(importlib.import_module(SUITES[args.suite]).run(**given), args.out)

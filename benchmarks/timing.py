@@ -83,14 +83,19 @@ def time_calls(fn: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
-def alternated(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of compiled calls that take turns, after one untimed call of each."""
+def in_turn(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round of compiled calls that take turns, after one untimed call of each."""
     time_calls(lambda: [fn() for fn in runs.values()], 1)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, fn in runs.items():
             seconds[name] += time_calls(fn, 1)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return seconds
+
+
+def alternated(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of compiled calls that take turns, after one untimed call of each."""
+    return {name: statistics.median(found) for name, found in in_turn(runs, repeats).items()}
 
 
 def measure(fn: Callable[..., Any], *args: Any, repeats: int = 5, peak: Callable[[], float] | None = None) -> Timing:
