@@ -165,6 +165,9 @@ RULES: tuple[Rule, ...] = (
     _rule("synthesis.dydiff.chained", lambda c: c.synthesis.dydiff.iterations > 0
           and c.synthesis.length > (c.synthesis.dydiff.window or c.data.window),
           "synthesis.dydiff.iterations is above 0, and synthesis.length above synthesis.dydiff.window (0: data.window)"),
+    _rule("synthesis.dydiff.elite synthesis.dydiff.sampled",
+          lambda c: c.synthesis.dydiff.iterations == 0 or c.synthesis.dydiff.conditioning != "anchored",
+          "synthesis.dydiff.conditioning is not 'anchored', or synthesis.dydiff.iterations is 0"),
     _rule("synthesis.dydiff.common_noise",
           lambda c: c.synthesis.dydiff.iterations > 1 and c.synthesis.dydiff.states == "sampled",
           "synthesis.dydiff.iterations is above 1, and synthesis.dydiff.states is 'sampled'"),

@@ -171,17 +171,26 @@ class DyDiffSynthesizer(Synthesizer):
 
         `keys` are those of the first rollout and of the iterations, `action_keys` [L] the policy's.
         """
-        config = dataclasses.replace(self.rollout, length=action_keys.shape[0])
-        first = rollout(keys[0], self.model, policy, start, config, action_keys)
 
         def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
             return self.iterate(key, action_keys, policy, *carry), None
 
         own = jax.random.split(keys[1], self.iterations)
         own = jnp.broadcast_to(own[:1], own.shape) if self.common_noise else own
-        reference = self.denoiser.entries.reference(first.obs, first.action)
-        (s, _), _ = jax.lax.scan(step, (first.obs, reference), own)
+        (s, _), _ = jax.lax.scan(step, self.begin(keys[0], action_keys, policy, start), own)
         return s, jax.vmap(policy.sample)(action_keys, s)
+
+    def begin(self, key: Array, action_keys: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
+        """States [L, O] before the first iteration, and their reference [L, O].
+
+        Those of the world model's rollout; anchored, no deviation, as the first iteration rolls out the anchor itself.
+        """
+        length = action_keys.shape[0]
+        if ensemble_of(self.denoiser.entries) is not None:
+            at_start = jnp.broadcast_to(start, (length, *start.shape))
+            return at_start, at_start
+        s = rollout(key, self.model, policy, start, dataclasses.replace(self.rollout, length=length), action_keys).obs
+        return s, jnp.zeros_like(s)
 
     def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
         """As `follow`, of `rollout.length` steps in windows that share their ends."""

@@ -48,12 +48,11 @@ class Given(Protocol):
         """The known entries, for actions a [T, A] taken in states s [T, O] of the previous iteration, from s_0 on."""
         ...
 
-    def reference(self, s: Array, a: Array) -> Array:
-        """The states [T, O] that deviations are from, given states [T, O] and the actions [T, A] in them; 0: there are none."""
-        ...
-
     def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-        """The known entries for a policy, from states s [T, O] of the previous iteration and their reference; the new one."""
+        """The known entries for a policy, and the states [T, O] that deviations are from (without an anchor, 0).
+
+        From states s [T, O] of the previous iteration and their `reference` [T, O]; `action_keys` [T] are the policy's.
+        """
         ...
 
     def moved(self, s: Array, reference: Array, new: Array) -> Array:
@@ -66,7 +65,7 @@ class Given(Protocol):
 
 
 def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-    """`Given.follow` without an anchor: of the policy's actions in s."""
+    """`Given.follow` without an anchor."""
     return given.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference
 
 
@@ -91,10 +90,6 @@ class GivenActions:
         chex.assert_rank([s, a], 2)
         obs = jnp.broadcast_to(s[0], (a.shape[0], s.shape[1]))
         return Condition(self.codec.encode_steps(obs, a), self.known(a.shape[0]))
-
-    def reference(self, s: Array, a: Array) -> Array:
-        """As `Given.reference`: none."""
-        return jnp.zeros_like(s)
 
     def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
         """As `Given.follow`: of the policy's actions in s."""
@@ -136,10 +131,6 @@ class GivenInnovations:
         """e_t = a_t - mu_b(s_t)."""
         obs = jnp.broadcast_to(s[0], s.shape)
         return Condition(self.encode(obs, self.behaviour.innovation(s, a)), self.known(a.shape[0]))
-
-    def reference(self, s: Array, a: Array) -> Array:
-        """As `Given.reference`: none."""
-        return jnp.zeros_like(s)
 
     def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
         """As `Given.follow`: of the policy's actions in s."""
@@ -200,10 +191,6 @@ class GivenAnchor:
         e = self.innovations.behaviour.innovation(s, a)
         s_hat, _ = self.anchor(s[0], e)
         return Condition(self.encode(s_hat, e, s_hat), self.known(a.shape[0]))
-
-    def reference(self, s: Array, a: Array) -> Array:
-        """The anchor of the innovations."""
-        return self.anchor(s[0], self.innovations.behaviour.innovation(s, a))[0]
 
     def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
         """As `Given.follow`, of the policy's actions in the new anchor and the deviations s - reference."""

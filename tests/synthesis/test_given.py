@@ -126,7 +126,7 @@ def test_without_deviation_iterations_are_the_policys_rollout_by_the_ensembles_m
     policy = Policy(jnp.zeros(()), lambda p, key, obs: gain * obs, lambda p, obs: gain * obs)
     truth = 0.5 * (1.0 + gain) ** np.arange(T)
     z = -np.arcsinh(np.asarray(CENTRE[:, 0]) / np.asarray(SPREAD[:, 0]))
-    made = dydiff("anchored", z, iterations=iterations, elite="mean")
+    made = dydiff("anchored", z, iterations=iterations)
     found = made(jax.random.key(0), policy, 0.5 * jnp.ones((2, 1))).trajectory
     np.testing.assert_allclose(found.obs[..., 0], np.tile(truth, (2, 1)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.action, gain * found.obs, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_deviations_are_mixed_and_the_policy_acts_in_them_while_the_anchor_is_ro
     policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
     z = np.arcsinh((0.1 - np.asarray(CENTRE[:, 0])) / np.asarray(SPREAD[:, 0]))
     for iterations, before, after in ((1, 0.0, 0.05), (2, 0.05, 0.075)):
-        found = dydiff("anchored", z, iterations=iterations, elite="mean")(jax.random.key(0), policy, jnp.ones((1, 1)))
+        found = dydiff("anchored", z, iterations=iterations)(jax.random.key(0), policy, jnp.ones((1, 1)))
         s_hat = [1.0, 1.25]
         for _ in range(T - 2):  # s_hat + mu_b(s_hat) + e with e = pi(s) - mu_b(s) and mu_b(s) = -s / 2
             s_hat.append(0.5 * s_hat[-1] + 0.75 * (s_hat[-1] + before))
