@@ -100,7 +100,8 @@ def test_every_agent_and_source(
     assert (path / "report.html").is_file() and list(json.loads((path / "returns.json").read_text(encoding="utf-8"))) == arms
 
 
-@pytest.mark.parametrize("terminal", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
 def test_windows_of_two_steps_in_which_nothing_happens(terminal: bool, tmp_path: Path) -> None:
     data = flat(tmp_path, (2, 2), terminal=terminal, still=True)
     arms = ["guided", "world_model"] if terminal else ["unguided", "dydiff"]
