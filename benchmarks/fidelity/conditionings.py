@@ -1,8 +1,8 @@
 """State denoisers trained with every conditioning, and asked about another policy's actions: part of the suite `conditions`.
 
 Linear dynamics, and a behaviour that reacts to states. Denoisers share network, steps and windows; the anchored one has an
-ensemble of its own data. Actions drawn independently of states are given. As in DyDiff's iterations, states begin as the
-ensemble's rollout, innovations are taken at the states of the previous iteration, and new states are mixed with those.
+ensemble of its own data. Actions drawn independently of states are given, and DyDiff iterates as it does for a policy: from the
+rollout of the mean of its elites.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxpgd.training.innovation_windows import innovation_windows
 from jaxpgd.training.state_denoiser import train_state_denoiser
 from jaxpgd.training.windows import Windows
 from jaxpgd.training.world_model import train_world_model
-from jaxpgd.types import Trajectory
+from jaxpgd.types import Policy, Trajectory
 from jaxpgd.world_model.behaviour import BehaviourConfig
 from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.model import WorldModel, WorldModelConfig
@@ -54,16 +54,22 @@ def first_states(model: WorldModel, start: Array, a: Array) -> Array:
     return states
 
 
+PLAYED = Policy((), lambda params, action, obs: action, lambda params, obs: obs)  # takes an action where others take a key
+
+
 @functools.partial(jax.jit, static_argnames=("samples", "iterations"))
 def chains(key: Array, synthesizer: DyDiffSynthesizer, start: Array, a: Array, samples: int, iterations: int) -> Array:
     """States [N, samples, iterations, T, O] sampled in each iteration, before mixing, from start [N, O] under a [N, T, A]."""
+    given, mix = synthesizer.denoiser.entries, synthesizer.mix
 
     def one(key: Array, start: Array, a: Array) -> Array:
-        def step(s: Array, key: Array) -> tuple[Array, Array]:
-            sampled = synthesizer.sample_states(key, start, a, s)
-            return synthesizer.mix * s + (1.0 - synthesizer.mix) * sampled, sampled
+        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
+            condition, new = given.follow(PLAYED, a, *carry)
+            sampled = synthesizer.sample_given(key, start, condition)
+            return (mix * given.moved(*carry, new) + (1.0 - mix) * sampled, new), sampled
 
-        states: Array = jax.lax.scan(step, first_states(synthesizer.model, start, a), jax.random.split(key, iterations))[1]
+        begun = synthesizer.begin(key, a, PLAYED, start)
+        states: Array = jax.lax.scan(step, begun, jax.random.split(key, iterations))[1]
         return states
 
     keys = jax.random.split(key, (start.shape[0], samples))
@@ -107,7 +113,7 @@ def measure(
             jax.jit(train_state_denoiser, static_argnames="config")(keys[2], chosen, config=config)
         )
         seconds = time.perf_counter() - began
-        synthesizer = make_dydiff(world, trained, DyDiffConfig(conditioning=kind), size.sampler)  # type: ignore[arg-type]
+        synthesizer = make_dydiff(world, trained, DyDiffConfig(conditioning=kind, elite="mean"), size.sampler)  # type: ignore[arg-type]
         states = np.asarray(chains(keys[3], synthesizer, start, a, size.samples, max(ITERATIONS)), np.float64)
         shared = {"conditioning": kind, "training_seconds": seconds, "validation_loss": float(losses["validation_loss"][-1])}
         rows += [
