@@ -74,6 +74,7 @@ class WorldModel:
     reward_network: ScalarRegressor = struct.field(pytree_node=False)
     terminal_network: ScalarRegressor = struct.field(pytree_node=False)
     terminates: Terminates | None = struct.field(pytree_node=False, default=None)
+    disagreements: Array | None = None  # [H] of the elites on held-out transitions, ascending (`truncation`); None: not known
 
     @property
     def members(self) -> int:
