@@ -49,7 +49,8 @@ class Trajectory:
     Rollouts know `last_obs`, and every step of theirs, terminals included, has its own next observation. Windows and the
     samples of trajectory denoisers do not: their `last_obs` is None, and what they hold after a terminal is not where it led.
     `mask[t]` marks a valid transition: either its next observation is known, or `discount[t]` is 0, so that no target depends
-    on it. Without `last_obs` the last step is therefore valid only at a terminal. Steps after a terminal are never valid.
+    on it. Without `last_obs` the last step is therefore valid only at a terminal. Steps after a terminal are never valid, nor
+    are those of a rollout from where it is cut on (`world_model.truncation`).
     """
 
     obs: Array  # [..., T, O]
@@ -195,6 +196,11 @@ class Synthesizer:
     @property
     def weighted(self) -> bool:
         """Whether trajectories come with weights that differ."""
+        return False
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether there may be no valid step in any of its trajectories. Batches are of real data alone until there is one."""
         return False
 
     @property

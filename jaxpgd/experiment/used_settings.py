@@ -172,8 +172,8 @@ RULES: tuple[Rule, ...] = (
           lambda c: c.synthesis.dydiff.iterations > 1 and c.synthesis.dydiff.states == "sampled",
           "synthesis.dydiff.iterations is above 1, and synthesis.dydiff.states is 'sampled'"),
     _rule("synthesis.dydiff.behaviour", clones, "synthesis.dydiff.conditioning is not 'published'"),
-    _rule("synthesis.dydiff.elite synthesis.world_model.elite", lambda c: c.world_model.elites > 1,
-          "world_model.elites is above 1"),
+    _rule("synthesis.dydiff.elite synthesis.world_model.elite synthesis.world_model.truncate",
+          lambda c: c.world_model.elites > 1, "world_model.elites is above 1"),
     # agents
     *map(_of_agent, AGENTS),
     _rule("agent.td3_bc.policy_std", lambda c: c.agent.td3_bc.actor == "deterministic",

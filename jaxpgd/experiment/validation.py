@@ -138,6 +138,9 @@ def _check_numbers(config: Config) -> None:
     check(m.elites <= m.members, "world_model.elites", m.elites, f"at most world_model.members = {m.members}")
     check(m.holdout < 1, "world_model.holdout", m.holdout, "a number below 1")
     check(0 < y.fraction, "synthesis.fraction", y.fraction, "a number above 0")
+    cuts = y.world_model.truncate > 0 and "world_model" in config.arms
+    check(not (cuts and y.after_terminal), "synthesis.after_terminal", True,
+          "false where synthesis.world_model.truncate cuts rollouts: what follows is not to be learned from")  # fmt: skip
     drops = y.drop_last and "world_model" in config.arms
     check(not drops or y.world_model.length != 1, "synthesis.world_model.length", y.world_model.length,
           "0 or at least 2 where synthesis.drop_last leaves the last step out")  # fmt: skip

@@ -16,7 +16,10 @@ Step = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def steps_taken(trajectory: Trajectory) -> np.ndarray:
-    """Which steps [..., T] come before or at the end of a trajectory, bool: its first terminal, or the last before padding."""
+    """Which steps [..., T] come before or at the end of a trajectory, bool: its first terminal, or the last before padding.
+
+    A rollout that is cut ends in the step that is not trusted: its state is known, where it leads and its reward are not.
+    """
     return np.asarray(until_terminal(jnp.asarray(trajectory.mask) & (jnp.asarray(trajectory.discount) > 0)))
 
 

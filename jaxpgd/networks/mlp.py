@@ -41,19 +41,21 @@ class MLP(nn.Module):
     """Dense layers of widths `features`, with `activation` after all but the last. x [..., I] -> [..., features[-1]].
 
     Biases start at zero. `norm = "layer"`: layer normalisation (arXiv 1607.06450), with scale and bias, after each activation.
-    That is the order of ReBRAC's code (arXiv 2305.09836); RLPD's (arXiv 2302.02948) normalises before the activation.
+    That is the order of ReBRAC's code (arXiv 2305.09836). With `norm_first` it comes before the activation, as in RLPD
+    (arXiv 2302.02948) and in the world models of NEUBAY's code (arXiv 2512.04341).
     """
 
     features: tuple[int, ...]
     init_kind: Init = "uniform"
     activation: Callable[[Array], Array] = nn.relu
     norm: Norm = "none"
+    norm_first: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, width in enumerate(self.features):
             x = Dense(width, kernel_init=kernel_init(self.init_kind))(x)
             if i + 1 < len(self.features):
-                x = self.activation(x)
-                x = nn.LayerNorm()(x) if self.norm == "layer" else x
+                normalised = nn.LayerNorm() if self.norm == "layer" else lambda y: y
+                x = self.activation(normalised(x)) if self.norm_first else normalised(self.activation(x))
         return x

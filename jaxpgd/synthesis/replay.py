@@ -158,7 +158,7 @@ class Draw:
 
     real: Array  # [B - S]
     synthetic: Array | None = None  # [S]; None: no replay
-    instead: Array | None = None  # [S] real ones that stand in for synthetic ones where there is no replay
+    instead: Array | None = None  # [S] real ones that stand in for synthetic ones where there are none
 
 
 def draw_mixed(
@@ -167,7 +167,8 @@ def draw_mixed(
     """The draw of a batch [batch] of which the last `synthetic` come from the replay and the others from real data.
 
     Separate from `take` so that many batches can be drawn at once, which is far cheaper than one by one. With
-    `or_real` the batch of a replay that is none (`no_replay`) is the one that would be drawn without a replay.
+    `or_real` the batch of a replay without a valid step, or that is none (`no_replay`), is the one that would be drawn without
+    a replay.
     """
     key_real, key_synthetic = jax.random.split(key)
     size = 0 if replay is None else synthetic
@@ -185,7 +186,7 @@ def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
     assert replay is not None
     synthetic = _synthetic(replay, draw.synthetic, next_actions=real.next_action is not None)
     if draw.instead is not None:
-        held = replay.position >= 0
+        held = replay.count > 0
         synthetic = jax.tree.map(lambda a, b: jnp.where(held, a, b), synthetic, _real(real, draw.instead))
     if draw.real.shape[0] == 0:
         return synthetic

@@ -163,7 +163,7 @@ def update_many(
     """`updates` agent updates in one scan, each on new batches [batch] of which `synthetic` entries are synthetic.
 
     `skip`: updates whose loss or gradient is not finite change nothing and are counted (`health.skipping`). `or_real`: entries
-    are real where there is no replay (`replay.draw_mixed`).
+    are real where there is no replay, or no valid step in it (`replay.draw_mixed`).
     The random numbers of a block of updates are drawn at once: one by one they take a tenth of an update's time on CPU.
     """
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
@@ -256,7 +256,8 @@ def agent_program(
         if has_replay and schedule.refresh_chunks > 0:
             state = jax.lax.cond(schedule.due(index), lambda s: refresh(s, data, agent, schedule), lambda s: s, state)
         share = synthetic if has_replay else 0
-        return learn(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip)
+        or_real = data.synthesizer is not None and data.synthesizer.may_be_empty
+        return learn(state, data, agent, config.batch_size, share, schedule.chunk_updates, skip=skip, or_real=or_real)
 
     return Program(
         init=lambda key, data: init_agent(key, data, agent, schedule, hypers, coefficient),

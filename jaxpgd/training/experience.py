@@ -14,6 +14,7 @@ from jaxpgd.tokens import saturated
 from jaxpgd.types import Metrics, Policy, Synthesizer, Trajectory, Transition, until_terminal
 
 _SCORED = 512  # trajectories of a refresh that the policy's likelihood is estimated from
+_CUT = ("truncated", "length")  # of rollouts that are cut, before any filter
 _PROFILE = ("profile_sigma", "guidance_norm", "score_norm")  # the strength of guidance by noise level
 
 
@@ -36,8 +37,8 @@ def synthesize(
 ) -> tuple[Trajectory, Metrics]:
     """The `count` trajectories [count, T] of a refresh for a policy, resampled by weight and filtered, and its metrics.
 
-    `coefficient` [] replaces that of a guided synthesizer. Metrics are those of `refresh_metrics`, the `coefficient`, and the
-    strength of guidance by noise level where the synthesizer of `data` has it.
+    `coefficient` [] replaces that of a guided synthesizer. Metrics are those of `refresh_metrics`, the `coefficient`, the
+    strength of guidance by noise level where the synthesizer of `data` has it, and what is left of rollouts that are cut.
     """
     if coefficient is not None and synthesizer.guided:
         synthesizer = synthesizer.with_coefficient(coefficient)
@@ -48,6 +49,7 @@ def synthesize(
     metrics = refresh_metrics(policy, start, trajectory, synthesis.log_weight)
     for name, without in (("coefficient", 0.0), ("ancestors", 1.0), ("exponent", 1.0)):
         metrics[name] = jnp.asarray(synthesis.info.get(name, without), jnp.float32)
+    metrics |= {name: synthesis.info[name] for name in _CUT if name in synthesis.info}
     levels = 0 if data.synthesizer is None else data.synthesizer.profile_levels
     if levels > 0:  # an unguided first refresh has no strength
         metrics |= {name: synthesis.info.get(name, jnp.zeros(levels, jnp.float32)) for name in _PROFILE}

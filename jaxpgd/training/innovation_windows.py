@@ -106,9 +106,14 @@ def abstract_windows(
         return found
     assert model is not None and isinstance(given, GivenInnovations)
     steps = shape(windows.length, obs_dim)
-    given = GivenAnchor(given, model, steps, steps, shape())
+    given = GivenAnchor(given, _for_anchors(model), steps, steps, shape())
     row: Any = jax.ShapeDtypeStruct((size,), jnp.int32)
     return dataclasses.replace(found, given=given, anchors=shape(rows, windows.length, obs_dim), row=row)
+
+
+def _for_anchors(model: WorldModel) -> WorldModel:
+    """What of a world model a checkpoint keeps with anchors, which are not cut."""
+    return dataclasses.replace(model, disagreements=None)
 
 
 def _starts(windows: Windows) -> np.ndarray:
@@ -135,7 +140,7 @@ def _anchored(windows: InnovationWindows, own: GivenInnovations, model: WorldMod
     row[starts] = np.arange(len(starts))
     chosen = train if len(train) <= _MOST else train[np.linspace(0, len(train) - 1, _MOST).astype(int)]
     centre, scale = _deviations(windows, anchors, jnp.asarray(row), jnp.asarray(chosen))
-    given = GivenAnchor(own, model, centre, scale, clipped)
+    given = GivenAnchor(own, _for_anchors(model), centre, scale, clipped)
     return dataclasses.replace(windows, given=given, anchors=anchors, row=jnp.asarray(row))
 
 

@@ -18,6 +18,7 @@ from jaxpgd.world_model.data import WorldModelData
 from jaxpgd.world_model.losses import gaussian_loss, logistic_loss, squared_loss
 from jaxpgd.world_model.model import Terminates, WorldModel, WorldModelConfig, networks
 from jaxpgd.world_model.scales import Scales
+from jaxpgd.world_model.truncation import disagreement
 
 
 @struct.dataclass
@@ -89,19 +90,23 @@ def _quantities(state: WorldModelState) -> dict[str, PyTree]:
     return {"parameter": {name: part.params for name, part in parts.items() if part is not None}}
 
 
-def held_out_error(learners: list[Learner], elites: PyTree, reward_params: PyTree, data: WorldModelData) -> tuple[Array, Array]:
-    """Root mean square errors on held-out transitions, in the data's units.
+def held_out_measures(
+    learners: list[Learner], elites: PyTree, reward_params: PyTree, data: WorldModelData
+) -> tuple[Array, Array, Array]:
+    """Root mean square errors on H held-out transitions, in the data's units, and how far the elites disagree there.
 
-    Of the mean prediction of the elites [K] for the next observation, [O], and of the reward model, [].
+    Errors are those of the mean prediction of the elites [K] for the next observation, [O], and of the reward model, [].
+    Disagreements [H] ascend (`truncation.disagreement`).
     """
     held_out = jax.tree.map(lambda a: a[data.held_out], data.transitions)
     state, reward, *_ = learners
     x, y = state.examples(data.scales, held_out)
-    mean = jax.lax.map(lambda params: state.network.apply(params, x)[0], elites).mean(0)
+    means = jax.lax.map(lambda params: state.network.apply(params, x)[0], elites)
+    apart = jnp.sort(disagreement(means * data.scales.delta.std, data.scales.obs.std))
     x, z = reward.examples(data.scales, held_out)
     rms = lambda error: jnp.sqrt(jnp.square(error).mean(0))
-    error = rms(mean - y) * data.scales.delta.std
-    return error, rms(reward.network.apply(reward_params, x) - z) * data.scales.reward.std[0]
+    error = rms(means.mean(0) - y) * data.scales.delta.std
+    return error, rms(reward.network.apply(reward_params, x) - z) * data.scales.reward.std[0], apart
 
 
 def trained_world_model(
@@ -113,7 +118,7 @@ def trained_world_model(
     first = lambda part: jax.tree.map(lambda p: p[0], part.best)
     elites, reward_params = jax.tree.map(lambda p: p[order], state.state.best), first(state.reward)
     learners = _learners(config, data.transitions.obs.shape[-1], terminates is None)
-    error, reward_error = held_out_error(learners, elites, reward_params, data)
+    error, reward_error, disagreements = held_out_measures(learners, elites, reward_params, data)
     return WorldModel(
         elites=elites,
         reward_params=reward_params,
@@ -125,6 +130,7 @@ def trained_world_model(
         reward_network=reward_network,
         terminal_network=terminal_network,
         terminates=terminates,
+        disagreements=disagreements,
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.types import PyTree
 from jaxpgd.world_model.networks import GaussianRegressor, ScalarRegressor
@@ -24,6 +25,7 @@ class WorldModelConfig:
     members: int = positive(7, "networks of the ensemble (MBPO, DyDiff: 7)")
     elites: int = positive(5, "members used in rollouts: those of least held-out error (MBPO, DyDiff: 5)")
     hidden: tuple[int, ...] = option((200, 200, 200, 200), "widths of the hidden layers of the ensemble's networks")
+    norm: Norm = option("none", 'normalisation in the hidden layers of the ensemble\'s networks: none, or "layer" (NEUBAY)')
     reward_hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers of reward model and terminal classifier")
     lr: float = positive(2e-3, "learning rate of Adam (MBPO: 1e-3; DyDiff: 1e-4)", low=1e-12, high=1.0)
     beta: float = share(
@@ -51,7 +53,7 @@ class WorldModelConfig:
 def networks(config: WorldModelConfig, obs_dim: int) -> tuple[GaussianRegressor, ScalarRegressor, ScalarRegressor]:
     """Networks of the state, reward and terminal models."""
     scalar = ScalarRegressor(config.reward_hidden)
-    return GaussianRegressor(obs_dim, config.hidden), scalar, scalar
+    return GaussianRegressor(obs_dim, config.hidden, config.norm), scalar, scalar
 
 
 @struct.dataclass
@@ -72,6 +74,7 @@ class WorldModel:
     reward_network: ScalarRegressor = struct.field(pytree_node=False)
     terminal_network: ScalarRegressor = struct.field(pytree_node=False)
     terminates: Terminates | None = struct.field(pytree_node=False, default=None)
+    disagreements: Array | None = None  # [H] of the elites on held-out transitions, ascending (`truncation`); None: not known
 
     @property
     def members(self) -> int:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpgd.networks.mlp import MLP
+from jaxpgd.networks.mlp import MLP, Norm
 
 MAX_LOG_VARIANCE, MIN_LOG_VARIANCE = 0.5, -10.0  # initial values of the learned bounds (PETS, appendix A.1)
 
@@ -16,14 +16,17 @@ class GaussianRegressor(nn.Module):
     arXiv 1805.12114, appendix A.1):
 
         log var <- max - softplus(max - log var),   log var <- min + softplus(log var - min)
+
+    `norm = "layer"` normalises each hidden layer before its activation, as NEUBAY's code does (arXiv 2512.04341).
     """
 
     outputs: int
     hidden: tuple[int, ...] = (200, 200, 200, 200)
+    norm: Norm = "none"
 
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
-        both = MLP((*self.hidden, 2 * self.outputs), activation=nn.swish)(x)
+        both = MLP((*self.hidden, 2 * self.outputs), activation=nn.swish, norm=self.norm, norm_first=True)(x)
         mean, log_variance = jnp.split(both, 2, axis=-1)
         high, low = self._bound("max_log_variance", MAX_LOG_VARIANCE), self._bound("min_log_variance", MIN_LOG_VARIANCE)
         log_variance = high - nn.softplus(high - log_variance)

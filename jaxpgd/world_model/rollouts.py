@@ -1,4 +1,4 @@
-"""A policy rolled out in a world model, step by step (PETS, MBPO), with MOPO's penalty of uncertain steps."""
+"""A policy rolled out in a world model, step by step (PETS, MBPO): MOPO's penalty of uncertain steps, NEUBAY's truncation."""
 
 from typing import Literal
 
@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpgd.options import nonnegative, option, options
+from jaxpgd.options import nonnegative, option, options, share
 from jaxpgd.types import Policy, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions
 from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
+from jaxpgd.world_model.truncation import cut, disagreement
 
 Elite = Literal["step", "trajectory", "mean"]
 
@@ -26,6 +27,9 @@ class RolloutConfig:
     actions: Actions = option("sampled", "the policy's actions: sampled, or its mode")
     penalty: float = nonnegative(
         0.0, "lambda of MOPO: times the largest norm of the elites' standard deviations, subtracted from the reward; 0: none"
+    )
+    truncate: float = share(
+        0.0, "cut a rollout before the step at which elites disagree more than in this share of held-out transitions; 0: never"
     )
 
 
@@ -43,13 +47,15 @@ def rollout(
     start: Array,
     config: RolloutConfig,
     action_keys: Array | None = None,
+    limit: Array | None = None,
 ) -> Trajectory:
     """One trajectory of T = `config.length` steps from start [O], and where its last step leads.
 
     At each step a ~ pi(s), s' ~ N(mean_k, std_k^2) for a random elite k, or of the mean and the variance of their mixture, and
     r = r(s, a) - lambda u(s, a) (MOPO, arXiv 2005.13239, section 4; lambda is `config.penalty`). All T transitions are valid,
-    up to a terminal. The policy acts as it is given, whatever `config.actions` says (`acting`); `action_keys` [T] are its
-    random keys (default: drawn from `key`).
+    up to a terminal, or with a `limit` [] to the first step at which the elites disagree more (`truncation`;
+    `config.truncate` is not read here: `limit` is the `threshold` of that share). The policy acts as it is given, whatever
+    `config.actions` says (`acting`); `action_keys` [T] are its random keys (default: drawn from `key`).
     Raises ValueError for a length of 0.
     """
     chex.assert_rank(start, 1)
@@ -58,7 +64,7 @@ def rollout(
     key_member, key = jax.random.split(key)
     fixed = jax.random.randint(key_member, (), 0, model.members)
 
-    def step(s: Array, keys: tuple[Array, Array | None]) -> tuple[Array, tuple[Array, ...]]:
+    def step(s: Array, keys: tuple[Array, Array | None]) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
         key_action, key_member, key_noise = jax.random.split(keys[0], 3)
         a = policy.sample(key_action if keys[1] is None else keys[1], s)
         mean, std = model.next_states(s, a)
@@ -70,10 +76,13 @@ def rollout(
         noise = width * jax.random.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
         next_s = model.clip_obs(chosen + noise)
         r = model.reward(s, a) - config.penalty * uncertainty(std)
-        return next_s, (s, a, r, model.discount(s, a, next_s))
+        apart = jnp.zeros((), jnp.float32) if limit is None else disagreement(mean, model.scales.obs.std)
+        return next_s, ((s, a, r, model.discount(s, a, next_s)), apart)
 
-    last, (obs, action, reward, discount) = jax.lax.scan(step, start, (jax.random.split(key, config.length), action_keys))
-    return Trajectory(obs, action, reward, discount, valid_steps(discount, end_known=True), last)
+    keys = jax.random.split(key, config.length), action_keys
+    last, ((obs, action, reward, discount), apart) = jax.lax.scan(step, start, keys)
+    found = Trajectory(obs, action, reward, discount, valid_steps(discount, end_known=True), last)
+    return found if limit is None else cut(found, apart, limit)
 
 
 def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> tuple[Array, Array]:

@@ -42,6 +42,7 @@ from jaxpgd.tokens import TokenCodec
 from jaxpgd.training.agent import make_schedule
 from jaxpgd.training.denoiser import DenoiserConfig, train_denoiser
 from jaxpgd.types import Policy, Trajectory, Transition
+from jaxpgd.world_model.scales import Scales, statistics
 
 CODEC = TokenCodec(mean=jnp.zeros(5), std=jnp.ones(5), obs_dim=2, action_dim=1)
 SMALL: dict[str, Any] = {
@@ -68,6 +69,8 @@ class Model:
     drift: Array
     error: Array = struct.field(default_factory=lambda: jnp.full(2, 0.01))
     reward_error: Array = struct.field(default_factory=lambda: jnp.asarray(0.01))
+    disagreements: Array = struct.field(default_factory=lambda: jnp.linspace(0.0, 1.0, 5))
+    scales: Scales = struct.field(default_factory=lambda: Scales(*[statistics(jnp.eye(2))] * 3))
     members: int = struct.field(pytree_node=False, default=2)
 
     def next_states(self, obs: Array, action: Array) -> tuple[Array, Array]:

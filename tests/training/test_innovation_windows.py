@@ -70,6 +70,7 @@ def test_anchors_of_every_window_and_the_scale_of_deviations(parts):
     plain, behaviour, world, _ = parts
     windows = innovation_windows(plain, behaviour, world)
     assert windows.anchors.shape == (EPISODES, T, 2)  # a window that occurs again is rolled out once
+    assert windows.given.model.disagreements is None is not world.disagreements  # checkpoints keep no more than anchors need
     for start in (0, 17 * T, 299 * T):
         own = plain.gather(start)
         e = behaviour.innovation(own.obs, own.action)

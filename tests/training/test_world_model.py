@@ -16,6 +16,7 @@ from jaxpgd.world_model.data import prepare_transitions
 from jaxpgd.world_model.losses import gaussian_loss
 from jaxpgd.world_model.model import WorldModelConfig
 from jaxpgd.world_model.termination import make_rule
+from jaxpgd.world_model.truncation import threshold
 
 A = np.array([[0.9, 0.2], [-0.1, 0.8]], np.float32)
 B = np.array([[0.5], [1.0]], np.float32)
@@ -205,3 +206,14 @@ def test_the_error_is_that_of_the_mean_of_the_elites():
     np.testing.assert_allclose(model.error, NOISE, rtol=0.2)
     reward = jax.vmap(model.reward)(held_out.obs, held_out.action)
     np.testing.assert_allclose(model.reward_error, jnp.sqrt(jnp.square(reward - held_out.reward).mean()), rtol=1e-3)
+
+
+def test_disagreements_are_those_of_the_elites_on_held_out_transitions():
+    model, _ = trained()
+    data = prepare_transitions(linear(), CONFIG)
+    held_out = jax.tree.map(lambda a: a[data.held_out], data.transitions)
+    mean = np.asarray(jax.vmap(model.next_states)(held_out.obs, held_out.action)[0], np.float64)  # [H, K, O]
+    apart = np.sqrt(np.square(mean.std(1) / np.asarray(data.transitions.obs).std(0)).mean(-1))
+    np.testing.assert_allclose(model.disagreements, np.sort(apart), rtol=2e-3, atol=1e-5)
+    for quantile in (0.5, 0.99, 1.0):
+        np.testing.assert_allclose(threshold(model.disagreements, quantile), np.quantile(apart, quantile), rtol=2e-3)

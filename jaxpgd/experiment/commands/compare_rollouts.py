@@ -52,7 +52,9 @@ def methods(config: Config, models: Models, length: int) -> dict[str, Synthesize
     found: dict[str, Synthesizer] = {}
     if models.world is not None:
         for name, sampled in ENSEMBLES.items():
-            section = dataclasses.replace(config.synthesis.world_model, length=length, penalty=0.0, sampled=sampled)
+            section = dataclasses.replace(
+                config.synthesis.world_model, length=length, penalty=0.0, truncate=0.0, sampled=sampled
+            )
             found[name] = make_world_model_synthesizer(models.world, section)
         if models.states is not None:
             found |= dydiff_methods(config, models.world, models.states, length)

@@ -54,6 +54,8 @@ def quality_row(name: str, row: Row) -> Row:
         ("density", "density"),
         ("classifier_accuracy", "accuracy of a classifier against real"),
         ("terminal_rate", "ending in a terminal"),
+        ("truncated_rate", "cut where the ensemble disagrees"),
+        ("valid_steps", "valid steps"),
         ("saturated_actions", "actions at their bounds"),
     ):
         if key in row:

@@ -65,6 +65,7 @@ LABELS: Mapping[str, str] = {
     "return_bias": "bias of the return",
     "return_bias_se": "standard error of the bias of the return",
     "terminal_rate": "share of trajectories that end in a terminal",
+    "truncated_rate": "share of rollouts that are cut where the ensemble disagrees",
     "true_terminal_rate": "share of true rollouts that end in a terminal",
     "alive": "share of trajectories that have not ended",
     "true_alive": "share of true rollouts that have not ended",

@@ -44,6 +44,7 @@ from jaxpgd.synthesis.given import Given, GivenAnchor, GivenInnovations
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.training.windows import Windows
 from jaxpgd.types import Policy, Synthesizer, Trajectory
+from jaxpgd.world_model.truncation import truncation
 
 _PROFILE_LEVELS, _PROFILE_SAMPLES = 16, 64
 
@@ -119,7 +120,7 @@ def _scores(
             progress.advance(1)
         for arm in others:
             samples[arm] = _rollouts(key, config, prepared, arm_synthesizer(config, models, arm), policy)
-            result["arms"][arm] = score(samples[arm])
+            result["arms"][arm] = score(samples[arm]) | _left_of_rollouts(config, arm, samples[arm])
             progress.advance(1)
     if corrects(config):
         without = score(_from_denoiser(key, _uncorrected(config), models, policy, 0.0))
@@ -134,6 +135,14 @@ def _scores(
         if len(synthetic.reward):
             result["profile"] = _profile(key_scores, config, denoiser, policy, windows, synthetic)
     return result, samples
+
+
+def _left_of_rollouts(config: Config, arm: str, trajectory: Trajectory) -> dict[str, float]:
+    """How many rollouts were cut, and their mean number of valid steps; nothing of arms that cut none."""
+    if arm != "world_model" or config.synthesis.world_model.truncate == 0:
+        return {}
+    left = truncation(trajectory)
+    return {"truncated_rate": float(left["truncated"]), "valid_steps": float(left["length"])}
 
 
 def target_policy(prepared: Prepared, policies: dict[str, Policy]) -> tuple[Policy, str]:

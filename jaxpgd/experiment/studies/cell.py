@@ -14,8 +14,9 @@ Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "gu
 
 # columns of trajectories of which each set of trajectories has one value, in its first row
 OF_THE_SET = ("dynamics_error_rms", "dynamics_error_median", "dynamics_error_share", "reward_error", "terminal_rate",
-              "terminal_agreement", "sliced_wasserstein", "coverage", "density", "value_bias", "value_distance",
-              "classifier_accuracy", "training_seconds", "training_core_seconds", "sampling_seconds")  # fmt: skip
+              "truncated_rate", "terminal_agreement", "sliced_wasserstein", "coverage", "density", "value_bias",
+              "value_distance", "classifier_accuracy", "training_seconds", "training_core_seconds",
+              "sampling_seconds")  # fmt: skip
 # columns of results.csv by what is measured; a score stands there under the name of its family
 COLUMNS: dict[str, tuple[str, ...]] = {
     "returns": ("return", "length", "score"),

@@ -17,7 +17,7 @@ from jaxpgd.options import get
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
 # Settings that were added after studies had been measured. At their defaults they are in no key, so that keys stay.
-LATER = (STATED, "agent.rebrac",
+LATER = (STATED, "agent.rebrac", "world_model.norm", "synthesis.world_model.truncate",
          "synthesis.filter.uniform",
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",

@@ -32,6 +32,7 @@ from jaxpgd.simulators.rollout import rollout
 from jaxpgd.synthesis.diffusion import synthesize_from
 from jaxpgd.synthesis.replay import sample_real
 from jaxpgd.types import Policy, Synthesizer, Trajectory
+from jaxpgd.world_model.truncation import truncation
 
 Row = dict[str, Any]
 
@@ -68,6 +69,8 @@ def measure_set(cell: Cell, prepared: Prepared, synthetic: Trajectory, policy: P
         "synthetic_value": discounted_returns(own, discount_factor(cell.config)), "log_likelihood": likelihood,
     }  # fmt: skip
     found.whole["terminal_rate"] = terminal_rate(synthetic)
+    if cell.measure.source == "world_model" and cell.config.synthesis.world_model.truncate > 0:
+        found.whole["truncated_rate"] = float(truncation(synthetic)["truncated"])
     if synthetic.reward.shape[1] == prepared.windows.length:
         found.whole |= compared_to_data(cell, prepared, synthetic)
     if has_simulator(prepared.dataset.info):

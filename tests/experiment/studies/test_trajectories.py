@@ -22,6 +22,8 @@ from jaxpgd.experiment.studies.trajectories import measure_set, training_seconds
 from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.simulators.rollout import replay_actions
 from jaxpgd.types import Trajectory, valid_steps
+from jaxpgd.world_model.rollouts import RolloutConfig
+from jaxpgd.world_model.truncation import cut
 
 STUDY = """
 title = "Made up"
@@ -88,6 +90,25 @@ def test_errors_of_a_constant_drift(cell: Cell, prepared: Prepared) -> None:
     rows = found.rows(seed=3)
     assert [row["episode"] for row in rows] == list(range(20))
     assert set(found.whole) <= set(rows[0]) and not set(found.whole) & set(rows[1])
+
+
+def test_rollouts_that_are_cut_are_counted(cell: Cell, prepared: Prepared) -> None:
+    """Of 20 rollouts a quarter is cut at step 4: their errors are those of four steps, and their returns."""
+    policy = known_target(prepared.dataset)
+    measure = dataclasses.replace(cell.measure, source="world_model")
+    synthesis = dataclasses.replace(cell.config.synthesis, world_model=RolloutConfig(truncate=0.9))
+    truncated = dataclasses.replace(cell, measure=measure, config=dataclasses.replace(cell.config, synthesis=synthesis))
+    windows = reference(cell, prepared)
+    whole = replay_actions(make_simulator(prepared.dataset.info), windows.obs[:, 0], windows.action)
+    apart = np.where((np.arange(20) < 5)[:, None] & (np.arange(12) >= 4), 1.0, 0.0)
+    made = jax.tree.map(np.asarray, jax.vmap(cut, in_axes=(0, 0, None))(jax.tree.map(jnp.asarray, whole), apart, 0.5))
+    assert policy is not None
+    found = measure_set(truncated, prepared, made, policy)
+    assert found.whole["truncated_rate"] == 0.25 and found.whole["terminal_rate"] == 0.0
+    np.testing.assert_array_equal(found.each["synthetic_length"], [5] * 5 + [12] * 15)  # with the step that is not trusted
+    np.testing.assert_allclose(found.each["synthetic_return"][:5], whole.reward[:5, :4].sum(1), rtol=1e-5)
+    assert found.whole["reward_error"] < 0.1  # what is cut has rewards of 0, and does not count
+    assert "truncated_rate" not in measure_set(cell, prepared, windows, policy).whole
 
 
 def test_the_classifier_is_asked_for(cell: Cell, prepared: Prepared) -> None:
