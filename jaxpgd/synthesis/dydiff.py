@@ -13,7 +13,7 @@ from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
 from jaxpgd.options import nonnegative, option, options, share
-from jaxpgd.synthesis.given import Conditioning, Given, GivenActions, ensemble_of, same_model
+from jaxpgd.synthesis.given import Conditioning, Given, GivenActions, Loop, ensemble_of, looped, same_model
 from jaxpgd.synthesis.given import known_entries as known_entries
 from jaxpgd.synthesis.sampling import Sampling, make_sampling, map_starts, summary
 from jaxpgd.tokens import TokenCodec
@@ -41,6 +41,11 @@ class DyDiffConfig:
     )
     states: States = option(
         "sampled", "states of an iteration: sampled, or their mean given the conditions (one evaluation at sampler.sigma_max)"
+    )
+    loop: Loop = option(
+        "closed",
+        "where the policy acts in an iteration of anchored states: in the new anchor and the deviations of the iteration "
+        "before, or, open, in the states of the iteration before",
     )
     common_noise: bool = option(
         False,
@@ -183,13 +188,13 @@ class DyDiffSynthesizer(Synthesizer):
     def begin(self, key: Array, action_keys: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
         """States [L, O] before the first iteration, and their reference [L, O].
 
-        Those of the world model's rollout; anchored, no deviation, as the first iteration rolls out the anchor itself.
+        Those of the world model's rollout or, anchored, of the anchor.
         """
-        length = action_keys.shape[0]
-        if ensemble_of(self.denoiser.entries) is not None:
-            at_start = jnp.broadcast_to(start, (length, *start.shape))
-            return at_start, at_start
-        s = rollout(key, self.model, policy, start, dataclasses.replace(self.rollout, length=length), action_keys).obs
+        begun = self.denoiser.entries.begin(policy, action_keys, start)
+        if begun is not None:
+            return begun
+        config = dataclasses.replace(self.rollout, length=action_keys.shape[0])
+        s = rollout(key, self.model, policy, start, config, action_keys).obs
         return s, jnp.zeros_like(s)
 
     def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
@@ -245,7 +250,7 @@ def make_dydiff(
     initial = RolloutConfig(length=length, sampled=config.sampled, elite=config.elite, actions=config.actions)
     return DyDiffSynthesizer(
         model=model,
-        denoiser=dataclasses.replace(denoiser, conditions=config.conditions),
+        denoiser=dataclasses.replace(denoiser, conditions=config.conditions, given=looped(denoiser.given, config.loop)),
         sampling=make_sampling(sampler, denoiser.denoise, shape, guided=False),
         mix=jnp.asarray(config.mix, jnp.float32),
         iterations=config.iterations,

@@ -6,9 +6,10 @@ policy's actions, states are pulled back to the data. "innovations" conditions o
 behaviour's mean: under the behaviour, e_t is independent of the states up to t. "anchored" adds the ensemble's rollout s_hat of
 mu_b + e from the first state; the denoiser then models the deviation s - s_hat, which is small.
 
-An iteration of DyDiff takes what is given from the states s of the one before, in which the policy acts. Anchored, it keeps
-their deviation and closes the loop: the policy acts in s_hat + deviation while s_hat is rolled out. With the loop open, an
+An iteration of DyDiff takes what is given from the states s of the one before, in which the policy acts. Anchored, it can close
+the loop: it keeps their deviations, and the policy acts in s_hat + deviation while s_hat is rolled out. With the loop open, an
 error of one state moves its action, which moves all later states in the next iteration: over long rollouts that grows at first.
+With the loop closed, deviations are taken to another anchor than they were found for: that does harm where anchors part.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import anchor, anchor_of_policy
 
 Conditioning = Literal["published", "innovations", "anchored"]
+Loop = Literal["closed", "open"]
 
 
 class Given(Protocol):
@@ -59,13 +61,17 @@ class Given(Protocol):
         """States [T, O] with their deviations from one reference, from a new one."""
         ...
 
+    def begin(self, policy: Policy, action_keys: Array, start: Array) -> tuple[Array, Array] | None:
+        """States [T, O] before the first iteration, and their reference; None: those of the world model's rollout, and 0."""
+        ...
+
     def states(self, x: Array, condition: Condition) -> Array:
         """The states [T, O] in a sample x [T, D] under a condition."""
         ...
 
 
 def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-    """`Given.follow` without an anchor."""
+    """`Given.follow` of the policy's actions in s."""
     return given.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference
 
 
@@ -98,6 +104,10 @@ class GivenActions:
     def moved(self, s: Array, reference: Array, new: Array) -> Array:
         """As `Given.moved`: s."""
         return s
+
+    def begin(self, policy: Policy, action_keys: Array, start: Array) -> tuple[Array, Array] | None:
+        """As `Given.begin`: the world model's rollout."""
+        return None
 
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
@@ -140,6 +150,10 @@ class GivenInnovations:
         """As `Given.moved`: s."""
         return s
 
+    def begin(self, policy: Policy, action_keys: Array, start: Array) -> tuple[Array, Array] | None:
+        """As `Given.begin`: the world model's rollout."""
+        return None
+
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
         return self.codec.observation(x)
@@ -161,6 +175,7 @@ class GivenAnchor:
     centre: Array  # [T, O] median deviation of training
     spread: Array  # [T, O] 0.9 quantile of its size, over that of a unit Gaussian
     clipped: Array  # [] share of the entries of training anchors that were clipped to the data's widened range
+    loop: Loop = struct.field(pytree_node=False, default="closed")
     kind: ClassVar[Conditioning] = "anchored"
 
     @property
@@ -193,14 +208,23 @@ class GivenAnchor:
         return Condition(self.encode(s_hat, e, s_hat), self.known(a.shape[0]))
 
     def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-        """As `Given.follow`, of the policy's actions in the new anchor and the deviations s - reference."""
-        own = self.innovations.behaviour
-        s_hat, e = anchor_of_policy(self.model, own, policy, action_keys, s[0], s - reference)
+        """As `Given.follow`, of the policy's actions in the new anchor and the deviations s - reference, or, open, in s."""
+        if self.loop == "open":
+            return _acting(self, policy, action_keys, s, reference)
+        s_hat, e = anchor_of_policy(self.model, self.innovations.behaviour, policy, action_keys, s[0], s - reference)
         return Condition(self.encode(s_hat, e, s_hat), self.known(s.shape[0])), s_hat
 
     def moved(self, s: Array, reference: Array, new: Array) -> Array:
-        """As `Given.moved`, clipped as the anchor is."""
-        return self.model.clip_obs(new + s - reference)
+        """As `Given.moved`, clipped as the anchor is; open: s."""
+        return s if self.loop == "open" else self.model.clip_obs(new + s - reference)
+
+    def begin(self, policy: Policy, action_keys: Array, start: Array) -> tuple[Array, Array] | None:
+        """As `Given.begin`: the anchor of the policy, without deviation; in a closed loop the first iteration rolls it out."""
+        none = jnp.zeros((action_keys.shape[0], *start.shape), start.dtype)
+        if self.loop == "closed":
+            return none + start, none + start
+        s_hat, _ = anchor_of_policy(self.model, self.innovations.behaviour, policy, action_keys, start, none)
+        return s_hat, s_hat
 
     def states(self, x: Array, condition: Condition) -> Array:
         """Anchor and deviation, clipped as the anchor is."""
@@ -235,6 +259,11 @@ def stands_still(s_hat: Array) -> Array:
 def ensemble_of(given: Given) -> WorldModel | None:
     """The ensemble that anchors are rolled out in; None where there are none."""
     return given.model if isinstance(given, GivenAnchor) else None
+
+
+def looped(given: Given | None, loop: Loop) -> Given | None:
+    """The same entries with another `GivenAnchor.loop`; others have none."""
+    return given.replace(loop=loop) if isinstance(given, GivenAnchor) else given  # type: ignore[attr-defined, no-any-return]
 
 
 def same_model(a: WorldModel, b: WorldModel) -> bool:

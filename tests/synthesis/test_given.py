@@ -76,6 +76,7 @@ class Says:
 INNOVATIONS = GivenInnovations(CODEC, Half(), jnp.array([0.5]))
 CENTRE, SPREAD = jnp.array([[0.0], [0.1], [0.2], [0.3]]), jnp.array([[1.0], [0.5], [1.0], [2.0]])
 ANCHOR = GivenAnchor(INNOVATIONS, Moves(jnp.ones(())), CENTRE, SPREAD, jnp.zeros(()))
+LOOPS = ("closed", "open")
 GIVEN = {"published": None, "innovations": INNOVATIONS, "anchored": ANCHOR}
 
 
@@ -130,6 +131,20 @@ def test_without_deviation_iterations_are_the_policys_rollout_by_the_ensembles_m
     found = made(jax.random.key(0), policy, 0.5 * jnp.ones((2, 1))).trajectory
     np.testing.assert_allclose(found.obs[..., 0], np.tile(truth, (2, 1)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.action, gain * found.obs, rtol=1e-5)
+
+
+def test_in_an_open_loop_the_policys_rollout_is_found_step_by_step():
+    """After i iterations of other states 0 ... i are right; one iteration from the anchor is that of a closed loop."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.25 * obs, lambda p, obs: 0.25 * obs)
+    z = np.arcsinh((0.1 - np.asarray(CENTRE[:, 0])) / np.asarray(SPREAD[:, 0]))
+    one = [dydiff("anchored", z, iterations=1, loop=loop)(jax.random.key(0), policy, jnp.ones((1, 1))) for loop in LOOPS]
+    np.testing.assert_allclose(one[0].trajectory.obs, one[1].trajectory.obs, rtol=1e-6)
+    found = dydiff("anchored", z, iterations=2, mix=0.0, loop="open")(jax.random.key(0), policy, jnp.ones((1, 1)))
+    before = np.array([1.0, 1.35, 1.6625, 2.053125])  # 1.25^t + 0.1 after the start
+    s_hat = [1.0]
+    for s in before[:-1]:  # s_hat + mu_b(s_hat) + e with e = pi(s) - mu_b(s) and mu_b(s) = -s / 2
+        s_hat.append(0.5 * s_hat[-1] + 0.75 * s)
+    np.testing.assert_allclose(found.trajectory.obs[0, :, 0], np.array(s_hat) + 0.1 * (np.arange(T) > 0), rtol=1e-5)
 
 
 def test_deviations_are_mixed_and_the_policy_acts_in_them_while_the_anchor_is_rolled_out():

@@ -22,6 +22,7 @@ LATER = (STATED, "agent.rebrac", "world_model.norm", "synthesis.world_model.trun
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",
          "synthesis.dydiff.chained", "synthesis.dydiff.states", "synthesis.dydiff.common_noise",
+         "synthesis.dydiff.loop",
          "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
          "agent.diffusion_ql.critic_activation",
          *(f"agent.{kind}.{of}_norm" for kind in ("td3_bc", "iql", "cql") for of in ("critic", "actor")),
