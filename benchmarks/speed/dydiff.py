@@ -2,8 +2,8 @@
 
 Each rollout takes 100 steps in the world model, then iterations of diffusion, two as published (arXiv 2405.19189). Networks
 have the same sizes in all rows and random weights, which take as long as trained ones; those of anchored rows see more
-entries, and are given a cloned behaviour. results/dydiff_samplers has the state errors of trained ones. The last row is the
-ensemble's rollout that DyDiff starts from.
+entries, and are given a cloned behaviour. results/dydiff_samplers has the state errors of trained ones. "The ensemble alone" is
+the rollout that DyDiff starts from; the last rows have the smaller networks of the study `rollout-policy`.
 """
 
 import dataclasses
@@ -43,6 +43,12 @@ ROWS: dict[str, tuple[SamplerConfig, DyDiffConfig]] = {
     "anchored, mean states": (FEW, DyDiffConfig(conditioning="anchored", states="mean")),
     "anchored, mean states, 1 iteration": (FEW, DyDiffConfig(conditioning="anchored", states="mean", iterations=1)),
     "the ensemble alone": (FEW, DyDiffConfig(iterations=0)),
+}
+# of the networks of the study rollout-policy, smaller than the others
+SMALL_FEATURES = 48
+SMALL = {
+    f"{SMALL_FEATURES} features: {name}": ROWS[name]
+    for name in ("published: heun 34 with churn", "the same, anchored, 1 iteration", "anchored, mean states, 1 iteration")
 }
 
 
@@ -85,8 +91,9 @@ def run(size: Size | None = None) -> dict[str, Any]:
     start = sample_real(jax.random.key(3), windows.transitions, size.trajectories).obs
     draw = lambda key, synthesizer, policy, start: synthesizer(key, policy, start).trajectory
     rows = []
-    for name, (sampler, dydiff) in ROWS.items():
-        synthesizer = synthesizer_of(windows, sampler, dydiff, size)
+    for name, (sampler, dydiff) in (ROWS | SMALL).items():
+        own = dataclasses.replace(size, features=min(size.features, SMALL_FEATURES)) if name in SMALL else size
+        synthesizer = synthesizer_of(windows, sampler, dydiff, own)
         timing = measure(draw, jax.random.key(4), synthesizer, policy, start, repeats=size.repeats)
         rows.append({"sampler": name} | row(timing, size.trajectories))
         rows[-1]["ratio"] = rows[-1]["rate"] / rows[0]["rate"]
