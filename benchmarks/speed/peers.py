@@ -64,7 +64,7 @@ ALGORITHMS, PEERS = ("td3_bc", "iql"), (UNIFLORAL, JAX_CORL)
 def build(path: Path | None, given: Path | None, algorithm: str, peer: Peer, data: Transition, size: Size) -> Program | str:
     """The program of the peer's script `path`, or the reason why there is none."""
     if path is None:
-        where = f"in {given}" if given else f"among Python's modules; name a checkout with {peer.option}"
+        where = f"in {given}" if given else f"on Python's module path; name a checkout with {peer.option}"
         return f"no {peer.scripts[algorithm]} {where}"
     try:
         return BUILDERS[peer.name](load(path), algorithm, data, size)

@@ -102,7 +102,13 @@ def _notes(results: Results, missing: Sequence[str], others: Mapping[str, Any]) 
     return [
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
         *([f"Seeds that diverged in training, which no number above contains: {'; '.join(lost)}."] if lost else []),
-        *([f"{len(failed)} cell{'s' * (len(failed) > 1)} failed and are not shown: {'; '.join(failed)}."] if failed else []),
+        *(
+            [
+                f"{len(failed)} cell{'s' * (len(failed) > 1)} failed and {'are' if len(failed) > 1 else 'is'} not shown: {'; '.join(failed)}."
+            ]
+            if failed
+            else []
+        ),
         *([f"Of {len(others)} cells, or of models that they use, versions or machine are others."] if others else []),
     ]
 

@@ -36,6 +36,9 @@ from jaxpgd.types import Trajectory
 _RENAMED = {"return": "synthetic_return", "length": "synthetic_length"}
 
 
+UNNAMED = "YOUR_DATASET"  # stands in a study for the dataset that its user gives
+
+
 def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results:
     """Measure every cell, write `results.csv`, figures and `report.html` under `out / NAME-SCALE`, and return the results.
 
@@ -44,6 +47,8 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     written, where data has changed since it was used there, or where every cell failed. After the `deadline`, in seconds of
     `time.monotonic()`, no further cell is begun.
     """
+    named = all(cell.config.data.name != UNNAMED for cell in study.cells)
+    check(named, "data.name", UNNAMED, "your dataset", f"The scale {study.scale!r} needs --data.name NAME.")
     began, out = time.monotonic(), Path(out).resolve()
     folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
     make_directory(folder)
@@ -83,7 +88,8 @@ def _measured(
     cells = {key: found for key, found in stored.items() if found is not None}
     parts = groups([cell for cell in study.cells if cell.key not in cells], joint=study.joint)
     rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
-    print(f"{study.title}: {len(stored)} cells, {len(cells)} of them there already{rest}", flush=True)
+    count = f"{len(stored)} cell{'s' * (len(stored) != 1)}"
+    print(f"{study.title}: {count}, {len(cells)} of them there already{rest}", flush=True)
     for index, group in enumerate(parts):
         if time.monotonic() > deadline:
             failed |= {cell.key: "no time was left (--minutes); the same command goes on" for cell in group}

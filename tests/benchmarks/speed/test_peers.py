@@ -168,7 +168,7 @@ def test_absent_peers_are_skipped_with_the_reason(small, capsys):
     cli.main(["peers"])
     found = json.loads(capsys.readouterr().out)
     assert found["ratios"] == [] and len(found["rows"]) == 4
-    assert found["rows"][0]["skipped"] == "no algorithms/td3_bc.py among Python's modules; name a checkout with --unifloral"
+    assert found["rows"][0]["skipped"] == "no algorithms/td3_bc.py on Python's module path; name a checkout with --unifloral"
 
 
 def test_an_installed_script_is_found(checkout, monkeypatch):

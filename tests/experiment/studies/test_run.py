@@ -276,6 +276,15 @@ def test_agents_of_a_source_are_those_of_a_study_that_trains_it_alone(returns: P
         np.testing.assert_allclose(*found, rtol=1e-3)
 
 
+def test_a_study_of_ones_own_dataset_asks_for_it(tmp_path: Path) -> None:
+    study = load_study("data-fraction", "own")
+    with pytest.raises(
+        InputError, match=r"data.name = 'YOUR_DATASET': expected your dataset. The scale 'own' needs --data.name"
+    ):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_measured_is_written_when_the_study_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = study_run.measure
 
