@@ -99,16 +99,11 @@ def _notes(results: Results, missing: Sequence[str], others: Mapping[str, Any]) 
     """What a reader has to know of the numbers above."""
     lost = [f"{label} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})" for label, seeds in results.lost().items()]
     failed = list(results.failed)
+    count = f"{len(failed)} cell{'s' * (len(failed) > 1)}"
     return [
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
         *([f"Seeds that diverged in training, which no number above contains: {'; '.join(lost)}."] if lost else []),
-        *(
-            [
-                f"{len(failed)} cell{'s' * (len(failed) > 1)} failed and {'are' if len(failed) > 1 else 'is'} not shown: {'; '.join(failed)}."
-            ]
-            if failed
-            else []
-        ),
+        *([f"{count} failed and {'are' if len(failed) > 1 else 'is'} not shown: {'; '.join(failed)}."] if failed else []),
         *([f"Of {len(others)} cells, or of models that they use, versions or machine are others."] if others else []),
     ]
 
