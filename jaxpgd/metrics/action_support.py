@@ -16,8 +16,8 @@ _CONSTANT = 1e-6  # an entry whose deviation is below this share of max(1, |mean
 
 def ood_actions(
     key: Array,
-    obs: np.ndarray,
-    action: np.ndarray,
+    obs: Array | np.ndarray,
+    action: Array | np.ndarray,
     episode: np.ndarray,
     act: Callable[[np.ndarray], np.ndarray],
     *,
@@ -26,10 +26,10 @@ def ood_actions(
     """Share of the actions of S policies [S] that are out of the distribution of a dataset's pairs of state and action.
 
     The dataset has obs [M, O], actions [M, A] in [-1, 1] and the episode [M] of each; `act(obs [N, O])` are the policies'
-    actions [S, N, A]. N transitions are drawn, and N others as references, N the smaller of `limit` and M / 2. The distance of a
-    pair (s, a) is that to its nearest neighbour among the references of other episodes, in units of the standard deviations of
-    the entries of s and a. The action of a policy at s is out of distribution where its distance exceeds the 0.95 quantile of
-    the distances of the data's own actions at the same N states, which therefore have a share of 0.05. An action that is
+    actions [S, N, A]. N transitions are drawn, and N others as references, N the smaller of `limit` and M / 2. The distance of
+    a pair (s, a) is that to its nearest neighbour among the references of other episodes, in units of the standard deviations
+    of the entries of s and a. The action of a policy at s is out of distribution where its distance exceeds the 0.95 quantile
+    of the distances of the data's own actions at the same N states, which therefore have a share of 0.05. An action that is
     nearer to the data than the data's pairs are to each other is not told apart. Pairs of an only episode may be neighbours.
     Raises InputError for less than two transitions.
     """
