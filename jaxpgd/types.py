@@ -183,6 +183,23 @@ class Policy:
         return gradient
 
 
+@struct.dataclass
+class Value:
+    """The value function that an agent has learned, as data: parameters are leaves, the function is static.
+
+    `value_fn(params, obs [O], action [A])` is the agent's estimate [] of the discounted sum of rewards, as learned from, that
+    follow obs where the policy's action there is `action`. Time limits end nothing: values go on after them.
+    """
+
+    params: PyTree
+    gamma: Array  # [] discount factor
+    value_fn: Callable[[PyTree, Array, Array], Array] = struct.field(pytree_node=False)
+
+    def __call__(self, obs: Array, action: Array) -> Array:
+        """The value [] of obs [O] under the policy, which takes action [A] there."""
+        return self.value_fn(self.params, obs, action)
+
+
 class Synthesizer:
     """Generates trajectories for a policy: the base class of synthesizers, with the defaults of what not all of them can do.
 
@@ -239,6 +256,7 @@ class Agent(Generic[State]):
     `update_fn(key, state, batch [batches, B]) -> (state, metrics)`, `policy_fn(state) -> Policy`.
     `hypers` is a pytree of numbers, any of which may be a traced or vmapped array; jaxpgd's own agents take their options.
     An agent with `next_actions` needs transitions that have them: `Dataset.transitions(next_actions=True)`.
+    One that learns values says which are those of its policy: `value_fn(state) -> Value`.
     """
 
     name: str = struct.field(pytree_node=False)
@@ -248,6 +266,7 @@ class Agent(Generic[State]):
     hypers: PyTree = None  # defaults, used where `init` is given none
     batches: int = struct.field(pytree_node=False, default=1)  # batches of B transitions that one update consumes
     next_actions: bool = struct.field(pytree_node=False, default=False)  # whether updates need `Transition.next_action`
+    value_fn: Callable[[State], Value] | None = struct.field(pytree_node=False, default=None)
 
     def init(self, key: Array, example: Transition, hypers: PyTree = None) -> State:
         """A fresh state for transitions shaped like `example` (no batch axis)."""
@@ -262,6 +281,10 @@ class Agent(Generic[State]):
     def policy(self, state: State) -> Policy:
         """The policy of a state."""
         return self.policy_fn(state)
+
+    def value(self, state: State) -> Value | None:
+        """The value function of a state's policy; None for agents that learn none."""
+        return None if self.value_fn is None else self.value_fn(state)
 
 
 class Environment(Protocol):

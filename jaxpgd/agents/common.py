@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.options import Options, check_ranges, numeric, structure
-from jaxpgd.types import PyTree, Transition
+from jaxpgd.types import PyTree, Transition, Value
 
 # help of the settings `critic_norm` and `actor_norm` of several agents
 CRITIC_NORM = "layer normalisation after each hidden layer of the critics, behind its activation (ReBRAC: layer)"
@@ -149,3 +149,18 @@ def check_batch(batch: Transition, batches: int, action_dim: int) -> None:
     chex.assert_shape(batch.discount, shape)
     chex.assert_equal_shape([batch.obs, batch.next_obs])
     chex.assert_equal_shape_prefix([batch.obs, batch.reward], 2)
+
+
+class TwinCritics:
+    """The value function of agents with two critics in one ensemble, and with target critics in their state."""
+
+    critics: Any
+
+    def value(self, state: Any) -> Value:
+        """Q(s, a), the smaller one of the target critics: what the targets of the critics bootstrap from."""
+        return Value(state.target_critic, state.hypers.gamma, self.smaller)
+
+    def smaller(self, params: PyTree, obs: Array, action: Array) -> Array:
+        """The smaller value [...] of the critics at obs [..., O] and action [..., A]."""
+        q: Array = self.critics.apply(params, obs, action).min(axis=0)
+        return q

@@ -74,7 +74,7 @@ def log_integral(q: Array, log_density: Array, temperature: Array | float) -> Ar
     return temperature * jax.nn.logmeanexp(q / temperature - log_density, axis=-2)
 
 
-class _CQL(TanhGaussian):
+class _CQL(common.TwinCritics, TanhGaussian):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
     def __init__(self, action_dim: int, options: CQLConfig) -> None:
@@ -196,4 +196,4 @@ def cql(options: CQLConfig = CQLConfig(), *, action_dim: int, **changes: Any) ->
     """
     options = common.configure(options, action_dim, changes)
     s = _structure(action_dim, structure(options))
-    return Agent("cql", s.init, s.update, s.policy, hypers=options, batches=1)
+    return Agent("cql", s.init, s.update, s.policy, hypers=options, batches=1, value_fn=s.value)

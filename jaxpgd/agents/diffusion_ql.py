@@ -105,7 +105,7 @@ class DiffusionQLPolicyParams:
     hypers: DiffusionQLConfig
 
 
-class _DiffusionQL:
+class _DiffusionQL(common.TwinCritics):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal."""
 
     def __init__(self, action_dim: int, options: DiffusionQLConfig) -> None:
@@ -286,4 +286,4 @@ def diffusion_ql(
     features = options.time_features
     check(features > 2 and features % 2 == 0, "time_features", features, "an even number above 2")
     s = _structure(action_dim, structure(options))
-    return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=options, batches=1)
+    return Agent("diffusion_ql", s.init, s.update, s.policy, hypers=options, batches=1, value_fn=s.value)

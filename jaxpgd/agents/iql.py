@@ -18,7 +18,7 @@ from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
 from jaxpgd.networks.mlp import Norm
 from jaxpgd.options import nonnegative, option, options, positive, share, structure
-from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition, Value
 
 
 @options
@@ -82,14 +82,14 @@ class _IQL:
         self.actor: Any = GaussianActor(action_dim, hidden, init, options.actor_norm)
         self.critics: Any = CriticEnsemble(2, hidden, init, norm=options.critic_norm)
         # V is what the critics' targets bootstrap from: where they are normalised, so is it
-        self.value: Any = ValueNetwork(hidden, init, options.critic_norm)
+        self.value_network: Any = ValueNetwork(hidden, init, options.critic_norm)
 
     def init(self, key: Array, hypers: IQLConfig, example: Transition) -> IQLState:
         common.check_example(example, self.action_dim)
         actor_key, critic_key, value_key = jax.random.split(key, 3)
         actor = self.actor.init(actor_key, example.obs)
         critic = self.critics.init(critic_key, example.obs, example.action)
-        value = self.value.init(value_key, example.obs)
+        value = self.value_network.init(value_key, example.obs)
         return IQLState(
             actor=actor,
             critic=critic,
@@ -111,14 +111,14 @@ class _IQL:
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
         used = state.value if self.options.stale_value else value
-        advantage = q - self.value.apply(used, batch.obs)
+        advantage = q - self.value_network.apply(used, batch.obs)
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
         actor_lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
         norms["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, actor_lr, h.adam_eps)
 
-        targets = batch.reward + h.gamma * batch.discount * self.value.apply(used, batch.next_obs)
+        targets = batch.reward + h.gamma * batch.discount * self.value_network.apply(used, batch.next_obs)
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
         norms["critic_gradient_norm"] = common.norm(grads)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
@@ -132,7 +132,7 @@ class _IQL:
 
     def value_loss(self, params: PyTree, batch: Transition, q: Array, tau: Array | float) -> Array:
         """L_V = L_2^tau(Q'(s, a) - V(s)), averaged over the batch [B] (IQL, equation 5); q [B] is Q'."""
-        v = self.value.apply(params, batch.obs)
+        v = self.value_network.apply(params, batch.obs)
         chex.assert_equal_shape([q, v])
         return expectile_loss(q - v, tau).mean()
 
@@ -155,6 +155,15 @@ class _IQL:
 
     def policy(self, state: IQLState) -> Policy:
         return Policy(state.actor, self.sample, self.mode, self.log_prob)
+
+    def value(self, state: IQLState) -> Value:
+        """V(s), what the critics' targets bootstrap from: an expectile over the data's actions, whatever the policy takes."""
+        return Value(state.value, state.hypers.gamma, self.of_state)  # type: ignore[arg-type]
+
+    def of_state(self, params: PyTree, obs: Array, action: Array) -> Array:
+        """V [...] at obs [..., O]; the action has no part in it."""
+        v: Array = self.value_network.apply(params, obs)
+        return v
 
     def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
         mean, std = self.actor.apply(params, obs)
@@ -185,4 +194,4 @@ def iql(options: IQLConfig = IQLConfig(), *, action_dim: int, **changes: Any) ->
     """
     options = common.configure(options, action_dim, changes)
     s = _structure(action_dim, structure(options))
-    return Agent("iql", s.init, s.update, s.policy, hypers=options, batches=1)
+    return Agent("iql", s.init, s.update, s.policy, hypers=options, batches=1, value_fn=s.value)

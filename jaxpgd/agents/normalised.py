@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxpgd.agents import common
 from jaxpgd.errors import check
-from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Transition, Value
 
 Inner = TypeVar("Inner")
 _STD_FLOOR = 1e-3  # added to the standard deviation, as TD3+BC (section 5); constant entries stay finite
@@ -57,11 +57,15 @@ def _score(params: Normalised[Policy], obs: Array, action: Array, variance: Arra
     return params.inner.score(params.stats.apply(obs), action, variance)
 
 
+def _value(params: Normalised[Value], obs: Array, action: Array) -> Array:
+    return params.inner(params.stats.apply(obs), action)
+
+
 class _Normalised:
     """The functions of a wrapped agent. One instance per agent structure: its methods then compare equal."""
 
-    def __init__(self, init_fn: Any, update_fn: Any, policy_fn: Any) -> None:
-        self.inner_init, self.inner_update, self.inner_policy = init_fn, update_fn, policy_fn
+    def __init__(self, init_fn: Any, update_fn: Any, policy_fn: Any, value_fn: Any) -> None:
+        self.inner_init, self.inner_update, self.inner_policy, self.inner_value = init_fn, update_fn, policy_fn, value_fn
 
     def init(self, key: Array, hypers: Normalised[Any], example: Transition) -> Normalised[Any]:
         check(isinstance(hypers, Normalised), "hypers", type(hypers).__name__, "Normalised",
@@ -81,14 +85,18 @@ class _Normalised:
         score_fn = None if inner.score_fn is None else _score
         return Policy(Normalised(inner, state.stats), _sample, _mode, log_prob_fn, score_fn)
 
+    def value(self, state: Normalised[Any]) -> Value:
+        inner = self.inner_value(state.inner)
+        return Value(Normalised(inner, state.stats), inner.gamma, _value)
+
 
 def _standardise(stats: ObservationStats, batch: Transition) -> Transition:
     return dataclasses.replace(batch, obs=stats.apply(batch.obs), next_obs=stats.apply(batch.next_obs))
 
 
 @functools.cache
-def _structure(init_fn: Any, update_fn: Any, policy_fn: Any) -> _Normalised:
-    return _Normalised(init_fn, update_fn, policy_fn)
+def _structure(init_fn: Any, update_fn: Any, policy_fn: Any, value_fn: Any) -> _Normalised:
+    return _Normalised(init_fn, update_fn, policy_fn, value_fn)
 
 
 def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[Normalised[Any]]:
@@ -105,9 +113,11 @@ def normalise_observations(agent: Agent[Any], mean: Array, std: Array) -> Agent[
             check(bool(np.isfinite(x).all()), name, np.asarray(x), "finite numbers", "Check the dataset for NaN.")
     if not isinstance(std, jax.core.Tracer):
         check(bool((np.asarray(std) >= 0).all()), "obs_std", np.asarray(std), "numbers not below 0")
-    s = _structure(agent.init_fn, agent.update_fn, agent.policy_fn)
+    s = _structure(agent.init_fn, agent.update_fn, agent.policy_fn, agent.value_fn)
     hypers = Normalised(agent.hypers, ObservationStats(mean, std))
-    return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches, next_actions=agent.next_actions)
+    value_fn = None if agent.value_fn is None else s.value
+    return Agent(agent.name, s.init, s.update, s.policy, hypers=hypers, batches=agent.batches,
+                 next_actions=agent.next_actions, value_fn=value_fn)  # fmt: skip
 
 
 def replace_hypers(hypers: PyTree, **changes: Any) -> PyTree:

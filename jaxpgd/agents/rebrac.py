@@ -107,4 +107,4 @@ def rebrac(options: ReBRACConfig = ReBRACConfig(), *, action_dim: int, **changes
     """
     options = common.configure(options, action_dim, changes)
     s = _structure(action_dim, structure(options))
-    return Agent("rebrac", s.init, s.update, s.policy, hypers=options, batches=s.batches, next_actions=True)
+    return Agent("rebrac", s.init, s.update, s.policy, hypers=options, batches=s.batches, next_actions=True, value_fn=s.value)

@@ -84,7 +84,7 @@ class TD3BCState:
     hypers: Any  # the agent's options, real numbers as arrays []
 
 
-class TD3BC:
+class TD3BC(common.TwinCritics):
     """The structure of one agent. One instance per structure (see `_structure`): its methods then compare equal.
 
     ReBRAC is a subclass with options of its own, and overrides where they differ: `rates`, `weights`, `climbed`, `next_value`.
@@ -249,4 +249,4 @@ def td3_bc(options: TD3BCConfig = TD3BCConfig(), *, action_dim: int, **changes: 
     """
     options = common.configure(options, action_dim, changes)
     s = _structure(action_dim, structure(options))
-    return Agent("td3_bc", s.init, s.update, s.policy, hypers=options, batches=s.batches)
+    return Agent("td3_bc", s.init, s.update, s.policy, hypers=options, batches=s.batches, value_fn=s.value)

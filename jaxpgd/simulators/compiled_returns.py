@@ -14,11 +14,14 @@ from jaxpgd.types import Environment, Policy
 
 @struct.dataclass
 class Returns:
-    """Results of an evaluation: undiscounted returns, lengths in steps and successes, one row per seed."""
+    """Results of an evaluation, one row per seed. Rewards are those of the environment."""
 
-    returns: Any  # [S, episodes]
-    lengths: Any  # [S, episodes]
+    returns: Any  # [S, episodes] undiscounted
+    lengths: Any  # [S, episodes] in steps
     successes: Any = None  # [S, episodes] bool; None if the environment does not report them
+    start: Any = None  # [S, episodes, O] first observations
+    cut: Any = None  # [S, episodes] bool: ended by a limit of steps, without a terminal
+    discounted: Any = None  # [S, episodes] discounted returns from `start`; None without a discount factor
 
 
 _ONE = "Of a single policy make one by jax.tree.map(lambda x: x[None], policy)."
@@ -45,8 +48,10 @@ def check_modes(policy: Policy, obs_dim: int, action_dim: int) -> None:
 
 
 @partial(jax.jit, static_argnames=("episodes", "horizon"))
-def rollout_returns(key: Array, env: Environment, policy: Policy, episodes: int, horizon: int | None = None) -> Returns:
-    """Undiscounted returns of a batch of policies, each in its own episodes.
+def rollout_returns(
+    key: Array, env: Environment, policy: Policy, episodes: int, horizon: int | None = None, gamma: Array | None = None
+) -> Returns:
+    """Undiscounted returns of a batch of policies, each in its own episodes, and with gamma [S] the discounted ones.
 
     `env` is a pytree (a struct dataclass with a static horizon). `policy` has a leading axis S on its leaves; its mode
     acts. An episode ends where the environment's discount is 0, or after `horizon` steps (default: the environment's). New
@@ -56,21 +61,26 @@ def rollout_returns(key: Array, env: Environment, policy: Policy, episodes: int,
     seeds = seeds_of(policy)
     keys = jax.random.split(key, (seeds, episodes))
     one = partial(_episode, horizon=env.horizon if horizon is None else horizon)
-    over_episodes = jax.vmap(one, in_axes=(0, None, None))
-    returns, lengths = jax.vmap(over_episodes, in_axes=(0, None, 0))(keys, env, policy)
-    return Returns(returns=returns, lengths=lengths)
+    over_episodes = jax.vmap(one, in_axes=(0, None, None, None))
+    found: Returns = jax.vmap(over_episodes, in_axes=(0, None, 0, None if gamma is None else 0))(keys, env, policy, gamma)
+    return found
 
 
-def _episode(key: Array, env: Environment, policy: Policy, horizon: int) -> tuple[Array, Array]:
+def _episode(key: Array, env: Environment, policy: Policy, gamma: Array | None, horizon: int) -> Returns:
+    """Everything of one episode, []; `start` is [O]."""
     reset_key, step_key = jax.random.split(key)
+    Carry = tuple[Array, Array, Array, Array, Any]
 
-    def step(carry: tuple[Array, Array, Array, Array], key: Array) -> tuple[tuple[Array, Array, Array, Array], None]:
-        obs, going, total, length = carry
+    def step(carry: Carry, key: Array) -> tuple[Carry, None]:
+        obs, going, total, length, discounted = carry
         next_obs, reward, discount = env.step(key, obs, policy.mode(obs))
         # `where`, not a product: after its end an episode may reach states whose reward is not finite
         total = jnp.where(going, total + reward, total)
-        return (next_obs, going & (discount > 0), total, length + going), None
+        if gamma is not None:
+            discounted = jnp.where(going, discounted + gamma**length * reward, discounted)
+        return (next_obs, going & (discount > 0), total, length + going, discounted), None
 
-    start = (env.reset(reset_key), jnp.array(True), jnp.float32(0), jnp.int32(0))
-    (_, _, total, length), _ = jax.lax.scan(step, start, jax.random.split(step_key, horizon))
-    return total, length
+    first = env.reset(reset_key)
+    start = (first, jnp.array(True), jnp.float32(0), jnp.int32(0), None if gamma is None else jnp.float32(0))
+    (_, going, total, length, discounted), _ = jax.lax.scan(step, start, jax.random.split(step_key, horizon))
+    return Returns(returns=total, lengths=length, start=first, cut=going, discounted=discounted)

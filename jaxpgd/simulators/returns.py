@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -34,6 +35,7 @@ def evaluate(
     horizon: int | None = None,
     processes: int = 0,
     watch: Watch | None = None,
+    gamma: np.ndarray | None = None,
 ) -> Returns:
     """Undiscounted returns [S, episodes], lengths and successes of S policies. All episodes are stepped together.
 
@@ -42,7 +44,8 @@ def evaluate(
     An episode is a success if the environment reports one (`info["success"]` or `info["is_success"]`) at any step.
     `processes` step Gymnasium environments (0: one per available core, a single one for short evaluations); their number does
     not change results. `watch` is called after each of their steps with the step, the largest number of steps, the number of
-    episodes that have ended, and the number of all episodes. Raises InputError if the dataset names no environment, if it
+    episodes that have ended, and the number of all episodes. With discount factors `gamma` [S] there are the discounted returns
+    as well; they change no other result. Raises InputError if the dataset names no environment, if it
     cannot be made, or if `policy` has no axis S; EnvironmentFailure if an environment raises an exception.
     """
     check(episodes > 0, "episodes", episodes, "a number above 0")
@@ -52,14 +55,16 @@ def evaluate(
     info = evaluated_in(info)
     if is_builtin(info):
         own = builtin_environment(info.env_id)
-        result = rollout_returns(key, own, policy, episodes, None if horizon is None else min(horizon, own.horizon))
-        return Returns(returns=np.asarray(result.returns), lengths=np.asarray(result.lengths))
+        most = None if horizon is None else min(horizon, own.horizon)
+        factors = None if gamma is None else jnp.asarray(gamma, jnp.float32)
+        found: Returns = jax.tree.map(np.asarray, rollout_returns(key, own, policy, episodes, most, factors))
+        return found
     steps = steps_of(info, horizon, "horizon")
     processes = processes_for(seeds_of(policy) * episodes, steps, processes)
     try:
-        return _evaluate_gymnasium(key, policy, info, episodes, steps, processes, watch)
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, processes, watch, gamma)
     except DrawsInSteps:
-        return _evaluate_gymnasium(key, policy, info, episodes, steps, 1, watch)
+        return _evaluate_gymnasium(key, policy, info, episodes, steps, 1, watch, gamma)
 
 
 def steps_of(info: DatasetInfo, horizon: int | None, field: str) -> int:
@@ -93,29 +98,44 @@ def _on_host(policy: Policy) -> Policy:
 
 
 def _evaluate_gymnasium(
-    key: Array, policy: Policy, info: DatasetInfo, episodes: int, horizon: int, processes: int, watch: Watch | None
+    key: Array,
+    policy: Policy,
+    info: DatasetInfo,
+    episodes: int,
+    horizon: int,
+    processes: int,
+    watch: Watch | None,
+    gamma: np.ndarray | None,
 ) -> Returns:
     seeds = seeds_of(policy)
     count = seeds * episodes
     start_seeds = np.asarray(jax.random.randint(key, (count,), 0, 2**31 - 1)).tolist()
-    returns, lengths, going = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
-    reached, reported = np.zeros(count, bool), False
+    returns, discounted, lengths = np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
+    going, reached, reported = np.ones(count, bool), np.zeros(count, bool), False
+    cut, factor = np.ones(count, bool), np.ones(count)
+    rate = np.zeros(count) if gamma is None else np.repeat(np.asarray(gamma, np.float64), episodes)
     with Environments(info, count, processes) as envs, seeded_numpy(start_seeds[0]):
-        obs = envs.reset(start_seeds)
+        obs = start = envs.reset(start_seeds)
         check_modes(policy, obs.shape[-1], len(info.action_low))
         host_policy = _on_host(policy)
         for step in range(1, horizon + 1):
             action = np.asarray(act(host_policy, obs.reshape(seeds, episodes, -1))).reshape(count, -1)
             scaled = to_env_action(info, action).astype(envs.action_type)
-            obs, reward, ended, success, reports = envs.step(scaled, going)
+            obs, reward, ended, terminal, success, reports = envs.step(scaled, going)
             returns += np.where(going, reward, 0.0)
+            discounted += np.where(going, factor * reward, 0.0)
+            factor *= rate
             lengths += going
             reported |= reports
             reached |= success
+            cut &= ~terminal
             going &= ~ended
             if watch is not None:
                 watch(step, horizon, int(count - going.sum()), count)
             if not going.any():
                 break
-    table = lambda values: values.reshape(seeds, episodes)
-    return Returns(returns=table(returns), lengths=table(lengths), successes=table(reached) if reported else None)
+    table = lambda values: values.reshape(seeds, episodes, *values.shape[1:])
+    return Returns(
+        returns=table(returns), lengths=table(lengths), successes=table(reached) if reported else None, start=table(start),
+        cut=table(cut), discounted=None if gamma is None else table(discounted),
+    )  # fmt: skip

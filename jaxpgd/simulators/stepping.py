@@ -23,8 +23,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import concatenate, create_empty_array
 
-# observations, rewards, ended, successes, whether any reports successes, whether NumPy's global generator was used
-Stepped = tuple[Any, np.ndarray, np.ndarray, np.ndarray, bool, bool]
+# observations, rewards, ended, ended by a terminal, successes, whether any reports successes, whether NumPy's global generator
+# was used
+Stepped = tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool, bool]
 
 
 @contextmanager
@@ -91,14 +92,15 @@ class Stepper:
     def step(self, actions: np.ndarray, going: np.ndarray) -> Stepped:
         """One step of the environments that have not ended: `going` [N]."""
         count, reported, before = len(self.envs), False, generator_state()
-        rewards, ended, reached = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
+        rewards = np.zeros(count)
+        ended, terminal, reached = (np.zeros(count, bool) for _ in range(3))
         for i in np.flatnonzero(going):
             self.seen[i], reward, terminated, truncated, info = self.envs[i].step(actions[i])
             rewards[i] = finite_reward(reward)
-            ended[i] = bool(terminated) or bool(truncated)
+            ended[i], terminal[i] = bool(terminated) or bool(truncated), bool(terminated)
             successes = [info[name] for name in ("success", "is_success") if name in info]  # the latter: Gymnasium-Robotics
             reported, reached[i] = reported or bool(successes), any(map(bool, successes))
-        return self.observe(), rewards, ended, reached, reported, not same_state(before, generator_state())
+        return self.observe(), rewards, ended, terminal, reached, reported, not same_state(before, generator_state())
 
     def close(self) -> None:
         """Close all environments."""

@@ -134,27 +134,30 @@ class Environments:
             self.flat[i :: len(parts)] = rows
         return self.flat
 
-    def step(self, actions: np.ndarray, going: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    def step(
+        self, actions: np.ndarray, going: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
         """One step of the environments that have not ended, `going` [N].
 
-        Returns observations [N, O], rewards, ended and successes [N], and whether any environment reports successes. Rows of
-        ended environments are unchanged or zero. Raises EnvironmentFailure, and DrawsInSteps if several processes step
-        environments that a single one has to step.
+        Returns observations [N, O], rewards, ended, ended by a terminal and successes [N], and whether any environment reports
+        successes. Rows of ended environments are unchanged or zero. Raises EnvironmentFailure, and DrawsInSteps if several
+        processes step environments that a single one has to step.
         """
         parts, flat, reported = self.parts, self.flat.copy(), False
         due = [(part, slice(i, None, len(parts))) for i, part in enumerate(parts) if going[i :: len(parts)].any()]
         for part, own in due:
             part.begin("step", actions[own], going[own])
-        rewards, ended, reached = np.zeros(self.count), np.zeros(self.count, bool), np.zeros(self.count, bool)
+        rewards = np.zeros(self.count)
+        ended, terminal, reached = (np.zeros(self.count, bool) for _ in range(3))
         for part, own in due:
-            seen, rewards[own], ended[own], reached[own], reports, drew = self._result(part)
+            seen, rewards[own], ended[own], terminal[own], reached[own], reports, drew = self._result(part)
             flat[own] = flatten_obs(self.info, seen)
             reported |= reports
             if drew and self.job and self.workers:
                 ALONE.add(self.job.packed)
                 raise DrawsInSteps
         self.flat = flat
-        return flat, rewards, ended, reached, reported
+        return flat, rewards, ended, terminal, reached, reported
 
     def _result(self, part: Here | Worker) -> Any:
         try:

@@ -11,6 +11,8 @@ from batches import with_next_actions
 
 from jaxpgd.agents import AGENTS, BCConfig, TD3BCConfig, make_agent, normalise_observations, replace_hypers
 from jaxpgd.errors import InputError
+from jaxpgd.networks.activations import mish
+from jaxpgd.networks.actor_critic import Critic, ValueNetwork, member
 from jaxpgd.options import numeric
 from jaxpgd.training.agent import AgentConfig
 from jaxpgd.types import Transition
@@ -246,6 +248,32 @@ def test_layer_normalisation_is_that_of_critics_or_of_the_actor(name, critic, ac
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@QUICK
+def test_values_are_those_that_targets_bootstrap_from(name):
+    agent, obs, action = wrapped(name), jnp.array([0.3, 1.0, 0.5]), jnp.array([0.2, -0.7])
+    state = INIT(agent, jax.random.key(3))
+    if name == "bc":
+        assert agent.value(state) is None and plain(name).value(state.inner) is None
+        return
+
+    @jax.jit
+    def values(state):
+        seen = (obs - MEAN) / (STD + 1e-3)
+        if name == "iql":
+            by_hand = ValueNetwork(HIDDEN, "orthogonal").apply(state.inner.value, seen)
+        else:
+            norm, activation = ("layer" if name == "rebrac" else "none"), (mish if name == "diffusion_ql" else jax.nn.relu)
+            critic, target = Critic(HIDDEN, norm=norm, activation=activation), state.inner.target_critic
+            by_hand = jnp.minimum(*(critic.apply(member(target, i), seen, action) for i in (0, 1)))
+        return agent.value(state)(obs, action), by_hand
+
+    if name != "iql":  # online critics are others than these
+        target = jax.tree.map(lambda x: x + 0.1, state.inner.target_critic)
+        state = dataclasses.replace(state, inner=dataclasses.replace(state.inner, target_critic=target))
+    np.testing.assert_allclose(*values(state), rtol=1e-5)
+    assert agent.value(state).gamma == jnp.float32(0.99)
 
 
 @NAMES

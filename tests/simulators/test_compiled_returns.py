@@ -50,6 +50,16 @@ def test_returns_stop_at_the_terminal_and_at_the_horizon():
     np.testing.assert_allclose(rollout_returns(jax.random.key(0), Line(), constant([0.25]), 1, 2).returns, [[0.75]])
 
 
+def test_discounted_returns_start_and_cut_come_besides_the_same_returns():
+    policy, key = constant([1.0, 0.25]), jax.random.key(0)
+    plain = rollout_returns(key, Line(), policy, 2)
+    found = rollout_returns(key, Line(), policy, 2, gamma=jnp.array([0.5, 1.0]))
+    chex.assert_trees_all_equal(plain, found.replace(discounted=None))
+    np.testing.assert_allclose(found.discounted, [[1 + 2 / 2 + 3 / 4] * 2, [5.25] * 2])
+    np.testing.assert_array_equal(found.start, np.zeros((2, 2, 1)))
+    np.testing.assert_array_equal(found.cut, [[False] * 2, [True] * 2])
+
+
 def test_new_parameters_and_settings_reuse_the_program():
     chex.clear_trace_counter()
     once = chex.assert_max_traces(rollout_returns.__wrapped__, n=1)

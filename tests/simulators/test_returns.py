@@ -75,6 +75,24 @@ def test_return_is_reward_times_length_and_ends_at_the_first_terminal():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+def test_discounted_returns_start_and_cut_come_besides_the_same_returns(processes):
+    run = lambda **changes: evaluate(jax.random.key(0), constant([0.0, 1.0]), info(), episodes=8, horizon=4, **changes)
+    plain, found = run(), run(gamma=np.array([0.5, 1.0]), processes=processes)
+    chex.assert_trees_all_equal(plain, found.replace(discounted=None))
+    assert plain.discounted is None and found.start.shape == (2, 8, 1)
+    length = np.minimum(found.start[..., 0], 4)  # the counter starts at 2 to 5
+    np.testing.assert_array_equal(found.lengths, length)
+    np.testing.assert_array_equal(found.cut, found.start[..., 0] > 4)
+    np.testing.assert_allclose(found.discounted, [2.0 * (1 - 0.5 ** length[0]) / 0.5, 4.0 * length[1]])
+
+
+def test_an_environment_that_truncates_itself_has_cut_the_episode():
+    result = evaluate(jax.random.key(0), constant([0.0]), info("jaxpgd/Short-v0"), episodes=16)
+    np.testing.assert_array_equal(result.cut, result.start[..., 0] > 3)
+    assert 0 < result.cut.sum() < 16
+
+
+@pytest.mark.parametrize("processes", [1, 2])
 def test_an_evaluation_can_be_watched(processes):
     seen = []
     result = evaluate(

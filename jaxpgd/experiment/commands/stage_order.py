@@ -70,7 +70,7 @@ def train_all_agents(run: ClaimedRun, prepared: Prepared, models: Models) -> dic
     """Policies [seeds] by row of the results: arm, or arm and setting where the run sweeps over some."""
     rows: dict[str, Policy] = {}
     for arm in run.config.arms:
-        rows |= by_setting(run.config, arm, train_agents(run, prepared, models, arm))
+        rows |= by_setting(run.config, arm, train_agents(run, prepared, models, arm).policy)
     return rows
 
 

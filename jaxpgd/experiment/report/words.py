@@ -26,6 +26,8 @@ NAMES: Mapping[str, str] = {
 _DEVIATIONS = "(standard deviations)"
 LABELS: Mapping[str, str] = {
     "return": "return per episode",
+    "value_error": "value error (discounted return)",
+    "ood_actions": "share of out-of-distribution actions",
     "length": "length of an episode (steps)",
     "synthetic_return": "return of a synthetic trajectory",
     "synthetic_length": "length of a synthetic trajectory (steps)",

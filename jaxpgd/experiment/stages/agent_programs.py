@@ -1,10 +1,11 @@
 """How agents are trained: the programs of all seeds and settings, and their data, as pure functions. Nothing trains here."""
 
 import dataclasses
-from typing import cast
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 
 from jaxpgd.agents import replace_hypers
@@ -18,19 +19,28 @@ from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep
 from jaxpgd.training.agent import AgentState, agent_program
 from jaxpgd.training.program import Program
 from jaxpgd.training.sources import Sources, join_sources, sources_program
-from jaxpgd.types import Agent, Metrics, Policy, PyTree
+from jaxpgd.types import Agent, Metrics, Policy, PyTree, Value
 
 JOINT = "agents"  # the stage that trains the agents of all arms as one program
+ByAgent = TypeVar("ByAgent")  # a pytree with a leading axis of agents
 
 
-def agent_training(config: Config, prepared: Prepared, models: Models, arm: str) -> Training[Policy]:
+@struct.dataclass
+class Learned:
+    """What agents have learned, each with a leading axis of agents: their policies and, where they have critics, values."""
+
+    policy: Policy
+    value: Value | None
+
+
+def agent_training(config: Config, prepared: Prepared, models: Models, arm: str) -> Training[Learned]:
     """Of the agents of an arm: every seed of every setting, [settings * seeds], the seeds of a setting together."""
     agent = build_agent(config, prepared.dataset)
     data = build_experience(config, prepared.dataset, models, arm, next_actions=agent.next_actions)
     return _training(config, prepared, f"agent-{arm}", agent, population(config, agent, arm), data)
 
 
-def joint_training(config: Config, prepared: Prepared, models: Models) -> Training[Policy]:
+def joint_training(config: Config, prepared: Prepared, models: Models) -> Training[Learned]:
     """Of the agents of all arms, as one program: [arms * seeds]."""
     agent = build_agent(config, prepared.dataset)
     return _training(config, prepared, JOINT, agent, joint_program(config, agent), joint_data(config, prepared, models, agent))
@@ -38,9 +48,9 @@ def joint_training(config: Config, prepared: Prepared, models: Models) -> Traini
 
 def _training(
     config: Config, prepared: Prepared, stage: str, agent: Agent, program: Program[AgentState], data: PyTree
-) -> Training[Policy]:
+) -> Training[Learned]:
     key = stage_key(config, "agent")  # the same for all arms: seed i starts from the same agent in each
-    trained = lambda state: jax.vmap(agent.policy)(state.agent)
+    trained = lambda state: jax.vmap(lambda own: Learned(agent.policy(own), agent.value(own)))(state.agent)
     return Training(stage, in_reported_units(program, prepared.dataset.info), data, key, trained)
 
 
@@ -71,22 +81,22 @@ def joint_data(config: Config, prepared: Prepared, models: Models, agent: Agent)
     return join_sources([build(arm) for arm in config.arms])
 
 
-def by_arm(config: Config, policies: Policy) -> dict[str, Policy]:
-    """The policies [arms * seeds] of one program for all arms as [seeds] by arm."""
-    return dict(zip(config.arms, _parts(policies, config.seeds, len(config.arms)), strict=True))
+def by_arm(config: Config, agents: ByAgent) -> dict[str, ByAgent]:
+    """What agents [arms * seeds] of one program for all arms have, as [seeds] by arm."""
+    return dict(zip(config.arms, _parts(agents, config.seeds, len(config.arms)), strict=True))
 
 
-def by_setting(config: Config, arm: str, policies: Policy) -> dict[str, Policy]:
-    """The policies [settings * seeds] of an arm as [seeds] by row of results: the arm, or the arm with a setting."""
+def by_setting(config: Config, arm: str, agents: ByAgent) -> dict[str, ByAgent]:
+    """What agents [settings * seeds] of an arm have, as [seeds] by row of results: the arm, or the arm with a setting."""
     sweep = read_sweep(config, arm)
-    parts = _parts(policies, config.seeds, len(sweep.settings))
+    parts = _parts(agents, config.seeds, len(sweep.settings))
     return {", ".join(filter(None, (arm, sweep.label(i)))): part for i, part in enumerate(parts)}
 
 
-def _parts(policies: Policy, seeds: int, count: int) -> list[Policy]:
+def _parts(agents: ByAgent, seeds: int, count: int) -> list[ByAgent]:
     """`count` parts of [seeds] each."""
-    part = lambda i: jax.tree.map(lambda x: x[i * seeds : (i + 1) * seeds], policies)
-    return [cast(Policy, part(i)) for i in range(count)]
+    part = lambda i: jax.tree.map(lambda x: x[i * seeds : (i + 1) * seeds], agents)
+    return [cast(ByAgent, part(i)) for i in range(count)]
 
 
 def in_reported_units(program: Program[AgentState], info: DatasetInfo) -> Program[AgentState]:

@@ -1,6 +1,7 @@
 """Evaluate: the returns of every arm's final policies in the environment."""
 
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -11,32 +12,45 @@ from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.progress import evaluation_progress
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.agent_programs import JOINT, by_arm, by_setting
+from jaxpgd.experiment.stages.explain_returns import ood_shares, value_errors
 from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.experiment.sweep import read_sweep
-from jaxpgd.simulators.returns import evaluate
+from jaxpgd.simulators.returns import Returns, evaluate
 from jaxpgd.training.health import LOST
-from jaxpgd.types import Policy
+from jaxpgd.types import Policy, Value
 
 
-def evaluate_returns(run: ClaimedRun, prepared: Prepared, policies: dict[str, Policy]) -> dict[str, Any]:
+def evaluate_returns(
+    run: ClaimedRun, prepared: Prepared, policies: dict[str, Policy], values: Mapping[str, Value | None] | None = None
+) -> dict[str, Any]:
     """Evaluate the policies [seeds] of every row of results; writes `returns.json` and returns its content.
 
-    A finished stage is only read. Seeds that were lost in training have returns that are not a number.
+    With `values`, those of the agents by row (None: without critics), there are `ood_actions` [seeds] and `value_error` [seeds]
+    as well. A finished stage is only read. Seeds that were lost in training have returns that are not a number.
     """
     if run.is_done("returns"):
         stored: dict[str, Any] = run.read_json("returns.json")
         return stored
     began, lost = time.monotonic(), lost_seeds(run)
-    results = {row: _measure(run.config, prepared, row, policy, lost[row]) for row, policy in policies.items()}
+    results = {}
+    for row, policy in policies.items():
+        value = (values or {}).get(row)
+        results[row], found = _measure(run.config, prepared, row, policy, lost[row], value)
+        if values is not None:
+            results[row] |= _explained(run.config, prepared, policy, lost[row], value, found)
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
     return run.read_json("returns.json")  # type: ignore[no-any-return]
 
 
-def _measure(config: Config, prepared: Prepared, row: str, policy: Policy, lost: np.ndarray) -> dict[str, Any]:
+def _measure(
+    config: Config, prepared: Prepared, row: str, policy: Policy, lost: np.ndarray, value: Value | None
+) -> tuple[dict[str, Any], Returns]:
+    """The results of a row, and its evaluation, which discounts as `value` does."""
     own, info = config.evaluation, prepared.dataset.info
+    gamma = None if value is None else np.asarray(value.gamma)
     with evaluation_progress(f"returns, {row}") as watch:
-        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes,
+        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes, gamma=gamma,
                          horizon=own.max_steps or None, processes=own.processes, watch=watch)  # fmt: skip
     returns = np.array(found.returns)
     returns[lost] = np.nan  # whatever their last parameters reach, these seeds have not been trained
@@ -50,7 +64,17 @@ def _measure(config: Config, prepared: Prepared, row: str, policy: Policy, lost:
     return {
         "returns": returns, "lengths": np.asarray(found.lengths), "successes": found.successes,
         "score": score, "score_label": label, "score_column": score_column(info),
-    }  # fmt: skip
+    }, found  # fmt: skip
+
+
+def _explained(
+    config: Config, prepared: Prepared, policy: Policy, lost: np.ndarray, value: Value | None, found: Returns
+) -> dict[str, Any]:
+    """Why policies [seeds] reach their returns, each [seeds]; lost seeds have nothing to explain."""
+    values = {"ood_actions": ood_shares(config, prepared, policy)}
+    if value is not None:
+        values["value_error"] = value_errors(policy, value, found, prepared.dataset.info)
+    return {name: np.where(lost, np.nan, each) for name, each in values.items()}
 
 
 def lost_seeds(run: RunView) -> dict[str, np.ndarray]:

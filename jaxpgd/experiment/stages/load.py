@@ -103,7 +103,7 @@ def load_state_denoiser(run: RunView, prepared: Prepared) -> StateDenoiser:
 
 def load_policies(run: RunView, prepared: Prepared, models: Models, arm: str) -> Policy:
     """The trained policies of an arm, with a leading axis [settings * seeds]. Raises InputError."""
-    return load_trained(run, agent_training(with_models(run, models), prepared, models, arm))
+    return load_trained(run, agent_training(with_models(run, models), prepared, models, arm)).policy
 
 
 def load_policy(run: RunView, prepared: Prepared, models: Models, name: str) -> Policy:

@@ -14,7 +14,7 @@ from jaxpgd.experiment.run.driver import BeforeChunk, drive
 from jaxpgd.experiment.run.out_of_memory import with_half_the_batch
 from jaxpgd.experiment.run.progress import evaluation_progress
 from jaxpgd.experiment.run.resolved import BATCH_SIZE, COEFFICIENT
-from jaxpgd.experiment.stages.agent_programs import agent_training, by_arm, joint_training
+from jaxpgd.experiment.stages.agent_programs import Learned, agent_training, by_arm, joint_training
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.choose_coefficient import choose_coefficient
 from jaxpgd.experiment.stages.model_programs import Training
@@ -25,16 +25,15 @@ from jaxpgd.synthesis.diffusion import DiffusionSynthesizer
 from jaxpgd.training.agent import AgentState, make_schedule
 from jaxpgd.training.experience import Experience
 from jaxpgd.training.health import LOST
-from jaxpgd.types import Policy
 
 
-def train_agents(run: ClaimedRun, prepared: Prepared, models: Models, arm: str) -> Policy:
+def train_agents(run: ClaimedRun, prepared: Prepared, models: Models, arm: str) -> Learned:
     """Train the agents of an arm, all settings and seeds at once; a finished stage is only read.
 
-    Returns their policies, with a leading axis [settings * seeds], the seeds of a setting together.
+    Returns their policies and values, with a leading axis [settings * seeds], the seeds of a setting together.
     """
 
-    def work(config: Config) -> Policy:
+    def work(config: Config) -> Learned:
         training = agent_training(config, prepared, models, arm)
         chooses = arm == "guided" and config.guidance.max_dynamics_error > 0
         return _train(run, prepared, training, _choosing(run, prepared, training) if chooses else None)
@@ -42,8 +41,8 @@ def train_agents(run: ClaimedRun, prepared: Prepared, models: Models, arm: str) 
     return with_half_the_batch(run, run.effective((BATCH_SIZE,)), "train agents", work)
 
 
-def train_joint_agents(run: ClaimedRun, prepared: Prepared, models: Models) -> dict[str, Policy]:
-    """Train the agents of all arms of a run as one program; their policies [seeds] by arm.
+def train_joint_agents(run: ClaimedRun, prepared: Prepared, models: Models) -> dict[str, Learned]:
+    """Train the agents of all arms of a run as one program; their policies and values [seeds] by arm.
 
     Raises InputError where the run sweeps over settings, or where the dynamics error chooses coefficients.
     """
@@ -51,13 +50,13 @@ def train_joint_agents(run: ClaimedRun, prepared: Prepared, models: Models) -> d
     times = run.config.guidance.max_dynamics_error
     check(times == 0, "guidance.max_dynamics_error", times, "0 where all arms are one program")
 
-    def work(config: Config) -> dict[str, Policy]:
+    def work(config: Config) -> dict[str, Learned]:
         return by_arm(config, _train(run, prepared, joint_training(config, prepared, models)))
 
     return with_half_the_batch(run, run.effective((BATCH_SIZE,)), "train joint agents", work)
 
 
-def _choosing(run: ClaimedRun, prepared: Prepared, training: Training[Policy]) -> BeforeChunk:
+def _choosing(run: ClaimedRun, prepared: Prepared, training: Training[Learned]) -> BeforeChunk:
     """Before each refresh of the guided arm: the coefficient that the dynamics error allows, decided and logged."""
     config = run.config
     schedule = make_schedule(config.agent, config.synthesis)
@@ -68,7 +67,7 @@ def _choosing(run: ClaimedRun, prepared: Prepared, training: Training[Policy]) -
             return data, {}
         key = jax.random.fold_in(stage_key(config, "calibration"), done)
         synthesizer = cast(DiffusionSynthesizer, data.synthesizer)
-        coefficient, row = choose_coefficient(key, synthesizer, training.trained(state()), prepared, most, times)
+        coefficient, row = choose_coefficient(key, synthesizer, training.trained(state()).policy, prepared, most, times)
         coefficient = broadcast(coefficient)
         why = f"the largest up to {most:g} whose dynamics error is within {times:g} times the unguided one, at the last refresh"
         run.decide(COEFFICIENT, coefficient, why)
@@ -78,8 +77,10 @@ def _choosing(run: ClaimedRun, prepared: Prepared, training: Training[Policy]) -
     return choose
 
 
-def _train(run: ClaimedRun, prepared: Prepared, training: Training[Policy], before_chunk: BeforeChunk | None = None) -> Policy:
-    """The policies of a program of agents that is run, or resumed, as a stage; evaluated every so many updates."""
+def _train(
+    run: ClaimedRun, prepared: Prepared, training: Training[Learned], before_chunk: BeforeChunk | None = None
+) -> Learned:
+    """What the agents of a program learn that is run, or resumed, as a stage; evaluated every so many updates."""
     config, info = run.config, prepared.dataset.info
 
     def after_chunk(done: int, state: Callable[[], AgentState]) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _train(run: ClaimedRun, prepared: Prepared, training: Training[Policy], befo
         if every == 0 or done % every:
             return {}
         key = jax.random.fold_in(stage_key(config, "intermediate"), done)
-        policies, own = training.trained(state()), config.evaluation
+        policies, own = training.trained(state()).policy, config.evaluation
         label = f"{training.stage}, evaluation at {done * config.agent.updates_per_chunk} updates"
         with evaluation_progress(label) as watch:
             found = evaluate(key, policies, info, episodes=own.intermediate_episodes,

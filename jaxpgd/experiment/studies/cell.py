@@ -17,9 +17,11 @@ OF_THE_SET = ("dynamics_error_rms", "dynamics_error_median", "dynamics_error_sha
               "truncated_rate", "terminal_agreement", "sliced_wasserstein", "coverage", "density", "value_bias",
               "value_distance", "classifier_accuracy", "training_seconds", "training_core_seconds",
               "sampling_seconds")  # fmt: skip
+# columns of returns of which each agent has one value, in its first row
+OF_THE_AGENT = ("value_error", "ood_actions")
 # columns of results.csv by what is measured; a score stands there under the name of its family
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return", "length", "score"),
+    "returns": ("return", "length", "score", *OF_THE_AGENT),
     "trajectories": ("synthetic_return", "synthetic_length", "synthetic_value", "log_likelihood", "dynamics_error",
                      "persistence", *(f"open_loop_error_{k}" for k in OPEN_LOOP_STEPS), *OF_THE_SET),
     "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",

@@ -1,6 +1,7 @@
 """What is measured of a cell: rows of plain values, one per seed and episode (or trajectory), and rows by step."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,15 @@ from jaxpgd.errors import check
 from jaxpgd.experiment.commands.compare_rollouts import compare_models
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.precision import set_precision
-from jaxpgd.experiment.run.directory import create_run
-from jaxpgd.experiment.stages.agent_programs import JOINT, by_setting
+from jaxpgd.experiment.run.directory import ClaimedRun, create_run
+from jaxpgd.experiment.stages.agent_programs import JOINT, Learned, by_setting
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.evaluate_returns import evaluate_returns
 from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
 from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
 from jaxpgd.experiment.stages.train_models import check_models, train_models
-from jaxpgd.experiment.studies.cell import Cell, conditioned
+from jaxpgd.experiment.studies.cell import OF_THE_AGENT, Cell, conditioned
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
@@ -90,8 +91,8 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
     with create_run(dataclasses.replace(config, models_from=models, out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
         require_steps(run.config, prepared.dataset)
-        policies = train_agents(run, prepared, train_models(run, prepared), arm)
-        found = list(evaluate_returns(run, prepared, by_setting(run.config, arm, policies)).values())
+        learned = by_setting(run.config, arm, train_agents(run, prepared, train_models(run, prepared), arm))
+        found = list(_evaluated(run, prepared, learned).values())
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
     settings = list(read_sweep(config, arm).settings)
     order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
@@ -104,14 +105,20 @@ def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[
     with create_run(dataclasses.replace(config, models_from=store.models(config), out=str(folder / "run")), resume=True) as run:
         prepared = store.prepared(run.config)
         require_steps(run.config, prepared.dataset)
-        found = evaluate_returns(run, prepared, train_joint_agents(run, prepared, train_models(run, prepared)))
+        found = _evaluated(run, prepared, train_joint_agents(run, prepared, train_models(run, prepared)))
         log = [row for row in run.log.read() if row["stage"] == JOINT and "returns" in row]
     first = lambda cell: config.seeds * config.arms.index(cell.config.arms[0])
     return [_returns(found[cell.config.arms[0]], log, slice(first(cell), first(cell) + config.seeds)) for cell in cells]
 
 
+def _evaluated(run: ClaimedRun, prepared: Prepared, learned: dict[str, Learned]) -> Row:
+    """Returns of the agents of every row of results, and what explains them."""
+    policies = {row: each.policy for row, each in learned.items()}
+    return evaluate_returns(run, prepared, policies, {row: each.value for row, each in learned.items()})
+
+
 def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
-    """The rows of one setting, whose `seeds` are some of those that were logged."""
+    """The rows of one setting, whose `seeds` are some of those that were logged; a seed's first has the values of its agent."""
     returns = np.asarray(found["returns"], np.float64)
     name, score = found["score_column"], found["score"]
     lost: np.ndarray = np.logical_not(np.isfinite(returns).all(axis=1))
@@ -120,6 +127,11 @@ def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
         | ({} if score is None else {SCALE: name, SCORE: np.nan if lost[seed] else score[seed][episode]})
         for (seed, episode), value in np.ndenumerate(returns)
     ]
+    known = {
+        name: found[name] for name in OF_THE_AGENT if name in found
+    }  # none where a run was evaluated before there were any
+    for row in (row for row in rows if row["episode"] == 0):
+        row |= {name: values[row["seed"]] for name, values in known.items() if math.isfinite(values[row["seed"]])}
     steps = [
         {"seed": seed, "step": row["step"], "return": value}
         for row in log

@@ -57,10 +57,12 @@ def study_report(results: Results, folder: Path, seconds: float) -> None:
 
 
 def _tables(results: Results, report: Report) -> list[str]:
-    """Every table as text, each added to the report."""
+    """Every table of which something was measured as text, each added to the report."""
     texts = []
     for table in by_scale(results, results.study.tables):
         rows = table_rows(results, table)
+        if not rows:
+            continue
         title = ": ".join(dict.fromkeys(filter(None, (table.title, table.value if table.value in results.scales else ""))))
         title = title or label_of(table.value)
         report.table(title, rows, caption(table))

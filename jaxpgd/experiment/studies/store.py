@@ -101,7 +101,7 @@ class Store:
         named = self._named("agent", config)
         with self._once(named), create_run(_as_begun(named), resume=True) as run:
             prepared = self.prepared(run.config)
-            return seed_policy(train_agents(run, prepared, train_models(run, prepared), "real"), 0)
+            return seed_policy(train_agents(run, prepared, train_models(run, prepared), "real").policy, 0)
 
     def prepared(self, config: Config) -> Prepared:
         """The dataset and windows of a config; those used last are kept."""
