@@ -141,6 +141,8 @@ def _check_numbers(config: Config) -> None:
     cuts = y.world_model.truncate > 0 and "world_model" in config.arms
     check(not (cuts and y.after_terminal), "synthesis.after_terminal", True,
           "false where synthesis.world_model.truncate cuts rollouts: what follows is not to be learned from")  # fmt: skip
+    check(not (cuts and y.filter.kind != "none"), "synthesis.filter.kind", y.filter.kind,
+          "'none' where synthesis.world_model.truncate cuts rollouts: returns would tell how soon they are cut")  # fmt: skip
     drops = y.drop_last and "world_model" in config.arms
     check(not drops or y.world_model.length != 1, "synthesis.world_model.length", y.world_model.length,
           "0 or at least 2 where synthesis.drop_last leaves the last step out")  # fmt: skip

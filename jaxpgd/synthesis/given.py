@@ -12,8 +12,7 @@ error of one state moves its action, which moves all later states in the next it
 With the loop closed, deviations are taken to another anchor than they were found for: that does harm where anchors part.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import chex
 import jax
@@ -27,6 +26,7 @@ from jaxpgd.types import Policy
 from jaxpgd.world_model.behaviour import Behaviour
 from jaxpgd.world_model.model import WorldModel
 from jaxpgd.world_model.rollouts import anchor, anchor_of_policy
+from jaxpgd.world_model.scales import Statistics
 
 Conditioning = Literal["published", "innovations", "anchored"]
 Loop = Literal["closed", "open"]
@@ -273,15 +273,17 @@ def same_model(a: WorldModel, b: WorldModel) -> bool:
     """
     if a is b:
         return True
-    exact = jax.tree.leaves((a.elites, b.elites))
-    close = jax.tree.leaves([(model.scales.obs, model.scales.delta) for model in (a, b)])
-    if any(isinstance(x, jax.core.Tracer) for x in (*exact, *close)):
+    left, right = (jax.tree.leaves(model.elites) for model in (a, b))
+    scales = [(a.scales.obs, b.scales.obs), (a.scales.delta, b.scales.delta)]
+    if any(isinstance(x, jax.core.Tracer) for x in (*left, *right, *jax.tree.leaves(scales))):
         return True
-    near = lambda x, y: x.shape == y.shape and jnp.allclose(x, y, rtol=1e-4)
-    return _all(jnp.array_equal, exact) and _all(near, close)
+    equal = len(left) == len(right) and all(bool(jnp.array_equal(x, y)) for x, y in zip(left, right, strict=True))
+    return equal and all(_to_rounding(x, y) for x, y in scales)
 
 
-def _all(equal: Callable[[Array, Array], Any], leaves: list[Array]) -> bool:
-    """Whether the first half of `leaves` equals the second."""
-    half = len(leaves) // 2
-    return len(leaves) == 2 * half and all(bool(equal(x, y)) for x, y in zip(leaves[:half], leaves[half:], strict=True))
+def _to_rounding(a: Statistics, b: Statistics) -> bool:
+    """Whether two statistics differ by next to nothing, in standard deviations."""
+    if a.std.shape != b.std.shape:
+        return False
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(bool((jnp.abs(x - y) <= 1e-4 * a.std).all()) for x, y in pairs)

@@ -127,6 +127,9 @@ def init_agent(
         f"the actions that follow, which {agent.name} needs",
         "Use dataset.transitions(next_actions=True).",
     )
+    empty = data.synthesizer is not None and data.synthesizer.may_be_empty
+    check(not (empty and schedule.after_terminal), "synthesis.after_terminal", True,
+          "false where rollouts are cut: what follows is not to be learned from")  # fmt: skip
     key, key_agent, key_replay = jax.random.split(key, 3)
     example = jax.tree.map(lambda x: x[0], data.real)
     state = agent.init(key_agent, example, hypers)

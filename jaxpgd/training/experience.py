@@ -49,7 +49,8 @@ def synthesize(
     metrics = refresh_metrics(policy, start, trajectory, synthesis.log_weight)
     for name, without in (("coefficient", 0.0), ("ancestors", 1.0), ("exponent", 1.0)):
         metrics[name] = jnp.asarray(synthesis.info.get(name, without), jnp.float32)
-    metrics |= {name: synthesis.info[name] for name in _CUT if name in synthesis.info}
+    if data.synthesizer is not None and data.synthesizer.may_be_empty:  # also where the first refresh cuts nothing
+        metrics |= {name: synthesis.info.get(name, jnp.zeros((), jnp.float32)) for name in _CUT}
     levels = 0 if data.synthesizer is None else data.synthesizer.profile_levels
     if levels > 0:  # an unguided first refresh has no strength
         metrics |= {name: synthesis.info.get(name, jnp.zeros(levels, jnp.float32)) for name in _PROFILE}
@@ -72,8 +73,10 @@ def refresh_metrics(policy: Policy, real: Transition, synthetic: Trajectory, log
         return metrics
     log_prob = jax.vmap(policy.log_prob)
     of_data = log_prob(real.obs, real.action).mean()
-    valid = until_terminal(scored.discount)
-    of_synthetic = jnp.where(valid, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum() / valid.sum()
+    # where the last step is known, the mask leaves out but what follows a terminal or a cut
+    valid = until_terminal(scored.discount) if scored.last_obs is None else scored.mask
+    total = jnp.where(valid, jax.vmap(log_prob)(scored.obs, scored.action), 0.0).sum()
+    of_synthetic = total / jnp.maximum(valid.sum(), 1)
     return metrics | {"data_log_likelihood": of_data, "log_likelihood": of_synthetic}
 
 

@@ -1,7 +1,5 @@
 """What a state denoiser is given: known entries, closed loops and anchors computed by hand, and what is refused."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +14,7 @@ from jaxpgd.tokens import TokenCodec
 from jaxpgd.types import Policy
 from jaxpgd.world_model.behaviour import explained
 from jaxpgd.world_model.rollouts import anchor
+from jaxpgd.world_model.scales import Scales, Statistics
 
 T = 4
 CODEC = TokenCodec(jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.array([2.0, 1.0, 1.0, 1.0]), 1, 1)
@@ -48,7 +47,8 @@ class Moves:
 
     @property
     def scales(self):
-        return dataclasses.make_dataclass("Scales", ["obs", "delta"])(jnp.array([self.width]), jnp.array([self.width]))
+        own = Statistics(jnp.zeros(1), *(jnp.array([x * self.width]) for x in (1.0, -2.0, 2.0)))
+        return Scales(own, own, own)
 
     def next_states(self, obs, action):
         return obs + self.gain * action + jnp.array([[-0.1], [0.1]]), jnp.zeros((2, 1))

@@ -1,15 +1,20 @@
 """Rollouts that are cut where the members of an ensemble disagree, with members that are known to."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
 
+from jaxpgd.agents import bc
 from jaxpgd.errors import InputError
 from jaxpgd.synthesis.filters import returns
-from jaxpgd.synthesis.replay import draw_mixed, init_replay, sample_synthetic, take
+from jaxpgd.synthesis.replay import SynthesisConfig, draw_mixed, init_replay, sample_synthetic, take
 from jaxpgd.synthesis.world_model import make_world_model_synthesizer
+from jaxpgd.training.agent import AgentConfig, train_agent
+from jaxpgd.training.experience import Experience, refresh_metrics
 from jaxpgd.types import Policy, Transition
 from jaxpgd.world_model.rollouts import RolloutConfig, rollout
 from jaxpgd.world_model.scales import Scales, statistics
@@ -126,3 +131,27 @@ def test_where_every_rollout_is_cut_at_once_batches_are_real():
     some = made(Apart(), start=(5.0, 4.0), truncate=1.0)
     drawn = batch(init_replay(some.trajectory))
     np.testing.assert_array_equal(drawn.obs[4:], np.full((12, 1), 4.0))
+
+
+def test_metrics_of_a_refresh_are_of_the_steps_that_are_learned_from():
+    """The density is exp(-|s|): rollouts from 0 are cut above 4, as 5 / 2 is above all of the data."""
+    density = STILL.replace(log_prob_fn=lambda p, obs, action, variance: -obs[0])
+    found = made(Apart(), truncate=1.0)
+    metrics = refresh_metrics(density, real(), found.trajectory, jnp.zeros(1))
+    np.testing.assert_array_equal(found.trajectory.mask, [[True] * 5 + [False]])
+    assert float(metrics["log_likelihood"]) == pytest.approx(-np.mean([0, 1, 2, 3, 4]))
+    none = made(Apart(), start=(5.0,), truncate=1.0)
+    assert float(refresh_metrics(density, real(), none.trajectory, jnp.zeros(1))["log_likelihood"]) == 0.0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_source_that_cuts_may_follow_one_that_does_not(first):
+    cuts, whole = (make_world_model_synthesizer(Apart(), RolloutConfig(truncate=t), length=T) for t in (1.0, 0.0))
+    data = Experience(real(), cuts, first=whole if first else None)
+    config, synthesis = AgentConfig(updates=4, updates_per_chunk=2), SynthesisConfig(trajectories=4, interval=2)
+    agent = bc(action_dim=1, hidden=(4,))
+    _, metrics = jax.jit(lambda: train_agent(jax.random.key(0), data, agent=agent, config=config, synthesis=synthesis))()
+    assert (np.asarray(metrics["synthetic_truncated"]) > 0).tolist() == [not first, True]
+    after = dataclasses.replace(synthesis, after_terminal=True)
+    with pytest.raises(InputError, match=r"synthesis.after_terminal = True: expected false where rollouts are cut"):
+        train_agent(jax.random.key(0), data, agent=agent, config=config, synthesis=after)

@@ -34,6 +34,7 @@ from jaxpgd.synthesis.world_model import make_world_model_synthesizer
 from jaxpgd.types import Policy, Synthesizer, Trajectory
 from jaxpgd.world_model.acting import greedy
 from jaxpgd.world_model.model import WorldModel
+from jaxpgd.world_model.rollouts import Elite
 
 ITERATIONS = (0, 1, 2, 4, 8)
 DYDIFF = {"published": "DyDiff", "innovations": "DyDiff given innovations", "anchored": "DyDiff anchored"}
@@ -78,10 +79,16 @@ def dydiff_methods(config: Config, world: WorldModel, states: StateDenoiser, len
     for chained, way in itertools.product((False, True)[: 1 + (length > states.length)], ways):
         extra = (", mean" if way == "mean" and len(ways) > 1 else "") + (", chained windows" if chained else "")
         for iterations in ITERATIONS if not extra else ITERATIONS[1:]:
-            chosen = dataclasses.replace(config.synthesis.dydiff, iterations=iterations, chained=chained, states=way)
+            own, elite = config.synthesis.dydiff, starting_elite(config, states)
+            chosen = dataclasses.replace(own, iterations=iterations, chained=chained, states=way, elite=elite)
             name = f"{DYDIFF[kind]}{extra}, {iterations} iteration{'s' * (iterations != 1)}"
             found[name] = make_dydiff(world, states, chosen, config.sampler, length=length)
     return found
+
+
+def starting_elite(config: Config, states: StateDenoiser) -> Elite:
+    """How the rollouts that DyDiff starts from draw elites: anchored states start from the mean of all."""
+    return "mean" if states.entries.kind == "anchored" else config.synthesis.dydiff.elite
 
 
 def compare_runs(
@@ -168,13 +175,15 @@ def compare_models(
         again = models.world is not None and any(same_model(models.world, other) for other in rolled)
         rolled += [] if models.world is None or again else [models.world]
         for name, synthesizer in methods(config, models, length).items():
-            begun = name.endswith(", 0 iterations") and config.synthesis.dydiff.elite in started
+            first = name.endswith(", 0 iterations")
+            elite = starting_elite(config, models.states) if first and models.states is not None else ""
+            begun = elite in started
             if again and (name in ENSEMBLES or begun):
                 continue
             label = name if name not in found else f"{name} ({run})"
             synthetic = jax.tree.map(np.asarray, synthesize_from(key_synthetic, synthesizer, policy, start))
             found[label] = score(in_own_units(own.dataset.info, synthetic))
-            started |= {config.synthesis.dydiff.elite} if name.endswith(", 0 iterations") else set()
+            started |= {elite} if elite else set()
             print(f"{label}: {summary_line(found[label])}", flush=True)
     if not found:
         raise InputError("compare-rollouts: expected a run with a world model or a denoiser (an arm other than real).")
@@ -256,7 +265,8 @@ def _write(out: Path, result: dict[str, Any]) -> None:
         "errors and distances are in standard deviations of the state. The last columns: the step from which the error stays "
         "below that of the ensemble's mean over the same rollouts, the same by two standard errors, and the step from which "
         "the distance between the sets of states stays below that of the ensemble's mean and samples. DyDiff starts from the "
-        "ensemble's mean, with members drawn anew or averaged (synthesis.dydiff.elite): 0 iterations are that rollout."
+        "ensemble's mean, with members drawn anew or averaged (synthesis.dydiff.elite; anchored always averaged): 0 iterations "
+        "are that rollout."
     )
     write_atomic(out / "rollouts.txt", f"{text}\n{notes}\n")
     print(f"{text}\n{notes}\nfigure: {out / 'rollouts.png'}", flush=True)

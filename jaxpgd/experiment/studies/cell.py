@@ -88,6 +88,17 @@ def conditioned(config: Config, conditioning: Conditioning) -> Config:
     return dataclasses.replace(config, synthesis=dataclasses.replace(config.synthesis, dydiff=dydiff))
 
 
+def measured_configs(config: Config, conditionings: tuple[Conditioning, ...]) -> list[Config]:
+    """The configs that a cell of rollouts computes with: every conditioning, DyDiff's first rollout and its iterations."""
+    found = [config]
+    for kind in conditionings:
+        own = conditioned(config, kind)
+        for iterations in (0, 2):
+            dydiff = dataclasses.replace(own.synthesis.dydiff, iterations=iterations)
+            found.append(dataclasses.replace(own, synthesis=dataclasses.replace(own.synthesis, dydiff=dydiff)))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One point of a study's grid."""
@@ -105,7 +116,8 @@ class Cell:
         for name in ("classifier", "conditionings"):  # added after studies had been measured, whose keys stay
             if not measure[name]:
                 del measure[name]
-        return short_hash({"measure": measure, "config": settings_of(self.config), "target": target})
+        loop = {"loop": self.config.synthesis.dydiff.loop} if "anchored" in self.measure.conditionings else {}
+        return short_hash({"measure": measure, "config": settings_of(self.config), "target": target} | loop)
 
     @property
     def label(self) -> str:

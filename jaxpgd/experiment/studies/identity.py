@@ -16,13 +16,14 @@ from jaxpgd.options import get
 
 # of a config: they change no result (but for what `settings_of` takes of `health`)
 IGNORED = ("out", "wandb_project", "checkpoint_seconds", "keep_checkpoints", "models_from", "preset", "health")
+LOOP = "synthesis.dydiff.loop"
 # Settings that were added after studies had been measured. At their defaults they are in no key, so that keys stay.
 LATER = (STATED, "agent.rebrac", "world_model.norm", "synthesis.world_model.truncate",
          "synthesis.filter.uniform",
          "data.normalisation", "synthesis.filter.steps", "synthesis.world_model.actions", "synthesis.dydiff.actions",
          "synthesis.dydiff.scaled_conditions", "synthesis.dydiff.conditioning",
          "synthesis.dydiff.chained", "synthesis.dydiff.states", "synthesis.dydiff.common_noise",
-         "synthesis.dydiff.loop",
+         LOOP,
          "agent.diffusion_ql.ema_start", "agent.diffusion_ql.action_reconstruction", "agent.diffusion_ql.critic_hidden",
          "agent.diffusion_ql.critic_activation",
          *(f"agent.{kind}.{of}_norm" for kind in ("td3_bc", "iql", "cql") for of in ("critic", "actor")),
@@ -54,13 +55,14 @@ def settings_of(config: Config) -> dict[str, Any]:
 def left_out(config: Config) -> list[str]:
     """The settings of `LATER` that a config leaves as they were before there were such settings.
 
-    Of a whole dataset nothing is drawn, so that its results are those of every `data.fraction_seed`.
+    Of a whole dataset nothing is drawn, so that its results are those of every `data.fraction_seed`. Anchored states were
+    iterated otherwise before there was `synthesis.dydiff.loop`; others have none.
     """
-    drawn = config.data.fraction < 1
-    return [
-        name for name in LATER
-        if get(config, name) == get(Config(), name) or (name == "data.fraction_seed" and not drawn)
-    ]  # fmt: skip
+    counts = {
+        "data.fraction_seed": config.data.fraction < 1 and config.data.fraction_seed != Config().data.fraction_seed,
+        LOOP: config.synthesis.dydiff.conditioning == "anchored",
+    }
+    return [name for name in LATER if not counts.get(name, get(config, name) != get(Config(), name))]
 
 
 def short_hash(values: Any) -> str:

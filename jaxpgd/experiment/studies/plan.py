@@ -13,7 +13,16 @@ from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import apply_values, load_config, preset_of, with_preset
 from jaxpgd.experiment.precision import STATED
-from jaxpgd.experiment.studies.cell import COLUMNS, MEASURED, STEP_COLUMNS, Cell, MeasureConfig, Target, conditioned
+from jaxpgd.experiment.studies.cell import (
+    COLUMNS,
+    MEASURED,
+    STEP_COLUMNS,
+    Cell,
+    MeasureConfig,
+    Target,
+    conditioned,
+    measured_configs,
+)
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.studies.tables import dotted, get_nested, merge
@@ -128,7 +137,8 @@ def _check_used(cells: Sequence[Cell], tables: Iterable[Mapping[str, Any]], befo
     """Check that all that tables of a study set, but for its targets, has an effect in one of its cells. Raises InputError."""
     given = {setting for table in tables for setting in dotted({**table, **table.get("base", {})})}
     known = sorted(given & set(names_of(Config())))
-    check_used([cell.config for cell in cells], known, preset_of, before)
+    configs = [config for cell in cells for config in measured_configs(cell.config, cell.measure.conditionings)]
+    check_used(configs, known, preset_of, before)
     for key, kinds in MEASURED.items():
         changed = [cell.measure for cell in cells if getattr(cell.measure, key) != getattr(MeasureConfig(), key)]
         check(f"measure.{key}" not in given or not changed or any(measure.kind in kinds for measure in changed),

@@ -48,6 +48,7 @@ def test_logs_and_tables_say_what_is_left_of_rollouts(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"synthesis": {"after_terminal": True}}, "synthesis.after_terminal = True: expected false where synthesis.world_mo"),
+        ({"synthesis": {"filter": {"kind": "hardmax"}}}, "synthesis.filter.kind = 'hardmax': expected 'none' where synthesis"),
         (
             {"world_model": {"elites": 1}},
             "truncate = 0.9: expected its default 0.0, as it counts only where world_model.elites",

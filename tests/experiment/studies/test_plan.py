@@ -110,6 +110,24 @@ def test_settings_of_health_that_change_results_are_in_the_key(study_file, tmp_p
     assert models[0] == models[1] != models[2]
 
 
+def test_the_loop_is_in_the_keys_of_what_it_changes(study_file) -> None:
+    """Anchored states were iterated otherwise before there was such a setting: what was measured then is not read again."""
+    text = SMALL.replace("[axes.regime]", '[axes.loop]\nclosed = {}\nopen = { synthesis.dydiff.loop = "open" }\n[axes.regime]')
+    text = text.replace(
+        'guided = { arms = ["guided"] }', 'dydiff = { arms = ["dydiff"], synthesis.dydiff.conditioning = "KIND" }'
+    )
+    anchored = load_study(study_file(text.replace("KIND", "anchored"))).cells
+    keys = {cell.labels["loop"]: cell.key for cell in anchored if cell.labels["source"] == "dydiff"}
+    assert keys["closed"] != keys["open"]
+    assert all(
+        "loop" in settings_of(cell.config)["synthesis"]["dydiff"] for cell in anchored if cell.labels["source"] == "dydiff"
+    )
+    published = load_study(study_file(SMALL.replace('"guided"', '"dydiff"'))).cells[-1]
+    assert "loop" not in settings_of(published.config)["synthesis"]["dydiff"]
+    rollouts = load_study("rollout-policy", "point2d", overrides={"synthesis": {"dydiff": {"loop": "open"}}}).cells[0]
+    assert rollouts.key != load_study("rollout-policy", "point2d").cells[0].key  # though its config is published
+
+
 def test_later_settings_are_in_the_keys_where_they_are_not_the_defaults(study_file, tmp_path: Path) -> None:
     """Cells, models and target agents that were measured before there were these settings keep their names."""
     path, store = study_file(SMALL), Store(tmp_path)
@@ -300,10 +318,16 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
         (('kind = "intervals"', 'kind = "lines"\nx = "regime"'), r"x = 'regime': expected an axis whose labels are numbers"),
         (
             ('kind = "intervals"', 'kind = "power"\nx = "regime"'),
-            r"figure 1: x = 'regime': expected one of length, return, score",
+            r"figure 1: x = 'regime': expected one of length, ood_actions, return, score",
         ),
-        (("[[figures]]", "[[tables]]\npower = 'x'\n[[figures]]"), r"table 1: power = 'x': expected one of length, return"),
-        (('kind = "intervals"', 'value = "retrun"'), r"figure 1: value = 'retrun': expected one of length, return, score"),
+        (
+            ("[[figures]]", "[[tables]]\npower = 'x'\n[[figures]]"),
+            r"table 1: power = 'x': expected one of length, ood_actions, return",
+        ),
+        (
+            ('kind = "intervals"', 'value = "retrun"'),
+            r"figure 1: value = 'retrun': expected one of length, ood_actions, return, score",
+        ),
         (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of return\."),
         (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\nvalue = 'x'\n[[figures]]"), r"comparison 1: value = 'x'"),
