@@ -90,7 +90,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys: 
     assert results.labels("guidance") == ["exact", "reconstruction"]
     said = capsys.readouterr()
     assert "broken: failed: weight, mean, std" in said.err and list(results.failed) == ["broken"]
-    told = "1 cell failed and are not shown: broken."
+    told = "1 cell failed and is not shown: broken."
     assert told in said.out and told in (tmp_path / "out" / "study" / "tables.txt").read_text()
     report = (tmp_path / "out" / "study" / "report.html").read_text()
     assert "Cells that failed" in report and "as many of each" in report
