@@ -237,6 +237,7 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
     assert all(row["value_error"] > 0 for row in explained)  # nothing is learned yet: about 0, and every reward is negative
 
 
+@pytest.mark.slow
 def test_behaviour_cloning_has_no_value_error(tmp_path: Path) -> None:
     text = RETURNS.replace("[axes.alpha]", "[axes.agent]\nBC = { agent = { kind = 'bc', bc.hidden = [8] } }\n[axes.unused]")
     text = text[: text.index("[axes.unused]")] + text[text.index("[[tables]]") :].replace("alpha", "agent")
