@@ -75,12 +75,10 @@ def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, referenc
     return given.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference
 
 
-@struct.dataclass
-class GivenActions:
-    """[obs, action] entries, of which the first observation and all actions are known (DyDiff, arXiv 2405.19189)."""
+class _Unanchored:
+    """What entries of the states themselves share: [obs, A more], of which the first observation and the others are known."""
 
     codec: TokenCodec
-    kind: ClassVar[Conditioning] = "published"
 
     @property
     def dim(self) -> int:
@@ -88,16 +86,10 @@ class GivenActions:
         return self.codec.obs_dim + self.codec.action_dim
 
     def known(self, length: int) -> Array:
-        """All actions, and the first observation: [T, O + A] bool."""
+        """The first observation, and all entries behind observations: [T, O + A] bool."""
         return known_entries(self.codec, length)
 
-    def condition(self, s: Array, a: Array) -> Condition:
-        """Only s_0 is used."""
-        chex.assert_rank([s, a], 2)
-        obs = jnp.broadcast_to(s[0], (a.shape[0], s.shape[1]))
-        return Condition(self.codec.encode_steps(obs, a), self.known(a.shape[0]))
-
-    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+    def follow(self: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
         """As `Given.follow`: of the policy's actions in s."""
         return _acting(self, policy, action_keys, s, reference)
 
@@ -115,22 +107,27 @@ class GivenActions:
 
 
 @struct.dataclass
-class GivenInnovations:
+class GivenActions(_Unanchored):
+    """[obs, action] entries, of which the first observation and all actions are known (DyDiff, arXiv 2405.19189)."""
+
+    codec: TokenCodec
+    kind: ClassVar[Conditioning] = "published"
+
+    def condition(self, s: Array, a: Array) -> Condition:
+        """Only s_0 is used."""
+        chex.assert_rank([s, a], 2)
+        obs = jnp.broadcast_to(s[0], (a.shape[0], s.shape[1]))
+        return Condition(self.codec.encode_steps(obs, a), self.known(a.shape[0]))
+
+
+@struct.dataclass
+class GivenInnovations(_Unanchored):
     """[obs, innovation] entries, of which the first observation and all innovations are known."""
 
     codec: TokenCodec  # of unit variance
     behaviour: Behaviour
     scale: Array  # [A] standard deviation of the data's innovations
     kind: ClassVar[Conditioning] = "innovations"
-
-    @property
-    def dim(self) -> int:
-        """O + A."""
-        return self.codec.obs_dim + self.codec.action_dim
-
-    def known(self, length: int) -> Array:
-        """All innovations, and the first observation: [T, O + A] bool."""
-        return known_entries(self.codec, length)
 
     def encode(self, obs: Array, e: Array, s_hat: Array | None = None) -> Array:
         """Tokens [T, O + A] of states [T, O] and innovations [T, A]; no anchor is used."""
@@ -141,22 +138,6 @@ class GivenInnovations:
         """e_t = a_t - mu_b(s_t)."""
         obs = jnp.broadcast_to(s[0], s.shape)
         return Condition(self.encode(obs, self.behaviour.innovation(s, a)), self.known(a.shape[0]))
-
-    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-        """As `Given.follow`: of the policy's actions in s."""
-        return _acting(self, policy, action_keys, s, reference)
-
-    def moved(self, s: Array, reference: Array, new: Array) -> Array:
-        """As `Given.moved`: s."""
-        return s
-
-    def begin(self, policy: Policy, action_keys: Array, start: Array) -> tuple[Array, Array] | None:
-        """As `Given.begin`: the world model's rollout."""
-        return None
-
-    def states(self, x: Array, condition: Condition) -> Array:
-        """As `Given.states`."""
-        return self.codec.observation(x)
 
 
 @struct.dataclass
