@@ -31,27 +31,28 @@ LIBRARY = {
     "types": room("contracts: data containers and callables, with their shapes"),
     "options": room("options of components: default, range and help of each, stated once", "errors"),
     "parallel": room("arrays sharded over devices, agreement between hosts", "errors"),
+    "draws": room("random numbers of several axes, drawn as one"),
     "resampling": room("effective sample size and resampling of weighted samples"),
     "dataset": room("the in-memory form of every dataset", "types"),
     "tokens": room("the codec between trajectories and normalised tokens", "types"),
     "windows": room("training windows as indices into a dataset", "dataset errors options tokens types"),
-    "networks": room("Flax modules", "errors"),
-    "diffusion": room("EDM preconditioning and loss, noise levels, solvers, conditions", "options tokens types"),
+    "networks": room("Flax modules", "draws errors"),
+    "diffusion": room("EDM preconditioning and loss, noise levels, solvers, conditions", "draws options tokens types"),
     "guidance": room(
         "guidance of a denoiser by a policy, a file per method",
-        "diffusion errors options parallel resampling tokens types",
+        "diffusion draws errors options parallel resampling tokens types",
     ),
-    "world_model": room("one-step models, their rollouts, termination rules", "errors networks options tokens types"),
-    "agents": room("offline-RL agents as pure functions", "diffusion errors networks options types"),
+    "world_model": room("one-step models, their rollouts, termination rules", "draws errors networks options tokens types"),
+    "agents": room("offline-RL agents as pure functions", "diffusion draws errors networks options types"),
     "synthesis": room(
         "synthesizers, filters and the replay",
-        "diffusion errors guidance options parallel resampling tokens types world_model",
+        "diffusion draws errors guidance options parallel resampling tokens types world_model",
     ),
     "training": room(
         "training programs of denoisers, world models and agents",
         "agents dataset diffusion errors networks options parallel resampling synthesis tokens types windows world_model",
     ),
-    "envs": room("pure-JAX environments with known answers", "errors tokens types"),
+    "envs": room("pure-JAX environments with known answers", "draws errors tokens types"),
     "metrics": room("dynamics error, distances, returns, statistics: arrays in, numbers out", "errors networks types"),
     "datasets": room(
         "reading, checking, describing and writing datasets: Minari, D4RL, OGBench",
@@ -68,7 +69,7 @@ EXPERIMENTS = {
     "experiment.needs": room("which trained models the arms of a run need", "experiment.config"),
     "experiment.nearest": room("suggestions for names that are unknown"),
     "experiment.precision": room("float32, and the precision of products on accelerators"),
-    "experiment.compilation": room("the cache of compiled programs"),
+    "experiment.compilation": room("compiled programs: kept on disk, let go in memory"),
     "experiment.presets": room("the published settings of PGD, DyDiff and Diffusion-QL", "experiment.config"),
     "experiment.used_settings": room("which settings have an effect under which choices", "experiment.config experiment.needs"),
     "experiment.validation": room("checks of a complete config", "experiment.config experiment.needs"),
@@ -97,7 +98,7 @@ EXPERIMENTS = {
     ),
     "experiment.studies": room(
         "grids of runs: plan, store, measures, report, and the shipped studies",
-        "experiment.commands experiment.config experiment.config_files experiment.needs experiment.precision experiment.report "
+        "experiment.commands experiment.compilation experiment.config experiment.config_files experiment.needs experiment.precision experiment.report "
         "experiment.run experiment.stages experiment.sweep experiment.used_settings experiment.validation",
     ),
     "experiment.arguments": room("arguments of commands, for parsing and for help"),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.agents import common
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
 from jaxpgd.networks.actor_critic import CriticEnsemble
@@ -139,7 +140,7 @@ class _CQL(common.TwinCritics, TanhGaussian):
         """K = 3 * n_actions actions [K, B, A] with their log-densities [K, B]: uniform ones, from pi(s), from pi(s')."""
         n = self.options.n_actions
         key_uniform, key_policy = jax.random.split(key)
-        uniform = jax.random.uniform(key_uniform, (n, *batch.action.shape), jnp.float32, minval=-1.0)
+        uniform = draws.uniform(key_uniform, (n, *batch.action.shape), -1.0, 1.0)
         uniform_density = jnp.full(uniform.shape[:-1], -self.action_dim * jnp.log(2.0), jnp.float32)
         both = jnp.stack([batch.obs, batch.next_obs])
         keys = jax.random.split(key_policy, n)

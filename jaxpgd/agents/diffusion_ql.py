@@ -18,6 +18,7 @@ from flax import linen as nn
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.agents import common
 from jaxpgd.agents.action_diffusion import ActionDenoise, chain, key_of, noise_error
 from jaxpgd.diffusion.edm import vp_sigmas
@@ -202,7 +203,7 @@ class _DiffusionQL(common.TwinCritics):
         sigma = jax.random.choice(key_step, self.sigmas(h)[:-1], batch.reward.shape)
 
         def one(key: Array, obs: Array, action: Array, sigma: Array) -> Array:
-            noised = action + sigma * jax.random.normal(key, action.shape, action.dtype)
+            noised = action + sigma * draws.normal(key, action.shape, action.dtype)
             return self.denoise(params, h, obs, clip=False)(noised, sigma)
 
         return jax.vmap(one)(jax.random.split(key_noise, sigma.shape[0]), batch.obs, batch.action, sigma), sigma

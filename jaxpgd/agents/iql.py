@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import CriticEnsemble, GaussianActor, ValueNetwork
 from jaxpgd.networks.mlp import Norm
@@ -111,14 +112,16 @@ class _IQL:
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
         used = state.value if self.options.stale_value else value
-        advantage = q - self.value_network.apply(used, batch.obs)
+        both = jnp.concatenate([batch.obs, batch.next_obs])  # one pass: half as many operations to compile
+        v, next_v = jnp.split(self.value_network.apply(used, both), 2)
+        advantage = q - v
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)
         actor_loss, grads = jax.value_and_grad(self.actor_loss)(state.actor, batch, weight)
         actor_lr = h.lr * common.cosine_decay(state.updates, h.decay_updates)
         norms["actor_gradient_norm"] = common.norm(grads)
         actor, actor_opt = common.adam_step(grads, state.actor_opt, state.actor, actor_lr, h.adam_eps)
 
-        targets = batch.reward + h.gamma * batch.discount * self.value_network.apply(used, batch.next_obs)
+        targets = batch.reward + h.gamma * batch.discount * next_v
         critic_loss, grads = jax.value_and_grad(self.critic_loss)(state.critic, batch, targets)
         norms["critic_gradient_norm"] = common.norm(grads)
         critic, critic_opt = common.adam_step(grads, state.critic_opt, state.critic, h.lr, h.adam_eps)
@@ -167,7 +170,7 @@ class _IQL:
 
     def sample(self, params: PyTree, key: Array, obs: Array) -> Array:
         mean, std = self.actor.apply(params, obs)
-        return jnp.clip(mean + std * jax.random.normal(key, mean.shape, mean.dtype), -1.0, 1.0)
+        return jnp.clip(mean + std * draws.normal(key, mean.shape, mean.dtype), -1.0, 1.0)
 
     def mode(self, params: PyTree, obs: Array) -> Array:
         mean: Array = self.actor.apply(params, obs)[0]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.agents import common
 from jaxpgd.networks.actor_critic import TanhGaussianActor
 from jaxpgd.networks.mlp import Init, Norm
@@ -35,7 +36,7 @@ class TanhGaussian:
     def draw(self, key: Array, actor: PyTree, obs: Array) -> tuple[Array, Array]:
         """Actions [..., A] at obs [..., O] and their log-densities [...]."""
         mean, std = self.actor.apply(actor, obs)
-        pre_tanh = mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+        pre_tanh = mean + std * draws.normal(key, mean.shape, mean.dtype)
         log_prob = common.gaussian_log_prob(pre_tanh, mean, jnp.square(std)) - tanh_log_slope(pre_tanh)
         return jnp.tanh(pre_tanh), log_prob
 

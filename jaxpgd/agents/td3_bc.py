@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.agents import common
 from jaxpgd.agents.deterministic import Deterministic
 from jaxpgd.agents.tanh_gaussian import TanhGaussian
@@ -181,7 +182,7 @@ class TD3BC(common.TwinCritics):
         -noise_clip, noise_clip); Q' and pi' are the target networks.
         """
         h = state.hypers
-        noise = h.policy_noise * jax.random.normal(key, batch.action.shape, batch.action.dtype)
+        noise = h.policy_noise * draws.normal(key, batch.action.shape, batch.action.dtype)
         action = self.behaviour.act(jax.random.fold_in(key, 2), state.target_actor, batch.next_obs)
         action += jnp.clip(noise, -h.noise_clip, h.noise_clip)
         action = jnp.clip(action, -1.0, 1.0)

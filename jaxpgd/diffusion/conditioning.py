@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.types import Denoise, Hook, Stage
 
 Conditions = Literal["clean", "churned", "noised"]
@@ -70,7 +71,7 @@ class Clamp:
         """Clamped sample [T, D]."""
         value = self.condition.value
         if self.noised:
-            value = value + stage.sigma * jax.random.normal(stage.key, value.shape, value.dtype)
+            value = value + stage.sigma * draws.normal(stage.key, value.shape, value.dtype)
         return Condition(value, self.condition.known).impose(x)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.conditioning import Condition
 from jaxpgd.types import Denoise
 
@@ -79,7 +80,7 @@ def loss_weight(sigma: Array, sigma_data: Array | float) -> Array:
 
 def denoising_error(key: Array, denoise: Denoise, x0: Array, sigma: Array) -> Array:
     """Mean squared error [] of denoising one example x0 (any shape) after fresh noise of level sigma []."""
-    noised = x0 + sigma * jax.random.normal(key, x0.shape, x0.dtype)
+    noised = x0 + sigma * draws.normal(key, x0.shape, x0.dtype)
     return jnp.square(denoise(noised, sigma) - x0).mean()
 
 
@@ -109,7 +110,7 @@ def edm_loss(
         seen = padding.known if known is None else padding.known | known
     if seen is None:
         return weight * denoising_error(key_noise, denoise, x0, sigma)
-    noised = x0 + sigma * jax.random.normal(key_noise, x0.shape, x0.dtype)
+    noised = x0 + sigma * draws.normal(key_noise, x0.shape, x0.dtype)
     error = jnp.square(denoise.given(noised, sigma, Condition(x0, seen)) - x0)  # 0 at entries that are seen
     return weight * error.sum() / (x0.size if known is None else (~known).sum())  # as many as count without padding
 

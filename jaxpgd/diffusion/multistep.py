@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.sampling import Step
 from jaxpgd.types import Memory
 
@@ -38,7 +39,7 @@ class DPMpp2M:
         point = x0 + jnp.where(step.index > 0, extrapolation_weight(sigma_before, sigma, sigma_next), 0.0) * (x0 - state)
         shrink = (sigma_next / sigma) ** (1.0 + self.noise)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * self.noise))
-        x = point + shrink * (x - point) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
+        x = point + shrink * (x - point) + spread * draws.normal(key_noise, x.shape, x.dtype)
         return step.after(key_after, x), x0, memory
 
     def nfe(self, steps: int) -> int:
@@ -77,13 +78,7 @@ class DPMpp3M:
         linear = jnp.where(sigma_next > 0, h - (1.0 - shrink) / rate, 0.0)
         quadratic = jnp.where(sigma_next > 0, 0.5 * h * h - linear / rate, 0.0)
         spread = sigma_next * jnp.sqrt(1.0 - (sigma_next / sigma) ** (2.0 * self.noise))
-        x = (
-            x0
-            + shrink * (x - x0)
-            + linear * first
-            + quadratic * second
-            + spread * jax.random.normal(key_noise, x.shape, x.dtype)
-        )
+        x = x0 + shrink * (x - x0) + linear * first + quadratic * second + spread * draws.normal(key_noise, x.shape, x.dtype)
         return step.after(key_after, x), (x0, state[0]), memory
 
     def nfe(self, steps: int) -> int:

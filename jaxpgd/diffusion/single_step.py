@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.sampling import Step
 from jaxpgd.options import nonnegative, option, options
 from jaxpgd.types import Memory
@@ -33,7 +34,7 @@ class ChurnConfig:
         gamma = self.gamma(sigma, steps)
         # sqrt(sigma_hat^2 - sigma^2) without the difference, whose rounding alone would add noise of 3e-4 sigma without churn
         added = self.churn_noise * sigma * jnp.sqrt(gamma * (2.0 + gamma))
-        return x + added * jax.random.normal(key, x.shape, x.dtype), sigma * (1.0 + gamma)
+        return x + added * draws.normal(key, x.shape, x.dtype), sigma * (1.0 + gamma)
 
 
 @options
@@ -140,7 +141,7 @@ class Ancestral:
         x0, memory = step.denoise.evaluate(x_hat, sigma_hat, memory)
         ratio = jnp.square(sigma_next / sigma_hat)
         spread = self.noise * sigma_next * jnp.sqrt(1.0 - ratio)
-        x_next = x0 + ratio * (x_hat - x0) + spread * jax.random.normal(key_noise, x.shape, x.dtype)
+        x_next = x0 + ratio * (x_hat - x0) + spread * draws.normal(key_noise, x.shape, x.dtype)
         return step.after(key_after, x_next), (), memory
 
     def nfe(self, steps: int) -> int:

@@ -15,6 +15,7 @@ from flax import struct
 from jax import Array
 from numpy.typing import ArrayLike
 
+from jaxpgd import draws
 from jaxpgd.envs.rollout import collect as collect
 from jaxpgd.envs.rollout import rollout as rollout
 from jaxpgd.errors import check
@@ -93,7 +94,7 @@ def _mode(params: LinearParams, obs: Array) -> Array:
 
 def _sample(params: LinearParams, key: Array, obs: Array) -> Array:
     mode = _mode(params, obs)
-    return mode + params.std * jax.random.normal(key, mode.shape, mode.dtype)
+    return mode + params.std * draws.normal(key, mode.shape, mode.dtype)
 
 
 def _log_prob(params: LinearParams, obs: Array, action: Array, variance: Array | float = 0.0) -> Array:

@@ -1,5 +1,6 @@
-"""Compiled programs on disk: what was compiled once is read back by later commands on the same kind of machine."""
+"""Compiled programs: kept on disk for later commands on the same kind of machine, and let go where a process holds too many."""
 
+import gc
 import hashlib
 import os
 import platform
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 
 MOST_BYTES = 2 * 1024**3  # the least used programs are dropped beyond this
+_MAPPINGS, _MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 
 def keep_compiled_programs() -> Path | None:
@@ -33,6 +35,23 @@ def keep_compiled_programs() -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     return path
+
+
+def release_compiled_programs() -> bool:
+    """Let go of all programs in memory where they take half of the memory mappings that Linux allows a process (65,530).
+
+    On CPU a program takes hundreds, and LLVM ends the process at the limit. What is used again is read from the cache on disk.
+    Returns whether it did; never on systems without such a limit.
+    """
+    try:
+        held, most = _MAPPINGS.read_bytes().count(b"\n"), int(_MOST_MAPPINGS.read_text())
+    except (OSError, ValueError):
+        return False
+    if 2 * held < most:
+        return False
+    jax.clear_caches()
+    gc.collect()  # executables that only cycles refer to
+    return True
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.guidance.base import Guided
 from jaxpgd.types import Metrics
 
@@ -16,7 +17,7 @@ def guidance_profile(key: Array, guided: Guided, tokens: Array, sigmas: Array) -
     """
 
     def at(key: Array, sigma: Array) -> tuple[Array, Array]:
-        x = tokens + sigma * jax.random.normal(key, tokens.shape, tokens.dtype)
+        x = tokens + sigma * draws.normal(key, tokens.shape, tokens.dtype)
         estimate = jax.vmap(guided.estimate, in_axes=(0, None))(x, sigma)
         size = lambda change: jnp.sqrt(jnp.square(change).mean()) / jnp.square(sigma)
         return size(estimate.x0_guided - estimate.x0), size(estimate.x0 - x)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.multistep import extrapolation_weight
 from jaxpgd.guidance.base import DenoisedPointGuidance, Estimate, Guidance, Guided, GuidedDenoise, NoGuidance
 from jaxpgd.options import nonnegative, option, options, positive, share
@@ -130,7 +131,7 @@ def smc(
     chex.assert_rank(sigmas, 1)
     key_start, key_march = jax.random.split(key)
     estimate_all = _in_batches(guided, batch_size)
-    x = sigmas[0] * jax.random.normal(key_start, (particles, *shape), sigmas.dtype)
+    x = sigmas[0] * draws.normal(key_start, (particles, *shape), sigmas.dtype)
     estimate = estimate_all(x, sigmas[0])
     start = Population(x, estimate, estimate, _finite(estimate.log_twist), jnp.zeros((), jnp.float32), jnp.arange(particles))
 
@@ -242,7 +243,7 @@ def _propose(key: Array, population: Population, sigma: Array, sigma_next: Array
     """
     ratio = jnp.square(sigma_next / sigma)
     spread = sigma_next * jnp.sqrt(1.0 - ratio)
-    noise = jax.random.normal(key, population.x.shape, population.x.dtype)
+    noise = draws.normal(key, population.x.shape, population.x.dtype)
     guided = population.ahead.x0_guided
     x = guided + ratio * (population.x - guided) + spread * noise
     moves = spread > 0  # between equal levels nothing does

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import Initializer
 
+from jaxpgd import draws
+
 
 def orthogonal(gain: float) -> Initializer:
     """Initialiser of kernels [I, O]: orthonormal columns (rows, where I < O), uniform among such, times `gain`.
@@ -18,7 +20,7 @@ def orthogonal(gain: float) -> Initializer:
 
     def init(key: Array, shape: Sequence[Any], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
         rows, columns = shape
-        draw = jax.random.normal(key, (max(shape), min(shape)), dtype)
+        draw = draws.normal(key, (max(shape), min(shape)), dtype)
         basis = gram_schmidt(draw)
         return gain * (basis.T if rows < columns else basis)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.conditioning import Condition, Conditions, attach
 from jaxpgd.diffusion.solvers import SamplerConfig
 from jaxpgd.errors import check
@@ -140,7 +141,7 @@ class DyDiffSynthesizer(Synthesizer):
             key, key_clamp = jax.random.split(key)
             sigma = self.sampling.sigmas[0]
             stage = Stage(index=jnp.zeros((), jnp.int32), count=1, sigma=sigma, key=key_clamp, denoise=denoise)
-            x = denoise(clamp(sigma * jax.random.normal(key, condition.value.shape), stage), sigma)
+            x = denoise(clamp(sigma * draws.normal(key, condition.value.shape), stage), sigma)
             return self.denoiser.entries.states(x, condition).at[0].set(start)
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
         return self.denoiser.entries.states(x, condition).at[0].set(start)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.diffusion.edm import karras_sigmas
 from jaxpgd.diffusion.sampling import Solver, sample
 from jaxpgd.diffusion.solvers import SamplerConfig, make_solver
@@ -35,7 +36,7 @@ class Sampling:
     ) -> tuple[Array, Metrics]:
         """One sample of `shape` [T, D] from noise, and what it cost: {"nfe": [], "forward_equivalents": []}."""
         key_noise, key_sampler = jax.random.split(key)
-        x = self.sigmas[0] * jax.random.normal(key_noise, shape, self.sigmas.dtype)
+        x = self.sigmas[0] * draws.normal(key_noise, shape, self.sigmas.dtype)
         return sample(key_sampler, denoise, x, self.sigmas, self.solver, before_step=before_step, after_stage=after_stage)
 
     def cost(self, denoise: Denoise) -> Array:

@@ -172,10 +172,12 @@ def update_many(
     block = max(size for size in range(1, min(updates, _BLOCK) + 1) if updates % size == 0)
     block = block if 8 * block >= min(updates, _BLOCK) else updates  # a number of updates without such divisors
 
-    def draw(key: Array) -> tuple[Array, Draw]:
-        key_batch, key_update = jax.random.split(key)
-        keys = jax.random.split(key_batch, agent.batches)
-        return key_update, jax.vmap(lambda k: draw_mixed(k, data.real, state.replay, batch, synthetic, or_real=or_real))(keys)
+    def draw(keys: Array) -> tuple[Array, Draw]:
+        # keys on one axis: random numbers of several compile slowly (`draws`)
+        key_batch, key_update = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+        each = jax.vmap(lambda key: jax.random.split(key, agent.batches))(key_batch).reshape(-1)
+        drawn = jax.vmap(lambda k: draw_mixed(k, data.real, state.replay, batch, synthetic, or_real=or_real))(each)
+        return key_update, jax.tree.map(lambda x: x.reshape(-1, agent.batches, *x.shape[1:]), drawn)
 
     def step(inner: PyTree, drawn: tuple[Array, Draw]) -> tuple[PyTree, Metrics]:
         key, draws = drawn
@@ -183,7 +185,7 @@ def update_many(
         return agent.update(key, inner, batches)
 
     def many(inner: PyTree, key: Array) -> tuple[PyTree, tuple[Metrics, Metrics]]:
-        drawn = jax.vmap(draw)(jax.random.split(key, block))
+        drawn = draw(jax.random.split(key, block))
         inner, metrics = jax.lax.scan(skipping(step) if skip else step, inner, drawn)
         return inner, (mean_metrics(metrics), firsts(metrics))
 

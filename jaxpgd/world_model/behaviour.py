@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.networks.mlp import MLP
 from jaxpgd.options import nonnegative, option, options, positive, share
 from jaxpgd.types import PyTree
@@ -69,7 +70,7 @@ def explained(x: Array, y: Array) -> Array:
     number of features over N, which may be negative.
     """
     chex.assert_rank([x, y], 2)
-    weights = jax.random.normal(jax.random.key(0), (x.shape[1] + 1, _FEATURES), x.dtype) / (x.shape[1] + 1) ** 0.5
+    weights = draws.normal(jax.random.key(0), (x.shape[1] + 1, _FEATURES), x.dtype) / (x.shape[1] + 1) ** 0.5
     hidden = jnp.tanh(2.0 * (jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) @ weights))
     features = jnp.concatenate([x, jnp.square(x), hidden], axis=1)
     half = max(1, len(x) // 2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxpgd import draws
 from jaxpgd.options import nonnegative, option, options, share
 from jaxpgd.types import Policy, Trajectory, valid_steps
 from jaxpgd.world_model.acting import Actions
@@ -73,7 +74,7 @@ def rollout(
         else:
             k = fixed if config.elite == "trajectory" else jax.random.randint(key_member, (), 0, model.members)
             chosen, width = mean[k], std[k]
-        noise = width * jax.random.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
+        noise = width * draws.normal(key_noise, s.shape, s.dtype) if config.sampled else 0.0
         next_s = model.clip_obs(chosen + noise)
         r = model.reward(s, a) - config.penalty * uncertainty(std)
         apart = jnp.zeros((), jnp.float32) if limit is None else disagreement(mean, model.scales.obs.std)

@@ -5,7 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxpgd.experiment.compilation import keep_compiled_programs
+from jaxpgd.experiment import compilation
+from jaxpgd.experiment.compilation import keep_compiled_programs, release_compiled_programs
 
 NAMES = ("jax_compilation_cache_dir", "jax_compilation_cache_max_size", "jax_enable_compilation_cache")
 
@@ -45,7 +46,8 @@ def test_a_home_that_cannot_be_written_is_no_error(without_cache: Path) -> None:
 
 PROGRAM = """
 import jax, logging
-from jaxpgd.experiment.compilation import keep_compiled_programs
+from jaxpgd.experiment import compilation
+from jaxpgd.experiment.compilation import keep_compiled_programs, release_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = []
@@ -60,3 +62,24 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path: Path, monkeypa
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     run = lambda: subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout.strip()
     assert [run(), run()] == ["miss", "hit"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of memory mappings on this system")
+def test_programs_are_let_go_where_a_process_nears_its_limit_of_mappings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A study in one process died of `LLVM ERROR: Unable to allocate section memory` in its twelfth cell."""
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    held, limit = Path("/proc/self/maps").read_bytes().count(b"\n"), tmp_path / "max_map_count"
+    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", limit)
+    limit.write_text(f"{4 * held}\n")
+    assert not release_compiled_programs() and double._cache_size() == 1
+    limit.write_text(f"{held}\n")
+    assert release_compiled_programs() and double._cache_size() == 0
+    assert double(1.0) == 2.0
+
+
+def test_systems_without_such_a_limit_keep_their_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compilation, "_MAPPINGS", tmp_path / "absent")
+    assert not release_compiled_programs()

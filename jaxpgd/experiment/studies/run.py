@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxpgd.datasets.hashing import data_hash, file_hash
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
+from jaxpgd.experiment.compilation import release_compiled_programs
 from jaxpgd.experiment.config_files import to_toml
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
 from jaxpgd.experiment.run.lock import RunLock
@@ -104,6 +105,7 @@ def _measured(
         for why in dict.fromkeys(wrong.values()):
             print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
         print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
+        release_compiled_programs()
     return cells, failed
 
 
