@@ -20,3 +20,8 @@ def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -
 def uniform(key: Array, shape: tuple[int, ...], low: float, high: float, dtype: DTypeLike = jnp.float32) -> Array:
     """Uniform numbers [*shape] in [low, high), those of `jax.random.uniform(key, shape, dtype, low, high)`."""
     return jax.random.uniform(key, (math.prod(shape),), dtype, low, high).reshape(shape)
+
+
+def truncated_normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Standard normal numbers [*shape] within [-2, 2], those of `jax.random.truncated_normal(key, -2, 2, shape, dtype)`."""
+    return jax.random.truncated_normal(key, -2, 2, (math.prod(shape),), dtype).reshape(shape)

@@ -98,8 +98,9 @@ EXPERIMENTS = {
     ),
     "experiment.studies": room(
         "grids of runs: plan, store, measures, report, and the shipped studies",
-        "experiment.commands experiment.compilation experiment.config experiment.config_files experiment.needs experiment.precision experiment.report "
-        "experiment.run experiment.stages experiment.sweep experiment.used_settings experiment.validation",
+        "experiment.commands experiment.compilation experiment.config experiment.config_files experiment.needs "
+        "experiment.precision experiment.report experiment.run experiment.stages experiment.sweep experiment.used_settings "
+        "experiment.validation",
     ),
     "experiment.arguments": room("arguments of commands, for parsing and for help"),
     "experiment.settings_help": room("the help of every setting", "experiment.config"),

@@ -12,6 +12,7 @@ def test_the_numbers_are_those_of_jax(shape: tuple[int, ...]) -> None:
     key = jax.random.key(3)
     np.testing.assert_array_equal(draws.normal(key, shape), jax.random.normal(key, shape))
     np.testing.assert_array_equal(draws.uniform(key, shape, -1.0, 2.0), jax.random.uniform(key, shape, minval=-1.0, maxval=2.0))
+    np.testing.assert_array_equal(draws.truncated_normal(key, shape), jax.random.truncated_normal(key, -2, 2, shape))
 
 
 def test_they_are_those_of_jax_for_keys_of_a_batch_and_in_half_precision() -> None:

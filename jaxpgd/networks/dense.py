@@ -6,6 +6,8 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxpgd.networks.initialisers import lecun_normal
+
 
 class Dense(nn.Module):
     """Affine map with bias from 0. x [..., I] -> [..., features].
@@ -16,7 +18,7 @@ class Dense(nn.Module):
     """
 
     features: int
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = lecun_normal
     dtype: DTypeLike | None = None  # None: that of input and parameters
 
     @nn.compact

@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxpgd.errors import check
 from jaxpgd.networks.dense import Dense
+from jaxpgd.networks.initialisers import fan_in_uniform, lecun_normal
 from jaxpgd.networks.orthogonal import orthogonal
 
 Init = Literal["uniform", "orthogonal", "lecun_normal"]
@@ -24,9 +25,9 @@ def kernel_init(kind: Init) -> jax.nn.initializers.Initializer:
     """
     check(kind in get_args(Init), "init", kind, "one of " + ", ".join(map(repr, get_args(Init))))
     if kind == "lecun_normal":
-        return nn.initializers.lecun_normal()
+        return lecun_normal
     if kind == "uniform":
-        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # a uniform of half-width w has variance w^2 / 3
+        return fan_in_uniform
     return orthogonal(2.0**0.5)
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxpgd.networks.dense import Dense
+from jaxpgd.networks.initialisers import lecun_normal
 from jaxpgd.networks.mlp import sinusoidal
 
 Norm = Literal["sequence", "step"]
@@ -54,10 +55,7 @@ class Primitive(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.lecun_normal()
-        kernel = self.param(
-            "kernel", lambda key, *shape: init(key, shape, jnp.float32).T, self.kernel * x.shape[-1], self.features
-        )
+        kernel = self.param("kernel", lambda key, *shape: lecun_normal(key, shape).T, self.kernel * x.shape[-1], self.features)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.dtype is not None:
             x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
