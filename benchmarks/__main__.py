@@ -20,7 +20,7 @@ FOLDERS = {
     "robustness": ("faults", "fuzz", "soak"),
 }
 # suite -> module with `run() -> dict`, imported only when it is asked for
-SUITES = {"accelerator": "benchmarks.accelerator", "peers": "benchmarks.speed.peers"}
+SUITES = {"accelerator": "benchmarks.accelerator", "parts": "benchmarks.speed.parts", "peers": "benchmarks.speed.peers"}
 SUITES |= {name: f"benchmarks.{folder}.{name}" for folder, names in FOLDERS.items() for name in names}
 SPEED = FOLDERS["speed"]  # what runs without a suite's name
 OPTIONS = {

@@ -74,6 +74,7 @@ def adam_init(params: PyTree) -> Any:
     return optax.scale_by_adam().init(params)
 
 
+@jax.named_scope("adam")
 def adam_step(grads: PyTree, state: Any, params: PyTree, lr: Array | float, eps: Array | float) -> tuple[PyTree, Any]:
     """One Adam step with traced learning rate and epsilon (b1 0.9, b2 0.999). Returns (params, optimiser state).
 
@@ -92,6 +93,7 @@ def cosine_decay(updates: Array, over: Array | float) -> Array:
     return jnp.where(over > 0, 0.5 * (1.0 + jnp.cos(jnp.pi * done)), 1.0)
 
 
+@jax.named_scope("gradient_norm")
 def norm(grads: PyTree) -> Array:
     """Global norm [] of gradients, which is not finite where one of them is not."""
     found: Array = optax.global_norm(grads)
@@ -108,6 +110,7 @@ def clip_by_norm(grads: PyTree, limit: Array | float) -> PyTree:
     return jax.tree.map(lambda g: scale * g, grads)
 
 
+@jax.named_scope("target_networks")
 def polyak(target: PyTree, online: PyTree, rate: Array | float) -> PyTree:
     """target + rate * (online - target), leaf by leaf.
 

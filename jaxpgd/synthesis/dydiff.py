@@ -146,18 +146,27 @@ class DyDiffSynthesizer(Synthesizer):
         x, _ = self.sampling.draw(key, denoise, condition.value.shape, before_step=clamp, after_stage=clamp)
         return self.denoiser.entries.states(x, condition).at[0].set(start)
 
-    def iterate(self, key: Array, action_keys: Array, policy: Policy, s: Array, reference: Array) -> tuple[Array, Array]:
-        """One iteration: states s [T, O] and their reference [T, O] to the next ones. `action_keys` [T] are the policy's."""
+    def iterate(
+        self, key: Array, action_keys: Array, policy: Policy, s: Array, reference: Array
+    ) -> tuple[Array, Array, Array | None]:
+        """One iteration: states s [T, O] and their reference [T, O] to the next ones, and where these have ended (`ended`).
+
+        `action_keys` [T] are the policy's.
+        """
         given = self.denoiser.entries
         condition, new = given.follow(policy, action_keys, s, reference)
         sampled = self.sample_given(key, s[0], condition)
-        return self.mix * given.moved(s, reference, new) + (1.0 - self.mix) * sampled, new
+        return self.mix * given.moved(s, reference, new) + (1.0 - self.mix) * sampled, new, given.ended(condition)
 
-    def complete(self, s: Array, a: Array) -> Trajectory:
-        """The trajectory of states s [T, O] and actions a [T, A], with the world model's rewards and terminals."""
+    def complete(self, s: Array, a: Array, ended: Array | None = None) -> Trajectory:
+        """The trajectory of states s [T, O] and actions a [T, A], with the world model's rewards and terminals.
+
+        It also ends at the first state that has `ended` [T].
+        """
         chex.assert_rank([s, a], 2)
         reward = jax.vmap(self.model.reward)(s, a)
         discount = jax.vmap(self.model.discount)(s[:-1], a[:-1], s[1:])
+        discount = discount if ended is None else jnp.where(ended[1:], 0.0, discount)
         discount = jnp.append(discount, 1.0)  # the state after the last step is not sampled: that step is masked
         return Trajectory(obs=s, action=a, reward=reward, discount=discount, mask=valid_steps(discount))
 
@@ -172,19 +181,22 @@ class DyDiffSynthesizer(Synthesizer):
             return self.complete(*self.chain((key_rollout, key), key_actions, policy, start))
         return self.complete(*self.follow((key_rollout, key), jax.random.split(key_actions, length), policy, start))
 
-    def follow(self, keys: tuple[Array, Array], action_keys: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
-        """States [L, O] and actions [L, A] from start [O] after all iterations.
+    def follow(
+        self, keys: tuple[Array, Array], action_keys: Array, policy: Policy, start: Array
+    ) -> tuple[Array, Array, Array | None]:
+        """States [L, O], actions [L, A] and which states have ended [L], from start [O] after all iterations.
 
         `keys` are those of the first rollout and of the iterations, `action_keys` [L] the policy's.
         """
 
-        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], None]:
-            return self.iterate(key, action_keys, policy, *carry), None
+        def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array | None]:
+            s, reference, ended = self.iterate(key, action_keys, policy, *carry)
+            return (s, reference), ended
 
         own = jax.random.split(keys[1], self.iterations)
         own = jnp.broadcast_to(own[:1], own.shape) if self.common_noise else own
-        (s, _), _ = jax.lax.scan(step, self.begin(keys[0], action_keys, policy, start), own)
-        return s, jax.vmap(policy.sample)(action_keys, s)
+        (s, _), ended = jax.lax.scan(step, self.begin(keys[0], action_keys, policy, start), own)
+        return s, jax.vmap(policy.sample)(action_keys, s), None if ended is None else ended[-1]
 
     def begin(self, key: Array, action_keys: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
         """States [L, O] before the first iteration, and their reference [L, O].
@@ -198,21 +210,22 @@ class DyDiffSynthesizer(Synthesizer):
         s = rollout(key, self.model, policy, start, config, action_keys).obs
         return s, jnp.zeros_like(s)
 
-    def chain(self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array) -> tuple[Array, Array]:
+    def chain(
+        self, keys: tuple[Array, Array], key_actions: Array, policy: Policy, start: Array
+    ) -> tuple[Array, Array, Array | None]:
         """As `follow`, of `rollout.length` steps in windows that share their ends."""
         length, steps = self.rollout.length, self.window - 1
         links = -(-(length - 1) // steps)
         action_keys = jax.random.split(key_actions, links * steps + 1)
         own = action_keys[jnp.arange(links)[:, None] * steps + jnp.arange(self.window)]
 
-        def link(end: tuple[Array, Array], keys: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-            s, a = self.follow((keys[0], keys[1]), keys[2], policy, end[0])
-            return (s[-1], a[-1]), (s[:-1], a[:-1])
+        def link(begin: Array, keys: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array, Array | None]]:
+            found = self.follow((keys[0], keys[1]), keys[2], policy, begin)
+            return found[0][-1], found
 
-        ends = (start, jnp.zeros_like(policy.sample(action_keys[0], start)))
-        end, found = jax.lax.scan(link, ends, (*(jax.random.split(key, links) for key in keys), own))
-        s, a = (jnp.append(x.reshape(-1, x.shape[-1]), last[None], 0)[:length] for x, last in zip(found, end, strict=True))
-        return s, a
+        _, found = jax.lax.scan(link, start, (*(jax.random.split(key, links) for key in keys), own))
+        join = lambda x: jnp.append(x[:, :-1].reshape(-1, *x.shape[2:]), x[-1, -1:], 0)[:length]
+        return jax.tree.map(join, found)  # type: ignore[no-any-return]
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""

@@ -69,6 +69,10 @@ class Given(Protocol):
         """The states [T, O] in a sample x [T, D] under a condition."""
         ...
 
+    def ended(self, condition: Condition) -> Array | None:
+        """Which states [T] follow a terminal that a condition tells of, bool, itself included; None: it tells of none."""
+        ...
+
 
 def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
     """`Given.follow` of the policy's actions in s."""
@@ -104,6 +108,10 @@ class _Unanchored:
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
         return self.codec.observation(x)
+
+    def ended(self, condition: Condition) -> Array | None:
+        """As `Given.ended`: none is known."""
+        return None
 
 
 @struct.dataclass
@@ -145,7 +153,8 @@ class GivenAnchor:
     """[deviation, innovation, anchor] entries, of which all are known but for the deviations after the first state, which is 0.
 
     The anchor s_hat is the ensemble's rollout of the behaviour with these innovations (`world_model.rollouts.anchor`). From a
-    terminal on it stands still, and innovations are 0 (but for that of the last step, where the terminal is the last).
+    terminal on it stands still, and innovations are 0 (but for that of the last step, where the terminal is the last). Rollouts
+    end where their anchors do: what is learned of deviations from there on is of windows that had no such terminal.
     Deviations s - s_hat grow along a rollout and have heavy tails: they are normalised by step and entry,
     z = (s - s_hat - centre) / spread by quantiles, and the token is arsinh z. Rollouts longer than those of training use the
     spread of the last step.
@@ -213,6 +222,10 @@ class GivenAnchor:
         centre, spread = self._deviations(x.shape[0])
         s_hat = condition.value[:, self.innovations.dim :] * codec.std[codec.obs] + codec.mean[codec.obs]
         return self.model.clip_obs(s_hat + jnp.sinh(x[:, codec.obs]) * spread + centre)
+
+    def ended(self, condition: Condition) -> Array | None:
+        """As `Given.ended`: where the anchor stands still."""
+        return stands_still(condition.value[:, self.innovations.dim :])
 
     def _deviations(self, length: int) -> tuple[Array, Array]:
         step = jnp.minimum(jnp.arange(length), self.centre.shape[0] - 1)

@@ -161,6 +161,7 @@ class Draw:
     instead: Array | None = None  # [S] real ones that stand in for synthetic ones where there are none
 
 
+@jax.named_scope("draw_batch")
 def draw_mixed(
     key: Array, real: Transition, replay: Replay | None, batch: int, synthetic: int, *, or_real: bool = False
 ) -> Draw:
@@ -179,6 +180,7 @@ def draw_mixed(
     return Draw(drawn[: batch - size], chosen, drawn[batch - size :] if or_real else None)
 
 
+@jax.named_scope("take_batch")
 def take(draw: Draw, real: Transition, replay: Replay | None) -> Transition:
     """The batch of a draw. It has next actions where the real transitions do, in its synthetic part as well."""
     if draw.synthetic is None:

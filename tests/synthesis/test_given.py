@@ -160,6 +160,33 @@ def test_deviations_are_mixed_and_the_policy_acts_in_them_while_the_anchor_is_ro
         np.testing.assert_allclose(found.trajectory.obs[0, :, 0], states, rtol=1e-5)
 
 
+@struct.dataclass
+class Ends(Moves):
+    """Moves whose episodes end at states of 2 and above."""
+
+    def discount(self, obs, action, next_obs):
+        return jnp.where(next_obs[0] >= 2.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_rollout_ends_where_its_anchor_does_and_no_deviation_revives_it(loop, chained):
+    """The anchor is 1, 1.5, 2.25 and stands still; deviations take states below 2. It ended late, in states of no episode."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.5 * obs, lambda p, obs: 0.5 * obs)
+    model = Ends(jnp.ones(()))
+    denoiser = StateDenoiser(Says(-2.0 * jnp.ones(T)), CODEC, T, "clean", ANCHOR.replace(model=model))
+    config = DyDiffConfig(conditioning="anchored", iterations=1, mix=0.0, loop=loop, chained=chained)
+    length = 2 * T if chained else T
+    found = make_dydiff(model, denoiser, config, SAMPLER, length=length)(jax.random.key(0), policy, jnp.ones((1, 1))).trajectory
+    assert (found.obs[0, 1:T, 0] < 2.0).all()
+    np.testing.assert_array_equal(found.discount[0, :3], [1, 0, 0])
+    np.testing.assert_array_equal(found.mask[0], [True, True] + (length - 2) * [False])
+
+
+def test_what_is_published_tells_of_no_terminal():
+    assert GivenActions(CODEC).ended(GivenActions(CODEC).condition(jnp.ones((T, 1)), jnp.ones((T, 1)))) is None
+
+
 def test_mixing_and_rewards_as_published():
     policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.0 * obs, lambda p, obs: 0.0 * obs)
     found = dydiff("innovations", (9.0, 1.0, 2.0, 3.0), iterations=1, mix=0.5)(
