@@ -69,7 +69,7 @@ EXPERIMENTS = {
     "experiment.needs": room("which trained models the arms of a run need", "experiment.config"),
     "experiment.nearest": room("suggestions for names that are unknown"),
     "experiment.precision": room("float32, and the precision of products on accelerators"),
-    "experiment.compilation": room("compiled programs: kept on disk, let go in memory"),
+    "experiment.compilation": room("compiled programs: kept on disk, released from memory"),
     "experiment.presets": room("the published settings of PGD, DyDiff and Diffusion-QL", "experiment.config"),
     "experiment.used_settings": room("which settings have an effect under which choices", "experiment.config experiment.needs"),
     "experiment.validation": room("checks of a complete config", "experiment.config experiment.needs"),

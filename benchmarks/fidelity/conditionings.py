@@ -64,7 +64,7 @@ def chains(key: Array, synthesizer: DyDiffSynthesizer, start: Array, a: Array, s
 
     def one(key: Array, start: Array, a: Array) -> Array:
         def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
-            condition, new = given.follow(PLAYED, a, *carry)
+            condition, new, _ = given.follow(PLAYED, a, *carry)
             sampled = synthesizer.sample_given(key, start, condition)
             return (mix * given.moved(*carry, new) + (1.0 - mix) * sampled, new), sampled
 

@@ -96,12 +96,12 @@ def measure_parts(agent: Agent[Any], data: Transition, size: Size) -> list[dict[
     compiled = jax.jit(many).lower(state, agent, data).compile()
     where, total = paths(compiled.as_text()), size.updates * size.repeats
     micros, operations = collections.Counter[str](), collections.Counter[str]()
-    for name, seconds in durations(functools.partial(compiled, state, agent, data), size.repeats).items():
+    for name, each in durations(functools.partial(compiled, state, agent, data), size.repeats).items():
         if name.split(".")[0] in ("while", "call", "conditional"):  # what they hold is listed itself
             continue
         part = part_of(name, where.get(name, ""), len(size.hidden))
-        micros[part] += sorted(seconds)[len(seconds) // 4] * len(seconds) / total
-        operations[part] += len(seconds) / total
+        micros[part] += sorted(each)[len(each) // 4] * len(each) / total
+        operations[part] += len(each) / total
     everything = sum(micros.values())
     return [
         {"agent": agent.name, "part": part, "microseconds": spent, "share": spent / everything, "operations": operations[part]}

@@ -112,7 +112,7 @@ class _IQL:
         value, value_opt = common.adam_step(grads, state.value_opt, state.value, h.lr, h.adam_eps)
 
         used = state.value if self.options.stale_value else value
-        both = jnp.concatenate([batch.obs, batch.next_obs])  # one pass: half as many operations to compile
+        both = jnp.concatenate([batch.obs, batch.next_obs])  # one pass of V instead of two: less to compile
         v, next_v = jnp.split(self.value_network.apply(used, both), 2)
         advantage = q - v
         weight = advantage_weight(advantage, h.beta, h.advantage_clip)

@@ -1,4 +1,4 @@
-"""Compiled programs: kept on disk for later commands on the same kind of machine, and let go where a process holds too many."""
+"""Compiled programs: kept on disk for later commands on the same kind of machine, released where a process holds too many."""
 
 import gc
 import hashlib
@@ -38,10 +38,10 @@ def keep_compiled_programs() -> Path | None:
 
 
 def release_compiled_programs() -> bool:
-    """Let go of all programs in memory where they take half of the memory mappings that Linux allows a process (65,530).
+    """Release all programs in memory where they take half of the memory mappings that Linux allows a process (65,530).
 
-    On CPU a program takes hundreds, and LLVM ends the process at the limit. What is used again is read from the cache on disk.
-    Returns whether it did; never on systems without such a limit.
+    On CPU a program takes hundreds, and LLVM ends the process at the limit. What is used again is compiled again, or read from
+    the cache on disk. Returns whether it did; never on systems without such a limit.
     """
     try:
         held, most = _MAPPINGS.read_bytes().count(b"\n"), int(_MOST_MAPPINGS.read_text())

@@ -149,14 +149,14 @@ class DyDiffSynthesizer(Synthesizer):
     def iterate(
         self, key: Array, action_keys: Array, policy: Policy, s: Array, reference: Array
     ) -> tuple[Array, Array, Array | None]:
-        """One iteration: states s [T, O] and their reference [T, O] to the next ones, and where these have ended (`ended`).
+        """One iteration: states s [T, O] and their reference [T, O] to the next ones, and which of these have ended [T].
 
         `action_keys` [T] are the policy's.
         """
         given = self.denoiser.entries
-        condition, new = given.follow(policy, action_keys, s, reference)
+        condition, new, ended = given.follow(policy, action_keys, s, reference)
         sampled = self.sample_given(key, s[0], condition)
-        return self.mix * given.moved(s, reference, new) + (1.0 - self.mix) * sampled, new, given.ended(condition)
+        return self.mix * given.moved(s, reference, new) + (1.0 - self.mix) * sampled, new, ended
 
     def complete(self, s: Array, a: Array, ended: Array | None = None) -> Trajectory:
         """The trajectory of states s [T, O] and actions a [T, A], with the world model's rewards and terminals.
@@ -223,9 +223,11 @@ class DyDiffSynthesizer(Synthesizer):
             found = self.follow((keys[0], keys[1]), keys[2], policy, begin)
             return found[0][-1], found
 
-        _, found = jax.lax.scan(link, start, (*(jax.random.split(key, links) for key in keys), own))
+        _, (s, a, ended) = jax.lax.scan(link, start, (*(jax.random.split(key, links) for key in keys), own))
         join = lambda x: jnp.append(x[:, :-1].reshape(-1, *x.shape[2:]), x[-1, -1:], 0)[:length]
-        return jax.tree.map(join, found)  # type: ignore[no-any-return]
+        if ended is not None:  # a window begins at the end of the one before, which may have been a terminal
+            ended = join(ended.at[1:, 0].set(ended[:-1, -1]))
+        return join(s), join(a), ended
 
     def __call__(self, key: Array, policy: Policy, start: Array) -> Synthesis:
         """start [N, O] -> N trajectories that begin there, weights zero."""

@@ -12,7 +12,7 @@ error of one state moves its action, which moves all later states in the next it
 With the loop closed, deviations are taken to another anchor than they were found for: that does harm where anchors part.
 """
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import chex
 import jax
@@ -30,6 +30,14 @@ from jaxpgd.world_model.scales import Statistics
 
 Conditioning = Literal["published", "innovations", "anchored"]
 Loop = Literal["closed", "open"]
+
+
+class Followed(NamedTuple):
+    """What is given of a policy in one iteration."""
+
+    condition: Condition  # the known entries
+    reference: Array  # [T, O] the states that deviations are from; without an anchor, 0
+    ended: Array | None = None  # [T] bool: states at or behind a terminal of the anchor; None: no anchor
 
 
 class Given(Protocol):
@@ -50,8 +58,8 @@ class Given(Protocol):
         """The known entries, for actions a [T, A] taken in states s [T, O] of the previous iteration, from s_0 on."""
         ...
 
-    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-        """The known entries for a policy, and the states [T, O] that deviations are from (without an anchor, 0).
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> Followed:
+        """What is given of a policy.
 
         From states s [T, O] of the previous iteration and their `reference` [T, O]; `action_keys` [T] are the policy's.
         """
@@ -69,15 +77,6 @@ class Given(Protocol):
         """The states [T, O] in a sample x [T, D] under a condition."""
         ...
 
-    def ended(self, condition: Condition) -> Array | None:
-        """Which states [T] follow a terminal that a condition tells of, bool, itself included; None: it tells of none."""
-        ...
-
-
-def _acting(given: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
-    """`Given.follow` of the policy's actions in s."""
-    return given.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference
-
 
 class _Unanchored:
     """What entries of the states themselves share: [obs, A more], of which the first observation and the others are known."""
@@ -93,9 +92,9 @@ class _Unanchored:
         """The first observation, and all entries behind observations: [T, O + A] bool."""
         return known_entries(self.codec, length)
 
-    def follow(self: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+    def follow(self: Given, policy: Policy, action_keys: Array, s: Array, reference: Array) -> Followed:
         """As `Given.follow`: of the policy's actions in s."""
-        return _acting(self, policy, action_keys, s, reference)
+        return Followed(self.condition(s, jax.vmap(policy.sample)(action_keys, s)), reference)
 
     def moved(self, s: Array, reference: Array, new: Array) -> Array:
         """As `Given.moved`: s."""
@@ -108,10 +107,6 @@ class _Unanchored:
     def states(self, x: Array, condition: Condition) -> Array:
         """As `Given.states`."""
         return self.codec.observation(x)
-
-    def ended(self, condition: Condition) -> Array | None:
-        """As `Given.ended`: none is known."""
-        return None
 
 
 @struct.dataclass
@@ -178,8 +173,8 @@ class GivenAnchor:
         anchors = jnp.ones((length, self.innovations.codec.obs_dim), bool)
         return jnp.concatenate([self.innovations.known(length), anchors], axis=1)
 
-    def anchor(self, start: Array, e: Array) -> tuple[Array, Array]:
-        """s_hat [T, O] and the share of its entries that were clipped."""
+    def anchor(self, start: Array, e: Array) -> tuple[Array, Array, Array]:
+        """s_hat [T, O], which of its states have ended [T], and the share of its entries that were clipped."""
         return anchor(self.model, self.innovations.behaviour, start, e)
 
     def encode(self, obs: Array, e: Array, s_hat: Array | None = None) -> Array:
@@ -194,15 +189,20 @@ class GivenAnchor:
     def condition(self, s: Array, a: Array) -> Condition:
         """e_t = a_t - mu_b(s_t), and the anchor from s_0 under e."""
         e = self.innovations.behaviour.innovation(s, a)
-        s_hat, _ = self.anchor(s[0], e)
-        return Condition(self.encode(s_hat, e, s_hat), self.known(a.shape[0]))
+        return self._given(e, self.anchor(s[0], e)[0])
 
-    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> tuple[Condition, Array]:
+    def _given(self, e: Array, s_hat: Array) -> Condition:
+        return Condition(self.encode(s_hat, e, s_hat), self.known(e.shape[0]))
+
+    def follow(self, policy: Policy, action_keys: Array, s: Array, reference: Array) -> Followed:
         """As `Given.follow`, of the policy's actions in the new anchor and the deviations s - reference, or, open, in s."""
+        behaviour = self.innovations.behaviour
         if self.loop == "open":
-            return _acting(self, policy, action_keys, s, reference)
-        s_hat, e = anchor_of_policy(self.model, self.innovations.behaviour, policy, action_keys, s[0], s - reference)
-        return Condition(self.encode(s_hat, e, s_hat), self.known(s.shape[0])), s_hat
+            e = behaviour.innovation(s, jax.vmap(policy.sample)(action_keys, s))
+            s_hat, ended, _ = self.anchor(s[0], e)
+            return Followed(self._given(e, s_hat), reference, ended)
+        s_hat, e, ended = anchor_of_policy(self.model, behaviour, policy, action_keys, s[0], s - reference)
+        return Followed(self._given(e, s_hat), s_hat, ended)
 
     def moved(self, s: Array, reference: Array, new: Array) -> Array:
         """As `Given.moved`, clipped as the anchor is; open: s."""
@@ -213,7 +213,7 @@ class GivenAnchor:
         none = jnp.zeros((action_keys.shape[0], *start.shape), start.dtype)
         if self.loop == "closed":
             return none + start, none + start
-        s_hat, _ = anchor_of_policy(self.model, self.innovations.behaviour, policy, action_keys, start, none)
+        s_hat, _, _ = anchor_of_policy(self.model, self.innovations.behaviour, policy, action_keys, start, none)
         return s_hat, s_hat
 
     def states(self, x: Array, condition: Condition) -> Array:
@@ -222,10 +222,6 @@ class GivenAnchor:
         centre, spread = self._deviations(x.shape[0])
         s_hat = condition.value[:, self.innovations.dim :] * codec.std[codec.obs] + codec.mean[codec.obs]
         return self.model.clip_obs(s_hat + jnp.sinh(x[:, codec.obs]) * spread + centre)
-
-    def ended(self, condition: Condition) -> Array | None:
-        """As `Given.ended`: where the anchor stands still."""
-        return stands_still(condition.value[:, self.innovations.dim :])
 
     def _deviations(self, length: int) -> tuple[Array, Array]:
         step = jnp.minimum(jnp.arange(length), self.centre.shape[0] - 1)

@@ -173,11 +173,12 @@ def update_many(
     block = block if 8 * block >= min(updates, _BLOCK) else updates  # a number of updates without such divisors
 
     def draw(keys: Array) -> tuple[Array, Draw]:
-        # keys on one axis: random numbers of several compile slowly (`draws`)
+        # keys on one axis: random numbers of several compile slowly (jaxpgd.draws)
         key_batch, key_update = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
-        each = jax.vmap(lambda key: jax.random.split(key, agent.batches))(key_batch).reshape(-1)
+        each = jax.vmap(lambda key: jax.random.split(key, agent.batches))(key_batch)
+        each = each.reshape(-1, *each.shape[2:])
         drawn = jax.vmap(lambda k: draw_mixed(k, data.real, state.replay, batch, synthetic, or_real=or_real))(each)
-        return key_update, jax.tree.map(lambda x: x.reshape(-1, agent.batches, *x.shape[1:]), drawn)
+        return key_update, jax.tree.map(lambda x: x.reshape(keys.shape[0], agent.batches, *x.shape[1:]), drawn)
 
     def step(inner: PyTree, drawn: tuple[Array, Draw]) -> tuple[PyTree, Metrics]:
         key, draws = drawn

@@ -152,7 +152,7 @@ def _roll_out(
     [K, B]: 0 for those that fill the last batch."""
 
     def one(start: Array) -> tuple[Array, Array]:
-        s_hat, clipped = anchor(model, own.behaviour, windows.gather(start).obs[0], windows.innovations(start))
+        s_hat, _, clipped = anchor(model, own.behaviour, windows.gather(start).obs[0], windows.innovations(start))
         return s_hat, clipped
 
     def batch(total: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:

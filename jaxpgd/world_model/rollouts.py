@@ -86,25 +86,31 @@ def rollout(
     return found if limit is None else cut(found, apart, limit)
 
 
-def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> tuple[Array, Array]:
+def anchor(model: WorldModel, behaviour: Behaviour, start: Array, e: Array) -> tuple[Array, Array, Array]:
     """The ensemble's rollout of the behaviour from start [O] with innovations e [T, A]: states s_hat [T, O].
 
         s_hat_0 = start,   s_hat_{t+1} = mean_k(s_hat_t, mu_b(s_hat_t) + e_t), averaged over the elites
 
     A function of start and innovations alone. Actions stay within [-1, 1] and states near the data (`WorldModel.clip_obs`).
-    From a terminal on the anchor stands still: no data say how it would go on. Also returns the share [] of its T O entries
-    that were clipped.
+    From a terminal on the anchor stands still: no data say how it would go on. Also returns which of its states [T] are at or
+    behind a terminal, bool, and the share [] of its T O entries that were clipped.
     """
     chex.assert_rank([start, e], [1, 2])
-    at = (start, jnp.asarray(True))
-    _, (later, clipped) = jax.lax.scan(lambda at, e: _anchor_step(model, behaviour, at, e), at, e[:-1])
-    return jnp.concatenate([start[None], later]), clipped.sum() / e.shape[0]
+
+    def step(at: tuple[Array, Array], e: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+        at, (s, share) = _anchor_step(model, behaviour, at, e)
+        return at, (s, ~at[1], share)
+
+    _, (later, ended, clipped) = jax.lax.scan(step, (start, jnp.asarray(True)), e[:-1])
+    return jnp.concatenate([start[None], later]), jnp.append(False, ended), clipped.sum() / e.shape[0]
 
 
 def anchor_of_policy(
     model: WorldModel, behaviour: Behaviour, policy: Policy, action_keys: Array, start: Array, deviation: Array
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """The `anchor` of the innovations of a policy that acts in s_hat + deviation [T, O]: s_hat [T, O] and e [T, A].
+
+    Also returns which of its states [T] are at or behind a terminal, bool.
 
         s_t = s_hat_t + deviation_t,   e_t = pi(s_t) - mu_b(s_t)
 
@@ -112,13 +118,13 @@ def anchor_of_policy(
     """
     chex.assert_rank([start, deviation], [1, 2])
 
-    def step(at: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def step(at: tuple[Array, Array], given: tuple[Array, Array]) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
         s = model.clip_obs(at[0] + given[0])
         e = behaviour.innovation(s, policy.sample(given[1], s))
-        return _anchor_step(model, behaviour, at, e)[0], (at[0], e)
+        return _anchor_step(model, behaviour, at, e)[0], (at[0], e, ~at[1])
 
-    _, (s_hat, e) = jax.lax.scan(step, (start, jnp.asarray(True)), (deviation, action_keys))
-    return s_hat, e
+    _, (s_hat, e, ended) = jax.lax.scan(step, (start, jnp.asarray(True)), (deviation, action_keys))
+    return s_hat, e, ended
 
 
 def _anchor_step(

@@ -46,8 +46,7 @@ def test_a_home_that_cannot_be_written_is_no_error(without_cache: Path) -> None:
 
 PROGRAM = """
 import jax, logging
-from jaxpgd.experiment import compilation
-from jaxpgd.experiment.compilation import keep_compiled_programs, release_compiled_programs
+from jaxpgd.experiment.compilation import keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = []
@@ -65,7 +64,7 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of memory mappings on this system")
-def test_programs_are_let_go_where_a_process_nears_its_limit_of_mappings(
+def test_programs_are_released_where_a_process_nears_its_limit_of_mappings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A study in one process died of `LLVM ERROR: Unable to allocate section memory` in its twelfth cell."""

@@ -88,12 +88,12 @@ def dydiff(kind, z=(0.0, 0.0, 0.0, 0.0), model=None, **settings):
 
 def test_the_anchor_is_the_ensembles_mean_rollout_of_the_behaviour_with_the_innovations():
     e = jnp.array([[1.0], [0.0], [-0.5], [9.0]])
-    states, clipped = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), e)
+    states, _, clipped = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), e)
     np.testing.assert_allclose(states[:, 0], [1.0, 1.5, 0.75, -0.125], rtol=1e-6)  # s/2 + e; the last e leads out of the window
     assert float(clipped) == 0.0
-    bounded, _ = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), 10 * e)
+    bounded, _, _ = anchor(Moves(jnp.ones(())), Half(), jnp.array([1.0]), 10 * e)
     np.testing.assert_allclose(bounded[:, 0], [1.0, 2.0, 1.0, 0.0])  # actions stay within their bounds
-    states, clipped = anchor(Moves(jnp.ones(()), limit=1.2), Half(), jnp.array([1.0]), e)
+    states, _, clipped = anchor(Moves(jnp.ones(()), limit=1.2), Half(), jnp.array([1.0]), e)
     np.testing.assert_allclose(states[:, 0], [1.0, 1.2, 0.6, -0.2], rtol=1e-6)
     assert float(clipped) == 0.25
 
@@ -162,10 +162,12 @@ def test_deviations_are_mixed_and_the_policy_acts_in_them_while_the_anchor_is_ro
 
 @struct.dataclass
 class Ends(Moves):
-    """Moves whose episodes end at states of 2 and above."""
+    """Moves whose episodes end at states of `end` and above."""
+
+    end: float = struct.field(pytree_node=False, default=2.0)
 
     def discount(self, obs, action, next_obs):
-        return jnp.where(next_obs[0] >= 2.0, 0.0, 1.0)
+        return jnp.where(next_obs[0] >= self.end, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -183,8 +185,25 @@ def test_a_rollout_ends_where_its_anchor_does_and_no_deviation_revives_it(loop, 
     np.testing.assert_array_equal(found.mask[0], [True, True] + (length - 2) * [False])
 
 
-def test_what_is_published_tells_of_no_terminal():
-    assert GivenActions(CODEC).ended(GivenActions(CODEC).condition(jnp.ones((T, 1)), jnp.ones((T, 1)))) is None
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_terminal_at_the_last_state_of_a_window_ends_the_chain(loop):
+    """The anchor is 1, 1.2, 1.44, 1.728 in the first window; the second would begin at a state below the terminal of 1.7."""
+    policy = Policy(jnp.zeros(()), lambda p, key, obs: 0.2 * obs, lambda p, obs: 0.2 * obs)
+    model = Ends(jnp.ones(()), end=1.7)
+    denoiser = StateDenoiser(Says(-2.0 * jnp.ones(T)), CODEC, T, "clean", ANCHOR.replace(model=model))
+    config = DyDiffConfig(conditioning="anchored", iterations=1, mix=0.0, loop=loop, chained=True)
+    found = make_dydiff(model, denoiser, config, SAMPLER, length=2 * T)(jax.random.key(0), policy, jnp.ones((1, 1))).trajectory
+    np.testing.assert_array_equal(found.mask[0], [True] * 3 + [False] * (2 * T - 3))
+
+
+def test_an_anchor_at_rest_has_not_ended():
+    """Neither at a fixed point of its dynamics nor at the end of the data's range."""
+    rest = Policy(jnp.zeros(()), lambda p, key, obs: 0.0 * obs, lambda p, obs: 0.0 * obs)
+    for model, start in ((Moves(jnp.ones(())), 0.5), (Moves(jnp.ones(()), limit=0.5), 0.5)):
+        denoiser = StateDenoiser(Says(jnp.zeros(T)), CODEC, T, "clean", ANCHOR.replace(model=model))
+        config = DyDiffConfig(conditioning="anchored", iterations=1)
+        found = make_dydiff(model, denoiser, config, SAMPLER)(jax.random.key(0), rest, start * jnp.ones((1, 1))).trajectory
+        np.testing.assert_array_equal(found.discount, np.ones((1, T)))
 
 
 def test_mixing_and_rewards_as_published():

@@ -128,6 +128,11 @@ def test_batches_mix_as_set(ratio: float, real: int) -> None:
     np.testing.assert_allclose(metrics["synthetic_reward"], [-1, -1, 10, 10, 20, 20])
 
 
+def test_raw_keys_draw_what_typed_ones_do() -> None:
+    train = jax.jit(lambda k: train_agent(k, DATA, agent=COUNTING, config=CONFIG, synthesis=SYNTHESIS))
+    chex.assert_trees_all_equal(train(jax.random.PRNGKey(0)), train(jax.random.key(0)))
+
+
 def test_refreshes_have_metrics() -> None:
     """Likelihoods of a linear policy by hand, over steps up to a terminal; effective size of weights 3 : 1."""
     real = Transition(jnp.array([[1.0]]), jnp.array([[0.2]]), jnp.zeros(1), jnp.ones(1), jnp.zeros((1, 1)))

@@ -74,7 +74,7 @@ def test_anchors_of_every_window_and_the_scale_of_deviations(parts):
     for start in (0, 17 * T, 299 * T):
         own = plain.gather(start)
         e = behaviour.innovation(own.obs, own.action)
-        s_hat, _ = anchor(world, behaviour, own.obs[0], e)
+        s_hat, _, _ = anchor(world, behaviour, own.obs[0], e)
         np.testing.assert_allclose(windows.anchors[windows.row[start]], s_hat, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(windows.tokens(jnp.asarray(start)), windows.given.encode(own.obs, e, s_hat), atol=1e-3)
     tokens = np.asarray(jax.vmap(windows.tokens)(windows.train), np.float64)
@@ -118,12 +118,13 @@ def test_an_anchor_stands_still_from_a_terminal_on_and_is_given_no_innovations(p
     plain, behaviour, world, _ = parts
     own = plain.gather(plain.train[0])
     e = behaviour.innovation(own.obs, own.action)
-    s_hat, _ = anchor(world, behaviour, own.obs[0], e)
+    s_hat, _, _ = anchor(world, behaviour, own.obs[0], e)
     third = np.asarray(s_hat[3])
     ending = world.replace(terminates=lambda s: jnp.abs(s - third).max() < 1e-6)
-    held, _ = anchor(ending, behaviour, own.obs[0], e)
+    held, ended, _ = anchor(ending, behaviour, own.obs[0], e)
     np.testing.assert_array_equal(held, np.concatenate([s_hat[:4], np.broadcast_to(third, (T - 4, 2))]))
     np.testing.assert_array_equal(stands_still(held), [False] * 3 + [True] * 5)
+    np.testing.assert_array_equal(ended, [False] * 3 + [True] * 5)
     given = innovation_windows(plain, behaviour, ending).given
     tokens = given.encode(own.obs, e)
     assert (np.asarray(tokens[:3, 2]) != 0).all() and not np.asarray(tokens[3:, 2]).any()

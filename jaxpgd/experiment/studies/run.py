@@ -105,7 +105,6 @@ def _measured(
         for why in dict.fromkeys(wrong.values()):
             print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
         print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
-        release_compiled_programs()
     return cells, failed
 
 
@@ -175,6 +174,7 @@ def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict
     for cell in group:
         (root / cell.name).mkdir(parents=True, exist_ok=True)
         write_atomic(root / cell.name / "config.toml", to_toml(cell.config))
+    release_compiled_programs()
     began = time.monotonic()
     found, failed = dict[str, Found](), dict[str, str]()
     with store.noting() as used:
