@@ -44,7 +44,7 @@ def release_compiled_programs() -> bool:
     the cache on disk. Returns whether it did; never on systems without such a limit.
     """
     try:
-        held, most = _MAPPINGS.read_bytes().count(b"\n"), int(_MOST_MAPPINGS.read_text())
+        held, most = _MAPPINGS.read_bytes().count(b"\n"), int(_MOST_MAPPINGS.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return False
     if 2 * held < most:
