@@ -64,6 +64,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not any(part in item.path.parts for part in LONG))
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What test files compute while they are imported is compiled as in tests: another way to compile rounds otherwise."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests are compilation for the most part, and much of that is optimising what runs for a moment.
