@@ -6,14 +6,16 @@ set -euo pipefail
 usage() {
   cat <<'EOF'
 usage: benchmarks/accelerator.sh [--rehearse] [--pack DIR] [--out DIR] [--only speed|study] [--dataset NAME]
-                                 [--speed-minutes M] [--study-minutes M]
+                                 [--study NAME] [--speed-minutes M] [--study-minutes M] [-- ARGUMENTS]
   --rehearse         on the processor, with toy sizes, 4 and 5 minutes
   --pack DIR         what `make accelerator-pack` made (.accelerator)
   --out DIR          at most 8 files of at most 16 MiB come here ($OUT, else accelerator-out)
   --only PART        speed or study alone
   --dataset NAME     one of the pack's (its first)
+  --study NAME       pgd-accelerator (default) or data-fraction, at its scale `accelerator`
   --speed-minutes M, --study-minutes M
                      for each part (5 and 7)
+  ARGUMENTS          for `jaxpgd study`, such as --only percent=10
 PYTHON names the interpreter (python3). Exit code: 0 all ended well, 1 a part did not, 2 nothing was run.
 EOF
 }
@@ -22,6 +24,7 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 pack=$root/.accelerator out=${OUT:-accelerator-out} parts="speed study" dataset="" rehearse="" speed="" study=""
+study_name=pgd-accelerator more=()
 python=${PYTHON:-python3}
 most_pack=$((60 << 20)) most_file=$((16 << 20)) most_files=8
 slack=45 kill_after=15 # seconds that a part may take longer, and that it has to end when told to
@@ -30,7 +33,8 @@ while (($#)); do
   case $1 in
     --rehearse) rehearse=yes; shift; continue ;;
     --help | -h) usage; exit 0 ;;
-    --pack | --out | --only | --dataset | --speed-minutes | --study-minutes) (($# > 1)) || fail "$1: a value is missing" ;;
+    --) shift; more=("$@"); break ;;
+    --pack | --out | --only | --dataset | --study | --speed-minutes | --study-minutes) (($# > 1)) || fail "$1: a value is missing" ;;
     *) fail "$1: no such option; see --help" ;;
   esac
   case $1 in
@@ -38,6 +42,9 @@ while (($#)); do
     --out) out=$2 ;;
     --only) [[ $2 == speed || $2 == study ]] || fail "--only $2: expected speed or study"; parts=$2 ;;
     --dataset) dataset=$2 ;;
+    --study)
+      [[ $2 == pgd-accelerator || $2 == data-fraction ]] || fail "--study $2: expected pgd-accelerator or data-fraction"
+      study_name=$2 ;;
     *) [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ && $2 =~ [1-9] ]] || fail "$1 $2: expected a number of minutes above 0"
       if [[ $1 == --speed-minutes ]]; then speed=$2; else study=$2; fi ;;
   esac
@@ -154,10 +161,10 @@ export MINARI_DATASETS_PATH=$pack/datasets XDG_CACHE_HOME=$work/cache CUDA_CACHE
 # nothing is asked of the driver while time is measured, and a quarter is left to the libraries' workspaces and to captured
 # graphs. Set here so that no variable from outside changes a number.
 export XLA_PYTHON_CLIENT_PREALLOCATE=true XLA_PYTHON_CLIENT_MEM_FRACTION=0.75
-toy=() scale=()
+toy=() scale=accelerator
 if [[ $rehearse ]]; then
   export JAX_PLATFORMS=cpu
-  toy=(--rehearse) scale=(--scale rehearsal)
+  toy=(--rehearse) scale=rehearsal
 fi
 device=$("$python" -m benchmarks.accelerator_check "${toy[@]}" 2>"$work/check.log") ||
   fail "$(tail -n 1 "$work/check.log" | sed 's/^error: //')"
@@ -170,8 +177,8 @@ for part in $parts; do
         --minutes "$speed" --out "$work/speed/speed.json" "${toy[@]}" ;;
     study)
       # Products by cuBLAS alone: Triton's are up to an eighth faster, and tuning them takes longer than a short study can give.
-      run_part study "$study" env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" "$python" -m jaxpgd.experiment.cli study pgd-accelerator \
-        "${scale[@]}" --minutes "$study" --data.name "$dataset" --out "$work/studies" ;;
+      run_part study "$study" env XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false" "$python" -m jaxpgd.experiment.cli study "$study_name" \
+        --scale "$scale" --minutes "$study" --data.name "$dataset" --out "$work/studies" "${more[@]}" ;;
   esac
 done
 [[ ! $failed ]] || exit 1

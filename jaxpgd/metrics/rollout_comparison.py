@@ -42,6 +42,7 @@ def compare_rollouts(
     - `state_distance` [T]: sliced Wasserstein-1 distance between the states at step t, in standard deviations, along the same
       random directions at every step. Two samples of one distribution do not give 0 (see `sliced_wasserstein`);
     - `state_distance_mean`: its mean over the steps after the start;
+    - `state_error_last`, `state_distance_last`: both at the last step;
     - `return_error` and `return_error_se`: mean absolute difference of the undiscounted returns;
     - `return_bias` and `return_bias_se`: mean difference of the returns, above 0 if synthetic returns are too high;
     - `policy_log_likelihood` and `policy_log_likelihood_se`: of the actions, in nats per action (NaN for a policy without
@@ -68,6 +69,8 @@ def compare_rollouts(
         "alive": alive[1].mean(axis=0),
         "true_alive": alive[0].mean(axis=0),
         "state_distance": distance,
+        "state_error_last": float(error[-1]),
+        "state_distance_last": float(distance[-1]),
         **_return_errors(truth, synthetic),
         "policy_log_likelihood": likelihood,
         "policy_log_likelihood_se": likelihood_se,

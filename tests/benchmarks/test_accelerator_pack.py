@@ -196,6 +196,7 @@ STUDY = """
 import os, sys, time
 from pathlib import Path
 assert sys.argv[1:7] == ["study", "pgd-accelerator", "--scale", "rehearsal", "--minutes", "0.01"], sys.argv
+assert sys.argv[11:] == ["--only", "percent=10"], sys.argv
 name, out = sys.argv[8], Path(sys.argv[10])
 assert (Path(os.environ["MINARI_DATASETS_PATH"]) / name).is_dir()
 folder = out / "some-study"
@@ -237,7 +238,7 @@ def started(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_both_parts_run_and_what_they_left_comes_back(checkout: Path) -> None:
     (checkout / "out").mkdir()
     (checkout / "out" / "study_results.csv").write_text("of an earlier run")
-    done = started(checkout, "--rehearse", "--speed-minutes", "0.02", "--study-minutes", "0.01")
+    done = started(checkout, "--rehearse", "--speed-minutes", "0.02", "--study-minutes", "0.01", "--", "--only", "percent=10")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "speed: failed (3)" in done.stdout and "study: stopped at its limit" in done.stdout
     files = {path.name: path.stat().st_size for path in (checkout / "out").iterdir()}
@@ -252,6 +253,7 @@ def refusals(checkout: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The start of each line, and the arguments that it answers."""
     yield "error: no accelerator: JAX finds the processor alone", ()
     yield "error: --only both: expected speed or study", ("--only", "both")
+    yield "error: --study both: expected pgd-accelerator or data-fraction", ("--study", "both")
     yield "error: --study-minutes -1: expected a number", ("--study-minutes", "-1")
     yield "error: --out: a value is missing", ("--out",)
     yield "error: --fast: no such option", ("--fast",)

@@ -61,6 +61,8 @@ def test_a_step_counts_where_both_are_alive_and_two_are_needed():
     np.testing.assert_allclose(result["true_alive"], [1, 1, 3 / 4, 2 / 4])
     np.testing.assert_allclose(result["alive"], [1, 3 / 4, 3 / 4, 3 / 4])
     assert (result["true_terminal_rate"], result["terminal_rate"]) == (0.5, 0.25)
+    for name in ("state_error", "state_distance"):
+        np.testing.assert_equal(result[f"{name}_last"], result[name][-1])
 
 
 def test_the_error_of_whole_rollouts_weighs_steps_alike_and_takes_a_trajectory_as_one():

@@ -64,6 +64,8 @@ LABELS: Mapping[str, str] = {
     "state_error_rms": "state error over the rollout (standard deviations)",
     "state_error_rms_se": "standard error of the state error over the rollout",
     "state_distance_mean": "distance between the sets of states, mean over the rollout",
+    "state_error_last": f"state error at the last step {_DEVIATIONS}",
+    "state_distance_last": f"sliced Wasserstein-1 distance between the sets of states at the last step {_DEVIATIONS}",
     "return_bias": "bias of the return",
     "return_bias_se": "standard error of the bias of the return",
     "terminal_rate": "share of trajectories that end in a terminal",

@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
                      "persistence", *(f"open_loop_error_{k}" for k in OPEN_LOOP_STEPS), *OF_THE_SET),
     "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
                  "policy_log_likelihood_se", "terminal_rate", "true_terminal_rate", "state_error_rms", "state_error_rms_se",
-                 "state_distance_mean"),
+                 "state_distance_mean", "state_error_last", "state_distance_last"),
     "tilt": ("coefficient", "divergence", "log_likelihood"),
 }  # fmt: skip
 # and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
