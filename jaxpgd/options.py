@@ -7,6 +7,7 @@ may be traced and vmapped; sizes, kinds and flags are static.
 import dataclasses
 import functools
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 import jax
@@ -116,18 +117,40 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
     Numbers that are traced, or arrays, are left alone. Raises InputError.
     """
+    values = list(_values(config, prefix))
     for check_one in (_check_choice, _check_sign, _check_ends):
-        _walk(config, prefix, check_one)
+        for name, value, hint, range in values:
+            check_one(name, value, hint, range)
 
 
-def _walk(config: Any, prefix: str, check_one: Any) -> None:
-    own = hints_of(type(config))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            _walk(value, f"{prefix}{field.name}.", check_one)
+@functools.cache  # the same for every cell of a study
+def _fields(section: Any) -> tuple[tuple[str, Any, Range | None], ...]:
+    """Name, type and range of each option of a section; None for sections in it."""
+    own = hints_of(section)
+    of = {field.name: field.metadata["range"] for field in dataclasses.fields(section) if "range" in field.metadata}
+    return tuple((name, hint, None if dataclasses.is_dataclass(hint) else of[name]) for name, hint in own.items())
+
+
+def names_of(section: Any, prefix: str = "") -> tuple[str, ...]:
+    """The dotted names of all options of a section, which is a class, and of the sections in it."""
+    return tuple(prefix + name for name in _names(section))
+
+
+@functools.cache
+def _names(section: Any) -> tuple[str, ...]:
+    nested = (names_of(hint, f"{name}.") if range is None else (name,) for name, hint, range in _fields(section))
+    return tuple(name for names in nested for name in names)
+
+
+def _values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Any, Range]]:
+    """Dotted name, value, type and range of every option."""
+    own: Any = type(config)
+    for name, hint, range in _fields(own):
+        value = getattr(config, name)
+        if range is None:
+            yield from _values(value, f"{prefix}{name}.")
         else:
-            check_one(prefix + field.name, value, own[field.name], field.metadata["range"])
+            yield prefix + name, value, hint, range
 
 
 def _check_choice(name: str, value: Any, hint: Any, range: Range) -> None:

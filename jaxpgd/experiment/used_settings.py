@@ -7,15 +7,14 @@ counts; one that several rules name counts where all of them hold.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from jaxpgd.diffusion.solvers import SamplerConfig, noise_levels
 from jaxpgd.errors import check
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.guidance.kinds import moved_by
-from jaxpgd.options import get
+from jaxpgd.options import get, names_of
 from jaxpgd.training.agent import AgentConfig
 
 AGENTS = tuple(field.name for field in dataclasses.fields(AgentConfig) if dataclasses.is_dataclass(field.default))
@@ -39,16 +38,6 @@ class Rule:
     def names_setting(self, name: str) -> bool:
         """Whether the setting of a dotted name is one of these."""
         return any(name == part or name.startswith(part + ".") for part in self.names)
-
-
-def names_of(section: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings of a config, or of a section of it."""
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from names_of(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def _rule(names: str, holds: Callable[[Config], bool], where: str) -> Rule:
@@ -82,7 +71,7 @@ def _churns(config: Config, solver: str) -> bool:
 def _of_solver(kind: str) -> list[Rule]:
     """Of a solver with churn: its section, and the numbers of churn in it."""
     name, within = f"sampler.{kind}", "some noise level is within [churn_min, churn_max]"
-    numbers = [f"{name}.{each}" for each in names_of(getattr(SamplerConfig(), kind)) if each != "churn"]
+    numbers = [f"{name}.{each}" for each in names_of(type(getattr(SamplerConfig(), kind))) if each != "churn"]
     return [
         _rule(name, lambda c: c.sampler.kind == kind, f"sampler.kind is {kind!r}"),
         _rule(
@@ -191,12 +180,16 @@ RULES: tuple[Rule, ...] = (
 def unused(config: Config) -> dict[str, str]:
     """The settings that a config's own choices leave without effect, each with where it would count, in words."""
     found = dict.fromkeys(sorted(_swept(config)), "sweep does not vary it")
-    broken = {rule for rule in RULES if not rule.holds(config)}
-    for name in set(names_of(config)):
-        for rule in _rules_of(name):
-            if rule in broken:
-                found.setdefault(name, rule.where)
+    for rule, names in _names_by_rule():
+        if not rule.holds(config):
+            found = dict.fromkeys(names, rule.where) | found
     return found
+
+
+@functools.cache
+def _names_by_rule() -> list[tuple[Rule, list[str]]]:
+    """Every rule, with the settings that it is about."""
+    return [(rule, [name for name in names_of(Config) if rule.names_setting(name)]) for rule in RULES]
 
 
 @functools.cache

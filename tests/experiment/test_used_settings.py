@@ -28,11 +28,11 @@ from jaxpgd.experiment.needs import needs
 from jaxpgd.experiment.presets import PRESETS
 from jaxpgd.experiment.stages.build import Models, build_synthesizer
 from jaxpgd.experiment.studies.plan import load_study
-from jaxpgd.experiment.used_settings import RULES, check_used, names_of, of_other_arms, unused
+from jaxpgd.experiment.used_settings import RULES, check_used, of_other_arms, unused
 from jaxpgd.guidance.kinds import GuidanceConfig
 from jaxpgd.guidance.moment import MomentConfig
 from jaxpgd.guidance.published import PublishedConfig
-from jaxpgd.options import get
+from jaxpgd.options import get, names_of
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.dydiff import StateDenoiser, make_dydiff
 from jaxpgd.synthesis.filters import make_filter
@@ -330,7 +330,7 @@ def test_a_setting_has_an_effect_or_is_refused(
     # one step is the same by either solver, and all regimes are one where no refresh is due
     alike = {"sampler.kind": part is drawn, "synthesis.regime": config.synthesis.interval >= config.agent.updates}
     nowhere = [name for name in ELSEWHERE if not section.startswith(name.rstrip("."))]
-    for name in names_of(get(config, section), section + "."):
+    for name in names_of(type(get(config, section)), section + "."):
         if alike.get(name) or (name.startswith(tuple(nowhere)) and name not in idle):
             continue
         value, seen, refused = get(config, name), False, False
@@ -357,7 +357,7 @@ def test_a_setting_has_an_effect_or_is_refused(
 
 
 def test_the_table_names_settings() -> None:
-    known = set(names_of(Config()))
+    known = set(names_of(Config))
     for rule in RULES:
         for part in rule.names:
             assert any(name == part or name.startswith(part + ".") for name in known), part

@@ -24,12 +24,11 @@ from jaxpgd.errors import InputError
 from jaxpgd.experiment.config import Config
 from jaxpgd.experiment.config_files import apply_values, load_config
 from jaxpgd.experiment.presets import PRESETS
-from jaxpgd.experiment.used_settings import names_of
 from jaxpgd.guidance.kinds import GuidanceConfig, moved_by
 from jaxpgd.guidance.published import PublishedConfig
 from jaxpgd.guidance.smc import SMCConfig
 from jaxpgd.guidance.strength import EffectiveSizeStrength
-from jaxpgd.options import check_ranges, get, range_of
+from jaxpgd.options import check_ranges, get, names_of, range_of
 from jaxpgd.synthesis.diffusion import TrajectoryDenoiser, make_synthesizer
 from jaxpgd.synthesis.filters import make_filter
 from jaxpgd.tokens import TokenCodec
@@ -42,7 +41,7 @@ def ends(name: str) -> tuple[float, float]:
     return found.low, found.high
 
 
-NUMBERS = [name for name in names_of(Config()) if isinstance(get(Config(), name), float)]
+NUMBERS = [name for name in names_of(Config) if isinstance(get(Config(), name), float)]
 
 
 def nested(name: str, value: Any) -> Any:
@@ -123,7 +122,7 @@ TOKENS = jax.jit(jax.vmap(lambda made, policy: made.sample(KEY, policy, STARTS)[
 
 def corners(section: Any, prefix: str) -> Iterator[Any]:
     """The section, and with each of its numbers at either end; then all of them at the low and the high end."""
-    names = [name for name in names_of(section) if isinstance(get(section, name), float)]
+    names = [name for name in names_of(type(section)) if isinstance(get(section, name), float)]
     own = [part for part in (getattr(section, "kind", ""), proposal_of(section)) if part]  # sections that are used
     names = [name for name in names if "." not in name or name.split(".")[0] in own]
     yield section

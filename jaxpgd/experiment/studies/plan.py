@@ -26,8 +26,9 @@ from jaxpgd.experiment.studies.cell import (
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.studies.tables import dotted, get_nested, merge
-from jaxpgd.experiment.used_settings import check_used, names_of
+from jaxpgd.experiment.used_settings import check_used
 from jaxpgd.experiment.validation import validate
+from jaxpgd.options import names_of
 
 RESERVED = ("cell", "episode", "step", METHOD, "scale")  # of all rows; columns that a study's cells measure come on top
 
@@ -136,7 +137,7 @@ def load_study(
 def _check_used(cells: Sequence[Cell], tables: Iterable[Mapping[str, Any]], before: str) -> None:
     """Check that all that tables of a study set, but for its targets, has an effect in one of its cells. Raises InputError."""
     given = {setting for table in tables for setting in dotted({**table, **table.get("base", {})})}
-    known = sorted(given & set(names_of(Config())))
+    known = sorted(given & set(names_of(Config)))
     configs = [config for cell in cells for config in measured_configs(cell.config, cell.measure.conditionings)]
     check_used(configs, known, preset_of, before)
     for key, kinds in MEASURED.items():
@@ -199,19 +200,22 @@ def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dic
 
 def _cells(raw: dict[str, Any], axes: dict[str, dict[str, Any]], name: str, overrides: dict[str, Any]) -> Iterator[Cell]:
     common = {key: raw.get(key, {}) for key in ("measure", "target")} | raw.get("base", {})
+    targets = dict[str, Target]()  # of most studies' cells a few
     for labels in itertools.product(*axes.values()):
         values: dict[str, Any] = common
         for axis, label in zip(axes, labels, strict=True):
             values = merge(values, axes[axis][label])
         where = f"{name}: {', '.join(labels)}"
-        yield _cell(dict(zip(axes, labels, strict=True)), merge(values, overrides), where)
+        yield _cell(dict(zip(axes, labels, strict=True)), merge(values, overrides), where, targets)
 
 
-def _cell(labels: dict[str, str], values: dict[str, Any], where: str) -> Cell:
+def _cell(labels: dict[str, str], values: dict[str, Any], where: str, targets: dict[str, Target]) -> Cell:
     values = dict(values)
     measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
     check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
-    target = _target(values, dict(values.pop("target", {})), where)
+    raw = dict(values.pop("target", {}))
+    said = repr([raw, *(values.get(name) for name in _OF_TARGETS)])
+    target = targets.get(said) or targets.setdefault(said, _target(values, raw, where))
     if measure.kind != "returns":  # no agent learns from the trajectories
         values = merge(values, {"synthesis": {"first_unguided": False}})
     if measure.kind == "trajectories":  # what no model makes needs none
@@ -251,6 +255,9 @@ def _check_conditionings(measure: MeasureConfig, config: Config, where: str) -> 
             raise InputError(f"{where}: {error}") from error
 
 
+_OF_TARGETS = ("data", STATED)  # settings of a cell that its target has, too
+
+
 def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
     """What `[target]` says: settings of a run on the cell's data, or an actor's file."""
     if not raw or "actor" in raw:
@@ -258,7 +265,7 @@ def _target(values: dict[str, Any], raw: dict[str, Any], where: str) -> Target:
         actor = raw.get("actor", "")
         check(isinstance(actor, str), f"{where}: target.actor", actor, "the path of an .npz file")
         return Target(actor=actor)
-    raw = merge({name: values[name] for name in ("data", STATED) if name in values} | {"seeds": 1}, raw)
+    raw = merge({name: values[name] for name in _OF_TARGETS if name in values} | {"seeds": 1}, raw)
     plain = apply_values(Config(), raw, where, "target.")
     config = apply_values(with_preset(plain), raw, where, "target.")
     config = dataclasses.replace(config, arms=("real",), out="")
