@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,33 @@ def _is_known(flag: str) -> bool:
     return subprocess.run(command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True, check=False).returncode == 0
 
 
+# what compiles in less is sooner compiled again than written to the cache
 if not WORKER:  # workers, and commands that tests start, find it in their environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpgd-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
     if "XLA_FLAGS" not in os.environ and _is_known(SOONER):
         os.environ["XLA_FLAGS"] = SOONER
+
+
+def _keep_contexts() -> None:
+    """JAX makes a new context of MLIR for each program that it lowers, which took a seventh of the time: keep one per thread.
+
+    They are renewed now and then, because what they hold is never freed. JAX's own part, which may be another one day.
+    """
+    from jax._src.interpreters import mlir
+
+    make, kept = getattr(mlir, "make_ir_context", None), threading.local()
+    if make is None:
+        return
+
+    def make_ir_context() -> Any:
+        if getattr(kept, "left", 0) == 0:
+            kept.context, kept.left = make(), 500
+        kept.left -= 1
+        return kept.context
+
+    mlir.make_ir_context = make_ir_context
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -69,6 +91,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
+    _keep_contexts()
 
 
 @pytest.hookimpl(tryfirst=True)

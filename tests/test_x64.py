@@ -124,6 +124,7 @@ def small_agent(kind: str) -> Any:
     return make_agent(kind, section, ACT, obs_mean=mean, obs_std=std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(AGENTS))
 def test_every_agent_trains_in_single_precision(models: dict[str, Any], kind: str) -> None:
     agent, data = small_agent(kind), transitions()
@@ -141,6 +142,7 @@ SOURCES = ["unguided", *(f"unguided {kind}" for kind in SOLVERS), *(f"guided {ki
            "world_model world", "world_model learned", "dydiff"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_makes_single_precision(models: dict[str, Any], source: str) -> None:
     data = Experience(transitions(), synthesizer(models, source), None, make_filter(FilterConfig("softmax")))

@@ -108,6 +108,7 @@ def test_new_parameters_and_rebuilt_agents_do_not_retrace(name, make):
         act.eval_shape(agent.policy(state), jnp.ones(3))
 
 
+@pytest.mark.slow
 @NAMES
 def test_states_can_be_donated(name):
     agent = dataclasses.replace(wrapped(name), hypers=jax.tree.map(jnp.asarray, wrapped(name).hypers))

@@ -62,6 +62,7 @@ class Slow(Program):
         time.sleep(20.0)
 
 
+@pytest.mark.slow
 def test_a_program_that_compiles_for_too_long_costs_no_other_row(monkeypatch):
     monkeypatch.setattr(accelerator.os, "sched_getaffinity", lambda pid: {0, 1})  # two programs are compiled at a time
     slow = a_row("slow", lambda units: Slow(DOUBLE, lambda: (jnp.ones(4),)))
@@ -174,6 +175,7 @@ def precisions(row):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_stated_precision_is_that_of_the_products():
     small, large = REHEARSAL.features
     assert set(precisions(training_row(REHEARSAL, small, 2, "float32"))) == {"HIGHEST"}

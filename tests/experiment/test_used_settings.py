@@ -319,7 +319,14 @@ def get_in(values: Any, name: str) -> Any:
     return values
 
 
-@pytest.mark.parametrize(("section", "part", "choices"), WALKS, ids=map(ids, WALKS))
+def marks(walk: Any) -> Any:
+    """Slow where programs take long to compile."""
+    return pytest.mark.slow if any(name in ids(walk) for name in ("agent.diffusion_ql", "proposal=moment")) else ()
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "choices"), [pytest.param(*walk, id=ids(walk), marks=marks(walk)) for walk in WALKS]
+)
 def test_a_setting_has_an_effect_or_is_refused(
     section: str, part: Any, choices: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

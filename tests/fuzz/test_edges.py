@@ -183,6 +183,7 @@ GUIDANCES += [
 GUIDANCES += [{"kind": "reconstruction", "target_ess": 0.5}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", GUIDANCES, ids=lambda own: ",".join(map(str, own.values())))
 def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     sampler = SamplerConfig(steps=4, batch_size=4)
@@ -203,6 +204,7 @@ def test_guidance_at_the_ends_of_its_settings(choices: dict[str, Any]) -> None:
     finite(TOKENS(stacked(made), stacked(policies)), given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(AGENTS))
 def test_agents_at_the_ends_of_their_settings(kind: str) -> None:
     """Three updates, the policy's actions and its density, on rewards of 0 (a gradient of 0) and of 1,000."""

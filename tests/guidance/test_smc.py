@@ -54,6 +54,7 @@ def test_one_particle_is_its_proposal(order):
     np.testing.assert_allclose(info["log_normaliser"], log_weight[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", ["none", "reconstruction", "moment"])
 def test_a_constant_likelihood_leaves_weights_equal(proposal):
     constant = Policy(jnp.zeros(1), lambda p, k, o: p, lambda p, o: p, lambda p, o, a, v: jnp.asarray(0.3))
@@ -181,6 +182,7 @@ def tanh_normal(params, obs):
     return distrax.Transformed(distrax.Normal(jnp.array([0.9]), jnp.array([0.6])), distrax.Tanh())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "coefficient"), [(gaussian_policy(0.7, 0.3), 0.5), (distribution_policy(tanh_normal, jnp.zeros(())), 2.0)]
 )

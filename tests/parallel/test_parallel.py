@@ -68,6 +68,7 @@ def test_eight_devices_give_what_one_gives() -> None:
     agrees(result(start(8, "single")))
 
 
+@pytest.mark.slow
 def test_in_double_precision_to_rounding() -> None:
     assert apart(result(start(8, "double")), "denoiser").max() <= 1e-9
 

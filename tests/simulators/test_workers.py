@@ -279,6 +279,7 @@ def test_a_program_without_a_guard_runs_once_and_its_own_classes_work(toy):
     assert len(used) == 3 and gone(used)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_parent(toy, sign):
     process, log = script(toy, "endless"), toy.folder / "log"

@@ -307,7 +307,9 @@ def test_every_synthesizer_follows_every_agents_policy(synthesizers, kind, agent
         np.testing.assert_array_equal(synthetic.trajectory.obs[:, 0], data.obs[:5])
 
 
-@pytest.mark.parametrize("agent_kind", AGENT_KINDS)
+@pytest.mark.parametrize(
+    "agent_kind", [pytest.param(kind, marks=() if kind == "td3_bc" else pytest.mark.slow) for kind in AGENT_KINDS]
+)
 def test_every_agent_learns_from_rollouts_of_one_step(synthesizers, agent_kind):
     agent, data = small_agent(agent_kind), transitions()
     short = make_world_model_synthesizer(synthesizers["world_model"].model, RolloutConfig(length=1), length=T)

@@ -200,6 +200,7 @@ STATED = {"tensorfloat32": "HIGH/HIGH", "float32": "HIGHEST/HIGHEST"}
 FLOAT32 = [(what, USUAL) for what in PROGRAMS if what != "bfloat16"] + [("denoiser", "float32"), ("bc", "float32")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "setting"), FLOAT32)
 def test_products_carry_the_precision_of_the_setting(what: str, setting: str) -> None:
     found = products(what, setting)

@@ -53,6 +53,7 @@ def parts():
     return windows, behaviour, world, metrics
 
 
+@pytest.mark.slow
 def test_the_cloned_mean_leaves_the_policys_noise(parts):
     windows, behaviour, _, metrics = parts
     obs, action = windows.transitions.obs, windows.transitions.action

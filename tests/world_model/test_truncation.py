@@ -144,6 +144,7 @@ def test_metrics_of_a_refresh_are_of_the_steps_that_are_learned_from():
     assert float(refresh_metrics(density, real(), none.trajectory, jnp.zeros(1))["log_likelihood"]) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_a_source_that_cuts_may_follow_one_that_does_not(first):
     cuts, whole = (make_world_model_synthesizer(Apart(), RolloutConfig(truncate=t), length=T) for t in (1.0, 0.0))

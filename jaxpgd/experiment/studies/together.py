@@ -3,9 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import get_args
 
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import Config
+from jaxpgd.experiment.config import Arm, Config
 from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.identity import settings_of, short_hash
 from jaxpgd.experiment.sweep import COEFFICIENT, read_sweep, sweepable
@@ -83,7 +84,7 @@ def _but_for_arms(cell: Cell) -> str:
     """Equal for cells that differ in nothing but their arm."""
     if cell.measure.kind != "returns":
         return cell.key
-    values = {name: value for name, value in settings_of(cell.config).items() if name != "arms"}
+    values = settings_of(dataclasses.replace(cell.config, arms=get_args(Arm)))  # arms decide which settings count
     target = cell.target.config and settings_of(cell.target.config)
     return short_hash([values, dataclasses.asdict(cell.measure), cell.target.actor, target])
 

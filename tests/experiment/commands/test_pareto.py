@@ -113,6 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_pareto_writes_its_table_and_what_it_recommends(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     state = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*") if run / "pareto" not in (p, *p.parents)}
     before = state()

@@ -293,6 +293,7 @@ def test_bad_data_show_in_the_critic_first(tmp_path: Path) -> None:
         drive(open_run(tmp_path), "agent", jax.random.key(0), program, Experience(spoiled))
 
 
+@pytest.mark.slow
 def test_the_saved_state_is_that_of_a_run_without_the_failure(tmp_path: Path) -> None:
     program = agent_program(counting_agent(), CONFIG, SYNTHESIS)
     data = Experience(transitions(64), Fragile())

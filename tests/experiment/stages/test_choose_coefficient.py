@@ -49,7 +49,7 @@ def choices(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "guided_dynamics_error" in row]
 
 
-@pytest.mark.parametrize(("times", "coefficient"), [(1e6, 0.5), (1e-6, 0.0)])
+@pytest.mark.parametrize(("times", "coefficient"), [pytest.param(1e6, 0.5, marks=pytest.mark.slow), (1e-6, 0.0)])
 def test_a_run_chooses_before_each_refresh(
     finished: Path, make_config: Any, tmp_path: Path, times: float, coefficient: float
 ) -> None:

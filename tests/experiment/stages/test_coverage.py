@@ -32,6 +32,7 @@ def test_a_run_that_trains_on_no_windows_is_not_warned(
     assert "which cover 12.5 % of transitions" in out and "warning" not in err
 
 
+@pytest.mark.slow
 def test_a_run_on_a_share_says_so_and_warns_where_nothing_is_held_out(
     tmp_path: Path, make_config: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

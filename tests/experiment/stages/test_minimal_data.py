@@ -65,11 +65,12 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
 @pytest.mark.parametrize(
     ("kind", "arms", "data", "changes"),
     [
-        (
+        pytest.param(
             "bc",
             ["real", "unguided"],
             ONE_WINDOW,
             {"synthesis": {"regime": "oneoff", "filter": {"kind": "hardmax"}}},
+            marks=pytest.mark.slow,
         ),
         ("td3_bc", ["guided"], ONE_WINDOW, {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}}),
         pytest.param(

@@ -103,6 +103,7 @@ def test_an_environment_that_breaks_is_one_line(line: str, tmp_path: Path, capsy
     assert capsys.readouterr().err == "error: An environment jaxpgd/Breaks-v0 failed: OSError: no licence\n"
 
 
+@pytest.mark.slow
 def test_max_steps_caps_a_built_in_environment(tmp_path: Path) -> None:
     for steps, length in ((5, 5), (40, 16)):
         path = run_all(real(tmp_path / f"run-{steps}", {"episodes": 4}, max_steps=steps))
@@ -132,6 +133,7 @@ def test_a_single_window_is_enough(few_rollouts: None, tmp_path: Path) -> None:
     assert (path / "report.html").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["inline-of-a-kernel", "module://nothing.there"])
 def test_figures_need_no_backend(backend: str) -> None:
     code = (

@@ -16,6 +16,8 @@ from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.load import load_models
 from jaxpgd.experiment.stages.prepare import prepare
 
+pytestmark = pytest.mark.slow  # two whole runs
+
 SMALL = {
     "arms": ["unguided", "world_model"],
     "seeds": 1,

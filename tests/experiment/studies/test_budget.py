@@ -147,6 +147,7 @@ def test_the_command_runs_what_fits_and_goes_on_from_there(
     assert "planned before" in said and "3 of them there already" in said
 
 
+@pytest.mark.slow
 def test_compilation_that_takes_all_the_time_is_ended(study_file: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--minutes = '1 of \d programs in \d+ s': expected time for more than compilation"):
         fit_to_minutes(load_study(study_file), tmp_path / "out", 0.01, fitting(study_file))

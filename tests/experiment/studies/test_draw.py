@@ -66,6 +66,7 @@ def filled(name: str) -> Results:
 STUDIES = [name for name in shipped() if name not in ("pgd-accelerator", "dydiff-returns")]  # whose figures others have too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_figure_of_a_study_can_be_read(name: str) -> None:
     results = filled(name)

@@ -476,6 +476,14 @@ def test_cells_that_differ_in_their_source_alone_are_one_program_where_the_study
         load_study(study_file(SMALL.replace("[base]", "joint = 'yes'\n[base]")))
 
 
+@pytest.mark.parametrize("scale", ["accelerator", "rehearsal"])
+def test_sources_with_and_without_a_world_model_are_one_program(scale: str) -> None:
+    only = {"percent": ("10",), "source": ("real", "unguided", "world model", "truncated world model", "DyDiff anchored")}
+    study = load_study("data-fraction", scale, only=only, overrides={"data": {"name": "point2d"}})
+    found = [[cell.labels["source"] for cell in group] for group in groups(study.cells, joint=study.joint)]
+    assert found == 2 * [["real", "unguided", "world model", "DyDiff anchored"], ["truncated world model"]]
+
+
 def test_a_budget_has_shares(study_file) -> None:
     assert load_study(study_file(SMALL + "[budget]\nreserve = 0.5")).budget == Budget(0.4, 0.5)
     assert load_study(study_file(SMALL)).budget is None

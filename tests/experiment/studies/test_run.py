@@ -272,6 +272,7 @@ columns = "source"
 )
 
 
+@pytest.mark.slow
 def test_agents_of_all_sources_are_one_program(returns: Path, tmp_path: Path) -> None:
     study = load_study(write(tmp_path, JOINT))
     results = run_study(study, tmp_path / "out")
