@@ -38,7 +38,7 @@ def _is_known(flag: str) -> bool:
     return subprocess.run(command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True, check=False).returncode == 0
 
 
-# what compiles in less is sooner compiled again than written to the cache
+# a program that compiles faster than this is quicker to compile again than to keep
 if not WORKER:  # workers, and commands that tests start, find it in their environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpgd-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
@@ -50,7 +50,7 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
 def _keep_contexts() -> None:
     """JAX makes a new context of MLIR for each program that it lowers, which took a seventh of the time: keep one per thread.
 
-    They are renewed now and then, because what they hold is never freed. JAX's own part, which may be another one day.
+    They are renewed now and then, because what they hold is never freed. This is private to JAX and may change.
     """
     from jax._src.interpreters import mlir
 

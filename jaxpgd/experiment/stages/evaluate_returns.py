@@ -12,7 +12,7 @@ from jaxpgd.experiment.run.directory import ClaimedRun
 from jaxpgd.experiment.run.progress import evaluation_progress
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.agent_programs import JOINT, by_arm, by_setting
-from jaxpgd.experiment.stages.explain_returns import ood_shares, value_errors
+from jaxpgd.experiment.stages.explain_returns import discount_of, explain
 from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.simulators.returns import Returns, evaluate
@@ -37,7 +37,8 @@ def evaluate_returns(
         value = (values or {}).get(row)
         results[row], found = _measure(run.config, prepared, row, policy, lost[row], value)
         if values is not None:
-            results[row] |= _explained(run.config, prepared, policy, lost[row], value, found)
+            why = explain(run.config, prepared, policy, value, found)
+            results[row] |= {name: np.where(lost[row], np.nan, each) for name, each in why.items()}
     run.write_json("returns.json", results)
     run.finish("returns", {"seconds": time.monotonic() - began})
     return run.read_json("returns.json")  # type: ignore[no-any-return]
@@ -48,9 +49,8 @@ def _measure(
 ) -> tuple[dict[str, Any], Returns]:
     """The results of a row, and its evaluation, which discounts as `value` does."""
     own, info = config.evaluation, prepared.dataset.info
-    gamma = None if value is None else np.asarray(value.gamma)
     with evaluation_progress(f"returns, {row}") as watch:
-        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes, gamma=gamma,
+        found = evaluate(stage_key(config, "returns"), policy, info, episodes=own.episodes, gamma=discount_of(value),
                          horizon=own.max_steps or None, processes=own.processes, watch=watch)  # fmt: skip
     returns = np.array(found.returns)
     returns[lost] = np.nan  # whatever their last parameters reach, these seeds have not been trained
@@ -65,16 +65,6 @@ def _measure(
         "returns": returns, "lengths": np.asarray(found.lengths), "successes": found.successes,
         "score": score, "score_label": label, "score_column": score_column(info),
     }, found  # fmt: skip
-
-
-def _explained(
-    config: Config, prepared: Prepared, policy: Policy, lost: np.ndarray, value: Value | None, found: Returns
-) -> dict[str, Any]:
-    """Why policies [seeds] reach their returns, each [seeds]; lost seeds have nothing to explain."""
-    values = {"ood_actions": ood_shares(config, prepared, policy)}
-    if value is not None:
-        values["value_error"] = value_errors(policy, value, found, prepared.dataset.info)
-    return {name: np.where(lost, np.nan, each) for name, each in values.items()}
 
 
 def lost_seeds(run: RunView) -> dict[str, np.ndarray]:

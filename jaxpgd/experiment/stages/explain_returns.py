@@ -16,6 +16,20 @@ from jaxpgd.types import Policy, Value
 _BATCH = 256  # states at which policies act at once: some sample many actions for each
 
 
+def explain(config: Config, prepared: Prepared, policy: Policy, value: Value | None, found: Returns) -> dict[str, np.ndarray]:
+    """Why S policies reach the returns `found` in an evaluation: `ood_actions` [S] and, with a value, `value_error` [S].
+
+    The evaluation discounts as `value` does.
+    """
+    errors = {} if value is None else {"value_error": value_errors(policy, value, found, prepared.dataset.info)}
+    return {"ood_actions": ood_shares(config, prepared, policy)} | errors
+
+
+def discount_of(value: Value | None) -> np.ndarray | None:
+    """What an evaluation of agents with this value discounts by; None for those without critics."""
+    return None if value is None else np.asarray(value.gamma)
+
+
 def value_errors(policy: Policy, value: Value, found: Returns, info: DatasetInfo) -> np.ndarray:
     """The value error [S] of S agents by the episodes of their evaluation, in the units of the dataset's rewards."""
     values = np.asarray(_values(policy, value, jnp.asarray(found.start, jnp.float32)))

@@ -17,6 +17,7 @@ from jaxpgd.experiment.run.resolved import BATCH_SIZE, COEFFICIENT
 from jaxpgd.experiment.stages.agent_programs import Learned, agent_training, by_arm, joint_training
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.choose_coefficient import choose_coefficient
+from jaxpgd.experiment.stages.explain_returns import discount_of, explain
 from jaxpgd.experiment.stages.model_programs import Training
 from jaxpgd.experiment.stages.prepare import Prepared, stage_key
 from jaxpgd.parallel import broadcast
@@ -88,12 +89,12 @@ def _train(
         if every == 0 or done % every:
             return {}
         key = jax.random.fold_in(stage_key(config, "intermediate"), done)
-        policies, own = training.trained(state()).policy, config.evaluation
+        learned, own = training.trained(state()), config.evaluation
         label = f"{training.stage}, evaluation at {done * config.agent.updates_per_chunk} updates"
         with evaluation_progress(label) as watch:
-            found = evaluate(key, policies, info, episodes=own.intermediate_episodes,
+            found = evaluate(key, learned.policy, info, episodes=own.intermediate_episodes, gamma=discount_of(learned.value),
                              horizon=own.max_steps or None, processes=own.processes, watch=watch)  # fmt: skip
-        return {"returns": found.returns.mean(-1)}
+        return {"returns": found.returns.mean(-1)} | explain(config, prepared, learned.policy, learned.value, found)
 
     state = drive(
         run, training.stage, training.key, training.program, training.data, unit="updates", note="critic_loss",

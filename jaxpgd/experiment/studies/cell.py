@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
 STEP_COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return",),
+    "returns": ("return", *OF_THE_AGENT),
     "trajectories": ("dynamics_error", "persistence", "open_loop_error"),
     "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
     "tilt": ("samples", "target", "behaviour", "policy"),

@@ -134,6 +134,7 @@ def _returns(found: Row, log: list[Row], seeds: slice) -> Found:
         row |= {name: values[row["seed"]] for name, values in known.items() if math.isfinite(values[row["seed"]])}
     steps = [
         {"seed": seed, "step": row["step"], "return": value}
+        | {name: of[seeds][seed] for name in OF_THE_AGENT if (of := row.get(name)) and math.isfinite(of[seeds][seed])}
         for row in log
         for seed, value in enumerate(row["returns"][seeds])
         if not row.get(LOST, [False] * len(row["returns"]))[seeds][seed]

@@ -230,7 +230,9 @@ def test_agents_share_a_denoiser_and_alphas_a_program(returns: Path) -> None:
     assert all({"cell", "run"} <= set(cell["versions"]) for cell in cells)
     assert sum(models[0] in cell["versions"] for cell in cells) == 2  # those of unguided data
     assert len(cells) == 4 and all(cell["together"] == 2 and len(cell["rows"]) == 2 * 3 for cell in cells)
+    steps = [row for cell in cells for row in cell["steps"]]
     assert all({row["step"] for row in cell["steps"]} == {4, 8} for cell in cells)
+    assert all(row["value_error"] > 0 and 0 <= row["ood_actions"] <= 1 for row in steps)
     assert_columns("returns", cells)  # with both of what explains returns: 0.5^16 leaves no tail
     explained = [row for cell in cells for row in cell["rows"] if "value_error" in row]
     assert len(explained) == 4 * 2 and all(row["episode"] == 0 and 0 <= row["ood_actions"] <= 1 for row in explained)
@@ -248,6 +250,8 @@ def test_behaviour_cloning_has_no_value_error(tmp_path: Path) -> None:
 def test_runs_from_before_there_were_explanations_have_none() -> None:
     found = {"returns": [[1.0, 2.0], [math.nan, math.nan]], "lengths": [[3, 4], [3, 4]], "score": None, "score_column": "score"}
     assert not set(COLUMNS["returns"][3:]) & {name for row in _returns(found, [], slice(0, 2)).rows for name in row}
+    log = [{"step": 4, "returns": [1.0, 2.0]}, {"step": 8, "returns": [1.0, 2.0], "value_error": [0.5, math.nan]}]
+    assert [row.get("value_error") for row in _returns(found, log, slice(0, 2)).steps] == [None, None, 0.5, None]
     rows = _returns(found | {"ood_actions": [0.1, math.nan]}, [], slice(0, 2)).rows
     assert [row.get("ood_actions") for row in rows] == [0.1, None, None, None]  # the second seed is lost
 
