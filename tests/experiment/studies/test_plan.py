@@ -330,7 +330,7 @@ def test_merge_goes_deep_and_an_exclamation_mark_replaces() -> None:
             ('kind = "intervals"', 'value = "retrun"'),
             r"figure 1: value = 'retrun': expected one of length, ood_actions, return, score",
         ),
-        (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of ood_actions, return, "),
+        (('kind = "intervals"', 'kind = "steps"\nvalue = "length"'), r"value = 'length': expected one of ood_actions, retu"),
         (("[[figures]]", "[[tables]]\nvalue = 'persistence'\n[[figures]]"), r"table 1: value = 'persistence'"),
         (("[[figures]]", "[[comparisons]]\naxis = 'source'\nvalue = 'x'\n[[figures]]"), r"comparison 1: value = 'x'"),
         (("seeds = 2", "seeds = 2\nsweep = ['agent.alpha', '1,2']"), r"sweep = .*: expected nothing: what a study varies"),
