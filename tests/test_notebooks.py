@@ -68,6 +68,7 @@ def tiny_settings() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_quickstart_runs_with_small_settings(tmp_path, monkeypatch):
     (tmp_path / "figures").mkdir()
     monkeypatch.chdir(tmp_path)

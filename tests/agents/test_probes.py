@@ -119,6 +119,7 @@ def test_rebrac_values_what_the_penalty_of_its_targets_leaves():
     np.testing.assert_allclose(q, expected, atol=0.12)
 
 
+@pytest.mark.slow
 def test_rebrac_clones_the_mean_under_a_large_penalty_and_finds_the_optimum_under_a_small_one():
     """As for TD3+BC: over weights and settings, the best action is -0.4 and the data's mean 0."""
     data, agent = bandit(best=-0.4), rebrac(action_dim=1, hidden=(32, 32))

@@ -37,6 +37,7 @@ def taken(groups, minutes=1.0):
     return {row["name"]: row for row in session.rows()}, kept
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_so_and_the_rest_goes_on():
     def fail(units):
         raise ValueError("not today")
@@ -110,6 +111,7 @@ def test_long_rows_measure_whole_batches_and_are_scaled():
     assert found["long"]["seconds"] == pytest.approx(2 * found["long"]["run_seconds"])
 
 
+@pytest.mark.slow
 def test_measured_peaks_are_what_shares_are_of():
     rows, _ = taken([peak_rows(REHEARSAL), [a_row("a", work=Work(1e6, 1.0, 1e-9, "float32"))]])
     product = rows["product, float32"]

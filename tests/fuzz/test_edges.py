@@ -155,6 +155,7 @@ def finite(tree: Any, given: list[Any]) -> None:
             assert not bad.any(), given[int(np.flatnonzero(bad)[0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("kind", get_args(typing.get_type_hints(SamplerConfig)["kind"]))
 def test_samplers_at_the_ends_of_their_settings(kind: Any, steps: int) -> None:
@@ -263,6 +264,7 @@ def test_the_denoising_loss_is_finite(mean: float, std: float, data: float, high
     assert all(np.isfinite(np.asarray(x)).all() for x in losses(KEY, mean, std, data, high))
 
 
+@pytest.mark.slow
 @given(number("synthesis.filter.temperature"), number("synthesis.filter.keep"), st.sampled_from(["hardmax", "softmax"]))
 def test_a_filter_keeps_as_many_as_are_asked_for(temperature: float, keep: float, kind: Any) -> None:
     own = make_filter(dataclasses.replace(Config().synthesis.filter, kind=kind, keep=keep, temperature=temperature))

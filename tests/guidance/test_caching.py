@@ -140,6 +140,7 @@ def test_a_cached_change_stays_within_the_limit(kind: str) -> None:
     assert 0.29 < change.max() <= limit + 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_everywhere_and_always_is_guidance_without_a_memory(kind: str, solver: Any) -> None:
@@ -272,6 +273,7 @@ def test_fewer_passes_approach_the_stated_target() -> None:
     assert distance(chosen) < 1.05 * distance(always) and distance(cached) < 1.25 * distance(always) < 0.55
 
 
+@pytest.mark.slow
 def test_the_cost_that_is_reported() -> None:
     """`cost` foresees what a synthesis counts: of guided, unguided and hooked sampling."""
 

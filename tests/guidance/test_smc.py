@@ -142,6 +142,7 @@ def test_a_population_keeps_its_least_ancestors():
     assert found[0.5][0] > 0.4 and found[0.5][1] < 0.9 and found[0.5][2] > 0.49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("proposal", "resampling"),
     [("none", {}), ("reconstruction", {}), ("moment", {}), ("none", {"threshold": 1.0, "least_share": 0.6})],
@@ -233,6 +234,7 @@ def test_largest_exponent_by_hand():
     assert float(largest_exponent(jnp.zeros(5), 0.99, 3.0)) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_particle_that_leaves_the_numbers_weighs_nothing():
     class Breaks:
         """The proposal, which loses every particle that starts above 30 in its first entry."""

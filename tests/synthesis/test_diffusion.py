@@ -108,6 +108,7 @@ def test_count_length_and_batches() -> None:
     np.testing.assert_allclose(made.obs, whole.obs, rtol=1e-4)  # the batch size changes nothing but speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["plain", "residual"])
 def test_a_network_samples_lengths_that_it_was_not_trained_on(block: Any) -> None:
     """129 steps from windows of 32, as PGD's released code: by shape alone, which compiles nothing."""

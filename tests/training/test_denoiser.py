@@ -311,6 +311,7 @@ def test_denoiser_training_with_muon_resumes_bit_for_bit(tmp_path: Path) -> None
     chex.assert_trees_all_equal(unkeyed(resumed), unkeyed(expected))
 
 
+@pytest.mark.slow
 def test_seeds_of_muon_in_one_program() -> None:
     keys = jax.random.split(jax.random.key(0), 2)
     train = lambda key: train_denoiser(key, WINDOWS, MUON)[0].denoise.params

@@ -56,6 +56,7 @@ def test_it_learns_next_state_noise_reward_and_terminals():
     assert metrics["state_loss"].shape == (CONFIG.epochs,) and metrics["terminal_loss"][-1] < metrics["terminal_loss"][0]
 
 
+@pytest.mark.slow
 def test_a_known_rule_replaces_the_classifier():
     data = prepare_transitions(linear(), CONFIG)
     short = dataclasses.replace(CONFIG, epochs=1, steps_per_epoch=2)
@@ -175,6 +176,7 @@ def test_the_loss_of_state_models_by_hand():
         np.testing.assert_allclose(gradient["log_variance"], weight * [1 - 1 / 4, 1 - 16] / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_weights_predict_and_forget_their_start():
     """With a decay of 0 they are the weights; with one, a mean of the path in which the first steps count for little."""
     data = prepare_transitions(linear(400), CONFIG)

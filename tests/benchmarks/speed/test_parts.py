@@ -36,6 +36,7 @@ def test_paths_of_operations_are_read_from_a_compiled_program() -> None:
     assert any("outer/dot_general" in path for path in parts.paths(program.as_text()).values())
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_update_add_up() -> None:
     data = agents.make_data(jax.random.key(0), TINY)
     rows = parts.measure_parts(iql(action_dim=2, hidden=TINY.hidden), data, TINY)

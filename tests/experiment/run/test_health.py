@@ -352,6 +352,7 @@ def world_model_data(spoiled: float = 1.0) -> Any:
 WORLD_MODEL = WorldModelConfig(members=2, elites=1, hidden=(8,), reward_hidden=(8,), epochs=3, steps_per_epoch=6, batch_size=8)
 
 
+@pytest.mark.slow
 def test_a_world_model_names_the_gradient_step(tmp_path: Path) -> None:
     data = world_model_data(np.nan)
     program = world_model_program(data, WORLD_MODEL, lambda obs: jnp.zeros((), bool))

@@ -11,6 +11,7 @@ from jaxpgd.experiment.commands.train_denoiser import run_denoiser
 SPARSE = {"episodes": 40, "validation_fraction": 0.0, "window": 8, "stride": 64, "add_episode_starts": False}
 
 
+@pytest.mark.slow
 def test_a_run_says_what_its_windows_cover(tmp_path: Path, make_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run_denoiser(make_config(tmp_path / "sparse", arms=["unguided"], data=SPARSE))
     out, err = capsys.readouterr()

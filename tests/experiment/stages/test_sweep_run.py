@@ -32,6 +32,7 @@ def test_every_setting_has_its_row(swept: Path) -> None:
     assert "guided, alpha 2.5, coefficient 2" in (swept / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_setting_alone_gives_the_same_agents(swept: Path, tmp_path: Path, make_config: Any) -> None:
     config = open_run(swept).config
     alone = with_setting(config, read_sweep(config).settings[3])

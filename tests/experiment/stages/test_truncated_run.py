@@ -27,6 +27,7 @@ WORDS = """--arms world_model --seeds 1 --data.episodes 20 --data.window 8 --eva
 --agent.kind bc --agent.updates 4 --agent.updates_per_chunk 4 --agent.batch_size 16 --agent.bc.hidden 8""".split()
 
 
+@pytest.mark.slow
 def test_logs_and_tables_say_what_is_left_of_rollouts(tmp_path: Path) -> None:
     config, _ = read_run_arguments([*WORDS, "--out", str(tmp_path / "run")], "run")
     with create_run(config, resume=False) as run:
