@@ -46,18 +46,6 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
         os.environ["XLA_FLAGS"] = SOONER
 
 
-def _load_few_dialects() -> None:
-    """JAX loads all dialects of MLIR for each program that it lowers, an eighth of the time; of those, tests use `func` alone.
-
-    Each program still has a context of its own: in a shared one, operations of one program were taken for those of another.
-    This is private to JAX and may change.
-    """
-    from jax._src.interpreters import mlir
-
-    if hasattr(mlir, "JaxIrContext"):
-        mlir.JaxIrContext.load_all_available_dialects = lambda self: self.dialects["func"]
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file stays on one worker, and so do the files that look at the one finished run: what they share is made once."""
@@ -82,7 +70,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
-    _load_few_dialects()
 
 
 @pytest.hookimpl(tryfirst=True)
