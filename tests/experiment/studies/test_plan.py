@@ -373,7 +373,7 @@ def test_the_studies_of_both_papers_are_shipped() -> None:
     assert set(shipped()) == {
         "pgd-illustration", "pgd-lambda", "pgd-regimes", "pgd-likelihood", "pgd-dynamics", "pgd-returns", "dydiff-returns",
         "rollout-horizon", "rollout-policy", "pgd-accelerator", "pgd-consistency", "pgd-compute", "pgd-consistency-returns",
-        "data-fraction",
+        "data-fraction", "agents",
     }  # fmt: skip
 
 
@@ -496,7 +496,7 @@ def test_only_words_of_the_command_line_are_read(capsys: pytest.CaptureFixture, 
     main(["study", study_file(SMALL), "--show"])
     assert capsys.readouterr().out.strip() == SMALL.strip()
     for words, message in (
-        ([], "study = '': expected one of data-fraction, dydiff-returns"),
+        ([], "study = '': expected one of agents, data-fraction, dydiff-returns"),
         ([study_file(SMALL), "--only", "source=real", "--only", "source=guided"], "--only = 'source': expected each axis once"),
         ([study_file(SMALL), "--sweep", "agent.alpha", "1,2"], "--sweep = "),
         ([study_file(SMALL), "--scale", "none"], "--scale = 'none'"),
