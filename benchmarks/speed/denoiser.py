@@ -81,14 +81,19 @@ def baseline_rate(windows: Windows, config: DenoiserConfig, size: Size) -> float
     return max(1, size.steps // 4) / statistics.median(time_calls(loop, max(1, size.repeats // 4)))
 
 
+def trained(features: int, size: Size, compute: Literal["float32", "bfloat16"] = "float32") -> DenoiserConfig:
+    """The denoiser whose training is measured."""
+    return DenoiserConfig(
+        features=features, blocks=size.blocks, batch_size=size.batch, optimiser="adam", ema_width=0.0, ema=0.99, ema_every=10,
+        compute=compute, steps=1_000_000,
+    )  # fmt: skip
+
+
 def measure_features(
     windows: Windows, features: int, size: Size, compute: Literal["float32", "bfloat16"] = "float32"
 ) -> dict[str, Any]:
     """Our rate at one width and precision, and that of the baseline, which always computes in float32."""
-    config = DenoiserConfig(
-        features=features, blocks=size.blocks, batch_size=size.batch, optimiser="adam", ema_width=0.0, ema=0.99, ema_every=10,
-        compute=compute, steps=1_000_000,
-    )  # fmt: skip
+    config = trained(features, size, compute)
     published = dataclasses.replace(config, block="plain", norm="step", ema=0.995, compute="float32")
     state = init_denoiser(jax.random.key(0), windows, config)
     flops = compiled_flops(one_step, state, windows)

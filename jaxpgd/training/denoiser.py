@@ -132,9 +132,11 @@ def batch_loss(key: Array, params: PyTree, config: DenoiserConfig, windows: Wind
     replacement from `starts` [W].
     """
     key_draw, key_loss = jax.random.split(key)
-    drawn = starts[jax.random.randint(key_draw, (config.batch_size,), 0, starts.shape[0])]
-    drawn, keys = shard((drawn, jax.random.split(key_loss, config.batch_size)), SEEDS, DATA)
-    x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
+    with jax.named_scope("draw_batch"):
+        drawn = starts[jax.random.randint(key_draw, (config.batch_size,), 0, starts.shape[0])]
+        drawn, keys = shard((drawn, jax.random.split(key_loss, config.batch_size)), SEEDS, DATA)
+    with jax.named_scope("take_batch"):
+        x0, padded = jax.vmap(windows.tokens)(drawn), jax.vmap(windows.padding)(drawn)
     chex.assert_shape(x0, (config.batch_size, windows.length, windows.dim))
     denoise, c = edm_denoise(params, config, windows), config
 
@@ -165,10 +167,12 @@ def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, M
     key, key_loss = jax.random.split(state.key)
     config = state.hypers
     loss, gradient = jax.value_and_grad(batch_loss, argnums=1)(key_loss, state.params, config, windows, windows.train)
-    updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
     lr = learning_rate(state.step, config, state.total)
-    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-    norm = optax.global_norm(gradient)
+    with jax.named_scope("optimiser"):
+        updates, optimiser = _optimiser(config).update(gradient, state.optimiser, state.params)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+    with jax.named_scope("gradient_norm"):
+        norm = optax.global_norm(gradient)
     metrics = {"loss": loss, "learning_rate": lr, "gradient_norm": norm}
     if config.gradient_clip > 0:
         metrics["clipped_gradients"] = (norm > config.gradient_clip).astype(jnp.float32)
@@ -176,6 +180,7 @@ def train_step(state: DenoiserState, windows: Windows) -> tuple[DenoiserState, M
     return new, metrics
 
 
+@jax.named_scope("averaged_weights")
 def _averaged(state: DenoiserState, params: PyTree) -> PyTree:
     """The averaged weights after the step to `params`; they are read and written every `ema_every` steps only."""
     config, every = state.hypers, state.hypers.ema_every
