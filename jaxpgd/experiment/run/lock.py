@@ -9,10 +9,14 @@ while the lock is held, which a killed process leaves behind; here the run is th
 import errno
 import os
 import socket
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import jax
 
 from jaxpgd.errors import InputError
 from jaxpgd.parallel import is_writer
@@ -23,6 +27,12 @@ except ImportError:  # not on this system: runs are then not locked
     fcntl = None  # type: ignore[assignment]
 
 _HELD_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
+SECONDS = 2.0  # between two looks at a lock that is waited for
+T = TypeVar("T")
+
+
+class HeldElsewhere(InputError):
+    """Another process has the lock."""
 
 
 class RunLock:
@@ -38,7 +48,7 @@ class RunLock:
         self.owner = self.holders = 0
 
     def take(self) -> None:
-        """Take the lock. Raises InputError where another process has it, or where its file cannot be written.
+        """Take the lock. Raises HeldElsewhere where another process has it, InputError where its file cannot be written.
 
         A process may take it more than once; it is free when each has released it. Of several processes of one run the
         first takes it for all.
@@ -61,7 +71,7 @@ class RunLock:
             file.close()
             if error.errno not in _HELD_BY_ANOTHER:
                 return  # a file system without locks
-            raise InputError(
+            raise HeldElsewhere(
                 f"out = {str(self.path.parent)!r}: another process (number {holder}) is writing there. Wait for it, or choose "
                 "another directory with --out."
             ) from error
@@ -100,6 +110,35 @@ class RunLock:
         if self.file is not None and self.holders == 0:
             self.file.close()
             self.file = None
+
+
+def when_free(take: Callable[[], T], what: str) -> T:
+    """What `take` returns once it no longer raises HeldElsewhere; that `what` is waited for is printed once.
+
+    Of a run of several processes (`jax.distributed`) nothing is waited for, as only the first of them takes locks.
+    """
+    told = False
+    while True:
+        try:
+            return take()
+        except HeldElsewhere:
+            if jax.process_count() > 1:
+                raise
+        if not told:
+            print(f"waiting for another process, which writes {what}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(SECONDS)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes into a folder; others wait for it."""
+    lock = RunLock(folder)
+    when_free(lock.take, str(folder))
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _lock_exclusively(file: Any) -> None:

@@ -17,9 +17,10 @@ import jax
 
 from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
+from jaxpgd.experiment.run.lock import locked
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.plan import Budget, Study
-from jaxpgd.experiment.studies.run import check_unchanged, locked
+from jaxpgd.experiment.studies.run import check_unchanged
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.workload import Rates, Workload
 

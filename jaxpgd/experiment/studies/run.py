@@ -1,4 +1,8 @@
-"""`jaxpgd study`: every cell of a study, one after the other; what is there already is not computed again."""
+"""`jaxpgd study`: every cell of a study, one after the other; what is there already is not computed again.
+
+Several processes may run a study, or several, in one folder at a time: each cell is measured by one of them, and each model
+trained by one, for which the others wait.
+"""
 
 import dataclasses
 import json
@@ -6,8 +10,9 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,8 +23,9 @@ from jaxpgd.datasets.hashing import data_hash, file_hash
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.experiment.compilation import release_compiled_programs
 from jaxpgd.experiment.config_files import to_toml
+from jaxpgd.experiment.run import lock
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
-from jaxpgd.experiment.run.lock import RunLock
+from jaxpgd.experiment.run.lock import HeldElsewhere, RunLock, locked
 from jaxpgd.experiment.run.logs import numbers, plain
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.run.versions import versions
@@ -32,6 +38,7 @@ from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups
 from jaxpgd.files import new_file
+from jaxpgd.parallel import any_process
 from jaxpgd.types import Trajectory
 
 _RENAMED = {"return": "synthetic_return", "length": "synthetic_length"}
@@ -55,15 +62,17 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     make_directory(folder)
     with locked(out):
         check_unchanged(study, out / "data.json")
-        if study.scale == "accelerator" and jax.default_backend() == "cpu":
-            print("warning: sizes of an accelerator on a processor may take days; see --scale", file=sys.stderr, flush=True)
-        precisions = {cell.config.matmul_precision for cell in study.cells}
-        write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
-        write_atomic(folder / "study.toml", study.toml)
-        cells, failed = _measured(study, out, deadline, lambda cells: _collected(study, cells).write(folder))
+    if study.scale == "accelerator" and jax.default_backend() == "cpu":
+        print("warning: sizes of an accelerator on a processor may take days; see --scale", file=sys.stderr, flush=True)
+    precisions = {cell.config.matmul_precision for cell in study.cells}
+    write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
+    write_atomic(folder / "study.toml", study.toml)
+    cells, failed = _measured(study, out, deadline, lambda cells: _collected(study, cells).write(folder))
+    with locked(out):
         _remember(study, out / "data.json")
-        check(bool(cells), "study", study.name, "at least one cell that can be measured",
-              f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
+    check(bool(cells), "study", study.name, "at least one cell that can be measured",
+          f"All failed, the first: {next(iter(failed.values()), '')}")  # fmt: skip
+    with locked(folder):
         results = _collected(study, cells)
         results.write(folder)
         results.failed = {cell.label: failed[cell.key] for cell in study.cells if cell.key in failed}
@@ -84,28 +93,81 @@ def _measured(
     study: Study, out: Path, deadline: float, keep: Callable[[dict[str, Found]], None]
 ) -> tuple[dict[str, Found], dict[str, str]]:
     """What every cell says, by its key, and why cells failed; `keep` gets those that are there after every part."""
-    store, failed = Store(out / "models"), dict[str, str]()
-    stored = {cell.key: read_cell(out / "cells" / cell.name) for cell in study.cells}
-    cells = {key: found for key, found in stored.items() if found is not None}
+    store, root, failed = Store(out / "models"), out / "cells", dict[str, str]()
+    cells = _read(study.cells, root)
     parts = groups([cell for cell in study.cells if cell.key not in cells], joint=study.joint)
     rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
-    count = f"{len(stored)} cell{'s' * (len(stored) != 1)}"
-    print(f"{study.title}: {count}, {len(cells)} of them there already{rest}", flush=True)
-    for index, group in enumerate(parts):
-        if time.monotonic() > deadline:
+    total = len({cell.key for cell in study.cells})
+    print(f"{study.title}: {total} cell{'s' * (total != 1)}, {len(cells)} of them there already{rest}", flush=True)
+    for index, part in _claims(parts, root, deadline):
+        told = f"[{index + 1}/{len(parts)}] {_label(part) or study.name}"
+        cells |= _read([cell for cell in study.cells if cell.key not in cells], root)  # what other processes have measured
+        group = [cell for cell in part if cell.key not in cells]
+        if not group:
+            print(f"{told}: measured by another process", flush=True)
+        elif time.monotonic() > deadline:
             failed |= {cell.key: "no time was left (--minutes); the same command goes on" for cell in group}
-            print(f"{'; '.join(cell.label for cell in group)}: no time was left", file=sys.stderr, flush=True)
-            continue
-        began, told = time.monotonic(), f"[{index + 1}/{len(parts)}] {'; '.join(cell.label for cell in group) or study.name}"
-        print(told, flush=True)
-        found, wrong = _attempt(group, store, out / "cells", deadline)
-        cells |= found
+            print(f"{_label(group)}: no time was left", file=sys.stderr, flush=True)
+        else:
+            began = time.monotonic()
+            print(told, flush=True)
+            found, wrong = _attempt(group, store, root, deadline)
+            cells, failed = cells | found, failed | wrong
+            for why in dict.fromkeys(wrong.values()):
+                print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
+            print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
         keep(cells)
-        failed |= wrong
-        for why in dict.fromkeys(wrong.values()):
-            print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
-        print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
     return cells, failed
+
+
+def _label(group: Iterable[Cell]) -> str:
+    return "; ".join(cell.label for cell in group)
+
+
+def _read(cells: Iterable[Cell], root: Path) -> dict[str, Found]:
+    """What the cells that are complete say, by their keys. The processes of one run find the same."""
+    stored = {cell.key: read_cell(root / cell.name) for cell in cells}
+    return {key: found for key, found in stored.items() if not any_process(found is None) and found is not None}
+
+
+def _claims(parts: Sequence[Sequence[Cell]], root: Path, deadline: float) -> Iterator[tuple[int, Sequence[Cell]]]:
+    """The index and the cells of every part, in which no other process writes until the next is asked for.
+
+    Those that another process measures come last, when it is done with them, or at the deadline.
+    """
+    queue, told, turned_away = deque(enumerate(parts)), set[int](), 0
+    while queue:
+        index, group = queue.popleft()
+        with _claimed(group, root) as free:
+            if free or time.monotonic() > deadline:
+                turned_away = 0
+                yield index, group
+                continue
+        queue.append((index, group))
+        if index not in told:
+            print(f"{_label(group)}: another process measures it", file=sys.stderr, flush=True)
+        told.add(index)
+        turned_away += 1
+        if turned_away == len(queue):
+            time.sleep(lock.SECONDS)
+            turned_away = 0
+
+
+@contextmanager
+def _claimed(group: Sequence[Cell], root: Path) -> Iterator[bool]:
+    """Whether no other process writes into the folders of these cells; then none does until the end of the `with`."""
+    with ExitStack() as held:
+        free = True
+        try:
+            for cell in group:
+                (root / cell.name).mkdir(parents=True, exist_ok=True)
+                claim = RunLock(root / cell.name)
+                claim.take()
+                held.callback(claim.release)
+        except HeldElsewhere:
+            free = False
+            held.close()
+        yield not any_process(not free)
 
 
 def _attempt(
@@ -155,17 +217,6 @@ def _contents(study: Study, known: Mapping[str, str] = MappingProxyType({})) -> 
     )
     found = {name: data_hash(name) for name in names} | {file: file_hash(file) for file in files}
     return {name: content for name, content in found.items() if content}
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Two studies do not write into one folder at a time."""
-    lock = RunLock(out)
-    lock.take()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def measure_group(group: Sequence[Cell], store: Store, root: Path) -> tuple[dict[str, Found], dict[str, str]]:

@@ -3,8 +3,14 @@
 import dataclasses
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
@@ -12,10 +18,13 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.errors import InputError
+from jaxpgd.experiment.config import Config, DataConfig
+from jaxpgd.experiment.run import lock
 from jaxpgd.experiment.studies import run as study_run
+from jaxpgd.experiment.studies import store
 from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS
 from jaxpgd.experiment.studies.measures import Found, _returns
-from jaxpgd.experiment.studies.plan import load_study
+from jaxpgd.experiment.studies.plan import Study, load_study
 from jaxpgd.experiment.studies.run import run_study
 from jaxpgd.experiment.studies.store import Store
 
@@ -185,14 +194,95 @@ def test_a_cell_whose_seeds_all_diverged_has_failed(tmp_path: Path, monkeypatch:
         run_study(load_study(write(tmp_path, RETURNS)), tmp_path / "out")
 
 
-def test_two_studies_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Taken(study_run.RunLock):
-        def take(self) -> None:
-            raise InputError("another process is writing there")
+def _at_first_wait(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> list[float]:
+    """What happens while a study waits for the first time; the seconds of all waits."""
+    waits = list[float]()
 
-    monkeypatch.setattr(study_run, "RunLock", Taken)
-    with pytest.raises(InputError, match="another process"):
-        run_study(load_study(write(tmp_path, TILT)), tmp_path / "out")
+    def sleep(seconds: float) -> None:
+        if seconds != 7.0:  # of a lock that looks again
+            return
+        waits.append(seconds)
+        assert len(waits) < 10, "it waits for what is free"
+        if len(waits) == 1:
+            happens()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(lock, "SECONDS", 7.0)
+    return waits
+
+
+def _cell_folder(out: Path, study: Study, index: int) -> Path:
+    folder = out / "cells" / study.cells[index].name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_a_cell_that_another_process_measures_comes_last_and_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    study = load_study(write(tmp_path, TILT))
+    alone = run_study(study, tmp_path / "alone")
+    theirs = _cell_folder(tmp_path / "out", study, 0)
+    other = lock.RunLock(theirs)
+    other.take()
+
+    def measured() -> None:
+        shutil.copytree(_cell_folder(tmp_path / "alone", study, 0), theirs, dirs_exist_ok=True)
+        other.release()
+
+    waits = _at_first_wait(monkeypatch, measured)
+    monkeypatch.setattr(study_run, "measure", Mock(side_effect=study_run.measure))
+    results = run_study(study, tmp_path / "out")
+    assert study_run.measure.call_count == len(study.cells) - 1 and waits
+    told = capsys.readouterr()
+    assert f"{study.cells[0].label}: another process measures it" in told.err
+    assert told.out.index("took") < told.out.index("measured by another process")
+    assert list(results.cells) == list(alone.cells)
+
+
+def test_a_cell_that_another_process_left_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path, TILT))
+    other = lock.RunLock(_cell_folder(tmp_path / "out", study, 0))
+    other.take()
+    _at_first_wait(monkeypatch, other.release)
+    assert len(run_study(study, tmp_path / "out").cells) == len(study.cells)
+
+
+def test_at_the_deadline_other_processes_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(write(tmp_path, TILT))
+    other = lock.RunLock(_cell_folder(tmp_path / "out", study, 0))
+    other.take()
+    passed = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: passed[0])
+    _at_first_wait(monkeypatch, lambda: passed.__setitem__(0, 100.0))
+    results = run_study(study, tmp_path / "out", deadline=50.0)
+    assert list(results.failed) == [study.cells[0].label] and len(results.cells) == len(study.cells) - 1
+    other.release()
+
+
+def test_a_model_that_another_process_trains_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "denoiser"
+    folder.mkdir()
+    other = lock.RunLock(folder)
+    other.take()
+    waits = _at_first_wait(monkeypatch, other.release)
+    monkeypatch.setattr(store, "load_config", Mock())
+    with store._continued(Config(out=str(folder), data=DataConfig(name="point2d"))) as run:
+        assert run.path == folder and waits
+    assert f"waiting for another process, which writes {folder}" in capsys.readouterr().err
+
+
+def test_two_processes_measure_each_cell_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jaxpgd", "study", write(tmp_path, TILT), "--out", str(tmp_path / "out")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    cells = load_study(write(tmp_path, TILT)).cells
+    measured = sum(out.count(": took ") for out, _ in told)
+    assert measured == len(cells), told
+    assert (tmp_path / "out" / "study" / "report.html").exists()
 
 
 NO_WORLD_MODEL = "\n".join(
