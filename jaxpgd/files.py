@@ -35,10 +35,11 @@ def writing(path: str | Path) -> Iterator[None]:
 def new_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A stream that replaces the content of `path` once everything is written and synced. Readers see the old content before.
 
-    Raises StorageError if that fails. A failed attempt leaves nothing behind.
+    Several processes may write one path: the last to end replaces it. Raises StorageError if that fails. A failed attempt
+    leaves nothing behind.
     """
     path = Path(path)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -155,9 +155,8 @@ def _create(config: Config, resume: bool, log: MetricsLog | None) -> ClaimedRun:
     path = Path(config.out)
     stored = path / "config.toml"
     _check_writable(path)
-    # A run that was killed while its directory was made has left some of these, and config.toml, written last, is missing.
-    beginnings = {"run.lock", "stages", "versions.json", f"versions.json{PARTIAL}", f"config.toml{PARTIAL}"}
-    if not stored.exists() and path.is_dir() and any(p.name not in beginnings for p in path.iterdir()):
+    there = list(path.iterdir()) if path.is_dir() else []
+    if not stored.exists() and not all(_is_beginning(file.name) for file in there):
         raise InputError(f"out = {config.out!r}: expected a new or empty directory. Choose another with --out.")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -169,6 +168,12 @@ def _create(config: Config, resume: bool, log: MetricsLog | None) -> ClaimedRun:
             f"out = {config.out!r}: expected a directory that can be written ({error.strerror}). Choose another with --out."
         ) from error
     return run
+
+
+def _is_beginning(name: str) -> bool:
+    """Whether a run that was killed while its directory was made may have left this; config.toml is written last."""
+    partial = name.startswith(("versions.json.", "config.toml.")) and name.endswith(PARTIAL)
+    return partial or name in ("run.lock", "stages", "versions.json")
 
 
 def _begin(run: ClaimedRun, resume: bool) -> None:

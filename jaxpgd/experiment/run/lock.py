@@ -11,12 +11,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-import jax
+from typing import Any
 
 from jaxpgd.errors import InputError
 from jaxpgd.parallel import is_writer
@@ -27,12 +25,18 @@ except ImportError:  # not on this system: runs are then not locked
     fcntl = None  # type: ignore[assignment]
 
 _HELD_BY_ANOTHER = (errno.EWOULDBLOCK, errno.EACCES)
-SECONDS = 2.0  # between two looks at a lock that is waited for
-T = TypeVar("T")
+SECONDS = 5.0  # between two looks at a lock that is waited for
 
 
 class HeldElsewhere(InputError):
-    """Another process has the lock."""
+    """Another process, the `holder`, has the lock of `folder`."""
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(
+            f"out = {str(folder)!r}: another process (number {holder}) is writing there. Wait for it, or choose another "
+            "directory with --out."
+        )
+        self.folder, self.holder = folder, holder
 
 
 class RunLock:
@@ -71,10 +75,7 @@ class RunLock:
             file.close()
             if error.errno not in _HELD_BY_ANOTHER:
                 return  # a file system without locks
-            raise HeldElsewhere(
-                f"out = {str(self.path.parent)!r}: another process (number {holder}) is writing there. Wait for it, or choose "
-                "another directory with --out."
-            ) from error
+            raise HeldElsewhere(self.path.parent, holder) from error
         with suppress(OSError):  # a full disk: the lock is held all the same
             file.truncate(0)
         with suppress(OSError):
@@ -112,29 +113,19 @@ class RunLock:
             self.file = None
 
 
-def when_free(take: Callable[[], T], what: str) -> T:
-    """What `take` returns once it no longer raises HeldElsewhere; that `what` is waited for is printed once.
-
-    Of a run of several processes (`jax.distributed`) nothing is waited for, as only the first of them takes locks.
-    """
-    told = False
-    while True:
-        try:
-            return take()
-        except HeldElsewhere:
-            if jax.process_count() > 1:
-                raise
-        if not told:
-            print(f"waiting for another process, which writes {what}", file=sys.stderr, flush=True)
-            told = True
-        time.sleep(SECONDS)
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes into a folder; others wait for it."""
-    lock = RunLock(folder)
-    when_free(lock.take, str(folder))
+    """One process at a time writes into a folder; others wait for it, and say so once."""
+    lock, told = RunLock(folder), False
+    while True:
+        try:
+            lock.take()
+            break
+        except HeldElsewhere as error:
+            if not told:
+                print(f"waiting for process {error.holder}, which is writing into {folder}", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(SECONDS)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """`jaxpgd study`: every cell of a study, one after the other; what is there already is not computed again.
 
-Several processes may run a study, or several, in one folder at a time: each cell is measured by one of them, and each model
-trained by one, for which the others wait.
+Several processes may run a study, or several, in one folder at a time: each cell is measured, and each model trained, by one of
+them. What one of them measures, and what needs a model that one of them trains, the others put off.
 """
 
 import dataclasses
@@ -12,14 +12,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import jax
 import numpy as np
 
+from jaxpgd.datasets import load
 from jaxpgd.datasets.hashing import data_hash, file_hash
+from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.experiment.compilation import release_compiled_programs
 from jaxpgd.experiment.config_files import to_toml
@@ -38,7 +40,6 @@ from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.together import groups
 from jaxpgd.files import new_file
-from jaxpgd.parallel import any_process
 from jaxpgd.types import Trajectory
 
 _RENAMED = {"return": "synthetic_return", "length": "synthetic_length"}
@@ -61,13 +62,15 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
     make_directory(folder)
     with locked(out):
+        _download(study)
         check_unchanged(study, out / "data.json")
     if study.scale == "accelerator" and jax.default_backend() == "cpu":
         print("warning: sizes of an accelerator on a processor may take days; see --scale", file=sys.stderr, flush=True)
-    precisions = {cell.config.matmul_precision for cell in study.cells}
-    write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
-    write_atomic(folder / "study.toml", study.toml)
-    cells, failed = _measured(study, out, deadline, lambda cells: _collected(study, cells).write(folder))
+    with locked(folder):
+        precisions = {cell.config.matmul_precision for cell in study.cells}
+        write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
+        write_atomic(folder / "study.toml", study.toml)
+    cells, failed = _measured(study, out, deadline, lambda cells: _keep(study, cells, folder))
     with locked(out):
         _remember(study, out / "data.json")
     check(bool(cells), "study", study.name, "at least one cell that can be measured",
@@ -78,6 +81,11 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
         results.failed = {cell.label: failed[cell.key] for cell in study.cells if cell.key in failed}
         study_report(results, folder, time.monotonic() - began)
     return results
+
+
+def _keep(study: Study, cells: Mapping[str, Found], folder: Path) -> None:
+    with locked(folder):
+        _collected(study, cells).write(folder)
 
 
 def _collected(study: Study, cells: Mapping[str, Found]) -> Results:
@@ -99,9 +107,10 @@ def _measured(
     rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
     total = len({cell.key for cell in study.cells})
     print(f"{study.title}: {total} cell{'s' * (total != 1)}, {len(cells)} of them there already{rest}", flush=True)
-    for index, part in _claims(parts, root, deadline):
+    queue, begun = Queue(parts, root, deadline), dict[int, float]()
+    for index, part in queue:
         told = f"[{index + 1}/{len(parts)}] {_label(part) or study.name}"
-        cells |= _read([cell for cell in study.cells if cell.key not in cells], root)  # what other processes have measured
+        cells |= _read(study.cells, root, cells)  # what other processes have measured
         group = [cell for cell in part if cell.key not in cells]
         if not group:
             print(f"{told}: measured by another process", flush=True)
@@ -109,65 +118,87 @@ def _measured(
             failed |= {cell.key: "no time was left (--minutes); the same command goes on" for cell in group}
             print(f"{_label(group)}: no time was left", file=sys.stderr, flush=True)
         else:
-            began = time.monotonic()
-            print(told, flush=True)
-            found, wrong = _attempt(group, store, root, deadline)
+            if index not in begun:
+                print(told, flush=True)
+            began = begun.setdefault(index, time.monotonic())
+            try:
+                found, wrong = _attempt(group, store, root, deadline)
+            except HeldElsewhere as other:
+                queue.put_off(index, part, f"waits for process {other.holder}, which is writing into {other.folder}")
+                continue
             cells, failed = cells | found, failed | wrong
             for why in dict.fromkeys(wrong.values()):
                 print(f"{told}: failed: {why}", file=sys.stderr, flush=True)
             print(f"{told}: took {clock(time.monotonic() - began)}", flush=True)
         keep(cells)
-    return cells, failed
+    cells |= _read(study.cells, root, cells)
+    return cells, {key: why for key, why in failed.items() if key not in cells}
 
 
 def _label(group: Iterable[Cell]) -> str:
     return "; ".join(cell.label for cell in group)
 
 
-def _read(cells: Iterable[Cell], root: Path) -> dict[str, Found]:
-    """What the cells that are complete say, by their keys. The processes of one run find the same."""
-    stored = {cell.key: read_cell(root / cell.name) for cell in cells}
-    return {key: found for key, found in stored.items() if not any_process(found is None) and found is not None}
+def _read(cells: Iterable[Cell], root: Path, known: Mapping[str, Found] = MappingProxyType({})) -> dict[str, Found]:
+    """What the cells that are complete, but for those in `known`, say, by their keys."""
+    stored = {cell.key: read_cell(root / cell.name) for cell in cells if cell.key not in known}
+    return {key: found for key, found in stored.items() if found is not None}
 
 
-def _claims(parts: Sequence[Sequence[Cell]], root: Path, deadline: float) -> Iterator[tuple[int, Sequence[Cell]]]:
-    """The index and the cells of every part, in which no other process writes until the next is asked for.
+class Queue:
+    """The index and the cells of every part, into which no other process writes until the next is asked for.
 
-    Those that another process measures come last, when it is done with them, or at the deadline.
+    Parts that another process measures, or that are put off, come last, when they are free or at the deadline.
     """
-    queue, told, turned_away = deque(enumerate(parts)), set[int](), 0
-    while queue:
-        index, group = queue.popleft()
-        with _claimed(group, root) as free:
-            if free or time.monotonic() > deadline:
-                turned_away = 0
-                yield index, group
-                continue
-        queue.append((index, group))
-        if index not in told:
-            print(f"{_label(group)}: another process measures it", file=sys.stderr, flush=True)
-        told.add(index)
-        turned_away += 1
-        if turned_away == len(queue):
-            time.sleep(lock.SECONDS)
-            turned_away = 0
+
+    def __init__(self, parts: Sequence[Sequence[Cell]], root: Path, deadline: float) -> None:
+        self._parts, self._root, self._deadline = deque(enumerate(parts)), root, deadline
+        self._told, self._in_vain = set[tuple[int, str]](), 0  # parts one after the other that were put off
+
+    def __iter__(self) -> Iterator[tuple[int, Sequence[Cell]]]:
+        while self._parts:
+            index, part = self._parts.popleft()
+            with _claimed(part, self._root) as other:
+                if not other or time.monotonic() > self._deadline:
+                    waiting = len(self._parts)
+                    yield index, part
+                    if len(self._parts) == waiting:  # it was not put off
+                        self._in_vain = 0
+                else:
+                    self.put_off(index, part, f"is being measured by process {other}")
+            if self._in_vain and self._in_vain >= len(self._parts):
+                time.sleep(lock.SECONDS)
+                self._in_vain = 0
+
+    def put_off(self, index: int, part: Sequence[Cell], why: str) -> None:
+        """The part comes again after the others."""
+        if (index, why) not in self._told:
+            print(f"{_label(part)}: {why}", file=sys.stderr, flush=True)
+        self._told.add((index, why))
+        self._parts.append((index, part))
+        self._in_vain += 1
 
 
 @contextmanager
-def _claimed(group: Sequence[Cell], root: Path) -> Iterator[bool]:
-    """Whether no other process writes into the folders of these cells; then none does until the end of the `with`."""
+def _claimed(group: Sequence[Cell], root: Path) -> Iterator[str]:
+    """The process that writes into one of these cells' folders; where there is none, none does until the end of the `with`.
+
+    Folders that cannot be written are left to the measurement, which reports them.
+    """
     with ExitStack() as held:
-        free = True
+        holder = ""
         try:
             for cell in group:
                 (root / cell.name).mkdir(parents=True, exist_ok=True)
                 claim = RunLock(root / cell.name)
                 claim.take()
                 held.callback(claim.release)
-        except HeldElsewhere:
-            free = False
+        except HeldElsewhere as error:
+            holder = error.holder
             held.close()
-        yield not any_process(not free)
+        except (InputError, OSError):
+            pass
+        yield holder
 
 
 def _attempt(
@@ -179,6 +210,8 @@ def _attempt(
     """
     try:
         return measure_group(group, store, root)
+    except HeldElsewhere:  # a model that another process trains
+        raise
     except Exception as error:  # whatever it is, the other cells go on
         if len(group) == 1 or isinstance(error, StorageError) or time.monotonic() > deadline:
             return {}, {cell.key: _failure(error, root / cell.name) for cell in group}
@@ -187,6 +220,14 @@ def _attempt(
         more, wrong = _attempt((cell,), store, root, deadline)
         found, failed = found | more, failed | wrong
     return found, failed
+
+
+def _download(study: Study) -> None:
+    """Datasets that are not here are downloaded, by one process for all; what cannot be is reported by the cells."""
+    for name in {cell.config.data.name for cell in study.cells}:
+        if not is_builtin(name) and not data_hash(name):
+            with suppress(InputError):
+                load(name)
 
 
 def check_unchanged(study: Study, path: Path) -> None:

@@ -13,7 +13,7 @@ from jaxpgd.experiment.config_files import load_config
 from jaxpgd.experiment.needs import NEEDS, clones, needs
 from jaxpgd.experiment.precision import set_precision
 from jaxpgd.experiment.run.directory import ClaimedRun, create_run
-from jaxpgd.experiment.run.lock import when_free
+from jaxpgd.experiment.run.lock import HeldElsewhere
 from jaxpgd.experiment.run.view import RunView
 from jaxpgd.experiment.stages.build import Models
 from jaxpgd.experiment.stages.load import load_models, seed_policy
@@ -100,7 +100,7 @@ class Store:
     def policy(self, config: Config) -> Policy:
         """The first agent that a config trains on real data, trained or continued where it is missing."""
         named = self._named("agent", config)
-        with self._once(named), _continued(named) as run:
+        with self._once(named), create_run(_as_begun(named), resume=True) as run:
             prepared = self.prepared(run.config)
             return seed_policy(train_agents(run, prepared, train_models(run, prepared), "real").policy, 0)
 
@@ -126,6 +126,8 @@ class Store:
             raise self._failed[path]
         try:
             yield
+        except HeldElsewhere:  # another process trains it, or what it needs: later it is there
+            raise
         except Exception as error:
             self._failed[path] = error
             raise
@@ -140,14 +142,9 @@ class Store:
         return dataclasses.replace(config, out=str(self.root / f"{what}-{slug(config.data.name)}-{short_hash(values)}"))
 
     def _trained(self, config: Config, stage: str) -> str:
-        with self._once(config), _continued(config) as run:
+        with self._once(config), create_run(_as_begun(config), resume=True) as run:
             STAGES[stage](run, self.prepared(run.config))
         return config.out
-
-
-def _continued(config: Config) -> ClaimedRun:
-    """The run of the store, new or as it was left; while another process writes there, it is waited for."""
-    return when_free(lambda: create_run(_as_begun(config), resume=True), config.out)
 
 
 def _as_begun(config: Config) -> Config:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,8 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 from jaxpgd.errors import InputError
-from jaxpgd.experiment.config import Config, DataConfig
 from jaxpgd.experiment.run import lock
 from jaxpgd.experiment.studies import run as study_run
-from jaxpgd.experiment.studies import store
 from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS
 from jaxpgd.experiment.studies.measures import Found, _returns
 from jaxpgd.experiment.studies.plan import Study, load_study
@@ -235,7 +234,7 @@ def test_a_cell_that_another_process_measures_comes_last_and_is_read(
     results = run_study(study, tmp_path / "out")
     assert study_run.measure.call_count == len(study.cells) - 1 and waits
     told = capsys.readouterr()
-    assert f"{study.cells[0].label}: another process measures it" in told.err
+    assert f"{study.cells[0].label}: is being measured by process {os.getpid()} on" in told.err
     assert told.out.index("took") < told.out.index("measured by another process")
     assert list(results.cells) == list(alone.cells)
 
@@ -244,8 +243,8 @@ def test_a_cell_that_another_process_left_is_measured(tmp_path: Path, monkeypatc
     study = load_study(write(tmp_path, TILT))
     other = lock.RunLock(_cell_folder(tmp_path / "out", study, 0))
     other.take()
-    _at_first_wait(monkeypatch, other.release)
-    assert len(run_study(study, tmp_path / "out").cells) == len(study.cells)
+    waits = _at_first_wait(monkeypatch, other.release)
+    assert len(run_study(study, tmp_path / "out").cells) == len(study.cells) and waits
 
 
 def test_at_the_deadline_other_processes_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,29 +259,75 @@ def test_at_the_deadline_other_processes_are_not_waited_for(tmp_path: Path, monk
     other.release()
 
 
-def test_a_model_that_another_process_trains_is_waited_for(
+def test_what_needs_a_model_that_another_process_trains_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = tmp_path / "denoiser"
-    folder.mkdir()
-    other = lock.RunLock(folder)
+    sources = 'first = { arms = ["unguided"] }\nlater = { arms = ["real"] }\n'
+    text = RETURNS[: RETURNS.index("real = {")] + sources + RETURNS[RETURNS.index("[axes.alpha]") :]
+    study = load_study(write(tmp_path, text))
+
+    def measure(cells: Any, store: Store, folder: Path) -> list[Found]:
+        store.models(cells[0].config)
+        return [Found([{"seed": 0, "episode": 0, "return": 1.0}]) for _ in cells]
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    model = Path(Store(tmp_path / "out" / "models").run_of_model(study.cells[0].config, "denoiser").out)
+    model.mkdir(parents=True)
+    other = lock.RunLock(model)
     other.take()
     waits = _at_first_wait(monkeypatch, other.release)
-    monkeypatch.setattr(store, "load_config", Mock())
-    with store._continued(Config(out=str(folder), data=DataConfig(name="point2d"))) as run:
-        assert run.path == folder and waits
-    assert f"waiting for another process, which writes {folder}" in capsys.readouterr().err
+    results = run_study(study, tmp_path / "out")
+    told = capsys.readouterr()
+    assert waits and len(results.cells) == len(study.cells) and not results.failed
+    assert f"waits for process {os.getpid()} on" in told.err and str(model) in told.err
+    assert told.out.index("[2/2] later") < told.out.index("[1/2] first, 1; first, 4: took")
+    assert told.out.count("[1/2] first") == 2  # once when it is begun, once when it is done
 
 
+def test_a_cell_that_failed_here_and_was_measured_elsewhere_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load_study(write(tmp_path, TILT))
+    run_study(study, tmp_path / "alone")
+    names, measured = [cell.name for cell in study.cells], study_run.measure
+
+    def measure(cells: Any, store: Any, folder: Path) -> Any:
+        if folder.name == names[0]:
+            raise RuntimeError("out of memory")
+        shutil.copytree(tmp_path / "alone" / "cells" / names[0], tmp_path / "out" / "cells" / names[0], dirs_exist_ok=True)
+        return measured(cells, store, folder)
+
+    monkeypatch.setattr(study_run, "measure", measure)
+    results = run_study(study, tmp_path / "out")
+    assert not results.failed and len(results.cells) == 2
+
+
+@pytest.mark.slow
 def test_two_processes_measure_each_cell_once(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, TILT))
+    held = [lock.RunLock(_cell_folder(tmp_path / "out", study, index)) for index in range(len(study.cells))]
+    for each in held:
+        each.take()
     command = [sys.executable, "-m", "jaxpgd", "study", write(tmp_path, TILT), "--out", str(tmp_path / "out")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    cells = load_study(write(tmp_path, TILT)).cells
-    measured = sum(out.count(": took ") for out, _ in told)
-    assert measured == len(cells), told
-    assert (tmp_path / "out" / "study" / "report.html").exists()
+    files = [(tmp_path / f"{index}.txt").open("w+") for index in range(2)]
+    both = [subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) for file in files]
+    told = lambda: [Path(file.name).read_text() for file in files]
+    until = time.monotonic() + 120
+    while not all("is being measured by process" in text for text in told()) and time.monotonic() < until:
+        time.sleep(0.1)
+    for each in held:  # both are there, and wait for both cells
+        each.release()
+    assert [process.wait(timeout=120) for process in both] == [0, 0], told()
+    assert sum(text.count(": took ") for text in told()) == len(study.cells), told()
+    assert all(f"{len(study.cells)} of {len(study.cells)} cells" in text for text in told())
+
+
+def test_several_processes_may_write_one_file(tmp_path: Path) -> None:
+    code = "import sys; from jaxpgd.files import write_text\nfor i in range(300): write_text(sys.argv[1], sys.argv[2] * 5000)"
+    each = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "file.txt"), text]) for text in "ab"]
+    assert [process.wait(timeout=120) for process in each] == [0, 0]
+    assert (tmp_path / "file.txt").read_text() in ("a" * 5000, "b" * 5000)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
 NO_WORLD_MODEL = "\n".join(
