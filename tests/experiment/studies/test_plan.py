@@ -204,7 +204,13 @@ def test_a_target_is_trained_on_the_cells_data_once(study_file) -> None:
     assert target is not None and (target.data.episodes, target.seeds, target.agent.kind) == (7, 1, "bc")
 
 
-@pytest.mark.parametrize(("name", "scale"), SCALES)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        pytest.param(*each, marks=[pytest.mark.slow] * (each in (("data-fraction", "full"), ("data-fraction", "cpu"))))
+        for each in SCALES
+    ],
+)
 def test_every_model_of_every_cell_has_a_run_of_its_own(name: str, scale: str, tmp_path: Path) -> None:
     store, seen = Store(tmp_path), set[str]()
     for cell in load_study(name, scale).cells:

@@ -80,7 +80,7 @@ def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys:
     results = run_study(study, tmp_path / "out")
     folder = tmp_path / "out" / "study"
     assert {p.name for p in folder.iterdir()} == {
-        "results.csv", "by_step.csv", "densities.png", "report.html", "study.toml", "tables.txt", "versions.json",
+        "results.csv", "by_step.csv", "densities.png", "report.html", "run.lock", "study.toml", "tables.txt", "versions.json",
     }  # fmt: skip
     exact, guided = (results.units("divergence", {"guidance": name})[0] for name in ("exact", "reconstruction"))
     assert 0 < exact < 2 and guided > 0
