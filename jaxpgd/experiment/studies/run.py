@@ -10,9 +10,8 @@ import math
 import sys
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,9 +24,8 @@ from jaxpgd.envs.builtin import is_builtin
 from jaxpgd.errors import DivergenceError, InputError, StorageError, check
 from jaxpgd.experiment.compilation import release_compiled_programs
 from jaxpgd.experiment.config_files import to_toml
-from jaxpgd.experiment.run import lock
 from jaxpgd.experiment.run.directory import make_directory, write_atomic
-from jaxpgd.experiment.run.lock import HeldElsewhere, RunLock, locked
+from jaxpgd.experiment.run.lock import HeldElsewhere, locked
 from jaxpgd.experiment.run.logs import numbers, plain
 from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.run.versions import versions
@@ -35,6 +33,7 @@ from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.measures import Found, measure
 from jaxpgd.experiment.studies.plan import Study
+from jaxpgd.experiment.studies.queue import Queue, label
 from jaxpgd.experiment.studies.report import study_report
 from jaxpgd.experiment.studies.results import Results
 from jaxpgd.experiment.studies.store import Store
@@ -109,14 +108,14 @@ def _measured(
     print(f"{study.title}: {total} cell{'s' * (total != 1)}, {len(cells)} of them there already{rest}", flush=True)
     queue, begun = Queue(parts, root, deadline), dict[int, float]()
     for index, part in queue:
-        told = f"[{index + 1}/{len(parts)}] {_label(part) or study.name}"
+        told = f"[{index + 1}/{len(parts)}] {label(part) or study.name}"
         cells |= _read(study.cells, root, cells)  # what other processes have measured
         group = [cell for cell in part if cell.key not in cells]
         if not group:
             print(f"{told}: measured by another process", flush=True)
         elif time.monotonic() > deadline:
             failed |= {cell.key: "no time was left (--minutes); the same command goes on" for cell in group}
-            print(f"{_label(group)}: no time was left", file=sys.stderr, flush=True)
+            print(f"{label(group)}: no time was left", file=sys.stderr, flush=True)
         else:
             if index not in begun:
                 print(told, flush=True)
@@ -135,70 +134,10 @@ def _measured(
     return cells, {key: why for key, why in failed.items() if key not in cells}
 
 
-def _label(group: Iterable[Cell]) -> str:
-    return "; ".join(cell.label for cell in group)
-
-
 def _read(cells: Iterable[Cell], root: Path, known: Mapping[str, Found] = MappingProxyType({})) -> dict[str, Found]:
     """What the cells that are complete, but for those in `known`, say, by their keys."""
     stored = {cell.key: read_cell(root / cell.name) for cell in cells if cell.key not in known}
     return {key: found for key, found in stored.items() if found is not None}
-
-
-class Queue:
-    """The index and the cells of every part, into which no other process writes until the next is asked for.
-
-    Parts that another process measures, or that are put off, come last, when they are free or at the deadline.
-    """
-
-    def __init__(self, parts: Sequence[Sequence[Cell]], root: Path, deadline: float) -> None:
-        self._parts, self._root, self._deadline = deque(enumerate(parts)), root, deadline
-        self._told, self._in_vain = set[tuple[int, str]](), 0  # parts one after the other that were put off
-
-    def __iter__(self) -> Iterator[tuple[int, Sequence[Cell]]]:
-        while self._parts:
-            index, part = self._parts.popleft()
-            with _claimed(part, self._root) as other:
-                if not other or time.monotonic() > self._deadline:
-                    waiting = len(self._parts)
-                    yield index, part
-                    if len(self._parts) == waiting:  # it was not put off
-                        self._in_vain = 0
-                else:
-                    self.put_off(index, part, f"is being measured by process {other}")
-            if self._in_vain and self._in_vain >= len(self._parts):
-                time.sleep(lock.SECONDS)
-                self._in_vain = 0
-
-    def put_off(self, index: int, part: Sequence[Cell], why: str) -> None:
-        """The part comes again after the others."""
-        if (index, why) not in self._told:
-            print(f"{_label(part)}: {why}", file=sys.stderr, flush=True)
-        self._told.add((index, why))
-        self._parts.append((index, part))
-        self._in_vain += 1
-
-
-@contextmanager
-def _claimed(group: Sequence[Cell], root: Path) -> Iterator[str]:
-    """The process that writes into one of these cells' folders; where there is none, none does until the end of the `with`.
-
-    Folders that cannot be written are left to the measurement, which reports them.
-    """
-    with ExitStack() as held:
-        holder = ""
-        try:
-            for cell in group:
-                (root / cell.name).mkdir(parents=True, exist_ok=True)
-                claim = RunLock(root / cell.name)
-                claim.take()
-                held.callback(claim.release)
-        except HeldElsewhere as error:
-            holder = error.holder
-            held.close()
-        except (InputError, OSError):
-            pass
-        yield holder
 
 
 def _attempt(
