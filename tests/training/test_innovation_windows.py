@@ -131,7 +131,7 @@ def test_an_anchor_stands_still_from_a_terminal_on_and_is_given_no_innovations(p
     assert (np.asarray(tokens[:3, 2]) != 0).all() and not np.asarray(tokens[3:, 2]).any()
 
 
-@pytest.mark.parametrize("kind", ["innovations", "anchored"])
+@pytest.mark.parametrize("kind", [pytest.param("innovations", marks=pytest.mark.slow), "anchored"])
 def test_training_keeps_what_the_denoiser_is_given_and_can_be_described_without_it(parts, kind):
     plain, behaviour, world, _ = parts
     chosen = state_windows(innovation_windows(plain, behaviour, world if kind == "anchored" else None), "clean")

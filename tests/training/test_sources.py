@@ -45,7 +45,7 @@ def test_real_agents_see_real_data_and_others_what_their_own_source_made() -> No
 
 @pytest.mark.parametrize(
     ("make", "regime"),
-    [(rebrac, "periodic"), *(pytest.param(td3_bc, regime, marks=pytest.mark.slow) for regime in ("periodic", "fifo"))],
+    [pytest.param(*each, marks=pytest.mark.slow) for each in ((rebrac, "periodic"), (td3_bc, "periodic"), (td3_bc, "fifo"))],
 )
 def test_every_source_trains_as_it_does_alone(make: Any, regime: str) -> None:
     keys = jax.random.split(jax.random.key(1), 3)

@@ -72,7 +72,13 @@ def least(path: Path, kind: str, arms: list[str], data: dict[str, Any], changes:
             {"synthesis": {"regime": "oneoff", "filter": {"kind": "hardmax"}}},
             marks=pytest.mark.slow,
         ),
-        ("td3_bc", ["guided"], ONE_WINDOW, {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}}),
+        pytest.param(
+            "td3_bc",
+            ["guided"],
+            ONE_WINDOW,
+            {"evaluation": {"trajectories": 1}, "synthesis": {"trajectories": 1}},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "iql",
             ["world_model"],
