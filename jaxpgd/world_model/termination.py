@@ -170,7 +170,8 @@ RULES: dict[str, Callable[[Settings, Slices], Rule]] = {
     "maze_goal": _maze_goal,
 }
 _MUJOCO = {"HalfCheetah": "never", "Hopper": "hopper", "Walker2d": "walker2d", "Ant": "ant",
-           "InvertedPendulum": "inverted_pendulum", "InvertedDoublePendulum": "inverted_double_pendulum"}  # fmt: skip
+           "InvertedPendulum": "inverted_pendulum", "InvertedDoublePendulum": "inverted_double_pendulum",
+           **dict.fromkeys(("Swimmer", "Reacher", "Pusher", "HumanoidStandup"), "never")}  # fmt: skip
 _ENVIRONMENTS = {
     "point2d": "never",
     "linear_gaussian": "never",

@@ -103,6 +103,7 @@ def test_known_rules():
         "point2d": "never", "linear_gaussian": "never", "Pendulum-v1": "never", "HalfCheetah-v4": "never",
         "Hopper-v5": "hopper", "Hopper-v4": "hopper", "Walker2d-v5": "walker2d", "Ant-v4": "ant",
         "InvertedPendulum-v5": "inverted_pendulum", "InvertedDoublePendulum-v4": "inverted_double_pendulum",
+        "Reacher-v5": "never", "Swimmer-v4": "never", "Pusher-v5": "never", "HumanoidStandup-v5": "never",
         "PointMaze_UMaze-v3": "never", "AntMaze_Large_Diverse_GR-v4": "never",
         "Hopper-v2": None, "my/Hopper-v5": None, "CartPole-v1": None, "Humanoid-v5": None, "FetchReach-v4": None, None: None,
     }.items():  # fmt: skip
