@@ -49,6 +49,8 @@ LABELS: Mapping[str, str] = {
     "terminal_agreement": "share of steps at which the simulator agrees on the end",
     "training_seconds": "training of the models (seconds)",
     "training_core_seconds": "training of the models (core-seconds)",
+    "total_training_seconds": "training, models included (seconds)",
+    "total_training_core_seconds": "training, models included (core-seconds)",
     "sampling_seconds": "sampling (seconds)",
     "persistence": f"one-step error of s' = s {_DEVIATIONS}",
     "reward_error": "reward error (units of the reward)",

@@ -12,16 +12,19 @@ from jaxpgd.synthesis.given import Conditioning
 
 Source = Literal["rollouts", "dataset", "world_model", "dydiff", "unguided", "guided"]
 
+# of training, without compilation: seconds, and processor seconds of all threads
+TIMES = ("training_seconds", "training_core_seconds")
+# the same of a cell's agents and of the models that they use
+TOTAL_TIMES = ("total_training_seconds", "total_training_core_seconds")
 # columns of trajectories of which each set of trajectories has one value, in its first row
 OF_THE_SET = ("dynamics_error_rms", "dynamics_error_median", "dynamics_error_share", "reward_error", "terminal_rate",
               "truncated_rate", "terminal_agreement", "sliced_wasserstein", "coverage", "density", "value_bias",
-              "value_distance", "classifier_accuracy", "training_seconds", "training_core_seconds",
-              "sampling_seconds")  # fmt: skip
+              "value_distance", "classifier_accuracy", *TIMES, "sampling_seconds")  # fmt: skip
 # columns of returns of which each agent has one value, in its first row
 OF_THE_AGENT = ("value_error", "ood_actions")
 # columns of results.csv by what is measured; a score stands there under the name of its family
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return", "length", "score", *OF_THE_AGENT),
+    "returns": ("return", "length", "score", *OF_THE_AGENT, *TOTAL_TIMES),
     "trajectories": ("synthetic_return", "synthetic_length", "synthetic_value", "log_likelihood", "dynamics_error",
                      "persistence", *(f"open_loop_error_{k}" for k in OPEN_LOOP_STEPS), *OF_THE_SET),
     "rollouts": ("return_error", "return_error_se", "return_bias", "return_bias_se", "policy_log_likelihood",
@@ -31,7 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # and of by_step.csv: `step` counts updates of an agent, steps of a trajectory, or is the action of a density
 STEP_COLUMNS: dict[str, tuple[str, ...]] = {
-    "returns": ("return", *OF_THE_AGENT),
+    "returns": ("return", *OF_THE_AGENT, *TOTAL_TIMES),
     "trajectories": ("dynamics_error", "persistence", "open_loop_error"),
     "rollouts": ("state_error", "state_error_se", "state_distance", "alive", "true_alive"),
     "tilt": ("samples", "target", "behaviour", "policy"),

@@ -24,6 +24,7 @@ from jaxpgd.experiment.report.marks import (
 from jaxpgd.experiment.report.style import COLOURS, arm_of
 from jaxpgd.experiment.report.ticks import log_axis, name_ticks, number_ticks, width_of_names
 from jaxpgd.experiment.report.words import label_of, name_of
+from jaxpgd.experiment.studies.cell import STEP_COLUMNS
 from jaxpgd.experiment.studies.over_tasks import aggregates, improvement, profile, regret
 from jaxpgd.experiment.studies.places import Where, at, fitted, hues, name_of_place, places, summary, value_label
 from jaxpgd.experiment.studies.results import Results, matching
@@ -107,19 +108,25 @@ def intervals(results: Results, drawing: Drawing) -> Figure:
 
 
 def steps(results: Results, drawing: Drawing) -> Figure:
-    """`value` by step: mean over seeds, band from the lowest to the highest of them."""
+    """`value` by step, or by the column `x`: mean over seeds, band from the lowest to the highest of them."""
     figure, grid = _grid(results, drawing)
     names = hues(results, drawing)
+    of_agents = any(cell.measure.kind == "returns" for cell in results.cells)
+    step = "agent updates" if of_agents and drawing.value in STEP_COLUMNS["returns"] else "step of the trajectory"
     for where, axis in grid:
         for hue in names:
-            x, y = results.curve(drawing.value, at(where, drawing.hue, hue))
+            spot = at(where, drawing.hue, hue)
+            x, y = results.curve(drawing.value, spot)
+            if drawing.x:
+                _, spent = results.curve(drawing.x, spot)
+                x = np.nanmean(spent, axis=1) if len(spent) == len(y) else x[:0]
             if not len(x):
                 continue
             if drawing.log:  # a first state that is given has an error of rounding, which would take most of the axis
                 shown = ~(y <= _ROUNDING).any(axis=1)
                 x, y = x[shown], y[shown]
             banded_line(axis, x, np.nanmean(y, axis=1), np.nanmin(y, axis=1), np.nanmax(y, axis=1), hue, names)
-        axis.set_xlabel("agent updates" if drawing.value in ("return", *results.scales) else "step of the trajectory")
+        axis.set_xlabel(label_of(drawing.x) if drawing.x else step)
     return finish(figure, drawing.title)
 
 

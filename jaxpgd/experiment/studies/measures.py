@@ -22,11 +22,11 @@ from jaxpgd.experiment.stages.known_policies import known_target
 from jaxpgd.experiment.stages.prepare import Prepared, require_steps, stage_key
 from jaxpgd.experiment.stages.train_agents import train_agents, train_joint_agents
 from jaxpgd.experiment.stages.train_models import check_models, train_models
-from jaxpgd.experiment.studies.cell import OF_THE_AGENT, Cell, conditioned
+from jaxpgd.experiment.studies.cell import OF_THE_AGENT, TIMES, TOTAL_TIMES, Cell, conditioned
 from jaxpgd.experiment.studies.store import Store
 from jaxpgd.experiment.studies.tilt import measure_tilt
 from jaxpgd.experiment.studies.together import joined, setting_of, swept
-from jaxpgd.experiment.studies.trajectories import make_trajectories, measure_set, training_seconds
+from jaxpgd.experiment.studies.trajectories import make_trajectories, measure_set, stages_of, training_seconds
 from jaxpgd.experiment.sweep import read_sweep
 from jaxpgd.metrics.two_sample import FOLDS
 from jaxpgd.simulators.resimulation import make_simulator
@@ -96,7 +96,26 @@ def measure_returns(cells: Sequence[Cell], store: Store, folder: Path) -> list[F
         log = [row for row in run.log.read() if row["stage"] == f"agent-{arm}" and "returns" in row]
     settings = list(read_sweep(config, arm).settings)
     order = [settings.index(setting_of(cell, list(settings[0]))) for cell in cells]
-    return [_returns(found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
+    each = [_returns(found[i], log, slice(i * config.seeds, (i + 1) * config.seeds)) for i in order]
+    if len(cells) == 1:
+        add_times(each[0], stages_of(models), folder / "run" / "stages" / f"agent-{arm}.json", config.agent.updates)
+    return each
+
+
+def add_times(found: Found, models: Sequence[Path], agents: Path, updates: int) -> None:
+    """`TOTAL_TIMES` of a cell, all seeds together, at the end and by step, where its stages have measured them.
+
+    Cells that are trained as one program have none: nothing says which of them took what.
+    """
+    before = training_seconds(models) if models else dict.fromkeys(TIMES, 0.0)
+    own = training_seconds([agents])
+    if not before or not own:
+        return
+    at = lambda step: {total: before[name] + own[name] * step / updates for total, name in zip(TOTAL_TIMES, TIMES, strict=True)}
+    for row in (row for row in found.rows if row["episode"] == 0):
+        row |= at(updates)
+    for row in found.steps:
+        row |= at(row["step"])
 
 
 def _measure_sources(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
@@ -168,7 +187,7 @@ def measure_trajectories(cell: Cell, store: Store) -> Found:
     policy = target_of(cell, store, prepared)
     synthetic, seconds = make_trajectories(cell, prepared, models, policy)
     found = measure_set(cell, prepared, synthetic, policy)
-    found.whole |= seconds | training_seconds(runs)
+    found.whole |= seconds | training_seconds(stages_of(runs))
     samples = None
     if kept:
         own, apart = in_own_units(prepared.dataset.info, synthetic), max(1, len(synthetic.reward) // kept)

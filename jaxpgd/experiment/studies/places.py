@@ -33,6 +33,22 @@ def fitted(results: Results, x: str, y: str, where: Mapping[str, str]) -> PowerL
     return power_law(points[0][positive], points[1][positive])
 
 
+def last(results: Results, value: str, where: Mapping[str, str]) -> float:
+    """The value at the last step, mean over the seeds with these labels; NaN without any."""
+    _, found = results.curve(value, where)
+    return float(np.nanmean(found[-1])) if len(found) else np.nan
+
+
+def summary_at(results: Results, value: str, column: str, most: float, where: Mapping[str, str]) -> Summary | None:
+    """Of the `value` by step, where the `column` has grown to `most`: linear between steps. None before the first of them."""
+    (_, spent), (_, found) = results.curve(column, where), results.curve(value, where)
+    if len(spent) != len(found) or not len(spent) or most < spent[0].max():
+        return None
+    units = [np.interp(most, x, y) for x, y in zip(spent.T, found.T, strict=True)]
+    finite = np.array([unit for unit in units if np.isfinite(unit)])
+    return summarise(finite) if len(finite) else None
+
+
 def places(results: Results, axes: Sequence[str]) -> list[Where]:
     """Every combination of the labels of some axes."""
     return [dict(zip(axes, labels, strict=True)) for labels in itertools.product(*(results.labels(axis) for axis in axes))]

@@ -16,7 +16,7 @@ from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.experiment.studies.draw import checked
 from jaxpgd.experiment.studies.identity import slug
-from jaxpgd.experiment.studies.places import fitted, summary
+from jaxpgd.experiment.studies.places import fitted, last, summary, summary_at
 from jaxpgd.experiment.studies.results import Results, by_scale, matching
 from jaxpgd.experiment.studies.spec import Table
 
@@ -115,9 +115,12 @@ def caption(table: Table) -> str:
     if table.power:
         return "Exponent ± its standard error, by least squares on logarithms (number of points, one for each cell and seed)."
     what = "interquartile mean" if table.statistic == "iqm" else "mean"
+    needs = "all that the cheapest column of its row needs; linear between steps, empty before the first."
+    equal = f" At equal {label_of(table.at_equal)}: {needs}"
     return (
         f"{what.capitalize()} over seeds [its 95 % bootstrap interval; of two or three seeds no more than their range; of one "
         "seed over its episodes, where it has several] (number of seeds)."
+        f"{equal if table.at_equal else ''}"
     )
 
 
@@ -128,7 +131,9 @@ def table_rows(results: Results, table: Table) -> list[Row]:
         where = dict(zip(table.rows, labels, strict=True))
         columns = [c for c in results.labels(table.columns) if _has(results, table, c)] if table.columns else [""]
         spots = {name_of(c) if c else label_of(table.value): {table.columns: c} if c else {} for c in columns}
-        cells = {heading: entry(results, table, where | spot) for heading, spot in spots.items()}
+        spent = [last(results, table.at_equal, where | spot) for spot in spots.values()] if table.at_equal else []
+        most = min((x for x in spent if x == x), default=math.nan)
+        cells = {heading: entry(results, table, where | spot, most) for heading, spot in spots.items()}
         if any(cells.values()):
             found.append({**{name_of(axis): name_of(label) for axis, label in where.items()}, **cells})
     return found
@@ -139,15 +144,19 @@ def _has(results: Results, table: Table, column: str) -> bool:
     return any(row.get(table.value) is not None for row in matching(results.rows, {table.columns: column}))
 
 
-def entry(results: Results, table: Table, where: Mapping[str, str]) -> str:
-    """A value with its interval, or an exponent with its standard error, as text; empty where there is none."""
+def entry(results: Results, table: Table, where: Mapping[str, str], most: float = math.nan) -> str:
+    """A value with its interval, or an exponent with its standard error, as text; empty where there is none.
+
+    With `table.at_equal` the value where that column is `most`.
+    """
     if table.power:
         law = fitted(results, table.power, table.value, where)
         if law is None:
             return ""
         error = "" if math.isnan(law.standard_error) else f" ± {law.standard_error:.3f}"
         return f"{law.exponent:.3f}{error} ({law.points})"
-    s = summary(results, table.value, where)
+    at_equal = table.at_equal
+    s = summary_at(results, table.value, at_equal, most, where) if at_equal else summary(results, table.value, where)
     if s is None:
         return ""
     value, low, high = (s.iqm, s.iqm_low, s.iqm_high) if table.statistic == "iqm" else (s.mean, s.mean_low, s.mean_high)

@@ -18,7 +18,7 @@ class Drawing:
 
     - `lines`: `value` over the axis `x`, whose labels are numbers, a line for each label of the axis `hue`;
     - `intervals`: `value` of each label of `hue`, with its interval and its seeds;
-    - `steps`: `values` of the rows by step, a line for each label of `hue`;
+    - `steps`: `value` of the rows by step, or by their column `x`, a line for each label of `hue`;
     - `power`: `value` against the column `x`, a point for each cell and seed, and a power law for each label of `hue`;
     - `trajectories`: the samples that cells kept;
     - `profile`: share of seeds above a score, over all labels of the axis `x` (the tasks);
@@ -35,7 +35,7 @@ class Drawing:
     title: str = ""
     value: str = "return"  # column of results.csv or by_step.csv
     label: str = ""  # of its axis; empty: the column's name
-    x: str = ""  # an axis; of `power` a column
+    x: str = ""  # an axis; of `power` a column, of `steps` one of by_step.csv
     hue: str = ""
     panels: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()  # labels of `hue` that do not depend on `x`: drawn as level lines
@@ -46,7 +46,9 @@ class Drawing:
 class Table:
     """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over.
 
-    With `power`, a column, entries are the exponents p of value = factor * power^p, fitted to all cells and seeds.
+    With `power`, a column, entries are the exponents p of value = factor * power^p, fitted to all cells and seeds. With
+    `at_equal`, a column of by_step.csv such as `total_training_seconds`, they are the values where each of a row's `columns`
+    has spent as much of it as the one that spends least in all: linear between steps, none before the first.
     """
 
     title: str = ""
@@ -55,6 +57,7 @@ class Table:
     columns: str = ""
     statistic: Literal["mean", "iqm"] = "mean"
     power: str = ""
+    at_equal: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +110,24 @@ def read_specs(
         where = f"{name}: {_NAMES[kind]} {i + 1}"
         spec: Any = apply_values(kind(), dict(given), where)
         drawn: str = spec.kind if isinstance(spec, Drawing) else ""
-        of_axes = ("hue", "columns", "axis", *(("x",) if drawn != "power" else ()))
+        of_axes = ("hue", "columns", "axis", *(("x",) if drawn not in ("power", "steps") else ()))
         named: list[str] = [getattr(spec, field) for field in of_axes if getattr(spec, field, "")]
         for axis in (*named, *getattr(spec, "panels", ()), *getattr(spec, "rows", ())):
             check(axis in all_axes and axis != UNIT, where, axis, f"an axis: {', '.join(a for a in all_axes if a != UNIT)}")
-        columns = values["steps" if drawn == "steps" else "rows"]
+        by_step = drawn == "steps" or bool(getattr(spec, "at_equal", ""))
+        columns = values["steps" if by_step else "rows"]
         check(
             drawn in _WITHOUT_VALUE or spec.value in columns,
             f"{where}: value",
             spec.value,
             f"one of {', '.join(sorted(columns))}",
         )
-        against = {"x": spec.x} if drawn == "power" else {"power": spec.power} if getattr(spec, "power", "") else {}
-        for field, column in against.items():
-            check(column in values["rows"], f"{where}: {field}", column, f"one of {', '.join(sorted(values['rows']))}")
+        for field, column, known in _columns_named(spec):
+            check(column in values[known], f"{where}: {field}", column, f"one of {', '.join(sorted(values[known]))}")
         if isinstance(spec, Table):
             check(spec.columns not in spec.rows, f"{where}: columns", spec.columns, "another axis than those of rows")
+            left = [a for a, labels in axes.items() if a not in (*spec.rows, spec.columns, UNIT) and len(labels) > 1]
+            check(not spec.at_equal or not left, f"{where}: rows", list(spec.rows), f"every axis named: {', '.join(left)} too")
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
         if isinstance(spec, Drawing) and spec.kind == "lines":
@@ -135,6 +140,15 @@ def read_specs(
             check(not unknown, f"{where}: {field}", unknown, f"labels of the axis {getattr(spec, axis, '')!r}")
         found.append(spec)
     return tuple(found)
+
+
+def _columns_named(spec: Drawing | Table | Comparison) -> list[tuple[str, str, str]]:
+    """The columns beside `value` that a specification names: its field, the column, and whether of "rows" or of "steps"."""
+    if isinstance(spec, Drawing):
+        of = {"power": "rows", "steps": "steps"}.get(spec.kind)
+        return [("x", spec.x, of)] if of and (spec.x or of == "rows") else []
+    named = [("power", "rows"), ("at_equal", "steps")] if isinstance(spec, Table) else []
+    return [(field, column, of) for field, of in named if (column := getattr(spec, field))]
 
 
 def _check_named(drawing: Drawing, axes: Mapping[str, Sequence[str]], where: str) -> None:

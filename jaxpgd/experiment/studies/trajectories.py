@@ -22,7 +22,7 @@ from jaxpgd.experiment.stages.score_trajectories import (
     open_loop_squares,
     real_windows,
 )
-from jaxpgd.experiment.studies.cell import Cell
+from jaxpgd.experiment.studies.cell import TIMES, Cell
 from jaxpgd.metrics.distances import coverage, sliced_wasserstein
 from jaxpgd.metrics.dynamics_error import action_log_likelihood, dynamics_error, steps_taken, terminal_rate
 from jaxpgd.metrics.rollout_comparison import root_mean
@@ -159,15 +159,15 @@ def _timed(key: Array, synthesizer: Synthesizer, policy: Policy, start: Array) -
     return jax.tree.map(np.asarray, made), {"sampling_seconds": time.monotonic() - began}
 
 
-def training_seconds(runs: Sequence[str]) -> dict[str, float]:
-    """What training the models of some runs took, without compilation: seconds, and processor seconds of all threads.
+def stages_of(runs: Sequence[str]) -> list[Path]:
+    """What is kept of every stage of some runs."""
+    return [path for run in runs for path in sorted((Path(run) / "stages").glob("*.json"))]
 
-    Nothing where a run has not measured it.
-    """
-    stages = [
-        json.loads(path.read_text(encoding="utf-8-sig")) for run in runs for path in (Path(run) / "stages").glob("*.json")
-    ]
-    names = {"training_seconds": "step_seconds", "training_core_seconds": "step_cpu_seconds"}
-    if not stages or any(name not in facts for facts in stages for name in names.values()):
+
+def training_seconds(stages: Sequence[Path]) -> dict[str, float]:
+    """What some stages took, without compilation: `TIMES`. Nothing where one of them has not measured it, or there is none."""
+    facts = [json.loads(path.read_text(encoding="utf-8-sig")) for path in stages]
+    names = dict(zip(TIMES, ("step_seconds", "step_cpu_seconds"), strict=True))
+    if not facts or any(name not in each for each in facts for name in names.values()):
         return {}
-    return {column: sum(facts["steps"] * facts[name] for facts in stages) for column, name in names.items()}
+    return {column: sum(each["steps"] * each[name] for each in facts) for column, name in names.items()}

@@ -81,6 +81,8 @@ def test_figures_of_learning_say_what_their_steps_are() -> None:
     figure = draw(results, Drawing(kind="steps", value="return", hue="source", panels=("agent", "regime")))
     assert figure is not None and figure.axes[-1].get_xlabel() == "agent updates"
     check_legible(figure)
+    figure = draw(results, Drawing(kind="steps", value="value_error", hue="source", panels=("agent", "regime")))
+    assert figure is not None and figure.axes[-1].get_xlabel() == "agent updates"
 
 
 def test_all_kinds_of_figures_are_drawn() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from jaxpgd.errors import InputError
 from jaxpgd.experiment.studies import comparisons, report
 from jaxpgd.experiment.studies.draw import DRAWINGS, checked, draw
 from jaxpgd.experiment.studies.measures import Found
@@ -99,6 +100,52 @@ def test_tables_have_words_for_fields_and_labels(results: Results) -> None:
     by_task = table_rows(results, Table(value="log_likelihood", rows=("task",)))
     assert list(by_task[0]) == ["task", "log-likelihood (nats per action)"]
     assert list(table_rows(results, Table(value="log_likelihood", columns="source"))[0]) == ["dataset", "world model"]
+
+
+def spend(results: Results) -> None:
+    """Ten seconds for five updates on real data, twenty and two for a model on guided data; returns grow by one an update."""
+    for row in results.steps:
+        row["total_training_seconds"] = 2.0 * row["step"] if row["source"] == "real" else 2.0 + 4.0 * row["step"]
+
+
+def test_a_table_at_equal_time_is_that_of_the_cheapest_source(results: Results) -> None:
+    spend(results)
+    table = Table(value="return", rows=("task",), columns="source", at_equal="total_training_seconds")
+    rows = table_rows(results, table)
+    # real data has 10 seconds for 5 updates, guided data then 2: of what 6 seeds have at the start, their mean is 2.5
+    assert [float(rows[0][source].split(" ")[0]) for source in ("real", "guided")] == [100 + 2.5 + 5, 100 + 2.5 + GAIN + 2]
+    assert rows[0]["guided"].endswith("(6)") and "linear between steps" in report.caption(table)
+    for row in results.steps:  # a model that takes longer than all of real data
+        row["total_training_seconds"] += 11.0 * (row["source"] == "guided")
+    rows = table_rows(results, table)
+    assert rows[0]["guided"] == "" and rows[0]["real"].startswith("107.5 [")
+    for row in results.steps:
+        del row["total_training_seconds"]
+    assert table_rows(results, table) == []
+
+
+def test_curves_can_be_drawn_over_time(results: Results) -> None:
+    spend(results)
+    drawing = Drawing(kind="steps", value="return", x="total_training_seconds", hue="source", panels=("task",))
+    figure = draw(results, drawing)
+    assert figure is not None and figure.axes[0].get_xlabel() == "training, models included (seconds)"
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[0, 10], [2, 22]]
+    figure = draw(results, Drawing(kind="steps", value="return", hue="source", panels=("task",)))
+    assert figure is not None and figure.axes[0].get_xlabel() == "agent updates"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ('[[figures]]\nkind = "steps"\nx = "source"', "figure 1: x = 'source': expected one of .*total_training_core_seconds"),
+        ('[[tables]]\nrows = ["task", "source"]\nat_equal = "length"', "table 1: at_equal = 'length': expected one of ood"),
+        ('[[tables]]\ncolumns = "source"\nat_equal = "total_training_seconds"', "expected every axis named: task too"),
+    ],
+)
+def test_columns_by_step_are_checked(tmp_path: Path, spec: str, expected: str) -> None:
+    (tmp_path / "made.toml").write_text(TEXT + spec)
+    with pytest.raises(InputError, match=expected):
+        load_study(str(tmp_path / "made.toml"))
 
 
 def compare(results: Results, **changes: object) -> list[comparisons.Difference]:

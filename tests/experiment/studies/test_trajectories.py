@@ -15,10 +15,10 @@ from jaxpgd.experiment.stages.prepare import Prepared
 from jaxpgd.experiment.stages.score_synthesizers import check_scoring
 from jaxpgd.experiment.stages.score_trajectories import real_windows, score_trajectories, told_from_training
 from jaxpgd.experiment.studies.cell import Cell
-from jaxpgd.experiment.studies.measures import check_cell
+from jaxpgd.experiment.studies.measures import Found, add_times, check_cell
 from jaxpgd.experiment.studies.plan import load_study
 from jaxpgd.experiment.studies.store import Store
-from jaxpgd.experiment.studies.trajectories import measure_set, training_seconds
+from jaxpgd.experiment.studies.trajectories import measure_set, stages_of, training_seconds
 from jaxpgd.simulators.resimulation import make_simulator
 from jaxpgd.simulators.rollout import replay_actions
 from jaxpgd.types import Trajectory, valid_steps
@@ -143,11 +143,33 @@ def test_training_is_counted_where_it_was_measured(tmp_path: Path) -> None:
     for run, facts in stages.items():
         (tmp_path / run / "stages").mkdir(parents=True)
         (tmp_path / run / "stages" / "denoiser.json").write_text(json.dumps(facts))
-    runs = [str(tmp_path / run) for run in stages]
+    runs = stages_of([str(tmp_path / run) for run in stages])
     assert training_seconds(runs) == {"training_seconds": 25.0, "training_core_seconds": 35.0}
     assert training_seconds([]) == {}
     (tmp_path / "b" / "stages" / "denoiser.json").write_text(json.dumps({"steps": 5, "seconds": 1.0}))
     assert training_seconds(runs) == {}
+
+
+def test_times_of_agents_count_their_models(tmp_path: Path) -> None:
+    for name, facts in {
+        "denoiser": {"steps": 10, "step_seconds": 2.0, "step_cpu_seconds": 3.0},
+        "agent-guided": {"steps": 40, "step_seconds": 0.5, "step_cpu_seconds": 1.0},
+        "stopped": {"steps": 40, "seconds": 1.0},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(facts))
+    of = lambda name: tmp_path / f"{name}.json"
+    made = lambda: Found([{"seed": 0, "episode": e} for e in range(2)], [{"seed": 0, "step": s} for s in (20, 40)])
+    add_times(with_models := made(), [of("denoiser")], of("agent-guided"), 40)
+    assert with_models.rows == [
+        {"seed": 0, "episode": 0, "total_training_seconds": 40.0, "total_training_core_seconds": 70.0},
+        {"seed": 0, "episode": 1},
+    ]
+    assert [row["total_training_seconds"] for row in with_models.steps] == [30.0, 40.0]
+    add_times(real := made(), [], of("agent-guided"), 40)
+    assert [row["total_training_core_seconds"] for row in real.steps] == [20.0, 40.0]
+    for models, agents in (([of("stopped")], of("agent-guided")), ([], of("stopped"))):
+        add_times(unknown := made(), models, agents, 40)
+        assert unknown == made()
 
 
 def test_too_few_to_classify_are_refused_before_anything_is_trained(cell: Cell, prepared: Prepared) -> None:
