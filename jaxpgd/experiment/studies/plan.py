@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shlex
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
@@ -62,6 +63,7 @@ class Study:
     joint: bool = False  # agents of cells that differ in their source of data alone are trained as one program
     budget: Budget | None = None
     plan: str = ""  # the lengths that `--minutes` chose, in words
+    command: str = ""  # that measures these cells
 
 
 def shipped() -> dict[str, Traversable]:
@@ -131,7 +133,20 @@ def load_study(
         tables=read_specs(Table, raw.get("tables", []), labels, every_axis, values, name),
         comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, every_axis, values, name),
         joint=raw.get("joint", False), budget=_budget(raw, name),
+        command=_command(name, scale and chosen, only or {}, overrides or {}),
     )  # fmt: skip
+
+
+def _command(name: str, scale: str, only: Mapping[str, Sequence[str]], overrides: Mapping[str, Any]) -> str:
+    """The command line of these cells, but for where they are kept."""
+    words = ["jaxpgd", "study", name, *(("--scale", scale) if scale else ())]
+    for axis, labels in only.items():
+        words += ["--only", f"{axis}={','.join(labels)}"]
+    for setting in dotted(overrides):
+        value = get_nested(overrides, setting)
+        told = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{setting}", *(str(each).lower() if isinstance(each, bool) else str(each) for each in told)]
+    return shlex.join(words)
 
 
 def _check_used(cells: Sequence[Cell], tables: Iterable[Mapping[str, Any]], before: str) -> None:

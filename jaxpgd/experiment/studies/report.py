@@ -32,7 +32,8 @@ def study_report(results: Results, folder: Path, seconds: float) -> None:
     """Write figures, `tables.txt` and `report.html`, and print the tables and what they support."""
     study = results.study
     found = differences(results)
-    report, said = Report(study.title).text(study.text).text(study.plan), sentences(found)
+    command = f"Command: {study.command}"
+    report, said = Report(study.title).text(study.text).text(command).text(study.plan), sentences(found)
     report.text("\n\n".join(said))
     texts = _tables(results, report)
     missing = _figures(results, folder, report)
@@ -49,7 +50,7 @@ def study_report(results: Results, folder: Path, seconds: float) -> None:
         report.details("Other versions, by cell", json.dumps(others, indent=1))
     report.details("Versions", json.dumps(now, indent=1))
     report.write(folder / "report.html")
-    told = "\n\n".join(filter(None, [study.plan, *texts, *said, *notes]))
+    told = "\n\n".join(filter(None, [command, study.plan, *texts, *said, *notes]))
     write_atomic(folder / "tables.txt", told + "\n")
     print(told)
     done = f"{len(results.cells)} of {len(study.cells)} cells"

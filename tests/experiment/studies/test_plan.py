@@ -542,3 +542,15 @@ def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest
     with pytest.raises(SystemExit) as ended:
         main(["study", study_file(SMALL)])
     assert ended.value.code == 1
+
+
+def test_the_command_of_a_study_is_the_one_that_was_given() -> None:
+    study = load_study(
+        "data-fraction", "own", only={"source": ("real", "world model"), "percent": ("10",)},
+        overrides={"data": {"name": "my data.hdf5"}, "agent": {"td3_bc": {"hidden": (32, 32)}}, "evaluation": {"episodes": 2}},
+    )  # fmt: skip
+    assert study.command == (
+        "jaxpgd study data-fraction --scale own --only 'source=real,world model' --only percent=10 "
+        "--data.name 'my data.hdf5' --agent.td3_bc.hidden 32 32 --evaluation.episodes 2"
+    )
+    assert load_study("pgd-lambda").command == "jaxpgd study pgd-lambda"
