@@ -8,7 +8,8 @@ PYTHON312 ?= python3.12
 REHEARSAL ?= .accelerator-venv
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# without compiling all that is installed to bytecode, of which most is never imported
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .PHONY: run test test-all lint notebooks docs fuzz faults soak accelerator-pack accelerator-rehearsal clean
 

@@ -108,16 +108,16 @@ def load_study(
     reserved = (*RESERVED, *sorted({*values["rows"], *values["steps"]}))
     for axis in raw["axes"]:
         check(axis not in reserved, f"{name}: axes", axis, f"another name than {', '.join(reserved)}, which rows have")
-    varied = {setting for values in raw["axes"].values() for label in values.values() for setting in dotted(label)}
+    axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
+    for axis in only or {}:
+        check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
+    varied = {setting for values in axes.values() for label in values.values() for setting in dotted(label)}
     remedy = "Use --only to choose among an axis' labels, or change the study's file."
     for setting in dotted(overrides or {}):
         value = get_nested(overrides or {}, setting)
         check(setting not in varied, f"--{setting}", value, "a setting that no axis of the study varies", remedy)
     sweep = (overrides or {}).get("sweep")
     check(not sweep, "--sweep", sweep, "no sweep: what a study varies are its axes", remedy)
-    axes = {axis: _kept(axis, values, (only or {}).get(axis)) for axis, values in raw["axes"].items()}
-    for axis in only or {}:
-        check(axis in axes, "--only", axis, f"an axis: {', '.join(axes)}")
     cells = tuple(_cells(raw, axes, name, overrides or {}))
     if not only:
         _check_used(cells, [raw, *(each for label in axes.values() for each in label.values())], f"{name}: ")

@@ -185,6 +185,11 @@ def test_settings_that_axes_vary_are_not_overridden(study_file) -> None:
         load_study(study_file(SMALL), overrides={"synthesis": {"regime": "oneoff"}})
     with pytest.raises(InputError, match="--seed = 5: expected a setting that no axis"):
         load_study("pgd-likelihood", overrides={"seed": 5})
+    stronger = {"agent": {"rebrac": {"actor_penalty": 0.1}}}  # of the labels that are kept none has its own
+    study = load_study("agents", only={"dataset": ("hopper medium",), "agent": ("ReBRAC",)}, overrides=stronger)
+    assert [cell.config.agent.rebrac.actor_penalty for cell in study.cells] == [0.1]
+    with pytest.raises(InputError, match=r"--agent.rebrac.actor_penalty = 0.1: expected a setting that no axis"):
+        load_study("agents", only={"agent": ("ReBRAC",)}, overrides=stronger)
 
 
 def test_a_part_of_a_study_has_a_folder_of_its_own(study_file) -> None:
