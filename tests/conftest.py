@@ -24,7 +24,8 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
-FINISHED = ("commands/test_run.py", "commands/test_data_collect.py", "stages/test_load.py", "run/test_distributed_run.py")
+FINISHED = ("commands/test_run.py", "commands/test_data_collect.py", "commands/test_pareto.py", "stages/test_load.py",
+            "stages/test_choose_coefficient.py", "run/test_distributed_run.py")  # fmt: skip
 LONG = ("experiment", "synthesis", "training", "agents", "test_notebooks.py")
 # of XLA's two ways to make kernels for the CPU the one that compiles in a third of the time, and in one part, as there is one
 # core; one day these flags may be gone

@@ -175,9 +175,9 @@ def test_pareto_guided_measures_likelihood_against_another_run(run: Path, tmp_pa
         (["--reference", "nowhere"], "nowhere"),
     ],
 )
-def test_pareto_refuses_what_it_cannot_measure(run: Path, arguments: list[str], message: str, capsys: Any) -> None:
+def test_pareto_refuses_what_it_cannot_measure(finished: Path, arguments: list[str], message: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as error:
-        cli.main(["pareto", str(run), *arguments])
+        cli.main(["pareto", str(finished), *arguments])
     assert error.value.code == 2 and message in capsys.readouterr().err
 
 
