@@ -10,8 +10,8 @@ import math
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -53,7 +53,7 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     Cells and models are kept in `out / "cells"` and `out / "models"`, for all studies together: a cell that is done is read,
     one that was interrupted continues. One that fails is reported and the others go on. Raises InputError where `out` cannot be
     written, where data has changed since it was used there, or where every cell failed. After the `deadline`, in seconds of
-    `time.monotonic()`, no further cell is begun.
+    `time.monotonic()`, no further cell is begun. Where no cell has its dataset, the InputError is that of the first of them.
     """
     named = all(cell.config.data.name != UNNAMED for cell in study.cells)
     check(named, "data.name", UNNAMED, "your dataset", f"The scale {study.scale!r} needs --data.name NAME.")
@@ -61,7 +61,7 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
     folder = out / "-".join(filter(None, (study.name, study.scale, study.part)))
     make_directory(folder)
     with locked(out):
-        _download(study)
+        missing = _download(cell for cell in study.cells if not (out / "cells" / cell.name / "cell.json").exists())
         check_unchanged(study, out / "data.json")
     if study.scale == "accelerator" and jax.default_backend() == "cpu":
         print("warning: sizes of an accelerator on a processor may take days; see --scale", file=sys.stderr, flush=True)
@@ -69,7 +69,7 @@ def run_study(study: Study, out: Path, *, deadline: float = math.inf) -> Results
         precisions = {cell.config.matmul_precision for cell in study.cells}
         write_atomic(folder / "versions.json", json.dumps(versions(*precisions), indent=1))
         write_atomic(folder / "study.toml", study.toml)
-    cells, failed = _measured(study, out, deadline, lambda cells: _keep(study, cells, folder))
+    cells, failed = _measured(study, out, deadline, missing, lambda cells: _keep(study, cells, folder))
     with locked(out):
         _remember(study, out / "data.json")
     check(bool(cells), "study", study.name, "at least one cell that can be measured",
@@ -97,12 +97,21 @@ def _collected(study: Study, cells: Mapping[str, Found]) -> Results:
 
 
 def _measured(
-    study: Study, out: Path, deadline: float, keep: Callable[[dict[str, Found]], None]
+    study: Study, out: Path, deadline: float, missing: Mapping[str, InputError], keep: Callable[[dict[str, Found]], None]
 ) -> tuple[dict[str, Found], dict[str, str]]:
-    """What every cell says, by its key, and why cells failed; `keep` gets those that are there after every part."""
-    store, root, failed = Store(out / "models"), out / "cells", dict[str, str]()
+    """What every cell says, by its key, and why cells failed; `keep` gets those that are there after every part.
+
+    Cells of datasets that are `missing`, by name, fail at once.
+    """
+    store, root = Store(out / "models"), out / "cells"
     cells = _read(study.cells, root)
-    parts = groups([cell for cell in study.cells if cell.key not in cells], joint=study.joint)
+    left = {cell.key: cell for cell in study.cells if cell.key not in cells}
+    failed = {key: str(missing[cell.config.data.name]) for key, cell in left.items() if cell.config.data.name in missing}
+    if not cells and len(failed) == len(left):
+        raise next(iter(missing.values()))
+    for why, count in Counter(failed.values()).items():
+        print(f"{count} cell{'s' * (count > 1)} failed: {why}", file=sys.stderr, flush=True)
+    parts = groups([cell for cell in study.cells if cell.key not in cells | failed], joint=study.joint)
     rest = f", the others in {len(parts)} part{'s' * (len(parts) > 1)}" if parts else ""
     total = len({cell.key for cell in study.cells})
     print(f"{study.title}: {total} cell{'s' * (total != 1)}, {len(cells)} of them there already{rest}", flush=True)
@@ -161,12 +170,16 @@ def _attempt(
     return found, failed
 
 
-def _download(study: Study) -> None:
-    """Datasets that are not here are downloaded, by one process for all; what cannot be is reported by the cells."""
-    for name in {cell.config.data.name for cell in study.cells}:
+def _download(cells: Iterable[Cell]) -> dict[str, InputError]:
+    """Datasets that are not here are downloaded, by one process for all; those that cannot be, by name, and why."""
+    missing = dict[str, InputError]()
+    for name in dict.fromkeys(cell.config.data.name for cell in cells):
         if not is_builtin(name) and not data_hash(name):
-            with suppress(InputError):
+            try:
                 load(name)
+            except InputError as error:
+                missing[name] = error
+    return missing
 
 
 def check_unchanged(study: Study, path: Path) -> None:

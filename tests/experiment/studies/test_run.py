@@ -111,6 +111,20 @@ def test_where_all_cells_fail_the_study_does(tmp_path: Path) -> None:
         run_study(load_study(write(tmp_path, TILT.replace("trajectories = 64", "stds = [0.1]"))), tmp_path / "out")
 
 
+def test_a_dataset_that_does_not_exist_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    one = f"exact = {{ measure = {{ source = 'dataset' }}, data.name = '{tmp_path}/nowhere.npz' }}"
+    part = TILT.replace('exact = { measure = { source = "dataset" } }', one)
+    results = run_study(load_study(write(tmp_path, part)), tmp_path / "out")
+    said = capsys.readouterr()
+    assert said.err.count("nowhere.npz") == 1 and "1 cell failed: data.name = " in said.err
+    assert list(results.failed) == ["exact"] and results.labels("guidance") == ["reconstruction"]
+    for kept in (None, {"guidance": ("exact",)}):
+        text = part.replace("[base.sampler]", f"[base.data]\nname = '{tmp_path}/nowhere.npz'\n[base.sampler]", kept is None)
+        with pytest.raises(InputError, match=r"^data.name = '.*nowhere.npz': expected an existing file"):
+            run_study(load_study(write(tmp_path, text), only=kept), tmp_path / "other")
+    assert "failed" not in capsys.readouterr().err
+
+
 def test_data_that_changed_is_refused(tmp_path: Path) -> None:
     arrays = {"observations": np.zeros((40, 3)), "actions": np.zeros((40, 1)), "rewards": np.zeros(40),
               "terminals": np.zeros(40), "timeouts": np.arange(40) % 20 == 19}  # fmt: skip
