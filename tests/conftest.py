@@ -43,6 +43,7 @@ if not WORKER:  # workers, and commands that tests start, find it in their envir
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxpgd-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "false"  # of each operation, a fourteenth of the time
     if "XLA_FLAGS" not in os.environ and _is_known(SOONER):
         os.environ["XLA_FLAGS"] = SOONER
 
