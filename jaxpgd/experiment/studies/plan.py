@@ -97,7 +97,8 @@ def load_study(
     chosen = scale or next(iter(scales), "")
     expected = f"one of {', '.join(scales)}" if scales else "not to be given: this study has no scales"
     check(chosen in scales or not chosen, "--scale", chosen, expected)
-    raw = merge(raw, scales.get(chosen, {}))
+    for table in _extended(scales, chosen, name):
+        raw = merge(raw, table)
     known = ("title", "text", "measure", "target", "base", "axes", "figures", "tables", "comparisons", "joint", "budget")
     for key in raw:
         check(key in known, f"{name}: key", key, f"one of {', '.join((*known, 'scale'))}")
@@ -135,6 +136,24 @@ def load_study(
         joint=raw.get("joint", False), budget=_budget(raw, name),
         command=_command(name, scale and chosen, only or {}, overrides or {}),
     )  # fmt: skip
+
+
+def _extended(scales: Mapping[str, Mapping[str, Any]], chosen: str, name: str) -> list[dict[str, Any]]:
+    """The tables of a scale, after those of the scale that it `extends`. Raises InputError for one that is not there."""
+    found: list[dict[str, Any]] = []
+    while chosen:
+        table = dict(scales[chosen])
+        found.insert(0, table)
+        below, field = table.pop("extends", ""), f"{name}: scale.{chosen}.extends"
+        check(
+            below == "" or (isinstance(below, str) and below in scales),
+            field,
+            below,
+            f"one of {', '.join(s for s in scales if s != chosen)}",
+        )
+        check(len(found) <= len(scales), field, below, "a scale that does not extend this one")
+        chosen = below
+    return found
 
 
 def _command(name: str, scale: str, only: Mapping[str, Sequence[str]], overrides: Mapping[str, Any]) -> str:

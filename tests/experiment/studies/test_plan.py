@@ -549,6 +549,28 @@ def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest
     assert ended.value.code == 1
 
 
+def test_a_scale_can_extend_another(study_file) -> None:
+    scales = """
+[scale.small.base]
+agent = { updates = 500, batch_size = 8 }
+[scale.middle]
+extends = "small"
+base.agent.updates = 1000
+[scale.large]
+extends = "middle"
+base.seeds = 5
+"""
+    found = load_study(study_file(SMALL + scales), "large").cells[0].config
+    assert (found.agent.updates, found.agent.batch_size, found.seeds) == (1000, 8, 5)
+    for table, message in (
+        ('extends = "tiny"', r"scale.large.extends = 'tiny': expected one of first, second, small, middle"),
+        ("extends = 3", r"scale.large.extends = 3: expected one of first, second, small, middle"),
+        ('extends = "large"', r"scale.large.extends = 'large': expected a scale that does not extend this one"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_study(study_file(SMALL + scales.replace('extends = "middle"', table)), "large")
+
+
 def test_the_command_of_a_study_is_the_one_that_was_given() -> None:
     study = load_study(
         "data-fraction", "own", only={"source": ("real", "world model"), "percent": ("10",)},
