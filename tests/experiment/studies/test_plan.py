@@ -552,16 +552,16 @@ def test_a_study_with_failed_cells_ends_with_one(study_file, monkeypatch: pytest
 def test_a_scale_can_extend_another(study_file) -> None:
     scales = """
 [scale.small.base]
-agent = { updates = 500, batch_size = 8 }
+agent = { updates = 2000, batch_size = 8 }
 [scale.middle]
 extends = "small"
-base.agent.updates = 1000
+base.agent.updates = 4000
 [scale.large]
 extends = "middle"
 base.seeds = 5
 """
     found = load_study(study_file(SMALL + scales), "large").cells[0].config
-    assert (found.agent.updates, found.agent.batch_size, found.seeds) == (1000, 8, 5)
+    assert (found.agent.updates, found.agent.batch_size, found.seeds) == (4000, 8, 5)
     for table, message in (
         ('extends = "tiny"', r"scale.large.extends = 'tiny': expected one of first, second, small, middle"),
         ("extends = 3", r"scale.large.extends = 3: expected one of first, second, small, middle"),
