@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import shlex
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxpgd.experiment.studies.cell import (
 from jaxpgd.experiment.studies.identity import short_hash
 from jaxpgd.experiment.studies.spec import METHOD, UNIT, Comparison, Drawing, Table, read_specs
 from jaxpgd.experiment.studies.tables import dotted, get_nested, merge
-from jaxpgd.experiment.used_settings import check_used
+from jaxpgd.experiment.used_settings import check_used, unused
 from jaxpgd.experiment.validation import validate
 from jaxpgd.options import names_of
 
@@ -123,6 +123,8 @@ def load_study(
     if not only:
         _check_used(cells, [raw, *(each for label in axes.values() for each in label.values())], f"{name}: ")
     _check_used(cells, [{"base": overrides or {}}], "--")
+    if overrides and not raw.get("joint"):  # whose cells differ in their source alone
+        cells = tuple(_with_effect(cells, raw, axes, name, overrides))
     labels = {axis: tuple(values) for axis, values in axes.items()}
     stem = Path(name).stem
     check(name in shipped() or stem not in shipped(), "study", name, "a file whose name is not that of a shipped study")
@@ -233,18 +235,43 @@ def _kept(axis: str, values: Any, only: tuple[str, ...] | None) -> dict[str, dic
 
 
 def _cells(raw: dict[str, Any], axes: dict[str, dict[str, Any]], name: str, overrides: dict[str, Any]) -> Iterator[Cell]:
-    common = {key: raw.get(key, {}) for key in ("measure", "target")} | raw.get("base", {})
     targets = dict[str, Target]()  # of most studies' cells a few
+    for labels, values in _values(raw, axes):
+        yield _cell(labels, merge(values, overrides), name, targets)
+
+
+def _values(raw: dict[str, Any], axes: dict[str, dict[str, Any]]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """The labels of every cell, and what they set."""
+    common = {key: raw.get(key, {}) for key in ("measure", "target")} | raw.get("base", {})
     for labels in itertools.product(*axes.values()):
         values: dict[str, Any] = common
         for axis, label in zip(axes, labels, strict=True):
             values = merge(values, axes[axis][label])
-        where = f"{name}: {', '.join(labels)}"
-        yield _cell(dict(zip(axes, labels, strict=True)), merge(values, overrides), where, targets)
+        yield dict(zip(axes, labels, strict=True)), values
 
 
-def _cell(labels: dict[str, str], values: dict[str, Any], where: str, targets: dict[str, Target]) -> Cell:
-    values = dict(values)
+def _with_effect(
+    cells: Sequence[Cell], raw: dict[str, Any], axes: dict[str, dict[str, Any]], name: str, overrides: dict[str, Any]
+) -> Iterator[Cell]:
+    """The cells of agents without what the command changes and has no effect on them, which is then in no key of theirs.
+
+    Agents on real data are not trained again for another denoiser.
+    """
+    targets = dict[str, Target]()
+    own = {setting for setting in dotted(overrides) if setting.partition(".")[0] not in _OF_TARGETS}
+    for cell, (labels, values) in zip(cells, _values(raw, axes), strict=True):
+        idle = set(unused(cell.config)) & own if cell.measure.kind == "returns" else ()
+        yield _cell(labels, merge(values, _without(overrides, idle)), name, targets) if idle else cell
+
+
+def _without(values: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested tables without some settings, by dotted name."""
+    inside = lambda key, value: _without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+    return {key: inside(key, value) for key, value in values.items() if prefix + key not in names}
+
+
+def _cell(labels: dict[str, str], values: dict[str, Any], name: str, targets: dict[str, Target]) -> Cell:
+    values, where = dict(values), f"{name}: {', '.join(labels.values())}"
     measure = apply_values(MeasureConfig(), values.pop("measure", {}), where, "measure.")
     check(measure.trajectories > 1, f"{where}: measure.trajectories", measure.trajectories, "at least 2")
     raw = dict(values.pop("target", {}))

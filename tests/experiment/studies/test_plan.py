@@ -192,6 +192,23 @@ def test_settings_that_axes_vary_are_not_overridden(study_file) -> None:
         load_study("agents", only={"agent": ("ReBRAC",)}, overrides=stronger)
 
 
+def test_what_has_no_effect_on_a_cell_is_not_in_its_key() -> None:
+    """Agents on real data, and other agents, are not trained again for settings that they do not have."""
+    keys = lambda name, only, **overrides: {
+        next(reversed(cell.labels.values())): cell.key for cell in load_study(name, "own", only=only, overrides=overrides).cells
+    }
+    only = {"percent": ("10",), "agent": ("IQL",), "source": ("real", "guided")}
+    plain = keys("data-fraction", only)
+    changed = keys("data-fraction", only, denoiser={"steps": 4000}, synthesis={"interval": 20000})
+    assert changed["real"] == plain["real"] and changed["guided"] != plain["guided"]
+    assert keys("data-fraction", only, agent={"updates": 20000})["real"] != plain["real"]
+    only = {"agent": ("TD3+BC", "ReBRAC")}
+    plain, changed = keys("agents", only), keys("agents", only, agent={"rebrac": {"actor_penalty": 0.1}})
+    assert changed["TD3+BC"] == plain["TD3+BC"] and changed["ReBRAC"] != plain["ReBRAC"]
+    with pytest.raises(InputError, match=r"--agent.rebrac.actor_penalty = 0.1: expected its default"):
+        keys("agents", {"agent": ("TD3+BC", "BC")}, agent={"rebrac": {"actor_penalty": 0.1}})
+
+
 def test_a_part_of_a_study_has_a_folder_of_its_own(study_file) -> None:
     path = study_file(SMALL)
     whole, part, other = (
