@@ -6,8 +6,10 @@ It is how every stage trains (`stages.train_models`, `stages.train_agents`). Rea
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -30,6 +32,7 @@ State = TypeVar("State")
 BeforeChunk = Callable[[int, Callable[[], Any], PyTree], tuple[PyTree, dict[str, Any]]]
 AfterChunk = Callable[[int, Callable[[], Any]], dict[str, Any]]
 Score = Callable[[dict[str, Any]], float | None]
+Lap = tuple[float, float]  # of a chunk: seconds, and processor seconds of all threads
 
 
 def drive(
@@ -72,6 +75,7 @@ def drive(
         if is_writer():
             work.store.set_aside(done)
         run.log.rewind(stage, done)
+        work.recall_laps(done)
         work.watch.recall()
         steps = program.steps_per_chunk
         with StageProgress(stage, program.chunks * steps, unit, done * steps) as progress:
@@ -99,14 +103,15 @@ def _facts(work: "_Work[State]", seconds: float, *, resumed: bool) -> dict[str, 
     }
 
 
-def _step_seconds(laps: list[tuple[float, float]], steps: int) -> dict[str, float]:
-    """Seconds of a step and processor seconds of all threads, means over chunks of `steps` but the first, which compiles.
+def _step_seconds(laps: list[Lap | None], steps: int) -> dict[str, float]:
+    """Seconds of a step and processor seconds of all threads, means over chunks of `steps` but those with compilation (None).
 
     Means, not medians: chunks of a world model that has stopped early cost nothing. Nothing where there is no other chunk.
     """
-    if len(laps) < 2:
+    timed = [lap for lap in laps if lap is not None]
+    if not timed:
         return {}
-    wall, cpu = np.mean(np.array(laps[1:]), axis=0) / steps
+    wall, cpu = np.mean(np.array(timed), axis=0) / steps
     return {"step_seconds": float(wall), "step_cpu_seconds": float(cpu)}
 
 
@@ -119,7 +124,7 @@ def _run_chunks(
     tell: Callable[[dict[str, Any]], None],
 ) -> State:
     """The state after all chunks that are left, with their metrics logged and checkpoints saved."""
-    run, saved = work.run, time.monotonic()
+    run, saved, first_chunk = work.run, time.monotonic(), done
     while done < work.program.chunks:
         began = time.monotonic(), time.process_time()
         try:
@@ -127,7 +132,8 @@ def _run_chunks(
             work.watch.judge(is_finite, done + 1, row, first)
         except DivergenceError as error:
             raise work.rescue(error, done) from None
-        work.laps.append((time.monotonic() - began[0], time.process_time() - began[1]))
+        lap = time.monotonic() - began[0], time.process_time() - began[1]
+        work.laps.append(None if done == first_chunk else lap)
         done += 1
         if after_chunk is not None:
             row |= after_chunk(done, functools.partial(work.placement.gather, state))
@@ -163,7 +169,8 @@ class _Work(Generic[State]):
         self._updates = program.updates_per_chunk or program.steps_per_chunk
         self._finite = self.placement.read(self._are_finite)
         self._names: list[str] = []
-        self.laps: list[tuple[float, float]] = []  # of each chunk of this process: seconds, and processor seconds
+        self.laps: list[Lap | None] = []  # of each chunk, also before the run was interrupted; None where it compiled
+        self._laps_path = run.path / "times" / f"{stage}.json"
         debug = run.config.health.debug_nans
         if debug:
             check(self.placement.one, "health.debug_nans", True, "one device", "CUDA_VISIBLE_DEVICES=0 leaves one.")
@@ -187,6 +194,14 @@ class _Work(Generic[State]):
         self.watch.judge(self._by_name(jax.device_get(self._finite(state))), 0, {}, {})
         self.save(0, state)
         return state
+
+    def recall_laps(self, done: int) -> None:
+        """The times of the chunks before an interruption, as far as they are known."""
+        laps: list[Lap | None] = []
+        with suppress(OSError, ValueError):
+            known = json.loads(self._laps_path.read_text(encoding="utf-8-sig"))
+            laps = [lap and (lap[0], lap[1]) for lap in known[:done]]
+        self.laps = laps + [None] * (done - len(laps))
 
     def advance(self, state: State, done: int) -> tuple[State, dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The next chunk after `done`: its state, which parts of it are finite, its metrics, the first bad step of each metric.
@@ -225,6 +240,7 @@ class _Work(Generic[State]):
         addressable = self.placement.fully_addressable(state)
         if is_writer():
             self.run.log.sync()  # its lines are on disk before a checkpoint that counts on them
+            self.run.write_json(f"times/{self.stage}.json", self.laps)
             self.store.save(done, addressable, None if self._score is None or row is None else self._score(row))
         barrier(f"checkpoint {self.stage} {done}")
 

@@ -118,8 +118,8 @@ def steps(results: Results, drawing: Drawing) -> Figure:
             spot = at(where, drawing.hue, hue)
             x, y = results.curve(drawing.value, spot)
             if drawing.x:
-                _, spent = results.curve(drawing.x, spot)
-                x = np.nanmean(spent, axis=1) if len(spent) == len(y) else x[:0]
+                _, spent, y = results.curves((drawing.x, drawing.value), spot)
+                x = np.nanmean(spent, axis=1) if np.isfinite(spent).any(axis=1).all() else x[:0]
             if not len(x):
                 continue
             if drawing.log:  # a first state that is given has an error of rounding, which would take most of the axis

@@ -61,10 +61,15 @@ def measure(cells: Sequence[Cell], store: Store, folder: Path) -> list[Found]:
     return [MEASURES[cell.measure.kind](cell, store) for cell in cells]
 
 
+def reads_data(cell: Cell) -> bool:
+    """Whether a cell needs its dataset."""
+    return cell.measure.kind != "tilt"
+
+
 def check_cell(cell: Cell, store: Store) -> None:
     """Raise InputError for what is known to be wrong with a cell before any of its models, or its target, is trained."""
     kind, config = cell.measure.kind, cell.config
-    if kind == "tilt":
+    if not reads_data(cell):
         return
     prepared = store.prepared(config)
     check_models(config, prepared)

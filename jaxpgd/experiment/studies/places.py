@@ -40,13 +40,15 @@ def last(results: Results, value: str, where: Mapping[str, str]) -> float:
 
 
 def summary_at(results: Results, value: str, column: str, most: float, where: Mapping[str, str]) -> Summary | None:
-    """Of the `value` by step, where the `column` has grown to `most`: linear between steps. None before the first of them."""
-    (_, spent), (_, found) = results.curve(column, where), results.curve(value, where)
-    if len(spent) != len(found) or not len(spent) or most < spent[0].max():
+    """Of the `value` by step, where the `column` has grown to `most`: linear between steps. None before the first of them.
+
+    Seeds that lack a value at any step, such as those that diverged, are left out.
+    """
+    steps, spent, found = results.curves((column, value), where)
+    whole = np.isfinite(found).all(axis=0) & np.isfinite(spent).all(axis=0)
+    if not len(steps) or not whole.any() or most < spent[0, whole].max():
         return None
-    units = [np.interp(most, x, y) for x, y in zip(spent.T, found.T, strict=True)]
-    finite = np.array([unit for unit in units if np.isfinite(unit)])
-    return summarise(finite) if len(finite) else None
+    return summarise(np.array([np.interp(most, x, y) for x, y in zip(spent.T[whole], found.T[whole], strict=True)]))
 
 
 def places(results: Results, axes: Sequence[str]) -> list[Where]:

@@ -13,6 +13,7 @@ from jaxpgd.experiment.report.page import Report, text_table
 from jaxpgd.experiment.report.words import label_of, name_of
 from jaxpgd.experiment.run.directory import write_atomic
 from jaxpgd.experiment.run.progress import clock
+from jaxpgd.experiment.studies.cell import TOTAL_TIMES
 from jaxpgd.experiment.studies.comparisons import difference_rows, differences, sentences
 from jaxpgd.experiment.studies.draw import checked
 from jaxpgd.experiment.studies.identity import slug
@@ -76,6 +77,8 @@ def _figures(results: Results, folder: Path, report: Report) -> list[str]:
     missing, drawn = list[str](), list[str]()
     for i, drawing in enumerate(by_scale(results, results.study.figures)):
         figure, why = checked(results, drawing)
+        if figure is None and drawing.x in TOTAL_TIMES and last(results, drawing.x, {}) != last(results, drawing.x, {}):
+            continue  # agents that are trained as one program have no times
         if figure is None:
             missing.append(f"{drawing.title or drawing.name} ({why})")
             continue
@@ -115,6 +118,8 @@ def caption(table: Table) -> str:
     """What the entries of a table are."""
     if table.power:
         return "Exponent ± its standard error, by least squares on logarithms (number of points, one for each cell and seed)."
+    if table.value in TOTAL_TIMES:
+        return "All seeds of a cell and the models that they use, without compilation, evaluation and the first trajectories."
     what = "interquartile mean" if table.statistic == "iqm" else "mean"
     needs = "all that the cheapest column of its row needs; linear between steps, empty before the first."
     equal = f" At equal {label_of(table.at_equal)}: {needs}"
@@ -135,6 +140,8 @@ def table_rows(results: Results, table: Table) -> list[Row]:
         spent = [last(results, table.at_equal, where | spot) for spot in spots.values()] if table.at_equal else []
         most = min((x for x in spent if x == x), default=math.nan)
         cells = {heading: entry(results, table, where | spot, most) for heading, spot in spots.items()}
+        if table.at_equal and sum(x == x for x in spent) < 2:  # nothing to compare with, as cells of before have no times
+            continue
         if any(cells.values()):
             found.append({**{name_of(axis): name_of(label) for axis, label in where.items()}, **cells})
     return found
@@ -160,6 +167,8 @@ def entry(results: Results, table: Table, where: Mapping[str, str], most: float 
     s = summary_at(results, table.value, at_equal, most, where) if at_equal else summary(results, table.value, where)
     if s is None:
         return ""
+    if table.value in TOTAL_TIMES:  # one number, which every seed of a cell has
+        return f"{s.mean:.4g}"
     value, low, high = (s.iqm, s.iqm_low, s.iqm_high) if table.statistic == "iqm" else (s.mean, s.mean_low, s.mean_high)
     bounds = f" [{low:.4g}, {high:.4g}]" if low == low else ""
     return f"{value:.4g}{bounds} ({s.seeds})"

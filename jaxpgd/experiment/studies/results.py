@@ -116,14 +116,20 @@ class Results:
 
     def curve(self, value: str, where: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] and the value of every seed at each [K, S] (NaN where a seed has none)."""
-        found: dict[float, dict[tuple[str, Any], float]] = {}
-        for row in matching(self.steps, where):
-            if row.get(value) is not None:
-                found.setdefault(float(row["step"]), {})[row["cell"], row[UNIT]] = float(row[value])
-        steps = sorted(found)
-        units = list(dict.fromkeys(unit for values in found.values() for unit in values))
-        curve = np.array([[found[s].get(unit, np.nan) for unit in units] for s in steps])
-        return np.array(steps), curve.reshape(len(steps), len(units))
+        steps, curve = self.curves((value,), where)
+        return steps, curve
+
+    def curves(self, values: Sequence[str], where: Mapping[str, str]) -> tuple[np.ndarray, ...]:
+        """Steps [K] and several values of every seed at each, [K, S] each, the seeds in the same order.
+
+        Steps and seeds are those that have the last of the values.
+        """
+        rows = [row for row in matching(self.steps, where) if row.get(values[-1]) is not None]
+        found = {(float(row["step"]), (row["cell"], row[UNIT])): row for row in rows}
+        steps, units = sorted({step for step, _ in found}), list(dict.fromkeys(unit for _, unit in found))
+        at = lambda step, unit, name: np.nan if (x := found.get((step, unit), {}).get(name)) is None else float(x)
+        of = lambda name: np.array([[at(step, unit, name) for unit in units] for step in steps])
+        return np.array(steps), *(of(name).reshape(len(steps), len(units)) for name in values)
 
     def lost(self) -> dict[str, list[str]]:
         """Seeds whose training did not end with finite numbers, by the label of their cell."""

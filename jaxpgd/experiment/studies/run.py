@@ -31,7 +31,7 @@ from jaxpgd.experiment.run.progress import clock
 from jaxpgd.experiment.run.versions import versions
 from jaxpgd.experiment.studies.cell import Cell
 from jaxpgd.experiment.studies.identity import short_hash
-from jaxpgd.experiment.studies.measures import Found, measure
+from jaxpgd.experiment.studies.measures import Found, measure, reads_data
 from jaxpgd.experiment.studies.plan import Study
 from jaxpgd.experiment.studies.queue import Queue, label
 from jaxpgd.experiment.studies.report import study_report
@@ -106,7 +106,8 @@ def _measured(
     store, root = Store(out / "models"), out / "cells"
     cells = _read(study.cells, root)
     left = {cell.key: cell for cell in study.cells if cell.key not in cells}
-    failed = {key: str(missing[cell.config.data.name]) for key, cell in left.items() if cell.config.data.name in missing}
+    without_data = lambda cell: reads_data(cell) and cell.config.data.name in missing
+    failed = {key: str(missing[cell.config.data.name]) for key, cell in left.items() if without_data(cell)}
     if not cells and len(failed) == len(left):
         raise next(iter(missing.values()))
     for why, count in Counter(failed.values()).items():
@@ -173,12 +174,13 @@ def _attempt(
 def _download(cells: Iterable[Cell]) -> dict[str, InputError]:
     """Datasets that are not here are downloaded, by one process for all; those that cannot be, by name, and why."""
     missing = dict[str, InputError]()
-    for name in dict.fromkeys(cell.config.data.name for cell in cells):
+    for name in dict.fromkeys(cell.config.data.name for cell in cells if reads_data(cell)):
         if not is_builtin(name) and not data_hash(name):
             try:
                 load(name)
             except InputError as error:
-                missing[name] = error
+                if not data_hash(name):  # else it is there, and what is wrong with it may be mended by settings
+                    missing[name] = error
     return missing
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from jaxpgd.errors import check
 from jaxpgd.experiment.config_files import apply_values
+from jaxpgd.experiment.studies.cell import TOTAL_TIMES
 
 METHOD = "method"  # an axis within cells of kind rollouts, whose labels are known once they are measured
 UNIT = "seed"  # an axis of this name repeats a cell: its labels are never told apart in figures or tables
@@ -35,7 +36,7 @@ class Drawing:
     title: str = ""
     value: str = "return"  # column of results.csv or by_step.csv
     label: str = ""  # of its axis; empty: the column's name
-    x: str = ""  # an axis; of `power` a column, of `steps` one of by_step.csv
+    x: str = ""  # an axis; of `power` a column, of `steps` one of by_step.csv that grows: `total_training_seconds`
     hue: str = ""
     panels: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()  # labels of `hue` that do not depend on `x`: drawn as level lines
@@ -47,8 +48,8 @@ class Table:
     """`[[tables]]`: `value` with its interval, by the axes `rows` and `columns`. Axes that are not named are averaged over.
 
     With `power`, a column, entries are the exponents p of value = factor * power^p, fitted to all cells and seeds. With
-    `at_equal`, a column of by_step.csv such as `total_training_seconds`, they are the values where each of a row's `columns`
-    has spent as much of it as the one that spends least in all: linear between steps, none before the first.
+    `at_equal`, `total_training_seconds` or `total_training_core_seconds`, they are the values where each of a row's `columns`
+    has taken as long as the one that takes least in all: linear between steps, none before the first.
     """
 
     title: str = ""
@@ -122,18 +123,20 @@ def read_specs(
             spec.value,
             f"one of {', '.join(sorted(columns))}",
         )
-        for field, column, known in _columns_named(spec):
-            check(column in values[known], f"{where}: {field}", column, f"one of {', '.join(sorted(values[known]))}")
+        for field, column in _columns_named(spec).items():
+            known = values["rows"] if field == "power" or drawn == "power" else set(TOTAL_TIMES) & set(values["steps"])
+            check(column in known, f"{where}: {field}", column, f"one of {', '.join(sorted(known))}")
         if isinstance(spec, Table):
             check(spec.columns not in spec.rows, f"{where}: columns", spec.columns, "another axis than those of rows")
-            left = [a for a, labels in axes.items() if a not in (*spec.rows, spec.columns, UNIT) and len(labels) > 1]
-            check(not spec.at_equal or not left, f"{where}: rows", list(spec.rows), f"every axis named: {', '.join(left)} too")
+            check(not (spec.power and spec.at_equal), f"{where}: at_equal", spec.at_equal, "nothing beside power")
+            if spec.at_equal:
+                _check_named("rows", spec.rows, (spec.columns,), axes, where)
         if isinstance(spec, Comparison):
             check(len(spec.pairs) % 2 == 0, f"{where}: pairs", list(spec.pairs), "labels in turn, two of each pair")
         if isinstance(spec, Drawing) and spec.kind == "lines":
             check(all(map(is_number, axes.get(spec.x, ("",)))), f"{where}: x", spec.x, "an axis whose labels are numbers")
-        if isinstance(spec, Drawing) and spec.kind in POOLED:
-            _check_named(spec, axes, where)
+        if isinstance(spec, Drawing) and (spec.kind in POOLED or (spec.kind == "steps" and spec.x)):
+            _check_named("panels", spec.panels, (spec.x, spec.hue), axes, where)
         for axis, field in (("axis", "pairs"), ("hue", "flat")):
             of = getattr(spec, axis, "")
             unknown = [label for label in getattr(spec, field, ()) if of != METHOD and label not in all_axes.get(of, ())]
@@ -142,17 +145,17 @@ def read_specs(
     return tuple(found)
 
 
-def _columns_named(spec: Drawing | Table | Comparison) -> list[tuple[str, str, str]]:
-    """The columns beside `value` that a specification names: its field, the column, and whether of "rows" or of "steps"."""
+def _columns_named(spec: Drawing | Table | Comparison) -> dict[str, str]:
+    """The columns beside `value` that a specification names, by its field."""
     if isinstance(spec, Drawing):
-        of = {"power": "rows", "steps": "steps"}.get(spec.kind)
-        return [("x", spec.x, of)] if of and (spec.x or of == "rows") else []
-    named = [("power", "rows"), ("at_equal", "steps")] if isinstance(spec, Table) else []
-    return [(field, column, of) for field, of in named if (column := getattr(spec, field))]
+        return {"x": spec.x} if spec.kind == "power" or (spec.kind == "steps" and spec.x) else {}
+    fields = ("power", "at_equal") if isinstance(spec, Table) else ()
+    return {field: column for field in fields if (column := getattr(spec, field))}
 
 
-def _check_named(drawing: Drawing, axes: Mapping[str, Sequence[str]], where: str) -> None:
-    """Raise InputError where a figure of the seeds of several tasks would average them over an axis, which no seed is."""
-    named = (drawing.x, drawing.hue, *drawing.panels, UNIT)
-    left = [axis for axis, labels in axes.items() if axis not in named and len(labels) > 1]
-    check(not left, f"{where}: panels", list(drawing.panels), f"every axis named in x, hue or panels: {', '.join(left)} too")
+def _check_named(
+    field: str, given: Sequence[str], others: Sequence[str], axes: Mapping[str, Sequence[str]], where: str
+) -> None:
+    """Raise InputError where the axes that the `field` gives, and the others, would average over an axis that is no seed."""
+    left = [axis for axis, labels in axes.items() if axis not in (*given, *others, UNIT) and len(labels) > 1]
+    check(not left, f"{where}: {field}", list(given), f"every axis named: {', '.join(left)} too")

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxpgd.errors import InputError, StorageError
@@ -77,8 +79,14 @@ def test_a_signal_saves_and_leaves(
     finally:
         signal.signal(number, before)
     assert run.checkpoints("stage").saved()[-1] == 3 and not run.is_done("stage")
+    times = lambda: json.loads((tmp_path / "times" / "stage.json").read_text())
+    before_it = times()
     assert float(drive(run, "stage", jnp.zeros(()), counting(6), None)) == 6.0
     assert [row["chunk"] for row in run.log.read()] == [1, 2, 3, 4, 5, 6]
+    laps = times()  # of both processes, but for the chunks in which they compiled
+    assert len(before_it) == 3 and laps[:3] == before_it and [lap is None for lap in laps] == [True, False, False] * 2
+    seconds = np.mean([lap[0] for lap in laps if lap])
+    assert json.loads((tmp_path / "stages" / "stage.json").read_text())["step_seconds"] == pytest.approx(seconds)
 
 
 def test_a_signal_in_the_last_chunk_finishes_the_stage_and_leaves(tmp_path: Path) -> None:

@@ -115,13 +115,46 @@ def test_a_table_at_equal_time_is_that_of_the_cheapest_source(results: Results) 
     # real data has 10 seconds for 5 updates, guided data then 2: of what 6 seeds have at the start, their mean is 2.5
     assert [float(rows[0][source].split(" ")[0]) for source in ("real", "guided")] == [100 + 2.5 + 5, 100 + 2.5 + GAIN + 2]
     assert rows[0]["guided"].endswith("(6)") and "linear between steps" in report.caption(table)
+    lost = next(r for r in results.steps if (r["task"], r["source"], r["seed"], r["step"]) == ("1", "guided", 3, 5))
+    lost["return"] = float("nan")  # a seed that diverges after the time that is compared
+    assert table_rows(results, table)[0]["guided"].endswith("(5)")
+    del lost["return"]
+    assert table_rows(results, table)[0]["guided"].endswith("(5)")
     for row in results.steps:  # a model that takes longer than all of real data
         row["total_training_seconds"] += 11.0 * (row["source"] == "guided")
     rows = table_rows(results, table)
     assert rows[0]["guided"] == "" and rows[0]["real"].startswith("107.5 [")
-    for row in results.steps:
-        del row["total_training_seconds"]
+    for row in results.steps:  # as cells that were measured before there were times
+        if row["source"] == "guided":
+            del row["total_training_seconds"]
     assert table_rows(results, table) == []
+
+
+def test_a_seed_is_compared_with_its_own_time(results: Results) -> None:
+    """Whatever the order in which seeds have their values; those of one cell may come from cells of other times."""
+    spend(results)
+    for row in results.steps:
+        row["total_training_seconds"] += row["seed"]
+        if row["seed"] == 0 and row["step"] == 0:
+            del row["return"]
+    steps, spent, found = results.curves(("total_training_seconds", "return"), {"task": "1", "source": "real"})
+    assert list(steps) == [0, 5] and np.isnan(spent[0]).sum() == np.isnan(found[0]).sum() == 1
+    np.testing.assert_array_equal(found[1] - 105.0, spent[1] - 10.0)  # both are the seed
+
+
+def test_a_time_is_one_number(results: Results) -> None:
+    for row in results.rows:
+        row["total_training_seconds"] = 12.5
+    table = Table(value="total_training_seconds", rows=("task",), columns="source")
+    assert table_rows(results, table)[0]["real"] == "12.5" and report.caption(table).startswith(
+        "All seeds of a cell and the models"
+    )
+
+
+def test_figures_of_times_that_no_cell_has_are_not_missed(results: Results, tmp_path: Path) -> None:
+    drawing = Drawing(kind="steps", name="by_time", x="total_training_seconds", hue="source", panels=("task",))
+    object.__setattr__(results.study, "figures", (drawing, Drawing(kind="trajectories")))
+    assert len(report._figures(results, tmp_path, report.Report("made"))) == 1
 
 
 def test_curves_can_be_drawn_over_time(results: Results) -> None:
@@ -138,7 +171,15 @@ def test_curves_can_be_drawn_over_time(results: Results) -> None:
     ("spec", "expected"),
     [
         ('[[figures]]\nkind = "steps"\nx = "source"', "figure 1: x = 'source': expected one of .*total_training_core_seconds"),
-        ('[[tables]]\nrows = ["task", "source"]\nat_equal = "length"', "table 1: at_equal = 'length': expected one of ood"),
+        (
+            '[[tables]]\nrows = ["task", "source"]\nat_equal = "length"',
+            "table 1: at_equal = 'length': expected one of total_training_core_seconds, total_training_seconds",
+        ),
+        (
+            '[[tables]]\nrows = ["task", "source"]\npower = "length"\nat_equal = "total_training_seconds"',
+            "expected nothing beside power",
+        ),
+        ('[[figures]]\nkind = "steps"\nhue = "source"\nx = "total_training_seconds"', "expected every axis named: task too"),
         ('[[tables]]\ncolumns = "source"\nat_equal = "total_training_seconds"', "expected every axis named: task too"),
     ],
 )

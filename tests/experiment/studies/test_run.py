@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from jaxpgd.errors import InputError
+from jaxpgd.errors import InputError, check
 from jaxpgd.experiment.run import lock
 from jaxpgd.experiment.studies import run as study_run
 from jaxpgd.experiment.studies.cell import COLUMNS, STEP_COLUMNS, TOTAL_TIMES
@@ -26,6 +26,7 @@ from jaxpgd.experiment.studies.measures import Found, _returns
 from jaxpgd.experiment.studies.plan import Study, load_study
 from jaxpgd.experiment.studies.run import run_study
 from jaxpgd.experiment.studies.store import Store
+from jaxpgd.experiment.studies.trajectories import stages_of, training_seconds
 
 SIZES = """
 [base]
@@ -72,7 +73,7 @@ def assert_columns(kind: str, cells: list[dict[str, Any]], absent: tuple[str, ..
     head = {"seed", "episode", "step", "method", "scale"}
     for rows, columns in (("rows", COLUMNS[kind]), ("steps", STEP_COLUMNS[kind])):
         found = {name for cell in cells for row in cell[rows] for name in row}
-        assert set(columns) - {"score", *absent} <= found - head <= set(columns)
+        assert set(columns) - {"score", *absent} <= found - head <= set(columns) - set(absent)
 
 
 def test_a_tilt_study_writes_its_files_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -112,17 +113,29 @@ def test_where_all_cells_fail_the_study_does(tmp_path: Path) -> None:
 
 
 def test_a_dataset_that_does_not_exist_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    one = f"exact = {{ measure = {{ source = 'dataset' }}, data.name = '{tmp_path}/nowhere.npz' }}"
-    part = TILT.replace('exact = { measure = { source = "dataset" } }', one)
-    results = run_study(load_study(write(tmp_path, part)), tmp_path / "out")
+    """Cells of kind tilt do without one."""
+    lines = [f"{name} = {{ measure = {{ kind = 'trajectories', source = '{name}' }} }}" for name in ("rollouts", "dataset")]
+    text = TILT.replace("[[figures]]", "\n".join([*lines, "[[figures]]"]), 1)
+    text = text.replace("[base.sampler]", f"[base.data]\nname = '{tmp_path}/nowhere.npz'\n[base.sampler]")
+    results = run_study(load_study(write(tmp_path, text)), tmp_path / "out")
     said = capsys.readouterr()
-    assert said.err.count("nowhere.npz") == 1 and "1 cell failed: data.name = " in said.err
-    assert list(results.failed) == ["exact"] and results.labels("guidance") == ["reconstruction"]
-    for kept in (None, {"guidance": ("exact",)}):
-        text = part.replace("[base.sampler]", f"[base.data]\nname = '{tmp_path}/nowhere.npz'\n[base.sampler]", kept is None)
-        with pytest.raises(InputError, match=r"^data.name = '.*nowhere.npz': expected an existing file"):
-            run_study(load_study(write(tmp_path, text), only=kept), tmp_path / "other")
+    assert said.err.count("nowhere.npz") == 1 and "2 cells failed: data.name = " in said.err
+    assert list(results.failed) == ["rollouts", "dataset"] and results.labels("guidance") == ["exact", "reconstruction"]
+    with pytest.raises(InputError, match=r"^data.name = '.*nowhere.npz': expected an existing file"):
+        run_study(load_study(write(tmp_path, text), only={"guidance": ("rollouts", "dataset")}), tmp_path / "other")
     assert "failed" not in capsys.readouterr().err
+
+
+def test_a_dataset_that_settings_mend_is_no_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its download it is refused where it is loaded without them."""
+    here = iter(["", "1234"])
+    monkeypatch.setattr(study_run, "data_hash", lambda name: next(here, "1234"))
+    monkeypatch.setattr(study_run, "load", lambda name: check(False, "action", 4.5, "[-1, 1]"))
+    study = load_study(write(tmp_path, RETURNS))
+    replace = dataclasses.replace
+    far = lambda config: replace(config, data=replace(config.data, name="far/one-v0"))
+    cells = [replace(cell, config=far(cell.config)) for cell in study.cells]
+    assert study_run._download(cells) == {}
 
 
 def test_data_that_changed_is_refused(tmp_path: Path) -> None:
@@ -407,10 +420,18 @@ def test_runs_from_before_there_were_explanations_have_none() -> None:
 
 @pytest.mark.slow
 def test_a_cell_of_a_group_is_that_trained_alone(returns: Path) -> None:
-    study = load_study(write(returns, RETURNS), only={"source": ("real",), "alpha": ("4",)})
+    study = load_study(write(returns, RETURNS), only={"alpha": ("4",)})
     alone = run_study(study, returns / "alone")
     stored = json.loads((returns / "out" / "cells" / study.cells[0].name / "cell.json").read_text())
-    np.testing.assert_allclose([row["return"] for row in alone.rows], [row["return"] for row in stored["rows"]], rtol=1e-4)
+    rows = [row["return"] for row in alone.rows if row["source"] == "real"]
+    np.testing.assert_allclose(rows, [row["return"] for row in stored["rows"]], rtol=1e-4)
+    for source in ("real", "unguided"):  # times are at the end twice those at half of all updates, but for the model's
+        _, spent = alone.curve("total_training_seconds", {"source": source})
+        assert (spent[0] > 0).all() and (spent[1] <= 2 * spent[0]).all() and (spent[1] > spent[0]).all()
+        np.testing.assert_array_equal(spent[1], alone.units("total_training_seconds", {"source": source}))
+        model = sum(training_seconds(stages_of([str(p)]))["training_seconds"] for p in (returns / "alone" / "models").iterdir())
+        expected = model if source == "unguided" else 0.0
+        np.testing.assert_allclose(2 * spent[0] - spent[1], expected, atol=1e-9)
 
 
 JOINT = RETURNS.replace("[axes.alpha]", "[axes.alpha_]").replace('title = "Returns"', 'title = "Joint"\njoint = true')
