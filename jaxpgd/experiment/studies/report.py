@@ -110,7 +110,7 @@ def _notes(results: Results, missing: Sequence[str], others: Mapping[str, Any]) 
         *([f"Not drawn: {'; '.join(missing)}."] if missing else []),
         *([f"Seeds that diverged in training, which no number above contains: {'; '.join(lost)}."] if lost else []),
         *([f"{count} failed and {'are' if len(failed) > 1 else 'is'} not shown: {'; '.join(failed)}."] if failed else []),
-        *([f"Of {len(others)} cells, or of models that they use, versions or machine are others."] if others else []),
+        *([f"Computed with other versions or on another machine: {len(others)} cells, or their models."] if others else []),
     ]
 
 
@@ -119,10 +119,13 @@ def caption(table: Table) -> str:
     if table.power:
         return "Exponent ± its standard error, by least squares on logarithms (number of points, one for each cell and seed)."
     if table.value in TOTAL_TIMES:
-        return "All seeds of a cell and the models that they use, without compilation, evaluation and the first trajectories."
+        told = label_of(table.value).capitalize()
+        return f"{told}: of all seeds of a cell together, without compilation, evaluation and the first trajectories."
     what = "interquartile mean" if table.statistic == "iqm" else "mean"
-    needs = "all that the cheapest column of its row needs; linear between steps, empty before the first."
-    equal = f" At equal {label_of(table.at_equal)}: {needs}"
+    equal = (
+        f" Compared at equal {label_of(table.at_equal)}, the total of the quickest column: interpolated linearly between "
+        "intermediate evaluations, empty where there was none by then."
+    )
     return (
         f"{what.capitalize()} over seeds [its 95 % bootstrap interval; of two or three seeds no more than their range; of one "
         "seed over its episodes, where it has several] (number of seeds)."

@@ -114,7 +114,7 @@ def test_a_table_at_equal_time_is_that_of_the_cheapest_source(results: Results) 
     rows = table_rows(results, table)
     # real data has 10 seconds for 5 updates, guided data then 2: of what 6 seeds have at the start, their mean is 2.5
     assert [float(rows[0][source].split(" ")[0]) for source in ("real", "guided")] == [100 + 2.5 + 5, 100 + 2.5 + GAIN + 2]
-    assert rows[0]["guided"].endswith("(6)") and "linear between steps" in report.caption(table)
+    assert rows[0]["guided"].endswith("(6)") and "interpolated linearly" in report.caption(table)
     lost = next(r for r in results.steps if (r["task"], r["source"], r["seed"], r["step"]) == ("1", "guided", 3, 5))
     lost["return"] = float("nan")  # a seed that diverges after the time that is compared
     assert table_rows(results, table)[0]["guided"].endswith("(5)")
@@ -146,9 +146,8 @@ def test_a_time_is_one_number(results: Results) -> None:
     for row in results.rows:
         row["total_training_seconds"] = 12.5
     table = Table(value="total_training_seconds", rows=("task",), columns="source")
-    assert table_rows(results, table)[0]["real"] == "12.5" and report.caption(table).startswith(
-        "All seeds of a cell and the models"
-    )
+    assert table_rows(results, table)[0]["real"] == "12.5"
+    assert report.caption(table).startswith("Training, models included (seconds): of all seeds")
 
 
 def test_figures_of_times_that_no_cell_has_are_not_missed(results: Results, tmp_path: Path) -> None:
