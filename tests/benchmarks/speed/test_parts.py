@@ -1,5 +1,7 @@
 """The suite `parts`: to which part an operation belongs, and that the parts of a step are found in its profile."""
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -51,6 +53,16 @@ def test_the_part_of_an_operation(name: str, path: str, part: str) -> None:
 )
 def test_the_part_of_an_operation_of_a_denoiser(name: str, path: str, part: str) -> None:
     assert parts.part_of_denoiser(name, f"{IN}/{path}") == part
+
+
+@pytest.fixture(autouse=True)
+def full_locations() -> Iterator[None]:
+    """Paths of scopes are among what tests leave out."""
+    name = "jax_include_full_tracebacks_in_locations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
 
 
 def test_paths_of_operations_are_read_from_a_compiled_program() -> None:

@@ -172,8 +172,8 @@ def test_every_arm_can_be_the_only_one() -> None:
 
 def test_an_environment_without_a_known_rule_is_refused_before_training(dydiff_config: Any, tmp_path: Path) -> None:
     config = dydiff_config(tmp_path / "x")
-    info = dataclasses.replace(prepare(config).dataset.info, env_id="Swimmer-v5", env_spec=None)
-    with pytest.raises(InputError, match=r"world_model.termination = 'auto'.*Swimmer-v5"):
+    info = dataclasses.replace(prepare(config).dataset.info, env_id="Humanoid-v5", env_spec=None)
+    with pytest.raises(InputError, match=r"world_model.termination = 'auto'.*Humanoid-v5"):
         termination_rule(config, info)
     learned = dataclasses.replace(config, world_model=dataclasses.replace(config.world_model, termination="learned"))
     assert termination_rule(learned, info) is None
