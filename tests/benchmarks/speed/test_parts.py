@@ -59,7 +59,7 @@ def test_the_part_of_an_operation_of_a_denoiser(name: str, path: str, part: str)
 def full_locations() -> Iterator[None]:
     """Paths of scopes are among what tests leave out."""
     name = "jax_include_full_tracebacks_in_locations"
-    before = jax.config.read(name)
+    before = getattr(jax.config, name)
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
