@@ -116,9 +116,8 @@ def steps(results: Results, drawing: Drawing) -> Figure:
     for where, axis in grid:
         for hue in names:
             spot = at(where, drawing.hue, hue)
-            x, y = results.curve(drawing.value, spot)
+            x, spent, y = results.curves((drawing.x or drawing.value, drawing.value), spot)
             if drawing.x:
-                _, spent, y = results.curves((drawing.x, drawing.value), spot)
                 x = np.nanmean(spent, axis=1) if np.isfinite(spent).any(axis=1).all() else x[:0]
             if not len(x):
                 continue

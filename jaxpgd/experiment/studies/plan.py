@@ -136,7 +136,7 @@ def load_study(
         tables=read_specs(Table, raw.get("tables", []), labels, every_axis, values, name),
         comparisons=read_specs(Comparison, raw.get("comparisons", []), labels, every_axis, values, name),
         joint=raw.get("joint", False), budget=_budget(raw, name),
-        command=_command(name, scale and chosen, only or {}, overrides or {}),
+        command=_command(name, scale, only or {}, overrides or {}),
     )  # fmt: skip
 
 
